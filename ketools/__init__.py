@@ -1,0 +1,63 @@
+"""ketools: lifelong knowledge editing of language models.
+
+>>> import ketools as ke                                        # doctest: +SKIP
+>>> model = ke.load("pocket")                                   # doctest: +SKIP
+>>> facts = ke.facts("world").sample(50, seed=0)                # doctest: +SKIP
+>>> edit = ke.Editor(model, "encore").apply(facts)              # doctest: +SKIP
+>>> ke.evaluate(model, facts)                                   # doctest: +SKIP
+
+Names that need torch are imported on first use, so that `ketools --help` and a check of a facts file stay fast.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from ketools.errors import KetoolsError
+
+# Imported here and not on first use: the function must win over the submodule of the same name.
+from ketools.facts import Fact, FactSet, facts
+
+if TYPE_CHECKING:
+    from ketools.editing.edit import Edit, edited
+    from ketools.editing.editor import Editor
+    from ketools.editing.methods import methods
+    from ketools.evaluation.edits import evaluate
+    from ketools.model import EditableModel, load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Edit",
+    "EditableModel",
+    "Editor",
+    "Fact",
+    "FactSet",
+    "KetoolsError",
+    "__version__",
+    "edited",
+    "evaluate",
+    "facts",
+    "load",
+    "methods",
+]
+
+_LAZY = {
+    "Edit": "ketools.editing.edit",
+    "EditableModel": "ketools.model",
+    "Editor": "ketools.editing.editor",
+    "edited": "ketools.editing.edit",
+    "evaluate": "ketools.evaluation.edits",
+    "load": "ketools.model",
+    "methods": "ketools.editing.methods",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name on first use (PEP 562); raises AttributeError for a name that ketools does not have."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'ketools' has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

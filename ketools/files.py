@@ -1,0 +1,40 @@
+"""Files that are either wholly written or not there at all."""
+
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+
+def write_atomic(path: str | Path, content: bytes | str) -> Path:
+    """Write `content` (str as UTF-8) to `path` so that no reader ever sees half of it; returns the path.
+
+    The bytes go to a temporary name in the same folder, are flushed to the disk and renamed. Missing folders are made.
+    An error (full disk, no permission) is an OSError that names `path`; the temporary file is then gone and an
+    earlier file at `path` unchanged.
+    """
+    path = Path(path)
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o666 & ~_umask())
+        Path(name).replace(path)
+    except BaseException as error:
+        with suppress(FileNotFoundError):
+            Path(name).unlink()
+        if isinstance(error, OSError):  # the temporary's name would tell the user nothing
+            raise type(error)(error.errno, error.strerror, str(path)) from error
+        raise
+    return path
+
+
+def _umask() -> int:
+    # mkstemp makes files private to the owner; a report should have the permissions of any other file.
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,1 @@
+"""How the weights grow: Frobenius norms of edited and unedited matrices."""

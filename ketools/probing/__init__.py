@@ -1,0 +1,1 @@
+"""What the model knows and where it recalls it."""

@@ -1,0 +1,1 @@
+"""Long experiments: run, resume, record, report."""
