@@ -16,7 +16,9 @@ def data_root() -> Path:
     if root.is_dir():
         return root
     if named:
-        raise KetoolsError(f"KETOOLS_DATA names {root}, which is not a folder; set it to the folder with world/ and models/")
+        raise KetoolsError(
+            f"KETOOLS_DATA names {root}, which is not a folder; set it to the folder with world/ and models/"
+        )
     raise KetoolsError(
         f"no data folder at {root}: work from a checkout (pip install -e .), "
         "or set KETOOLS_DATA to the folder that holds world/ and models/"
