@@ -1,0 +1,63 @@
+# Everything from a bare clone: `make demo`, `make test`. `make help` lists the targets.
+PYTHON ?= python3
+VENV   ?= .venv
+OUT    ?= build/demo
+ARGS   ?=
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+SANITIZE  := $(wildcard tests/notebooks/sanitize.cfg)
+NBVAL     := $(if $(NOTEBOOKS),--nbval --nbval-current-env --nbval-cell-timeout=180 $(if $(SANITIZE),--nbval-sanitize-with $(SANITIZE)) $(NOTEBOOKS))
+
+# No progress bars in test logs, and no test that quietly reaches for the network.
+QUIET := TQDM_DISABLE=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo report test lint lab lock clean distclean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo '  Settings: PYTHON=python3.12, VENV=.venv, OUT=build/demo, ARGS="--edits 200 --methods encore" (demo) or "-k facts" (test)'
+
+env: $(VENV)/.installed ## Environment in .venv with the exact versions of requirements.lock (rebuilt when they change)
+
+# The stamp holds the lock it was built from: compared by content, because a checkout changes times, not versions.
+$(VENV)/.locked: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ketools needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
+	@if cmp -s requirements.lock $@; then touch $@; else \
+	  echo "environment: $(VENV), from requirements.lock" && $(PYTHON) -m venv --clear $(VENV) && \
+	  $(PIP) install --quiet -r requirements.lock && cp requirements.lock $@; fi
+
+$(VENV)/.installed: $(VENV)/.locked pyproject.toml
+	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: env ## The main job: 1,000 edits with each method on a pocket model, a table and build/demo/report.html
+	$(BIN)/ketools demo --out $(OUT) $(ARGS)
+
+report: env ## Draw build/demo/report.html again from the records of the last demo
+	$(BIN)/ketools report $(OUT)
+
+test: env ## All tests, and every notebook against its stored output
+	$(QUIET) $(BIN)/python -m pytest tests $(NBVAL) $(ARGS)
+
+lint: env ## Style, annotations, no print
+	$(BIN)/ruff check .
+
+lab: env ## JupyterLab with the notebooks, reachable from this machine only, with a token
+	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=$(if $(NOTEBOOKS),notebooks,.) $(ARGS)
+
+lock: ## New requirements.lock: the newest versions that pyproject.toml allows
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet -e '.[notebooks,dev]'
+	build/lock/bin/python -m pip freeze --all --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//' | \
+	  grep -viE '^(pip|nvidia.*|cuda.*|triton)[=-]' > build/lock/new
+	mv build/lock/new requirements.lock && rm -rf build/lock
+
+clean: ## Remove results and caches, keep the environment
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean ## Remove the environment too
+	rm -rf $(VENV)
