@@ -1,0 +1,162 @@
+"""Downstream tasks and perplexity against plain computations."""
+
+import gzip
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import f1_score
+
+from ketools import KetoolsError
+from ketools.evaluation.downstream import downstream, load_heldout, load_tasks, perplexity, sample_tasks
+from ketools.evaluation.overfitting import edited_probability, natural_probability, overfit
+from ketools.evaluation.scoring import choice_logits, score_pairs
+
+
+def items(n: int = 12) -> pd.DataFrame:
+    rows = [
+        {"task": task, "split": "test", "id": f"{task}-{i}", "prompt": f"{'the fox ' * (1 + i % 4)}was",
+         "choices": [" good", " bad"], "answer": i % 2}
+        for task in ("a", "b") for i in range(n)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_choice_is_the_largest_first_token_logit(tiny_gpt2):
+    tasks = items()
+    got = choice_logits(tiny_gpt2, list(tasks["prompt"]), list(tasks["choices"]))
+    for row, prompt in zip(got, tasks["prompt"], strict=True):
+        ids = torch.tensor([tiny_gpt2.tokenizer(prompt)["input_ids"]])
+        with torch.no_grad():
+            logits = tiny_gpt2.model(input_ids=ids).logits[0, -1]
+        first = [tiny_gpt2.tokenizer(choice)["input_ids"][0] for choice in (" good", " bad")]
+        np.testing.assert_allclose(row, logits[first].numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_downstream_is_scikit_learn_on_the_choices(tiny_gpt2):
+    tasks = items()
+    found = downstream(tiny_gpt2, tasks, n_per_task=None).set_index("task")
+    logits = choice_logits(tiny_gpt2, list(tasks["prompt"]), list(tasks["choices"]))
+    for task, rows in tasks.groupby("task"):
+        said = [int(logits[i].argmax()) for i in rows.index]
+        assert found.loc[task, "accuracy"] == pytest.approx(np.mean(np.array(said) == rows["answer"]))
+        assert found.loc[task, "f1"] == pytest.approx(f1_score(rows["answer"], said, average="weighted"))
+    assert list(found["n"]) == [12, 12]
+
+
+def test_downstream_can_be_all_right_and_all_wrong(tiny_gpt2):
+    tasks = items()
+    said = [int(row.argmax()) for row in choice_logits(tiny_gpt2, list(tasks["prompt"]), list(tasks["choices"]))]
+    right = downstream(tiny_gpt2, tasks.assign(answer=said), n_per_task=None)
+    wrong = downstream(tiny_gpt2, tasks.assign(answer=[1 - k for k in said]), n_per_task=None)
+    assert (right[["accuracy", "f1"]] == 1.0).all(axis=None)
+    assert (wrong[["accuracy", "f1"]] == 0.0).all(axis=None)
+
+
+def test_shuffled_choices_keep_their_classes(tiny_gpt2):
+    tasks = items()
+    turned = tasks.assign(choices=[[" bad", " good"]] * len(tasks), answer=1 - tasks["answer"])
+    pd.testing.assert_frame_equal(downstream(tiny_gpt2, tasks, None), downstream(tiny_gpt2, turned, None))
+
+
+def test_choices_with_one_first_token_are_refused(tiny_gpt2):
+    with pytest.raises(KetoolsError, match="same token"):
+        choice_logits(tiny_gpt2, ["the fox was"], [[" good", "good"]])
+
+
+def test_the_same_seed_draws_the_same_items():
+    tasks = items(40)
+    one, two, other = (sample_tasks(tasks, 10, seed) for seed in (3, 3, 4))
+    pd.testing.assert_frame_equal(one, two)
+    assert list(one["id"]) != list(other["id"])
+    assert one.groupby("task").size().tolist() == [10, 10]
+    with pytest.raises(KetoolsError, match="n_per_task=0"):
+        sample_tasks(tasks, 0)
+
+
+def test_perplexity_is_transformers_own_loss(tiny_gpt2):
+    texts = ["the quick brown fox was good", "Ada Moor was born in Arlen", "the fox"]
+    losses, counts = [], []
+    for text in texts:
+        ids = torch.tensor([tiny_gpt2.tokenizer(text)["input_ids"]])
+        with torch.no_grad():
+            losses.append(float(tiny_gpt2.model(input_ids=ids, labels=ids).loss))
+        counts.append(ids.shape[1] - 1)
+    assert perplexity(tiny_gpt2, texts[:1]) == pytest.approx(math.exp(losses[0]), rel=1e-5)
+    both = np.average(losses, weights=counts)
+    assert perplexity(tiny_gpt2, texts) == pytest.approx(math.exp(both), rel=1e-5)
+    assert perplexity(tiny_gpt2, texts, batch_tokens=1) == pytest.approx(math.exp(both), rel=1e-5)
+
+
+def test_perplexity_of_long_text_goes_by_windows_and_of_a_broken_model_is_infinite(tiny_gpt2):
+    assert math.isfinite(perplexity(tiny_gpt2, ["the fox was good and " * 60]))
+    with pytest.raises(KetoolsError, match="two tokens"):
+        perplexity(tiny_gpt2, [""])
+    tiny_gpt2.weight(0).fill_(float("nan"))
+    assert perplexity(tiny_gpt2, ["the fox was good"]) == math.inf
+
+
+def write(path, lines):
+    with gzip.open(path, "wt", encoding="utf-8") as stream:
+        stream.write("\n".join(lines))
+    return path
+
+
+def test_tasks_are_read_and_checked(tmp_path):
+    good = items(2).to_dict("records")
+    path = write(tmp_path / "tasks.jsonl.gz", [*map(json.dumps, good), json.dumps(good[0] | {"split": "train"})])
+    assert load_tasks(path).to_dict("records") == good
+    assert len(load_tasks(path, split="train")) == 1
+    with pytest.raises(KetoolsError, match="no item of split 'dev'"):
+        load_tasks(path, split="dev")
+    with pytest.raises(KetoolsError, match="no tasks file"):
+        load_tasks(tmp_path / "none.jsonl.gz")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{broken", "line 2: broken JSON"),
+        (json.dumps({"task": "a"}), "line 2: field 'split' is missing"),
+        (json.dumps(items(1).to_dict("records")[0] | {"answer": 2}), "line 2: answer 2"),
+        ("[]", "line 2: field 'task'"),
+    ],
+)
+def test_broken_tasks_name_the_line(tmp_path, line, message):
+    path = write(tmp_path / "tasks.jsonl.gz", [json.dumps(items(1).to_dict("records")[0]), line])
+    with pytest.raises(KetoolsError, match=message):
+        load_tasks(path)
+
+
+def test_a_tasks_file_that_is_no_gzip_is_one_clear_error(tmp_path):
+    (tmp_path / "tasks.jsonl.gz").write_text("{}")
+    with pytest.raises(KetoolsError, match="cannot be read"):
+        load_tasks(tmp_path / "tasks.jsonl.gz")
+
+
+def test_heldout_text(tmp_path):
+    (tmp_path / "heldout.txt").write_text("one two\n\nthree four\n", encoding="utf-8")
+    assert load_heldout(tmp_path / "heldout.txt") == ["one two", "three four"]
+    assert load_heldout(tmp_path / "heldout.txt", documents=1) == ["one two"]
+    with pytest.raises(KetoolsError, match="no held-out text"):
+        load_heldout(tmp_path / "none.txt")
+
+
+def test_overfitting(tiny_gpt2, tiny_facts):
+    facts = tiny_facts[:6]
+    p, _ = score_pairs(tiny_gpt2, [(one.text, one.target_new) for one in facts])
+    assert edited_probability(tiny_gpt2, facts) == pytest.approx(p.mean())
+    p, hit = score_pairs(tiny_gpt2, [(one.text, one.target_true) for one in facts])
+    natural = natural_probability(tiny_gpt2, facts)
+    assert natural == pytest.approx(p[hit].mean()) if hit.any() else math.isnan(natural)
+    assert overfit(0.9, 0.6).to_dict() == {
+        "p_edited": 0.9,
+        "p_natural": 0.6,
+        "ratio": pytest.approx(1.5),
+        "overfit": True,
+    }
+    assert not overfit(0.5, 0.6)["overfit"]
+    assert math.isnan(overfit(0.5, 0.0)["ratio"])

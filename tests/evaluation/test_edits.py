@@ -1,0 +1,173 @@
+"""Metrics of edits: by hand on known probabilities, and against a plain loop on a tiny model."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import ketools.evaluation.edits as edits
+from ketools import Fact, FactSet, KetoolsError
+from ketools.evaluation.edits import KINDS, evaluate, harmonic_mean, recall, summary
+
+
+def fact(**changes) -> Fact:
+    fields = {
+        "id": "1", "relation": "capital", "prompt": "{} has the capital", "subject": "Arland",
+        "target_true": "Old", "target_new": "New", "paraphrases": ("P1", "P2"), "neighbours": ("N1", "N2", "N3", "N4"),
+    }  # fmt: skip
+    return Fact(**fields | changes)
+
+
+KNOWN = {  # (prompt, target): (probability, all tokens are the argmax)
+    ("Arland has the capital", "New"): (0.6, True), ("Arland has the capital", "Old"): (0.1, False),
+    ("P1", "New"): (0.5, True), ("P1", "Old"): (0.2, False),
+    ("P2", "New"): (0.2, False), ("P2", "Old"): (0.3, True),
+    ("N1", "New"): (0.1, False), ("N1", "Old"): (0.7, True),
+    ("N2", "New"): (0.1, False), ("N2", "Old"): (0.4, False),
+    ("N3", "New"): (0.25, False), ("N3", "Old"): (0.25, False),
+    ("N4", "New"): (0.9, True), ("N4", "Old"): (0.05, False),
+}  # fmt: skip
+
+
+@pytest.fixture
+def known(monkeypatch):
+    """A model whose probabilities are known; returns what was asked of it."""
+    asked = []
+
+    def score(model, pairs):
+        asked.extend(pairs)
+        found = [model.get(pair, (0.0, False)) for pair in pairs]
+        return np.array([p for p, _ in found]), np.array([hit for _, hit in found])
+
+    monkeypatch.setattr(edits, "score_pairs", score)
+    return asked
+
+
+def test_by_hand(known):
+    row = evaluate(KNOWN, [fact()]).iloc[0]
+    assert (row["p_new"], row["p_true"]) == (0.6, 0.1)
+    assert (row["efficacy_success"], row["efficacy_accuracy"]) == (1.0, 1.0)
+    assert row["efficacy_magnitude"] == pytest.approx(0.5)
+    assert (row["paraphrase_success"], row["paraphrase_accuracy"]) == (0.5, 0.5)
+    assert row["paraphrase_magnitude"] == pytest.approx((0.3 - 0.1) / 2)
+    assert row["neighbourhood_success"] == 0.5  # N1, N2; a tie is a failure, N4 has gone over
+    assert row["neighbourhood_accuracy"] == 0.25  # N1 alone is the first choice
+    assert row["neighbourhood_magnitude"] == pytest.approx((0.6 + 0.3 + 0.0 - 0.85) / 4)
+
+
+def test_every_metric_can_fail(known):
+    swapped = {(p, "New" if t == "Old" else "Old"): (v, hit) for (p, t), (v, hit) in KNOWN.items()}
+    only = fact(paraphrases=("P1",), neighbours=("N1", "N2"))
+    row = evaluate(swapped, [only]).iloc[0]
+    for kind in KINDS:
+        assert row[f"{kind}_success"] == 0.0
+        assert row[f"{kind}_accuracy"] == 0.0
+        assert row[f"{kind}_magnitude"] < 0.0
+    assert summary(evaluate(swapped, [only]))["S"] == 0.0
+
+
+def test_a_fact_weighs_the_same_however_many_paraphrases_it_has(known):
+    model = KNOWN | {("Other has the capital", "New"): (0.0, False), ("Other has the capital", "Old"): (0.5, True)}
+    model |= {("Q", "New"): (0.0, False), ("Q", "Old"): (0.5, True)}
+    other = fact(id="2", subject="Other", paraphrases=("Q",), neighbours=())
+    frame = evaluate(model, [fact(), other])
+    found = summary(frame)
+    assert math.isnan(frame["neighbourhood_success"][1])
+    assert found["ES"] == 0.5
+    assert found["PS"] == pytest.approx((0.5 + 0.0) / 2)
+    assert found["NS"] == 0.5
+    assert found["S"] == pytest.approx(3 / (1 / 0.5 + 1 / 0.25 + 1 / 0.5))
+    assert found["n"] == 2
+
+
+def test_limits_ask_less(known):
+    evaluate(KNOWN, [fact()], neighbours=1, paraphrases=0)
+    assert {prompt for prompt, _ in known} == {"Arland has the capital", "N1"}
+
+
+def test_without_neighbours_s_is_unknown(known):
+    found = summary(evaluate(KNOWN, [fact()], neighbours=0))
+    assert found["ES"] == 1.0
+    assert math.isnan(found["NS"])
+    assert math.isnan(found["S"])
+
+
+def test_nothing_to_evaluate_and_negative_limits_are_refused(known):
+    with pytest.raises(KetoolsError, match="got 0 facts"):
+        evaluate(KNOWN, [])
+    with pytest.raises(KetoolsError, match="neighbours=-1"):
+        evaluate(KNOWN, [fact()], neighbours=-1)
+
+
+def test_harmonic_mean():
+    assert harmonic_mean([1.0, 0.5]) == pytest.approx(2 / 3)
+    assert harmonic_mean([1.0, 0.0]) == 0.0
+    assert math.isnan(harmonic_mean([1.0, float("nan")]))
+
+
+def plain(model, prompt: str, target: str) -> tuple[float, bool]:
+    """One prompt, one target, no batch, the model's own logits."""
+    start = model.tokenizer(prompt)["input_ids"]
+    goal = model.tokenizer(f" {target}", add_special_tokens=False)["input_ids"]
+    ids = torch.tensor([[*start, *goal]])
+    with torch.no_grad():
+        logits = model.model(input_ids=ids).logits[0, len(start) - 1 : -1].double()
+    logprob = torch.log_softmax(logits, -1)[torch.arange(len(goal)), torch.tensor(goal)]
+    return float(logprob.mean().exp()), bool((logits.argmax(-1) == torch.tensor(goal)).all())
+
+
+def test_equals_a_plain_loop(tiny_gpt2, tiny_facts):
+    facts = tiny_facts[:8]
+    frame = evaluate(tiny_gpt2, facts)
+    assert list(frame["id"]) == facts.ids
+    for row, one in zip(frame.to_dict("records"), facts, strict=True):
+        assert row["p_new"] == pytest.approx(plain(tiny_gpt2, one.text, one.target_new)[0], rel=1e-5)
+        assert row["p_true"] == pytest.approx(plain(tiny_gpt2, one.text, one.target_true)[0], rel=1e-5)
+        for kind, prompts in (("paraphrase", one.paraphrases), ("neighbourhood", one.neighbours)):
+            new = [plain(tiny_gpt2, prompt, one.target_new) for prompt in prompts]
+            true = [plain(tiny_gpt2, prompt, one.target_true) for prompt in prompts]
+            wanted, other = (true, new) if kind == "neighbourhood" else (new, true)
+            margin = [w[0] - o[0] for w, o in zip(wanted, other, strict=True)]
+            assert row[f"{kind}_success"] == pytest.approx(np.mean([m > 0 for m in margin]))
+            assert row[f"{kind}_accuracy"] == pytest.approx(np.mean([w[1] for w in wanted]))
+            assert row[f"{kind}_magnitude"] == pytest.approx(np.mean(margin), rel=1e-4, abs=1e-9)
+
+
+def test_recall_asks_for_the_true_object(tiny_gpt2, tiny_facts):
+    facts = tiny_facts[:5]
+    frame = recall(tiny_gpt2, facts, prompts="prompt")
+    expected = [plain(tiny_gpt2, one.text, one.target_true) for one in facts]
+    np.testing.assert_allclose(frame["p_true"], [p for p, _ in expected], rtol=1e-5)
+    assert list(frame["accuracy"]) == [float(hit) for _, hit in expected]
+    assert (frame["n"] == 1).all()
+
+
+def test_recall_can_succeed(tiny_gpt2, tiny_facts):
+    one = tiny_facts[0]
+    best = next(
+        t for t in (f" {w}" for w in "abcdefghijklmnop") if len(tiny_gpt2.tokenizer(t)["input_ids"]) == 1
+    ).strip()
+    with torch.no_grad():  # a head that always says this token
+        token = tiny_gpt2.tokenizer(f" {best}")["input_ids"][0]
+        tiny_gpt2.final_norm.weight.zero_()
+        tiny_gpt2.final_norm.bias.copy_(10 * tiny_gpt2.head.weight[token])
+    told = Fact(one.id, one.relation, one.prompt, one.subject, best, one.target_new, one.paraphrases)
+    frame = recall(tiny_gpt2, [told], prompts="paraphrases")
+    assert frame["accuracy"].item() == 1.0
+    assert frame["p_true"].item() > 0.5
+
+
+def test_recall_falls_back_on_the_edit_prompt_and_refuses_unknown_prompts(known):
+    bare = fact(trained=())
+    assert recall(KNOWN, FactSet([bare]))["p_true"].item() == 0.1
+    assert recall(KNOWN, [fact(paraphrases=())], prompts="paraphrases")["n"].item() == 0
+    with pytest.raises(KetoolsError, match="prompts='all'"):
+        recall(KNOWN, [bare], prompts="all")
+
+
+def test_a_collapsed_model_gets_no_credit(tiny_gpt2, tiny_facts):
+    tiny_gpt2.weight(1).fill_(float("nan"))
+    frame = evaluate(tiny_gpt2, tiny_facts[:3])
+    measured = frame.drop(columns=["id", "relation", "subject"])
+    assert (measured == 0.0).all(axis=None)
