@@ -2,7 +2,6 @@
 
 import os
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 
@@ -16,8 +15,9 @@ def write_atomic(path: str | Path, content: bytes | str) -> Path:
     path = Path(path)
     data = content.encode("utf-8") if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    name = None
     try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
@@ -25,8 +25,8 @@ def write_atomic(path: str | Path, content: bytes | str) -> Path:
         Path(name).chmod(0o666 & ~_umask())
         Path(name).replace(path)
     except BaseException as error:
-        with suppress(FileNotFoundError):
-            Path(name).unlink()
+        if name is not None:
+            Path(name).unlink(missing_ok=True)
         if isinstance(error, OSError):  # the temporary's name would tell the user nothing
             raise type(error)(error.errno, error.strerror, str(path)) from error
         raise

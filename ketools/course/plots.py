@@ -97,7 +97,7 @@ def same_subject_kept(checkpoints: pd.DataFrame) -> go.Figure:
         checkpoints,
         "same_subject_kept",
         findings.SAME_SUBJECT,
-        "other facts of edited subjects still right (%)",
+        "other facts still right (%)",
         caption,
     )
 
@@ -133,9 +133,9 @@ def edit_scores(checkpoints: pd.DataFrame) -> go.Figure:
         add_lines(fig, rows, score, ".1%", panel=column)
     fig.update_xaxes(title=EDITS, rangemode="tozero")
     fig.update_yaxes(range=[0, 1.04], tickformat=".0%")
-    fig.update_yaxes(title="prompts on which the wanted object leads (%)", col=1)
+    fig.update_yaxes(title="prompts won (%)", col=1)
     caption = (
-        "All edits so far, scored again at each checkpoint, so that what later edits undo counts as lost. ES: the edit's "
+        "All edits so far, scored again at each checkpoint: what later edits undo is lost. Won: the wanted object is the more probable one. ES: the edit's "
         "own prompt; PS: other wordings; NS: other subjects with the old object, which must keep it."
     )
     text = " ".join(describe(rows, score, name, findings.percent) for score, name in _SCORES.items())
@@ -196,9 +196,7 @@ def cost(batches: pd.DataFrame) -> go.Figure:
     fig.update_xaxes(title="optimisation steps per fact (count)", row=1, col=1)
     fig.update_xaxes(title="time per fact (s)", row=1, col=2)
     fig.update_yaxes(title="method (name)", autorange="reversed", col=1)
-    caption = (
-        "Mean over all batches. Steps are those of the target's optimisation (step 1); its patterns split the time."
-    )
+    caption = "Mean over all batches. Steps: of the target's optimisation (step 1). Patterns split the time by phase."
     text = "Bar chart. " + " ".join(
         f"{label(m)}: {findings.number(steps[m])} steps and {findings.number(seconds[m])} s per fact." for m in methods
     )

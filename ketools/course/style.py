@@ -88,11 +88,13 @@ def dress(fig: go.Figure, finding: str, caption: str, description: str, height: 
         font={"family": "system-ui, sans-serif", "size": 13},
         legend={"orientation": "h", "x": 0.0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
         margin={"t": 70 + 22 * len(above), "b": 80 + 18 * len(below), "l": 70, "r": 45},
-        modebar={"orientation": "v"},  # beside the figure, not over its title
+        # Beside the figure, not over its title; without the button that would send the data to a company's servers.
+        modebar={"orientation": "v", "remove": ["sendChartToCloud", "select2d", "lasso2d"]},
         height=height + 22 * len(above) + 18 * len(below),
         hovermode="x unified",
         meta={"finding": finding, "caption": caption, "description": description},
     )
+    fig.update_xaxes(title_font_size=13).update_yaxes(title_font_size=13)
     fig.add_annotation(
         name="caption", text="<br>".join(below), showarrow=False, align="left", font={"size": 12},
         xref="paper", yref="paper", x=0.0, y=0.0, xanchor="left", yanchor="top", yshift=-58,

@@ -1,0 +1,132 @@
+"""The report: one file that stands alone, tables beside figures, nothing from outside taken as markup."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+
+from ketools import KetoolsError
+from ketools.runs.report import write_report
+from tests.course.sample import record, records
+
+EVIL = "</script><img src=x onerror=alert(1)>\"'&"
+
+
+class Reader(HTMLParser):
+    """Tags with their attributes, and whether every one that opens closes."""
+
+    VOID = {"meta", "br", "hr", "img", "input", "link"}
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.open = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes another element"
+
+
+def read(path):
+    reader = Reader()
+    reader.feed(path.read_text(encoding="utf-8"))
+    assert not reader.open
+    return reader.tags
+
+
+def lost_facts(n=20, subject="Ada Lorn"):
+    return pd.DataFrame(
+        {
+            "id": [str(i) for i in range(n)],
+            "subject": [subject] * n,
+            "relation": "birthplace",
+            "batch": 1,
+            "at_edit_p_new": 0.9,
+            "end_p_new": 0.1,
+            "at_edit_efficacy_success": 1.0,
+            "end_efficacy_success": [0.0] * 12 + [1.0] * (n - 12),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    runs = records()
+    runs["memit"].facts = lost_facts(subject=EVIL)
+    runs["memit"].provenance = {**runs["memit"].provenance, "model": {"name": EVIL}, "loss": float("nan")}
+    runs[EVIL] = record(1.0, 0.2, 0.7)
+    return write_report(runs, tmp_path_factory.mktemp("report") / "deep" / "report.html")
+
+
+def test_it_stands_alone(written):
+    tags = read(written)
+    loaded = [
+        (tag, attrs) for tag, attrs in tags if attrs.get("src") or tag == "link" or (tag == "a" and "href" in attrs)
+    ]
+    assert not loaded
+    text = written.read_text(encoding="utf-8")
+    assert text.count("plotly.js v") == 1 and "default-src 'none'" in text
+    assert [path.name for path in written.parent.iterdir()] == ["report.html"], "a temporary file stayed behind"
+
+
+def test_every_figure_has_a_description_a_caption_and_its_numbers(written):
+    tags = read(written)
+    figures = [attrs for tag, attrs in tags if attrs.get("class") == "plot"]
+    assert len(figures) == 8
+    assert all(attrs["role"] == "img" and len(attrs["aria-label"]) > 40 for attrs in figures)
+    text = written.read_text(encoding="utf-8")
+    assert text.count("<figcaption>") == 8 == text.count("<summary>The numbers</summary>")
+    data = json.loads(re.search(r'id="figures">(.*?)</script>', text).group(1))
+    assert set(data) == {attrs["id"] for attrs in figures}
+    assert all("title" not in figure["layout"] or not figure["layout"]["title"].get("text") for figure in data.values())
+
+
+def test_nothing_from_outside_is_markup(written):
+    tags = read(written)
+    assert not [tag for tag, _ in tags if tag == "img"]
+    assert not [attrs for _, attrs in tags if any(name.startswith("on") for name in attrs)]
+    text = written.read_text(encoding="utf-8")
+    assert "&lt;/script&gt;&lt;img src=x onerror=alert(1)&gt;&quot;" in text
+    assert [tag for tag, _ in tags].count("script") == 3
+
+
+def test_edits_that_were_lost_are_counted(written):
+    text = written.read_text(encoding="utf-8")
+    assert "<h3>MEMIT: 12 of 20</h3>" in text and "The 8 that lost most probability" in text
+    assert "<h3>ENCORE" not in text, "a run without per-fact columns has nothing to say here"
+
+
+def test_the_numbers_of_a_figure_are_the_figures(tmp_path):
+    text = write_report(records(["encore"]), tmp_path / "r.html").read_text(encoding="utf-8")
+    assert '<th scope="row">200</th><td>98.0%</td>' in text
+    assert '<tr><th scope="row">200</th><td>1.135</td><td>1</td></tr>' in text
+
+
+def test_what_was_not_measured_is_named(tmp_path):
+    run = record(1.0, 0.2, 0.7)
+    run.checkpoints["perplexity_ratio"] = float("nan")
+    text = write_report({"memit": run}, tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "perplexity: nothing to draw: perplexity_ratio was not measured" in text
+    assert 'id="perplexity"' not in text
+
+
+def test_no_runs_and_empty_runs(tmp_path):
+    with pytest.raises(KetoolsError, match="no runs"):
+        write_report({}, tmp_path / "r.html")
+    run = record(1.0, 0.2, 0.7)
+    for name in ("batches", "norms", "checkpoints"):
+        setattr(run, name, getattr(run, name).iloc[:0])
+    with pytest.raises(KetoolsError, match="nothing to report"):
+        write_report({"memit": run}, tmp_path / "r.html")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unwritable_place_is_named_and_nothing_is_left(tmp_path):
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    with pytest.raises(OSError, match="file"):
+        write_report(records(["encore"]), tmp_path / "file" / "r.html")
