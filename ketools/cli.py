@@ -1,6 +1,183 @@
-"""The command line."""
+"""The command line: `ketools demo`, `ketools report`, `ketools methods`.
+
+Mistakes of the user and of the disk are one line on stderr and exit code 2; Ctrl-C is one line and exit code 130.
+torch and transformers are imported inside the commands, so that `--help` and `--version` answer at once.
+"""
+
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import ketools
+from ketools.errors import KetoolsError
+from ketools.files import write_json
+
+METHODS = "memit,alphaedit,encore"
+BAD_INPUT, INTERRUPTED = 2, 130
+
+
+class _OneLine(TyperGroup):
+    """Turns what a command raises into one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> object:  # noqa: ANN401 - click's context, whichever click typer carries
+        try:
+            return super().invoke(ctx)
+        except KetoolsError as error:
+            message, code = str(error), BAD_INPUT
+        except BrokenPipeError:
+            raise  # the reader of our output left; click ends quietly
+        except OSError as error:
+            message, code = _disk(error), BAD_INPUT
+        except KeyboardInterrupt as stop:
+            message, code = _stopped(str(stop)), INTERRUPTED
+        typer.echo(f"ketools: {' '.join(message.split())}", err=True)
+        raise typer.Exit(code)
+
+
+app = typer.Typer(
+    name="ketools",
+    cls=_OneLine,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 
 
 def main() -> None:
-    """Entry point."""
-    raise SystemExit("not yet")
+    """The console script."""
+    app()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ketools {ketools.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Lifelong knowledge editing of language models: run methods side by side and see what they do to a model."""
+
+
+@app.command()
+def demo(
+    edits: Annotated[int, typer.Option(min=1, help="How many facts to edit, one batch after another.")] = 1000,
+    methods: Annotated[str, typer.Option(help="Methods, separated by commas; `ketools methods` lists them.")] = METHODS,
+    model: Annotated[str, typer.Option(help="Name of a pocket model, or the folder of a model.")] = "pocket",
+    seed: Annotated[int, typer.Option(help="Decides which facts, and every random choice.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the report and the records.")] = Path("build/demo"),
+    json: Annotated[Path | None, typer.Option(help="Also write the figures of the end to this file.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Facts per batch.")] = 50,
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Edits between two checkpoints.")] = 250,
+    facts: Annotated[str, typer.Option(help='"world" or a file of facts (.jsonl, .json, .gz).')] = "world",
+    again: Annotated[
+        bool, typer.Option("--again", help="Throw away what an unfinished run left in the folder.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    """Edit the same facts with several methods, one after another; print a table, write a report.
+
+    Stopped with Ctrl-C, the same command goes on where it stopped.
+    """
+    chosen = [name.strip() for name in methods.split(",") if name.strip()]
+    if not chosen:
+        raise KetoolsError(f"--methods {methods!r} names no method; expected names with commas, such as {METHODS}")
+    if json is not None:
+        _writable(json)
+    from ketools.runs import demo as job  # after the checks that need no torch
+
+    result = job.demo(
+        methods=chosen, model=model, edits=edits, seed=seed, out=out, batch=batch, checkpoint_every=checkpoint_every,
+        facts=facts, progress=not quiet, again=again,
+    )  # fmt: skip
+    if json is not None:
+        write_json(json, {key: value for key, value in result.items() if key != "records"})
+    typer.echo(table(result["methods"]))
+    for sentence in result.get("sentences", ()):
+        typer.echo(f"\n{sentence}")
+    typer.echo(f"\nReport: {out / 'report.html'}" + (f"\nFigures: {json}" if json is not None else ""))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder that `ketools demo` wrote.")] = Path("build/demo"),
+    to: Annotated[Path | None, typer.Option(help="The file to write; FOLDER/report.html if not given.")] = None,
+) -> None:
+    """Draw the report again from the records in FOLDER, without running anything; unfinished runs too."""
+    found = sorted(path.parent for path in folder.glob("*/run.json")) if folder.is_dir() else []
+    if not found:
+        raise KetoolsError(f"{folder}: no records of a run here; run `ketools demo --out {folder}` first")
+    from ketools.runs.report import write_report
+    from ketools.runs.store import RunRecord
+
+    records = {path.name: RunRecord.load(path) for path in found}
+    typer.echo(f"Report: {write_report(records, to or folder / 'report.html')}")
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Show this method's equation and choices.")] = None,
+) -> None:
+    """List the editing methods, or describe one."""
+    from ketools.editing import methods as known
+
+    typer.echo(known.methods().to_string(index=False) if name is None else known.method(name).describe())
+
+
+_ROWS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "norm_ratio": ("norm of the most grown matrix (ratio)", "{:.2f}x".format),
+    "unedited_kept": ("unedited facts still right", "{:.1%}".format),
+    "same_subject_kept": ("other facts of edited subjects", "{:.1%}".format),
+    "downstream_kept": ("downstream F1, of before", "{:.1%}".format),
+    "perplexity_ratio": ("perplexity (ratio)", "{:.2f}x".format),
+    "efficacy": ("efficacy at the end (ES)", "{:.1%}".format),
+    "paraphrase": ("paraphrases (PS)", "{:.1%}".format),
+    "neighbourhood": ("neighbours (NS)", "{:.1%}".format),
+    "p_edited": ("probability, edited facts", "{:.3f}".format),
+    "p_natural": ("probability, natural facts", "{:.3f}".format),
+    "steps_mean": ("steps per edit", "{:.1f}".format),
+    "seconds_per_edit": ("seconds per edit", "{:.3f}".format),
+}
+
+
+def table(methods: Mapping[str, Mapping[str, Any]]) -> str:
+    """The figures of the end as text, a column per method; "-" where one was not measured."""
+    lines = [["", *methods]]
+    for key, (title, show) in _ROWS.items():
+        values = [figures.get(key) for figures in methods.values()]
+        # NaN is the only value that differs from itself
+        lines.append([title, *("-" if value is None or value != value else show(value) for value in values)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
+    return "\n".join([rows[0], "-" * (sum(widths) + 2 * len(methods)), *rows[1:]])
+
+
+def _writable(path: Path) -> None:
+    """Raise now, not after minutes of work, if `path` cannot be written."""
+    if path.is_dir():
+        raise KetoolsError(f"{path} is a folder; name a file in it, such as {path / 'demo.json'}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path.parent)) from error
+
+
+def _disk(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}; make room or choose another place"
+
+
+def _stopped(why: str) -> str:
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return f"{why.rstrip('.') or 'stopped; finished batches are kept'}. To go on: {command}"

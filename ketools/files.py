@@ -1,7 +1,10 @@
 """Files that are either wholly written or not there at all."""
 
+import json
+import math
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -38,3 +41,17 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def write_json(path: str | Path, content: object) -> Path:
+    """Write `content` as JSON, as `write_atomic` does; NaN and infinity, which JSON does not know, become null."""
+    return write_atomic(path, json.dumps(finite(content), indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def finite(value: object) -> object:
+    """`value` with null in the place of every float that is NaN or infinite, in dicts and lists too."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -24,14 +24,14 @@ a { color: var(--link) }
 .soft, figcaption, caption { color: var(--soft); font-size: .9rem }
 section { margin: 2.6rem 0 0; padding-top: 1.4rem; border-top: 1px solid var(--line) }
 figure { margin: 0 }
-.plot { min-height: 380px }
+.plot { min-height: 380px; width: 100%; overflow: hidden }
 .wide { overflow: auto; max-height: 28rem; margin: .6rem 0 }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums }
 caption { text-align: left; padding: 0 0 .4rem }
 th, td { padding: .28rem .8rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
 th { background: var(--card) }
 th:first-child { text-align: left }
-tbody th { font-weight: 600; background: none }
+tbody th { font-weight: 600; background: none; white-space: normal; min-width: 8rem }
 thead th { position: sticky; top: 0 }
 details { margin: .6rem 0 }
 summary { cursor: pointer; color: var(--link); width: fit-content }
@@ -47,6 +47,7 @@ const figures = JSON.parse(document.getElementById("figures").textContent);
 function coloured(layout) {
   const ink = dark.matches ? "#e6e9ed" : "#1b1f24", line = dark.matches ? "#3a424c" : "#e1e4e8";
   const copy = JSON.parse(JSON.stringify(layout));
+  copy.autosize = true;
   copy.paper_bgcolor = copy.plot_bgcolor = "rgba(0,0,0,0)";
   copy.font = Object.assign({}, copy.font, {color: ink});
   copy.hoverlabel = {bgcolor: dark.matches ? "#1d2127" : "#ffffff", font: {color: ink}};

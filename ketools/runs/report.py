@@ -5,11 +5,10 @@ from a facts file is escaped.
 """
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -17,8 +16,8 @@ import plotly.graph_objects as go
 from ketools.course import findings, plots
 from ketools.course.style import label, listed, undressed, words
 from ketools.errors import KetoolsError
-from ketools.files import write_atomic
-from ketools.runs.page import figure_table, page, short, table
+from ketools.files import finite, write_atomic
+from ketools.runs.page import figure_table, page, table
 
 if TYPE_CHECKING:
     from ketools.runs.store import RunRecord
@@ -161,22 +160,13 @@ def _provenance(records: "Mapping[str, RunRecord]", missing: Mapping[str, str]) 
     gaps = "".join(f"<li>{escape(key)}: {escape(why)}</li>" for key, why in missing.items())
     parts = [f"<p>Not drawn:</p><ul>{gaps}</ul>"] if gaps else []
     for method, record in records.items():
-        text = json.dumps(_finite(record.provenance), indent=2, ensure_ascii=False, default=str)
+        text = json.dumps(finite(record.provenance), indent=2, ensure_ascii=False, default=str)
         parts.append(f"<details><summary>{escape(_plain(method))}</summary><pre>{escape(text)}</pre></details>")
     return (
         "<section><h2>Where these numbers come from</h2>"
         "<p>Settings, versions, machine and model of each run; the tables themselves lie beside this file as parquet.</p>"
         f"{''.join(parts)}</section>"
     )
-
-
-def _finite(value: Any) -> Any:  # noqa: ANN401 - any JSON value
-    """JSON knows no NaN and no infinity; say them in words."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return short(value)
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _plain(method: str) -> str:
