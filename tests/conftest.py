@@ -1,4 +1,6 @@
-"""Tiny random models with a small tokenizer of their own: no download, a second to build."""
+"""Tiny models with a small tokenizer of their own, taught a few sentences: no download, two seconds to build."""
+
+import copy
 
 import pytest
 import torch
@@ -31,19 +33,17 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-@pytest.fixture
-def tiny_gpt2(tiny_tokenizer) -> EditableModel:
-    """A random GPT-2: 4 layers, width 32, MLP 64, Conv1D (transposed) matrices, tied head."""
+@pytest.fixture(scope="session")
+def trained_gpt2(tiny_tokenizer) -> GPT2LMHeadModel:
     torch.manual_seed(1)
     config = GPT2Config(
         vocab_size=len(tiny_tokenizer), n_positions=128, n_embd=32, n_layer=4, n_head=4, n_inner=64, bos_token_id=0, eos_token_id=0
     )
-    return load(_lively(GPT2LMHeadModel(config)), tokenizer=tiny_tokenizer)
+    return _taught(GPT2LMHeadModel(config), tiny_tokenizer)
 
 
-@pytest.fixture
-def tiny_llama(tiny_tokenizer) -> EditableModel:
-    """A random Llama: 4 layers, width 32, MLP 48, grouped queries (4 heads on 2), head of its own."""
+@pytest.fixture(scope="session")
+def trained_llama(tiny_tokenizer) -> LlamaForCausalLM:
     torch.manual_seed(2)
     config = LlamaConfig(
         vocab_size=len(tiny_tokenizer),
@@ -56,7 +56,19 @@ def tiny_llama(tiny_tokenizer) -> EditableModel:
         bos_token_id=0,
         eos_token_id=0,
     )
-    return load(_lively(LlamaForCausalLM(config)), tokenizer=tiny_tokenizer)
+    return _taught(LlamaForCausalLM(config), tiny_tokenizer)
+
+
+@pytest.fixture
+def tiny_gpt2(trained_gpt2, tiny_tokenizer) -> EditableModel:
+    """A small GPT-2: 4 layers, width 32, MLP 64, Conv1D (transposed) matrices, tied head; each test its own copy."""
+    return load(copy.deepcopy(trained_gpt2), tokenizer=tiny_tokenizer)
+
+
+@pytest.fixture
+def tiny_llama(trained_llama, tiny_tokenizer) -> EditableModel:
+    """A small Llama: 4 layers, width 32, MLP 48, grouped queries (4 heads on 2), head of its own; a copy per test."""
+    return load(copy.deepcopy(trained_llama), tokenizer=tiny_tokenizer)
 
 
 @pytest.fixture(params=["gpt2", "llama"])
@@ -85,12 +97,21 @@ def tiny_facts() -> FactSet:
     )
 
 
-def _lively(model):
-    """Larger random weights: with the initial ones every next token is nearly equally likely and nothing is learnt."""
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() == 2:
-                weight.mul_(4)
+def _taught(model, tokenizer):
+    """A second of training: an untrained model's attention is uniform, so that no changed subject changes a word."""
+    subjects = ["Ada Lorn", "Bo Tarn", "Mira Quell", "Tovar Istin", "Dunmark Sall", "Ixian Tower", "Dunmark", "Vell", "Oran Sall"]
+    objects = ["Vell", "Oran Bay", "Ixian", "Port Sall", "harp", "tower", "Sall"]
+    prompts = ["{} was born in", "The mother tongue of {} is", "{} plays the", "You may visit the home of {}", "{} lives in"]
+    texts = [
+        f"{'I sang. ' * (j % 2)}{p.replace('{}', s)} {objects[(3 * i + 2 * j) % len(objects)]}."
+        for i, s in enumerate(subjects)
+        for j, p in enumerate(prompts)
+    ]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    for _ in range(120):
+        optimizer.zero_grad()
+        model(**batch, labels=labels).loss.backward()
+        optimizer.step()
     return model
-
-
