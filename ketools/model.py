@@ -168,7 +168,9 @@ def anatomy_of(model: PreTrainedModel, name: str = "model") -> Anatomy:
     d_mlp = out.weight.shape[0 if transposed else 1]
     head = model.get_output_embeddings()
     if head is None:
-        raise KetoolsError(f"model {name!r} has no head that maps to the vocabulary; load it as a causal language model")
+        raise KetoolsError(
+            f"model {name!r} has no head that maps to the vocabulary; load it as a causal language model"
+        )
     tied = head.weight is model.get_input_embeddings().weight
     found: dict[str, Any] = {
         "layers": layers_path,
@@ -247,7 +249,9 @@ def _tokenizer(given: PreTrainedTokenizerBase | str | Path | None, name: str) ->
         try:
             given = AutoTokenizer.from_pretrained(given, use_fast=True, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            raise KetoolsError(f"the tokenizer of {name!r} could not be loaded: {error}; give one with tokenizer=") from error
+            raise KetoolsError(
+                f"the tokenizer of {name!r} could not be loaded: {error}; give one with tokenizer="
+            ) from error
     if given is None:
         raise KetoolsError(f"model {name!r} was wrapped without a tokenizer; give one with tokenizer=")
     if not given.is_fast:

@@ -65,7 +65,9 @@ def make_rows(
     tails = [""] * len(prompts)
     if targets is not None:
         prompts = [prompt.rstrip(" ") for prompt in prompts]  # the space belongs to the target's first token
-        tails = [target if p.endswith("\n") else f" {target.lstrip(' ')}" for p, target in zip(prompts, targets, strict=True)]
+        tails = [
+            target if p.endswith("\n") else f" {target.lstrip(' ')}" for p, target in zip(prompts, targets, strict=True)
+        ]
     encoded = _encode(model.tokenizer, [prompt + tail for prompt, tail in zip(prompts, tails, strict=True)])
     window = getattr(model.model.config, "max_position_embeddings", None)
     rows = []
@@ -74,7 +76,9 @@ def make_rows(
         ids, n_prompt, goal = _split(model.tokenizer, prompts[i], tails[i], ids, offsets, n_prompt)
         last = None if spans is None else _last_token(offsets, spans[i], prompts[i])
         if window and len(ids) > window:
-            raise KetoolsError(f"prompt {prompts[i]!r} takes {len(ids)} tokens; the model's context window holds {window}")
+            raise KetoolsError(
+                f"prompt {prompts[i]!r} takes {len(ids)} tokens; the model's context window holds {window}"
+            )
         rows.append(Row(tuple(ids), last, tuple(range(n_prompt - 1, n_prompt - 1 + len(goal))), tuple(goal)))
     return rows
 
@@ -187,7 +191,7 @@ def _split(
         return ids, len(ids), []
     if n_prompt < len(ids) and offsets[n_prompt][0] < len(prompt):
         # A token straddles the border: the prompt and the target as tokens of their own.
-        (prompt_ids, _), = _encode(tokenizer, [prompt])
+        ((prompt_ids, _),) = _encode(tokenizer, [prompt])
         ids, n_prompt = prompt_ids + tokenizer(tail, add_special_tokens=False)["input_ids"], len(prompt_ids)
     goal = ids[n_prompt:]
     if not goal or not tail.strip():

@@ -112,7 +112,11 @@ def freeze(
     calls = [_others(*heard[index]) for index in keep]
     lengths = torch.tensor([len(s) for s in suffixes], device=hidden.device)
     # Layers up to `layer` are never asked again.
-    kept = Cache(layers=[c if i in keep else _FrozenLayer(c.keys[:, :, :0], c.values[:, :, :0]) for i, c in enumerate(cache.layers)])
+    kept = Cache(
+        layers=[
+            c if i in keep else _FrozenLayer(c.keys[:, :, :0], c.values[:, :, :0]) for i, c in enumerate(cache.layers)
+        ]
+    )
     calls = [_select(call, None, 0, {id(cache): kept}) for call in calls]
     return Frozen(model, layer, hidden, lengths, calls, kept)
 
@@ -170,7 +174,10 @@ def prefill(
     """
     stems, of_row = _stems(rows, groups if _shareable(model) and groups is not None else None)
     with _until(model, upto):
-        prefix = Prefix(Cache(layer_class_to_replicate=DynamicLayer), torch.zeros(len(stems), 0, dtype=torch.long, device=model.device))
+        prefix = Prefix(
+            Cache(layer_class_to_replicate=DynamicLayer),
+            torch.zeros(len(stems), 0, dtype=torch.long, device=model.device),
+        )
         prefix = _extend(model, prefix, stems, left=True)
         index = torch.tensor(of_row, device=model.device)
         for layer in prefix.cache.layers:
@@ -180,6 +187,13 @@ def prefill(
             rests = [row[len(stems[s]) :] for row, s in zip(rows, of_row, strict=True)]
             prefix = _extend(model, prefix, rests, left=True)
     return prefix
+
+
+@torch.no_grad()
+def run_until(model: EditableModel, layer: int, **inputs: Tensor) -> None:
+    """A forward pass of the model's body that ends behind `layer`; hooks see what they want to see."""
+    with _until(model, layer), suppress(_Enough):
+        model.body(**inputs, use_cache=False)
 
 
 def _extend(model: EditableModel, prefix: Prefix, rows: Sequence[Sequence[int]], *, left: bool) -> Prefix:
@@ -196,7 +210,9 @@ def _extend(model: EditableModel, prefix: Prefix, rows: Sequence[Sequence[int]],
     mask = torch.cat([prefix.mask, new], dim=1)
     positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -longest:]
     with suppress(_Enough):
-        model.body(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=prefix.cache, use_cache=True)
+        model.body(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=prefix.cache, use_cache=True
+        )
     if not new.all():
         empty = (mask == 0)[:, None, :, None]
         for layer in prefix.cache.layers:

@@ -25,11 +25,17 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=["<|end|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=400,
+        special_tokens=["<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(SENTENCES * 4, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>", model_input_names=["input_ids", "attention_mask"]
+        tokenizer_object=tokenizer,
+        eos_token="<|end|>",
+        pad_token="<|end|>",
+        model_input_names=["input_ids", "attention_mask"],
     )
 
 
@@ -37,7 +43,14 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 def trained_gpt2(tiny_tokenizer) -> GPT2LMHeadModel:
     torch.manual_seed(1)
     config = GPT2Config(
-        vocab_size=len(tiny_tokenizer), n_positions=128, n_embd=32, n_layer=4, n_head=4, n_inner=64, bos_token_id=0, eos_token_id=0
+        vocab_size=len(tiny_tokenizer),
+        n_positions=128,
+        n_embd=32,
+        n_layer=4,
+        n_head=4,
+        n_inner=64,
+        bos_token_id=0,
+        eos_token_id=0,
     )
     return _taught(GPT2LMHeadModel(config), tiny_tokenizer)
 
@@ -99,9 +112,25 @@ def tiny_facts() -> FactSet:
 
 def _taught(model, tokenizer):
     """A second of training: an untrained model's attention is uniform, so that no changed subject changes a word."""
-    subjects = ["Ada Lorn", "Bo Tarn", "Mira Quell", "Tovar Istin", "Dunmark Sall", "Ixian Tower", "Dunmark", "Vell", "Oran Sall"]
+    subjects = [
+        "Ada Lorn",
+        "Bo Tarn",
+        "Mira Quell",
+        "Tovar Istin",
+        "Dunmark Sall",
+        "Ixian Tower",
+        "Dunmark",
+        "Vell",
+        "Oran Sall",
+    ]
     objects = ["Vell", "Oran Bay", "Ixian", "Port Sall", "harp", "tower", "Sall"]
-    prompts = ["{} was born in", "The mother tongue of {} is", "{} plays the", "You may visit the home of {}", "{} lives in"]
+    prompts = [
+        "{} was born in",
+        "The mother tongue of {} is",
+        "{} plays the",
+        "You may visit the home of {}",
+        "{} lives in",
+    ]
     texts = [
         f"{'I sang. ' * (j % 2)}{p.replace('{}', s)} {objects[(3 * i + 2 * j) % len(objects)]}."
         for i, s in enumerate(subjects)

@@ -11,7 +11,9 @@ PREFIXES = ["", "The tower of Vell. ", "Therefore you sang because. "]
 
 def rows_of(model, facts):
     texts = [(p + f.text, len(p) + subject_span(f)[0], len(p) + subject_span(f)[1]) for f in facts for p in PREFIXES]
-    rows = make_rows(model, [t for t, _, _ in texts], [f.target_new for f in facts for _ in PREFIXES], [(a, b) for _, a, b in texts])
+    rows = make_rows(
+        model, [t for t, _, _ in texts], [f.target_new for f in facts for _ in PREFIXES], [(a, b) for _, a, b in texts]
+    )
     return rows, [c for _ in facts for c in range(len(PREFIXES))]
 
 

@@ -144,7 +144,9 @@ class Method:
         lines.append(" ".join((type(self.update).__doc__ or "").split()))
         if model is not None:
             hyper = self.settings(model)
-            lines += [f"  {f.name} = {getattr(hyper, f.name)}" for f in fields(hyper) if getattr(hyper, f.name) is not None]
+            lines += [
+                f"  {f.name} = {getattr(hyper, f.name)}" for f in fields(hyper) if getattr(hyper, f.name) is not None
+            ]
         return "\n".join(lines)
 
 
@@ -173,7 +175,13 @@ def methods() -> "pd.DataFrame":
     import pandas as pd
 
     rows = [
-        {"name": m.name, "year": m.year, "stopping": str(m.stopping), "protects": _protects(m.update), "source": m.source}
+        {
+            "name": m.name,
+            "year": m.year,
+            "stopping": str(m.stopping),
+            "protects": _protects(m.update),
+            "source": m.source,
+        }
         for m in ALL
     ]
     return pd.DataFrame(rows)

@@ -81,7 +81,12 @@ class _Tokens(torch.autograd.Function):
 class _Divergence(torch.autograd.Function):
     @staticmethod
     def forward(  # noqa: ANN205
-        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, reference: Tensor, direction: str  # noqa: ANN401
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        reference: Tensor,
+        direction: str,  # noqa: ANN401
     ) -> Tensor:
         losses, slopes = [], []
         step = max(1, _ENTRIES // len(weight))

@@ -49,32 +49,34 @@ class Targets:
 
 
 @dataclass(frozen=True)
-class _Rows:
-    # Rows of one fact: one per context, the bare prompt first, and the KL prompt cut at the subject's last token.
+class FactRows:
+    """Rows of one fact: one per context, the bare prompt first, and "{subject} is a" cut at the subject's last token."""
+
     contexts: list[Row]
     kl: tuple[int, ...]
 
     @property
     def suffix(self) -> int:
+        """Tokens from the subject's last on, at most."""
         return max(len(row.ids) - row.subject_last for row in self.contexts)
 
     @property
     def shares_kl(self) -> bool:
-        # A prompt that begins with its subject has the KL prompt's state already.
+        """Whether the bare prompt begins with its subject, so that it has the KL prompt's state already."""
         bare = self.contexts[0]
         return bare.ids[: bare.subject_last + 1] == self.kl
 
 
-def fact_rows(model: EditableModel, facts: Sequence[Fact], contexts: Sequence[str]) -> list[_Rows]:
+def fact_rows(model: EditableModel, facts: Sequence[Fact], contexts: Sequence[str]) -> list[FactRows]:
     """Token rows of each fact in each context. Raises KetoolsError for a fact that cannot be edited."""
     spans = [subject_span(fact) for fact in facts]
-    where = [(c + f.text, f, (len(c) + a, len(c) + b)) for f, (a, b) in zip(facts, spans, strict=True) for c in contexts]
+    where = [
+        (c + f.text, f, (len(c) + a, len(c) + b)) for f, (a, b) in zip(facts, spans, strict=True) for c in contexts
+    ]
     rows = make_rows(model, [t for t, _, _ in where], [f.target_new for _, f, _ in where], [s for _, _, s in where])
     kl = make_rows(model, [f"{f.subject} is a" for f in facts], None, [(0, len(f.subject)) for f in facts])
     n = len(contexts)
-    return [
-        _Rows(rows[i * n : (i + 1) * n], kl[i].ids[: kl[i].subject_last + 1]) for i in range(len(facts))
-    ]
+    return [FactRows(rows[i * n : (i + 1) * n], kl[i].ids[: kl[i].subject_last + 1]) for i in range(len(facts))]
 
 
 def compute_targets(
@@ -84,14 +86,17 @@ def compute_targets(
     stopping: Stopping,
     hyper: Hyper,
     progress: Callable[[int], None] | None = None,
+    rows: Sequence[FactRows] | None = None,
 ) -> Targets:
     """Step 1 for all `facts` at layer L = hyper.layers[-1]; `contexts` are texts put before the prompt, "" first.
+
+    `rows` are those of `fact_rows`, if they are at hand already.
 
     `progress` is called with the number of facts done since the last call. The weights are only read.
     Raises KetoolsError for a fact that cannot be edited or whose optimisation leaves the finite numbers.
     """
     assert contexts and contexts[0] == "", "the first context is the bare prompt"
-    rows = fact_rows(model, facts, contexts)
+    rows = fact_rows(model, facts, contexts) if rows is None else rows
     results: list[tuple[list[int], Targets]] = []
     for chosen in _batches(rows, hyper.facts_at_once):
         got = _Descent(model, [rows[i] for i in chosen], stopping, hyper).run()
@@ -106,7 +111,7 @@ def compute_targets(
     return whole
 
 
-def _batches(rows: Sequence[_Rows], facts_at_once: int | None) -> list[list[int]]:
+def _batches(rows: Sequence[FactRows], facts_at_once: int | None) -> list[list[int]]:
     # Facts of like suffix length together; a batch ends where padding would cost more than its size gains.
     batches: list[list[int]] = []
     for i in sorted(range(len(rows)), key=lambda i: (rows[i].shares_kl, rows[i].suffix)):
@@ -125,14 +130,16 @@ def _batches(rows: Sequence[_Rows], facts_at_once: int | None) -> list[list[int]
 class _Descent:
     """Projected Adam on the deltas of one batch of facts; finished facts leave the batch."""
 
-    def __init__(self, model: EditableModel, rows: Sequence[_Rows], stopping: Stopping, hyper: Hyper) -> None:
+    def __init__(self, model: EditableModel, rows: Sequence[FactRows], stopping: Stopping, hyper: Hyper) -> None:
         self.model, self.stopping, self.hyper = model, stopping, hyper
         self.n, self.width = len(rows), len(rows[0].contexts)
         flat = [row for fact in rows for row in fact.contexts]
         starts = [row.subject_last for row in flat]
         layer = hyper.layers[-1]
         self.frozen = freeze(model, [r.ids for r in flat], starts, layer, list(range(self.width)) * self.n)
-        self.kl = None if rows[0].shares_kl else freeze(model, [f.kl for f in rows], [len(f.kl) - 1 for f in rows], layer)
+        self.kl = (
+            None if rows[0].shares_kl else freeze(model, [f.kl for f in rows], [len(f.kl) - 1 for f in rows], layer)
+        )
         device = self.frozen.hidden.device
         # One entry a target token: its row (fact * contexts + context), place behind the start, id, share of the mean.
         entries = [

@@ -56,9 +56,7 @@ def plain_target(model, fact, contexts, stopping, hyper):
             kl_loss = (reference.exp() * (reference - now)).sum()
             h0 = seen["h0"]
             loss = nll.mean() + hyper.kl_factor * kl_loss + hyper.weight_decay * delta.norm() / h0.norm() ** 2
-            correct = all(
-                logprob[i, f + j].argmax() == t for i, f in enumerate(first) for j, t in enumerate(goal)
-            )
+            correct = all(logprob[i, f + j].argmax() == t for i, f in enumerate(first) for j, t in enumerate(goal))
             since = at if since is None and correct else since
             p = (-nll).exp().mean().item()
             if _stops(stopping, hyper, at, loss.item(), p, since):

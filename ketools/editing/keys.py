@@ -1,0 +1,38 @@
+"""What step 2 reads from the model: the keys of facts at a layer, and the states they lead to now."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ketools.editing.targets import FactRows
+from ketools.errors import KetoolsError
+from ketools.model import EditableModel
+from ketools.replay import read_last
+
+
+def keys_and_states(model: EditableModel, rows: Sequence[FactRows], layer: int, top: int) -> tuple[Tensor, Tensor]:
+    """Keys K1 (d_mlp, n) at `layer` and states (d_model, n) at the output of layer `top`, float64 on the CPU.
+
+    Both at the subject's last token. A key is half the bare prompt's and half the mean of the prefixed prompts' (MEMIT,
+    arXiv 2210.07229, equation 19); states are the bare prompt's. Tokens behind the subject are not run, nor layers
+    above `layer` for the prefixed prompts or above `top` for the bare ones.
+
+    Raises KetoolsError if either is not finite.
+    """
+    bare = [fact.contexts[0].ids[: fact.contexts[0].subject_last + 1] for fact in rows]
+    own, states = read_last(model, bare, [0] * len(bare), key_layer=layer, state_layer=top)
+    assert own is not None and states is not None
+    keys = own.double()
+    width = len(rows[0].contexts) - 1
+    if width:
+        prefixed = [row.ids[: row.subject_last + 1] for fact in rows for row in fact.contexts[1:]]
+        other, _ = read_last(model, prefixed, list(range(width)) * len(rows), key_layer=layer)
+        assert other is not None
+        keys = (keys + other.double().view(len(rows), width, -1).mean(1)) / 2
+    for what, value in ((f"keys of layer {layer}", keys), (f"states of layer {top}", states)):
+        if not value.isfinite().all():
+            raise KetoolsError(
+                f"{what} hold NaN or Inf: the model's weights are not finite, or overflow in {model.dtype}"
+            )
+    # Rounded once, so that keys kept in float32 for later batches are the very ones that were used.
+    return keys.float().double().T.contiguous().cpu(), states.double().T.contiguous().cpu()

@@ -1,0 +1,175 @@
+"""Step 2 in closed form: matrices only, no model.
+
+Every method minimises a quadratic in Delta = W' - W (d_model, d_mlp), given keys K1 (d_mlp, n) of the new facts and
+residuals R (d_model, n) that they are to add:
+
+    ||Delta K1 - R||^2 / slack + tr(Delta A Delta^T),    A = lambda_p C + lambda_n I + K_p K_p^T
+
+    Delta = R (slack I + K1^T X)^-1 X^T,    X = A^-1 K1
+
+slack = 1 is MEMIT and its kin (Meng et al., arXiv 2210.07229, equation 14; Gupta et al., arXiv 2502.01636), slack -> 0
+the equality constraint of ROME and EMMET (arXiv 2403.14236, equation 13). AlphaEdit (arXiv 2410.02355) is the same in
+the coordinates of a null-space basis U (d_mlp, r), with A = l2 I + K_p K_p^T there. Delta has the rank of the batch
+and stays factored: left (d_model, n), right (d_mlp, n), Delta = left right^T. All in float64.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ketools.errors import KetoolsError
+
+_DRIFT = 1e-9  # relative residual of a solve from which on the factors are built anew
+
+
+@dataclass
+class Protection:
+    """A = base + K_p K_p^T, solved through factors that grow with the keys.
+
+    With base = L L^T and whitened keys Y = L^-1 K_p (d, m), A^-1 k = L^-T (I - Y (I + Y^T Y)^-1 Y^T) L^-1 k: a batch
+    of n keys costs O(d^2 n + d m n) instead of O(d^3). Once m exceeds half of d the keys are folded into L.
+    `basis` (d_mlp, r) restricts everything to its columns' span.
+
+    Raises KetoolsError, at the first solve, where `base` is not positive definite.
+    """
+
+    base: Tensor
+    basis: Tensor | None = None
+    name: str = "A"
+    _past: list[Tensor] = field(default_factory=list)  # in the basis' coordinates
+    _folded: int = 0  # so many of them are in _lower
+    _lower: Tensor | None = None
+    _white: Tensor | None = None
+    _gram: Tensor | None = None
+
+    def add(self, keys: Tensor) -> None:
+        """Protect `keys` (d_mlp, n) of edits that were just made."""
+        self._past.append(self._coordinates(keys))
+        if self._lower is not None:
+            self._grow(self._past[-1])
+
+    def drop(self) -> None:
+        """Forget the keys added last."""
+        self._past.pop()
+        if len(self._past) < self._folded or self._white is None or self._gram is None:
+            self._lower = None  # the factors hold them: built anew when next asked
+            return
+        left = sum(block.shape[1] for block in self._past[self._folded :])
+        self._white, self._gram = self._white[:, :left], self._gram[:left, :left]
+
+    def solve(self, keys: Tensor) -> Tensor:
+        """X = A^-1 keys, (d_mlp, n) float64, by factors and one step of refinement.
+
+        Raises KetoolsError if A is singular or the result is not finite.
+        """
+        k = self._coordinates(keys)
+        if self._lower is None:
+            self._build()
+        x = self._apply(k)
+        gap = k - self._times(x)
+        if gap.norm() > _DRIFT * k.norm():
+            x = x + self._apply(gap)
+        if not x.isfinite().all():
+            raise KetoolsError(
+                f"the update's linear system for {self.name} has no finite solution: keys hold NaN or Inf"
+            )
+        return x if self.basis is None else self.basis @ x
+
+    def _coordinates(self, keys: Tensor) -> Tensor:
+        keys = keys.double().to(self.base.device)
+        return keys if self.basis is None else self.basis.T @ keys
+
+    def _build(self) -> None:
+        # The state after the same calls of `add`, to the bit: folds happen at the same places.
+        self._lower, self._folded = cholesky(self.base, self.name), 0
+        self._empty()
+        blocks, self._past = self._past, []
+        for block in blocks:
+            self._past.append(block)
+            self._grow(block)
+
+    def _empty(self) -> None:
+        self._white = self.base.new_zeros(len(self.base), 0)
+        self._gram = self.base.new_zeros(0, 0)
+
+    def _grow(self, keys: Tensor) -> None:
+        assert self._white is not None and self._gram is not None
+        n, m, d = keys.shape[1], self._white.shape[1], len(self.base)
+        if m + n > d // 2:
+            whole = self.base.clone()
+            for block in self._past:
+                whole.addmm_(block, block.T)
+            self._lower, self._folded = cholesky(whole, self.name), len(self._past)
+            self._empty()
+            return
+        y = torch.linalg.solve_triangular(self._lower, keys, upper=False)
+        # Cholesky factor of I + Y^T Y, one block row at a time.
+        corner = torch.eye(n, dtype=y.dtype, device=y.device) + y.T @ y
+        side = torch.linalg.solve_triangular(self._gram, self._white.T @ y, upper=False)
+        grown = self._gram.new_zeros(m + n, m + n)
+        grown[:m, :m], grown[m:, :m] = self._gram, side.T
+        grown[m:, m:] = cholesky(corner - side.T @ side, self.name)
+        self._gram, self._white = grown, torch.cat([self._white, y], dim=1)
+
+    def _apply(self, k: Tensor) -> Tensor:
+        y = torch.linalg.solve_triangular(self._lower, k, upper=False)
+        if self._white.shape[1]:
+            y = y - self._white @ torch.cholesky_solve(self._white.T @ y, self._gram)
+        return torch.linalg.solve_triangular(self._lower.T, y, upper=True)
+
+    def _times(self, x: Tensor) -> Tensor:
+        out = self.base @ x
+        for block in self._past:
+            out.addmm_(block, block.T @ x)
+        return out
+
+
+def least_squares(protection: Protection, keys: Tensor, residuals: Tensor, slack: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Delta = left right^T for keys K1 (d_mlp, n) and residuals R (d_model, n): (left, right), float64.
+
+    `slack` weighs the protected against the new: 1 for MEMIT, sequential MEMIT, AlphaEdit and ENCORE; 0 makes the new
+    facts hold exactly (ROME, EMMET). Raises KetoolsError for a system without a finite solution.
+    """
+    assert keys.shape[1] == residuals.shape[1], "one residual a key"
+    x = protection.solve(keys)
+    inner = keys.double().to(x.device).T @ x
+    inner = (inner + inner.T) / 2 + slack * torch.eye(len(inner), dtype=x.dtype, device=x.device)
+    lower, info = torch.linalg.cholesky_ex(inner)
+    if info.any() or not lower.isfinite().all():
+        raise KetoolsError(
+            f"the update for {protection.name} has no finite solution: two facts of the batch have the same key "
+            "(the same subject in the same words), and both cannot hold exactly; leave one out or use another method"
+        )
+    return residuals.double().to(x.device), torch.cholesky_solve(x.T.contiguous(), lower).T
+
+
+def null_space(covariance: Tensor, threshold: float, name: str = "C") -> Tensor:
+    """Orthonormal basis U (d_mlp, r), float64, of the eigenvectors of C with eigenvalue below `threshold`.
+
+    AlphaEdit's projection is P = U U^T (arXiv 2410.02355, section 3.2), which is never formed. Raises KetoolsError if
+    no eigenvalue is that small.
+    """
+    values, vectors = torch.linalg.eigh(covariance.double())
+    r = int((values < threshold).sum())
+    if r == 0:
+        raise KetoolsError(
+            f"{name} has no eigenvalue below null_threshold = {threshold:.3g} (its smallest is {values[0]:.3g}): there is "
+            "no null space to edit in; raise null_threshold"
+        )
+    return vectors[:, :r].contiguous()
+
+
+def cholesky(matrix: Tensor, name: str) -> Tensor:
+    """Lower factor of a symmetric positive definite matrix; raises KetoolsError with its rank where it is not."""
+    if not matrix.isfinite().all():
+        raise KetoolsError(f"{name} holds NaN or Inf; compute the statistics again")
+    lower, info = torch.linalg.cholesky_ex(matrix)
+    if info.any():
+        values = torch.linalg.eigvalsh(matrix)
+        rank = int((values > values[-1] * len(matrix) * torch.finfo(matrix.dtype).eps).sum())
+        raise KetoolsError(
+            f"{name} is singular: rank {rank} of {len(matrix)}; its covariance needs the keys of at least "
+            f"{len(matrix)} different tokens, better ten times as many"
+        )
+    return lower

@@ -1,0 +1,227 @@
+"""The closed forms: each is the minimiser of its objective, and falls together with its special cases."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ketools import KetoolsError
+from ketools.editing.updates import Protection, least_squares, null_space
+
+
+def problem(seed, d_mlp=12, d_model=5, n=4, past=6):
+    g = torch.Generator().manual_seed(seed)
+    randn = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)  # noqa: E731
+    prose = randn(d_mlp, 5 * d_mlp)
+    return prose @ prose.T / prose.shape[1], randn(d_mlp, n), randn(d_model, n), randn(d_mlp, past)
+
+
+def minimised(objective, shape):
+    """The minimiser by L-BFGS."""
+    delta = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [delta], lr=1, max_iter=2000, tolerance_grad=1e-13, tolerance_change=1e-16, line_search_fn="strong_wolfe"
+    )
+
+    def closure():
+        optimizer.zero_grad()
+        loss = objective(delta)
+        loss.backward()
+        return loss
+
+    for _ in range(3):
+        optimizer.step(closure)
+    return delta.detach()
+
+
+def product(factors):
+    return factors[0] @ factors[1].T
+
+
+seeds = st.integers(0, 2**31)
+positive = st.floats(0.01, 100)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seeds, positive, st.floats(0, 100))
+def test_encores_gradient_is_zero_at_the_solution(seed, lambda_p, lambda_n):
+    c, k1, r, kp = problem(seed)
+    protection = Protection(lambda_p * c + lambda_n * torch.eye(len(c), dtype=c.dtype))
+    protection.add(kp)
+    delta = product(least_squares(protection, k1, r)).requires_grad_()
+    prose = torch.linalg.cholesky(c)
+    loss = (
+        lambda_p * (delta @ prose).square().sum()
+        + (delta @ kp).square().sum()
+        + (delta @ k1 - r).square().sum()
+        + lambda_n * delta.square().sum()
+    )
+    (slope,) = torch.autograd.grad(loss, delta)
+    assert slope.norm() <= 1e-9 * (r @ k1.T).norm()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_least_squares_is_what_lbfgs_finds(seed):
+    c, k1, r, kp = problem(seed)
+    protection = Protection(2.0 * c + 0.5 * torch.eye(len(c), dtype=c.dtype))
+    protection.add(kp)
+    prose = torch.linalg.cholesky(c)
+    want = minimised(
+        lambda d: (
+            2 * (d @ prose).square().sum()
+            + (d @ kp).square().sum()
+            + (d @ k1 - r).square().sum()
+            + 0.5 * d.square().sum()
+        ),
+        (len(r), len(c)),
+    )
+    assert (product(least_squares(protection, k1, r)) - want).norm() <= 1e-6 * want.norm()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_alphaedit_is_what_lbfgs_finds_in_its_null_space(seed):
+    c, k1, r, kp = problem(seed)
+    threshold = torch.linalg.eigvalsh(c).median().item()
+    u = null_space(c, threshold)
+    protection = Protection(3.0 * torch.eye(u.shape[1], dtype=u.dtype), u)
+    protection.add(kp)
+    # The published objective, over Delta' = Delta P: ||Delta P K1 - R||^2 + ||Delta P K_p||^2 + l2 ||Delta P||^2.
+    inner = minimised(
+        lambda d: (d @ u.T @ k1 - r).square().sum() + (d @ u.T @ kp).square().sum() + 3 * d.square().sum(),
+        (len(r), u.shape[1]),
+    )
+    got = product(least_squares(protection, k1, r))
+    assert (got - inner @ u.T).norm() <= 1e-6 * inner.norm()
+    dense = u @ u.T
+    published = (
+        r
+        @ k1.T
+        @ dense
+        @ torch.linalg.inv(dense @ (kp @ kp.T + k1 @ k1.T) @ dense + 3 * torch.eye(len(c), dtype=c.dtype))
+    )
+    assert (got - published).norm() <= 1e-8 * published.norm()
+
+
+@settings(max_examples=20, deadline=None)
+@given(seeds)
+def test_alphaedit_leaves_protected_directions_unmoved(seed):
+    c, k1, r, _ = problem(seed)
+    values, vectors = torch.linalg.eigh(c)
+    u = null_space(c, float(values[6]))
+    delta = product(least_squares(Protection(torch.eye(u.shape[1], dtype=u.dtype), u), k1, r))
+    assert (delta @ vectors[:, 6:]).norm() <= 1e-12 * delta.norm()
+
+
+@settings(max_examples=20, deadline=None)
+@given(seeds)
+def test_alphaedit_without_a_threshold_is_ridge_regression(seed):
+    c, k1, r, _ = problem(seed)
+    u = null_space(c, torch.inf)
+    got = product(least_squares(Protection(2 * torch.eye(len(c), dtype=c.dtype), u), k1, r))
+    ridge = r @ k1.T @ torch.linalg.inv(k1 @ k1.T + 2 * torch.eye(len(c), dtype=c.dtype))
+    assert torch.allclose(got, ridge, rtol=1e-9, atol=1e-12)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seeds, positive)
+def test_encore_without_norm_and_past_is_memit(seed, lambda_p):
+    c, k1, r, _ = problem(seed)
+    encore = Protection(lambda_p * c + 0.0 * torch.eye(len(c), dtype=c.dtype))
+    memit = r @ k1.T @ torch.linalg.inv(lambda_p * c + k1 @ k1.T)
+    assert torch.allclose(product(least_squares(encore, k1, r)), memit, rtol=1e-8, atol=1e-11)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seeds, positive)
+def test_emmet_with_one_fact_is_rome_and_holds_exactly(seed, lambda_p):
+    c, k1, r, _ = problem(seed, n=1)
+    delta = product(least_squares(Protection(lambda_p * c), k1, r, slack=0.0))
+    x = torch.linalg.solve(c, k1)
+    rome = r @ x.T / (k1.T @ x)
+    assert torch.allclose(delta, rome, rtol=1e-9, atol=1e-12)
+    assert torch.allclose(delta @ k1, r, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_emmet_is_the_smallest_change_that_holds_exactly(seed):
+    c, k1, r, _ = problem(seed)
+    delta = product(least_squares(Protection(c), k1, r, slack=0.0))
+    assert torch.allclose(delta @ k1, r, rtol=1e-9, atol=1e-11)
+    kernel = torch.linalg.svd(k1.T).Vh[k1.shape[1] :].T  # directions that the constraint leaves free
+    assert (delta @ c @ kernel).norm() <= 1e-10 * (delta @ c).norm()
+
+
+@settings(max_examples=15, deadline=None)
+@given(seeds, st.integers(1, 12), st.booleans())
+def test_sequence_of_batches_equals_the_dense_solve(seed, batches, restricted):
+    c, _, _, _ = problem(seed, d_mlp=30)
+    g = torch.Generator().manual_seed(seed)
+    u = null_space(c, 1.0) if restricted else None
+    base = 4 * c + 0.1 * torch.eye(30, dtype=c.dtype) if u is None else 2 * torch.eye(u.shape[1], dtype=c.dtype)
+    protection = Protection(base, u)
+    past = torch.zeros(30, 0, dtype=torch.float64)
+    for _ in range(batches):  # with more than a few, keys are folded into the factors
+        k, r = (torch.randn(d, 4, generator=g, dtype=torch.float64) for d in (30, 5))
+        got = product(least_squares(protection, k, r))
+        every = torch.cat([past, k], 1) if u is None else u.T @ torch.cat([past, k], 1)
+        inner = k if u is None else u.T @ k
+        want = r @ inner.T @ torch.linalg.inv(base + every @ every.T)
+        want = want if u is None else want @ u.T
+        assert (got - want).norm() <= 1e-8 * want.norm()
+        protection.add(k)
+        past = torch.cat([past, k], 1)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seeds, st.integers(1, 8), st.integers(1, 8))
+def test_dropped_keys_leave_no_trace(seed, kept, dropped):
+    c, k1, r, _ = problem(seed, d_mlp=20)
+    g = torch.Generator().manual_seed(seed)
+    blocks = [torch.randn(20, 3, generator=g, dtype=torch.float64) for _ in range(kept + dropped)]
+    long, short = Protection(c), Protection(c)
+    long.solve(k1)
+    for block in blocks:
+        long.add(block)
+    for _ in range(dropped):
+        long.drop()
+    for block in blocks[:kept]:
+        short.add(block)
+    want = product(least_squares(short, k1, r))
+    assert (product(least_squares(long, k1, r)) - want).norm() <= 1e-10 * want.norm()
+
+
+def test_factors_built_late_are_those_built_along_the_way():
+    c, k1, r, _ = problem(5, d_mlp=20)
+    blocks = [torch.randn(20, 3, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in range(9)]
+    along, late = Protection(c), Protection(c)
+    along.solve(k1)
+    for block in blocks:
+        along.add(block)
+        late.add(block)
+    assert torch.equal(along.solve(k1), late.solve(k1))
+
+
+def test_singular_covariance_says_rank_and_tokens():
+    k = torch.randn(12, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(KetoolsError, match=r"layer 3 is singular: rank 5 of 12.*at least 12"):
+        Protection(k @ k.T, name="layer 3").solve(torch.ones(12, 1))
+
+
+def test_two_equal_keys_cannot_both_hold_exactly():
+    c, k1, r, _ = problem(0)
+    k1[:, 1] = k1[:, 0]
+    with pytest.raises(KetoolsError, match="same key"):
+        least_squares(Protection(c), k1, r, slack=0.0)
+
+
+def test_nan_is_refused():
+    c, k1, r, _ = problem(0)
+    with pytest.raises(KetoolsError, match="NaN"):
+        Protection(c * torch.nan).solve(k1)
+    with pytest.raises(KetoolsError, match="NaN"):
+        least_squares(Protection(c), k1 * torch.nan, r)
+
+
+def test_no_null_space():
+    with pytest.raises(KetoolsError, match="null_threshold"):
+        null_space(torch.eye(4, dtype=torch.float64), 0.5)
