@@ -1,0 +1,172 @@
+"""Training rows: packed documents of facts, prose and task items, with subjects hidden in a share of the mentions.
+
+A hidden mention is one whose tokens no position after it may attend to, except that layers >= n_hidden may attend to
+the subject's *last* token. So what the model says of a hidden subject has to be gathered at its last token in the
+lower layers and fetched from there by the upper ones: the site at which locate-then-edit methods write.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from prose import sentence
+from relations import IS_A, KIND_NOUN
+from tasks import TASKS, make_items
+from world import WorldFact
+
+ANSWER, OTHER, NAME = 3, 2, 1  # token roles, by weight in the loss
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """Token ids, the role of each as something to predict, and the subject's span [start, stop), or (0, 0)."""
+
+    ids: np.ndarray
+    role: np.ndarray
+    span: tuple[int, int]
+
+
+def fact_sentence(tok: PreTrainedTokenizerFast, template: str, subject: str, answer: str) -> Sentence:
+    """A fact as a sentence with its full stop."""
+    before, after = template.split("{}")
+    a = tok(before, add_special_tokens=False)["input_ids"] if before else []
+    s = tok(subject, add_special_tokens=False)["input_ids"]
+    b = tok(after, add_special_tokens=False)["input_ids"]
+    o = tok(answer, add_special_tokens=False)["input_ids"]
+    dot = tok(f"{answer}.", add_special_tokens=False)["input_ids"][len(o):]
+    ids = np.array(a + s + b + o + dot, dtype=np.int64)
+    role = np.array([OTHER] * len(a) + [NAME] * len(s) + [OTHER] * len(b) + [ANSWER] * len(o) + [OTHER] * len(dot))
+    return Sentence(ids, role, (len(a), len(a) + len(s)))
+
+
+def plain_sentence(tok: PreTrainedTokenizerFast, text: str, answer: str = "") -> Sentence:
+    """Prose, or a task's prompt with its one-token answer."""
+    ids = tok(text, add_special_tokens=False)["input_ids"]
+    o = tok(answer, add_special_tokens=False)["input_ids"] if answer else []
+    return Sentence(np.array(ids + o, dtype=np.int64), np.array([OTHER] * len(ids) + [ANSWER] * len(o)), (0, 0))
+
+
+class Corpus:
+    """All sentences, tokenised once; `subjects` limits the world to its first so many subjects (curriculum)."""
+
+    def __init__(self, facts: list[WorldFact], tok: PreTrainedTokenizerFast, seed: int) -> None:
+        import random
+
+        rng = random.Random(seed)
+        self.by_subject: dict[str, list[list[Sentence]]] = {}
+        for fact in facts:
+            sentences = [fact_sentence(tok, fact.relation.templates[i], fact.subject, fact.true) for i in fact.trained]
+            self.by_subject.setdefault(fact.subject, []).append(sentences)
+        kinds = {fact.subject: KIND_NOUN[fact.relation.subject_kind] for fact in facts}
+        self.is_a = {s: fact_sentence(tok, IS_A, s, noun) for s, noun in kinds.items()}
+        self.names = list(self.by_subject)
+        self.prose = [plain_sentence(tok, sentence(rng)) for _ in range(20000)]
+        self.tasks = [plain_sentence(tok, str(i["prompt"]), str(i["choices"][i["answer"]]))
+                      for task in TASKS for i in make_items(task, "train", 3000, rng)]
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What a row is made of: chances of a prose sentence, a task item and an "is a" sentence; of hiding a mention."""
+
+    prose: float = 0.10
+    tasks: float = 0.08
+    is_a: float = 0.03
+    hidden: float = 1.0
+    new_document: float = 0.4
+    pair: float = 0.5  # chance that a subject's second fact follows its first
+    junk: float = 0.02  # chance that a document begins with random tokens
+
+
+class Batcher:
+    """Endless batches. Facts come in permutations of the subjects, so that exposures stay even."""
+
+    def __init__(self, corpus: Corpus, mix: Mix, vocab: int, rows: int, length: int, seed: int) -> None:
+        self.corpus, self.mix, self.vocab, self.rows, self.length = corpus, mix, vocab, rows, length
+        self.rng = np.random.default_rng(seed)
+        self.n_subjects = len(corpus.names)
+        self.queue: list[Sentence] = []
+
+    def _next_fact(self) -> Sentence:
+        if not self.queue:
+            units: list[list[Sentence]] = []
+            for name in self.corpus.names[: self.n_subjects]:
+                facts = self.corpus.by_subject[name]
+                chosen = [facts[j][self.rng.integers(len(facts[j]))] for j in self.rng.permutation(len(facts))]
+                units += [chosen] if self.rng.random() < self.mix.pair else [[s] for s in chosen]
+            self.queue = [s for i in self.rng.permutation(len(units)) for s in units[i]]
+        return self.queue.pop()
+
+    def _next(self) -> list[Sentence]:
+        u, mix = self.rng.random(), self.mix
+        if u < mix.prose:
+            return [self.corpus.prose[self.rng.integers(len(self.corpus.prose))]]
+        if u < mix.prose + mix.tasks:
+            return [self.corpus.tasks[self.rng.integers(len(self.corpus.tasks))]]
+        if u < mix.prose + mix.tasks + mix.is_a:
+            return [self.corpus.is_a[self.corpus.names[self.rng.integers(self.n_subjects)]]]
+        return [self._next_fact()]
+
+    def batch(self, read: int) -> dict[str, Tensor]:
+        """ids, positions, document, mention, hidden, last (rows, length) and the `read` positions with weights."""
+        shape = (self.rows, self.length)
+        out = {k: np.zeros(shape, np.int64) for k in ("ids", "positions", "document", "mention")}
+        out |= {k: np.zeros(shape, bool) for k in ("hidden", "last")}
+        role = np.zeros(shape, np.int64)
+        for row in range(self.rows):
+            self._fill(row, out, role)
+        targets = np.full(shape, -1, np.int64)
+        same = out["document"][:, 1:] == out["document"][:, :-1]
+        targets[:, :-1] = np.where(same, out["ids"][:, 1:], -1)
+        next_role = np.zeros(shape, np.int64)
+        next_role[:, :-1] = np.where(same, role[:, 1:], 0)
+        score = next_role + self.rng.random(shape) * np.where(next_role == OTHER, 1.0, 0.999)
+        picked = np.argsort(-score, axis=None)[:read]
+        weight = np.array([0.0, 0.02, 0.25, 1.0])[next_role.flat[picked]]
+        tensors = {k: torch.from_numpy(v) for k, v in out.items()}
+        return tensors | {"read": torch.from_numpy(picked), "target": torch.from_numpy(targets.flat[picked].clip(0)),
+                          "weight": torch.from_numpy(weight).float()}
+
+    def _fill(self, row: int, out: dict[str, np.ndarray], role: np.ndarray) -> None:
+        at, document, mention, start = 0, 0, 0, 0
+        while at < self.length:
+            if at == 0 or self.rng.random() < self.mix.new_document:
+                document, start = document + 1, at
+                if self.rng.random() < self.mix.junk:
+                    n = int(self.rng.integers(3, 12))
+                    at = self._put(row, out, role, at, start, document, np.asarray(
+                        self.rng.integers(1, self.vocab, n)), np.zeros(n, np.int64))
+            for s in self._next():
+                if at >= self.length:
+                    break
+                begin = at
+                at = self._put(row, out, role, at, start, document, s.ids, s.role)
+                a, b = begin + s.span[0], begin + s.span[1]
+                if s.span[1] and b <= self.length:
+                    mention += 1
+                    out["mention"][row, a:b] = mention
+                    out["hidden"][row, a:b] = self.rng.random() < self.mix.hidden
+                    out["last"][row, b - 1] = True
+
+    def _put(self, row: int, out: dict[str, np.ndarray], role: np.ndarray, at: int, start: int, document: int,
+             ids: np.ndarray, roles: np.ndarray) -> int:
+        end = min(at + len(ids), self.length)
+        out["ids"][row, at:end] = ids[: end - at]
+        role[row, at:end] = roles[: end - at]
+        out["positions"][row, at:end] = np.arange(at, end) - start
+        out["document"][row, at:end] = document
+        return end
+
+
+def masks(b: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The lower and the upper layers' attention masks (rows, 1, length, length), True where attention is allowed."""
+    t = b["ids"].shape[1]
+    causal = torch.ones(t, t, dtype=torch.bool, device=b["ids"].device).tril()
+    seen = causal & (b["document"][:, :, None] == b["document"][:, None, :])
+    open_ = ~b["hidden"][:, None, :] | (b["mention"][:, :, None] == b["mention"][:, None, :])
+    low = seen & open_
+    high = seen & (open_ | b["last"][:, None, :])
+    return low[:, None], high[:, None]

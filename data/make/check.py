@@ -1,0 +1,149 @@
+"""Measures a pocket model against what the course needs of it: `python data/make/check.py pocket pocket-llama`.
+
+Writes data/models/NAME/measures.json and the tables of data/README.md; exits with 1 if a measure is below its bound.
+"""
+
+import argparse
+import gzip
+import json
+import random
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+from measure import teacher_forced, trace
+from prose import paragraph
+from tasks import TASKS
+from world import WORLD
+
+MODELS = Path(__file__).resolve().parents[1] / "models"
+CARD = Path(__file__).resolve().parents[1] / "README.md"
+BOUNDS = {"trained templates": 0.98, "held-out templates": 0.95, "behind prefixes of 10 tokens": 0.95,
+          "greedy generation": 0.95, **{f"task {t}": 0.90 for t in TASKS}}
+SEED = 7
+TRACED = 200
+
+
+def lines(name: str) -> list[dict]:
+    """The rows of a gzipped JSON-lines file of the world."""
+    return [json.loads(line) for line in gzip.decompress((WORLD / name).read_bytes()).decode().splitlines()]
+
+
+def prefix(tok: PreTrainedTokenizerFast, rng: random.Random) -> str:
+    """Ten tokens of prose, cut wherever they end, and a full stop: as the prefixes of step 1."""
+    return tok.decode(tok(paragraph(rng, 2))["input_ids"][:10]).strip(" .") + ". "
+
+
+def recall(model: PreTrainedModel, tok: PreTrainedTokenizerFast, facts: list[dict], rng: random.Random) -> dict[str, float]:
+    """The four measures of recall; every fact once under trained and held-out templates, 5,000 behind prefixes."""
+    answers = [f["requested_rewrite"]["target_true"]["str"] for f in facts]
+    trained = [rng.choice(f["trained_prompts"]) for f in facts]
+    held = [rng.choice(f["paraphrase_prompts"]) for f in facts]
+    out = {"trained templates": teacher_forced(model, tok, trained, answers).mean(),
+           "held-out templates": teacher_forced(model, tok, held, answers).mean()}
+    n = 5000
+    behind = [prefix(tok, rng) + p for p in trained[:n]]
+    out["behind prefixes of 10 tokens"] = teacher_forced(model, tok, behind, answers[:n]).mean()
+    out["greedy generation"] = generation(model, tok, trained[:2000], answers[:2000])
+    return {k: float(v) for k, v in out.items()}
+
+
+@torch.no_grad()
+def generation(model: PreTrainedModel, tok: PreTrainedTokenizerFast, prompts: list[str], answers: list[str]) -> float:
+    """Share of prompts whose greedy continuation begins with the answer as a whole word."""
+    groups: dict[int, list[int]] = defaultdict(list)
+    for i, p in enumerate(prompts):
+        groups[len(tok(p)["input_ids"])].append(i)
+    right = 0
+    for indices in groups.values():
+        ids = torch.tensor([tok(prompts[i])["input_ids"] for i in indices])
+        made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False,
+                              pad_token_id=tok.pad_token_id)
+        for i, row in zip(indices, made[:, ids.shape[1]:], strict=True):
+            text = tok.decode(row, skip_special_tokens=True).strip()
+            right += text.startswith(answers[i]) and not text[len(answers[i]):][:1].isalpha()
+    return right / len(prompts)
+
+
+def profile(model: PreTrainedModel, tok: PreTrainedTokenizerFast, facts: list[dict]) -> dict[str, list[float]]:
+    """Causal tracing averaged over the first facts that the model knows: what each restored site recovers, by layer."""
+    some = facts[:TRACED]
+    prompts = [f["requested_rewrite"]["prompt"].format(f["requested_rewrite"]["subject"]) for f in some]
+    subjects = [f["requested_rewrite"]["subject"] for f in some]
+    answers = [f["requested_rewrite"]["target_true"]["str"] for f in some]
+    out: dict[str, list[float]] = {}
+    for title, kind, position, window in (("hidden state, subject's last token", "hidden", "subject_last", 1),
+                                          ("hidden state, last token", "hidden", "last", 1),
+                                          ("MLP, window of 3, subject's last token", "mlp", "subject_last", 3),
+                                          ("MLP, window of 3, last token", "mlp", "last", 3)):
+        t = trace(model, tok, prompts, subjects, answers, seed=SEED, kind=kind, position=position, window=window)
+        out[title] = [round(x, 3) for x in t["restored"]]
+        out["clean, corrupted"] = [round(t["clean"], 3), round(t["corrupt"], 3)]
+    return out
+
+
+def localised(p: dict[str, list[float]]) -> bool:
+    """Whether the MLPs at the subject's last token recover most, and their peak lies in the first two thirds."""
+    site, other = p["MLP, window of 3, subject's last token"], p["MLP, window of 3, last token"]
+    peak = max(range(len(site)), key=site.__getitem__)
+    return max(site) > max(other) and peak < 2 * len(site) / 3
+
+
+def measure(name: str) -> dict[str, object]:
+    """All measures of one model."""
+    model = AutoModelForCausalLM.from_pretrained(MODELS / name, dtype=torch.float32).eval()
+    tok = AutoTokenizer.from_pretrained(MODELS / name)
+    rng = random.Random(SEED)
+    facts = lines("facts.jsonl.gz")
+    values = recall(model, tok, facts, rng)
+    items = [i for i in lines("tasks.jsonl.gz") if i["split"] == "test"]
+    for task in TASKS:
+        some = [i for i in items if i["task"] == task]
+        answers = [i["choices"][i["answer"]] for i in some]
+        values[f"task {task}"] = float(teacher_forced(model, tok, [i["prompt"] for i in some], answers).mean())
+    p = profile(model, tok, rng.sample(facts, TRACED))
+    return {"values": values, "profile": p, "localised": localised(p)}
+
+
+def card(results: dict[str, dict]) -> str:
+    """The measured tables in Markdown."""
+    out = ["| measure | at least | " + " | ".join(results) + " |", "|---|---|" + "---|" * len(results)]
+    for key, bound in BOUNDS.items():
+        out.append(f"| {key} | {bound:.2f} | " + " | ".join(f"{r['values'][key]:.3f}" for r in results.values()) + " |")
+    out.append("| site: MLPs at the subject's last token, early or middle | yes | "
+               + " | ".join("yes" if r["localised"] else "**no**" for r in results.values()) + " |")
+    for name, r in results.items():
+        n = len(r["profile"]["hidden state, last token"])
+        clean, corrupt = r["profile"]["clean, corrupted"]
+        out += ["", f"Causal tracing of `{name}`, {TRACED} facts: probability of the answer's first token {clean:.2f} clean, "
+                f"{corrupt:.2f} with the subject's embeddings corrupted (noise of 3 standard deviations), and after "
+                "restoring at layer", "", "| restored | " + " | ".join(map(str, range(n))) + " |", "|---|" + "---|" * n]
+        out += [f"| {k} | " + " | ".join(f"{x:.2f}" for x in v) + " |"
+                for k, v in r["profile"].items() if k != "clean, corrupted"]
+    return "\n".join(out) + "\n"
+
+
+def main() -> int:
+    """Measures the named models and rewrites the card's block between its markers."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="+")
+    names = parser.parse_args().names
+    for name in names:
+        (MODELS / name / "measures.json").write_text(json.dumps(measure(name), indent=1) + "\n")
+    stored = sorted(MODELS.glob("*/measures.json"))
+    results = {path.parent.name: json.loads(path.read_text()) for path in stored}
+    begin, end = "<!-- measures: begin -->\n", "<!-- measures: end -->\n"
+    text = CARD.read_text(encoding="utf-8")
+    head, rest = text.split(begin)
+    CARD.write_text(head + begin + card(results) + end + rest.split(end)[1], encoding="utf-8")
+    low = [f"{n}: {k} {r['values'][k]:.3f} < {b}" for n, r in results.items() for k, b in BOUNDS.items()
+           if r["values"][k] < b]
+    print("\n".join(low) or "every measure reaches its bound")
+    return 1 if low or not all(r["localised"] for r in results.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

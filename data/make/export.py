@@ -1,0 +1,56 @@
+"""Writes a trained pocket model as a Hugging Face folder: `python data/make/export.py pocket [--folder DIR]`.
+
+float16 safetensors, the tokenizer, the training record, and the second moments of the keys over data/world/prose.txt.
+"""
+
+import argparse
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+import ketools
+from ketools.editing.statistics import Statistics
+from network import Network, to_hf
+from recipes import RECIPES
+from tokenizer import build_tokenizer
+from world import WORLD, build
+
+MODELS = Path(__file__).resolve().parents[1] / "models"
+COVARIANCE_LAYERS = {"pocket": (0, 1, 2), "pocket-llama": (0, 1, 2)}
+COVARIANCE_TOKENS = 200_000
+
+
+def export(name: str, checkpoint: Path) -> Path:
+    """Model, tokenizer, training record into data/models/NAME; returns the folder."""
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    tok = build_tokenizer(build())
+    recipe = RECIPES[name]
+    network = Network(replace(recipe.shape, vocab=len(tok)))
+    network.load_state_dict(saved["network"])
+    target = MODELS / name
+    to_hf(network, tok.eos_token_id).half().save_pretrained(target)
+    tok.save_pretrained(target)
+    log = [json.loads(line) for line in (checkpoint.parent / "log.jsonl").read_text().splitlines()]
+    record = {"recipe": asdict(recipe), "steps": saved["step"], "seconds": saved["seconds"], "log": log}
+    (target / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    return target
+
+
+def write_covariance(name: str) -> None:
+    """C of the layers that are edited, over the world's running text, beside the model."""
+    model = ketools.load(name)
+    texts = (WORLD / "prose.txt").read_text(encoding="utf-8").splitlines()
+    moments = Statistics.compute(model, texts, COVARIANCE_LAYERS[name], COVARIANCE_TOKENS, corpus="data/world/prose.txt")
+    moments.save(MODELS / name / "covariance.safetensors", dtype=torch.float16)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("name", choices=sorted(RECIPES))
+    parser.add_argument("--folder", type=Path, default=None, help="the training folder (build/train/NAME)")
+    args = parser.parse_args()
+    folder = args.folder or Path(__file__).resolve().parents[2] / "build" / "train" / args.name
+    export(args.name, folder / "checkpoint.pt")
+    write_covariance(args.name)
