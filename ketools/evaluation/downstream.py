@@ -15,7 +15,8 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch.nn.functional import cross_entropy
 
 from ketools.errors import KetoolsError
-from ketools.evaluation.scoring import batches, choice_logits
+from ketools.evaluation.packing import batches
+from ketools.evaluation.scoring import choice_logprobs
 from ketools.model import EditableModel
 from ketools.paths import data_root
 from ketools.prompts import pad_right
@@ -101,8 +102,8 @@ def downstream(
         KetoolsError: two choices of an item begin with the same token.
     """
     items = sample_tasks(load_tasks() if tasks is None else tasks, n_per_task, seed)
-    logits = choice_logits(model, list(items["prompt"]), [tuple(choices) for choices in items["choices"]])
-    picked = [int(np.argmax(np.nan_to_num(row, nan=-np.inf))) for row in logits]
+    scores = choice_logprobs(model, list(items["prompt"]), [tuple(choices) for choices in items["choices"]])
+    picked = [int(np.argmax(np.nan_to_num(row, nan=-np.inf))) for row in scores]
     items = items.assign(
         gold=[choices[answer] for choices, answer in zip(items["choices"], items["answer"], strict=True)],
         said=[choices[k] for choices, k in zip(items["choices"], picked, strict=True)],

@@ -1,15 +1,15 @@
-"""(prompt, target) pairs -> probabilities; equal prompts are read once, the head only where something is read."""
+"""(prompt, target) pairs -> probabilities."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from ketools.errors import KetoolsError
+from ketools.evaluation.packing import row_scores
 from ketools.model import EditableModel
-from ketools.prompts import make_rows, pad_right, target_logprobs
+from ketools.prompts import Row, make_rows
 
 Pair = tuple[str, str]
 
@@ -31,14 +31,15 @@ def score_pairs(model: EditableModel, pairs: Sequence[Pair]) -> tuple[np.ndarray
     if not pairs:
         return np.zeros(0), np.zeros(0, dtype=bool)
     place = {pair: i for i, pair in enumerate(dict.fromkeys(pairs))}
-    logprob, argmax = target_logprobs(model, [prompt for prompt, _ in place], [target for _, target in place])
+    rows = make_rows(model, [prompt for prompt, _ in place], [target for _, target in place])
+    logprob, hit = row_scores(model, rows)
+    p = np.exp(logprob / [len(row.target_ids) for row in rows])
     back = np.array([place[pair] for pair in pairs])
-    p = np.exp(logprob)
-    return np.nan_to_num(p, nan=0.0)[back], (argmax & ~np.isnan(p))[back]
+    return np.nan_to_num(p, nan=0.0)[back], (hit & ~np.isnan(p))[back]
 
 
-def choice_logits(model: EditableModel, prompts: Sequence[str], choices: Sequence[Sequence[str]]) -> list[np.ndarray]:
-    """Logit of each choice's first token right after its prompt.
+def choice_logprobs(model: EditableModel, prompts: Sequence[str], choices: Sequence[Sequence[str]]) -> list[np.ndarray]:
+    """Log-probability of each choice's first token right after its prompt; ordered as the logits are.
 
     Args:
         model: the model as it stands.
@@ -46,47 +47,28 @@ def choice_logits(model: EditableModel, prompts: Sequence[str], choices: Sequenc
         choices: for each prompt its choices, with or without their leading space.
 
     Returns:
-        n arrays float32, one entry per choice.
+        n arrays float64 (nats), one entry per choice.
 
     Raises:
         KetoolsError: two choices of a prompt begin with the same token.
     """
-    asked = [(i, choice) for i, options in enumerate(choices) for choice in options]
-    rows = make_rows(model, [prompts[i] for i, _ in asked], [choice.strip() for _, choice in asked])
-    first: list[list[int]] = [[] for _ in prompts]
-    texts: list[tuple[int, ...]] = [()] * len(prompts)
-    for (i, choice), row in zip(asked, rows, strict=True):
-        if row.target_ids[0] in first[i]:
+    asked = [(prompt, choice.strip()) for prompt, options in zip(prompts, choices, strict=True) for choice in options]
+    rows = [_first(row) for row in make_rows(model, [p for p, _ in asked], [c for _, c in asked])]
+    logprob, _ = row_scores(model, rows)
+    found, start = [], 0
+    for prompt, options in zip(prompts, choices, strict=True):
+        end = start + len(options)
+        if len({row.target_ids for row in rows[start:end]}) < len(options):
             raise KetoolsError(
-                f"prompt {prompts[i]!r}: choice {choice!r} begins with the same token as another of {list(choices[i])}; "
+                f"prompt {prompt!r}: two of the choices {list(options)} begin with the same token; "
                 "expected choices that differ from their first token on"
             )
-        first[i].append(row.target_ids[0])
-        texts[i] = row.ids[: row.target_positions[0] + 1]
-    found: list[np.ndarray] = [np.zeros(0)] * len(prompts)
-    for batch in batches(texts):
-        logits = _last_logits(model, [texts[i] for i in batch])
-        for row, i in zip(logits, batch, strict=True):
-            found[i] = row[first[i]].numpy()
+        found.append(logprob[start:end])
+        start = end
     return found
 
 
-@torch.inference_mode()
-def _last_logits(model: EditableModel, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Logits (rows, vocabulary) after the last token of each row, float32 on the CPU."""
-    ids, mask = pad_right(rows, model.device)
-    states = model.body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    last = mask.sum(-1) - 1
-    return model.logits(states[torch.arange(len(rows), device=ids.device), last]).float().cpu()
-
-
-def batches(rows: Sequence[Sequence[int]], tokens: int = 8192) -> Iterator[list[int]]:
-    """Indices of rows, shortest first, in batches of at most `tokens` tokens when padded (one row at least)."""
-    batch: list[int] = []
-    for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
-        if batch and len(rows[i]) * (len(batch) + 1) > tokens:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
+def _first(row: Row) -> Row:
+    """The row with the first token of its target alone."""
+    at = row.target_positions[0]
+    return Row(row.ids[: at + 1], row.subject_last, (at,), row.target_ids[:1])

@@ -13,7 +13,7 @@ from sklearn.metrics import f1_score
 from ketools import KetoolsError
 from ketools.evaluation.downstream import downstream, load_heldout, load_tasks, perplexity, sample_tasks
 from ketools.evaluation.overfitting import edited_probability, natural_probability, overfit
-from ketools.evaluation.scoring import choice_logits, score_pairs
+from ketools.evaluation.scoring import choice_logprobs, score_pairs
 
 
 def items(n: int = 12) -> pd.DataFrame:
@@ -27,21 +27,21 @@ def items(n: int = 12) -> pd.DataFrame:
 
 def test_choice_is_the_largest_first_token_logit(tiny_gpt2):
     tasks = items()
-    got = choice_logits(tiny_gpt2, list(tasks["prompt"]), list(tasks["choices"]))
+    got = choice_logprobs(tiny_gpt2, list(tasks["prompt"]), list(tasks["choices"]))
     for row, prompt in zip(got, tasks["prompt"], strict=True):
         ids = torch.tensor([tiny_gpt2.tokenizer(prompt)["input_ids"]])
         with torch.no_grad():
             logits = tiny_gpt2.model(input_ids=ids).logits[0, -1]
         first = [tiny_gpt2.tokenizer(choice)["input_ids"][0] for choice in (" good", " bad")]
-        np.testing.assert_allclose(row, logits[first].numpy(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(row, logits.log_softmax(-1)[first].numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_downstream_is_scikit_learn_on_the_choices(tiny_gpt2):
     tasks = items()
     found = downstream(tiny_gpt2, tasks, n_per_task=None).set_index("task")
-    logits = choice_logits(tiny_gpt2, list(tasks["prompt"]), list(tasks["choices"]))
+    scores = choice_logprobs(tiny_gpt2, list(tasks["prompt"]), list(tasks["choices"]))
     for task, rows in tasks.groupby("task"):
-        said = [int(logits[i].argmax()) for i in rows.index]
+        said = [int(scores[i].argmax()) for i in rows.index]
         assert found.loc[task, "accuracy"] == pytest.approx(np.mean(np.array(said) == rows["answer"]))
         assert found.loc[task, "f1"] == pytest.approx(f1_score(rows["answer"], said, average="weighted"))
     assert list(found["n"]) == [12, 12]
@@ -49,7 +49,7 @@ def test_downstream_is_scikit_learn_on_the_choices(tiny_gpt2):
 
 def test_downstream_can_be_all_right_and_all_wrong(tiny_gpt2):
     tasks = items()
-    said = [int(row.argmax()) for row in choice_logits(tiny_gpt2, list(tasks["prompt"]), list(tasks["choices"]))]
+    said = [int(row.argmax()) for row in choice_logprobs(tiny_gpt2, list(tasks["prompt"]), list(tasks["choices"]))]
     right = downstream(tiny_gpt2, tasks.assign(answer=said), n_per_task=None)
     wrong = downstream(tiny_gpt2, tasks.assign(answer=[1 - k for k in said]), n_per_task=None)
     assert (right[["accuracy", "f1"]] == 1.0).all(axis=None)
@@ -64,7 +64,7 @@ def test_shuffled_choices_keep_their_classes(tiny_gpt2):
 
 def test_choices_with_one_first_token_are_refused(tiny_gpt2):
     with pytest.raises(KetoolsError, match="same token"):
-        choice_logits(tiny_gpt2, ["the fox was"], [[" good", "good"]])
+        choice_logprobs(tiny_gpt2, ["the fox was"], [[" good", "good"]])
 
 
 def test_the_same_seed_draws_the_same_items():
@@ -145,8 +145,8 @@ def test_heldout_text(tmp_path):
         load_heldout(tmp_path / "none.txt")
 
 
-def test_overfitting(tiny_gpt2, tiny_facts):
-    facts = tiny_facts[:6]
+def test_overfitting(tiny_gpt2, facts):
+    facts = facts[:6]
     p, _ = score_pairs(tiny_gpt2, [(one.text, one.target_new) for one in facts])
     assert edited_probability(tiny_gpt2, facts) == pytest.approx(p.mean())
     p, hit = score_pairs(tiny_gpt2, [(one.text, one.target_true) for one in facts])

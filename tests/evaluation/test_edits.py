@@ -117,8 +117,8 @@ def plain(model, prompt: str, target: str) -> tuple[float, bool]:
     return float(logprob.mean().exp()), bool((logits.argmax(-1) == torch.tensor(goal)).all())
 
 
-def test_equals_a_plain_loop(tiny_gpt2, tiny_facts):
-    facts = tiny_facts[:8]
+def test_equals_a_plain_loop(tiny_gpt2, facts):
+    facts = facts[:8]
     frame = evaluate(tiny_gpt2, facts)
     assert list(frame["id"]) == facts.ids
     for row, one in zip(frame.to_dict("records"), facts, strict=True):
@@ -134,8 +134,8 @@ def test_equals_a_plain_loop(tiny_gpt2, tiny_facts):
             assert row[f"{kind}_magnitude"] == pytest.approx(np.mean(margin), rel=1e-4, abs=1e-9)
 
 
-def test_recall_asks_for_the_true_object(tiny_gpt2, tiny_facts):
-    facts = tiny_facts[:5]
+def test_recall_asks_for_the_true_object(tiny_gpt2, facts):
+    facts = facts[:5]
     frame = recall(tiny_gpt2, facts, prompts="prompt")
     expected = [plain(tiny_gpt2, one.text, one.target_true) for one in facts]
     np.testing.assert_allclose(frame["p_true"], [p for p, _ in expected], rtol=1e-5)
@@ -143,15 +143,17 @@ def test_recall_asks_for_the_true_object(tiny_gpt2, tiny_facts):
     assert (frame["n"] == 1).all()
 
 
-def test_recall_can_succeed(tiny_gpt2, tiny_facts):
-    one = tiny_facts[0]
+def test_recall_can_succeed(tiny_gpt2, facts):
+    one = facts[0]
     best = next(
         t for t in (f" {w}" for w in "abcdefghijklmnop") if len(tiny_gpt2.tokenizer(t)["input_ids"]) == 1
     ).strip()
     with torch.no_grad():  # a head that always says this token
         token = tiny_gpt2.tokenizer(f" {best}")["input_ids"][0]
         tiny_gpt2.final_norm.weight.zero_()
-        tiny_gpt2.final_norm.bias.copy_(10 * tiny_gpt2.head.weight[token])
+        tiny_gpt2.final_norm.bias.zero_()[0] = 50.0
+        tiny_gpt2.head.weight[:, 0] = 0.0
+        tiny_gpt2.head.weight[token, 0] = 1.0
     told = Fact(one.id, one.relation, one.prompt, one.subject, best, one.target_new, one.paraphrases)
     frame = recall(tiny_gpt2, [told], prompts="paraphrases")
     assert frame["accuracy"].item() == 1.0
@@ -166,8 +168,8 @@ def test_recall_falls_back_on_the_edit_prompt_and_refuses_unknown_prompts(known)
         recall(KNOWN, [bare], prompts="all")
 
 
-def test_a_collapsed_model_gets_no_credit(tiny_gpt2, tiny_facts):
+def test_a_collapsed_model_gets_no_credit(tiny_gpt2, facts):
     tiny_gpt2.weight(1).fill_(float("nan"))
-    frame = evaluate(tiny_gpt2, tiny_facts[:3])
+    frame = evaluate(tiny_gpt2, facts[:3])
     measured = frame.drop(columns=["id", "relation", "subject"])
     assert (measured == 0.0).all(axis=None)

@@ -1,0 +1,157 @@
+"""Reading many texts that begin alike: each shared beginning goes through the model once.
+
+A thousand facts with their paraphrases, ten neighbours and two targets each are some 26,000 texts, but they are made
+of few templates: as a tree of tokens they have about half as many. The tree is laid out depth first in rows of
+`WIDTH` tokens; a mask lets each token see its ancestors only, and its position is its depth. So the model computes
+for every token what it computes in the plain text, to rounding.
+
+Architectures for which this is tested pack; all others read each text by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ketools.model import EditableModel
+from ketools.prompts import Row, pad_right
+
+WIDTH = 128  # tokens of a packed row; wide enough that repeating a beginning in the next row costs little
+TOKENS = 8192  # of a forward pass: enough to fill the cores, little memory
+LOGITS = 2**24  # entries of one block of logits: 64 MiB in float32
+TREES = ("gpt2", "llama")  # positions are given as ids, masks reach all layers alike
+Place = tuple[int, int]  # (sequence, token in it)
+
+
+@dataclass
+class Sequences:
+    """What goes through the model, and where each row's predictions are read."""
+
+    tokens: list[list[int]] = field(default_factory=list)
+    parents: list[list[int]] | None = None  # parent of each token in its sequence, -1 at a beginning; None: plain texts
+    reads: list[list[Place]] = field(default_factory=list)
+
+
+def row_scores(model: EditableModel, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probability of each row's target, and whether all its tokens are the argmax.
+
+    Returns:
+        logprob: float64 (rows,), nats, the sum over the target's tokens; NaN where the model's output is.
+        hit: bool (rows,).
+    """
+    layout = packed(rows) if packs(model) else plain(rows)
+    logprob, hit = np.zeros(len(rows)), np.ones(len(rows), dtype=bool)
+    wanted: dict[int, list[tuple[int, int, int]]] = {}  # sequence -> (token in it, row, target token)
+    for i, (row, places) in enumerate(zip(rows, layout.reads, strict=True)):
+        for (s, t), target in zip(places, row.target_ids, strict=True):
+            wanted.setdefault(s, []).append((t, i, target))
+    for batch in batches(layout.tokens, TOKENS):
+        states = _states(model, layout, batch)
+        reads = [(b, *read) for b, s in enumerate(batch) for read in wanted.get(s, ())]
+        for owner, value, best in _read(model, states, reads):
+            np.add.at(logprob, owner, value)
+            np.logical_and.at(hit, owner, best)
+    return logprob, hit
+
+
+def packs(model: EditableModel) -> bool:
+    """Can this model read trees: a tested architecture, with an attention that takes any mask."""
+    config = model.model.config
+    return config.model_type in TREES and getattr(config, "_attn_implementation", None) in ("sdpa", "eager")
+
+
+def plain(rows: Sequence[Row]) -> Sequences:
+    """Each distinct text by itself."""
+    place = {text: s for s, text in enumerate(dict.fromkeys(row.ids for row in rows))}
+    reads = [[(place[row.ids], position) for position in row.target_positions] for row in rows]
+    return Sequences([list(text) for text in place], None, reads)
+
+
+def packed(rows: Sequence[Row], width: int = WIDTH) -> Sequences:
+    """The tree of all texts, depth first, in sequences of at most `width` tokens (or the longest text)."""
+    out = Sequences([[]], [[]], [[] for _ in rows])
+    width = max(width, *(len(row.ids) for row in rows))
+    path: list[int] = []  # places in the open sequence of the tokens of the last text
+    before: tuple[int, ...] = ()
+    for i in sorted(range(len(rows)), key=lambda i: rows[i].ids):
+        ids = rows[i].ids
+        shared = _shared(before, ids)
+        if len(out.tokens[-1]) + len(ids) - shared > width:
+            out.tokens.append([])
+            out.parents.append([])
+            shared = 0
+        tokens, parents = out.tokens[-1], out.parents[-1]
+        del path[shared:]
+        for token in ids[shared:]:
+            parents.append(path[-1] if path else -1)
+            path.append(len(tokens))
+            tokens.append(token)
+        out.reads[i] = [(len(out.tokens) - 1, path[position]) for position in rows[i].target_positions]
+        before = ids
+    return out
+
+
+def _shared(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the common beginning."""
+    for n, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return n
+    return min(len(a), len(b))
+
+
+@torch.inference_mode()
+def _states(model: EditableModel, layout: Sequences, batch: Sequence[int]) -> torch.Tensor:
+    """Final states (sequences, tokens, d_model) behind the last norm."""
+    ids, mask = pad_right([layout.tokens[s] for s in batch], model.device)
+    if layout.parents is None:
+        return model.body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    seen = np.zeros((len(batch), ids.shape[1], ids.shape[1]), dtype=bool)
+    seen[:, np.arange(ids.shape[1]), np.arange(ids.shape[1])] = True  # padding sees itself: no empty softmax
+    for b, s in enumerate(batch):
+        for t, parent in enumerate(layout.parents[s]):
+            if parent >= 0:
+                seen[b, t] |= seen[b, parent]
+    depth = torch.from_numpy(seen.sum(-1) - 1).to(ids.device)
+    hidden = torch.zeros(seen.shape, dtype=model.dtype).masked_fill_(
+        torch.from_numpy(~seen), torch.finfo(model.dtype).min
+    )
+    return model.body(
+        input_ids=ids, attention_mask=hidden[:, None].to(ids.device), position_ids=depth, use_cache=False
+    ).last_hidden_state
+
+
+@torch.inference_mode()
+def _read(
+    model: EditableModel, states: torch.Tensor, reads: Sequence[tuple[int, int, int, int]]
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(row, log-probability, is argmax) of target tokens; reads: (sequence, token in it, row, target token)."""
+    places = {place: n for n, place in enumerate(dict.fromkeys(read[:2] for read in reads))}
+    if not places:
+        return
+    at = np.array([places[read[:2]] for read in reads])
+    owner, token = np.array([read[2] for read in reads]), np.array([read[3] for read in reads])
+    b, t = torch.tensor(list(places), device=states.device).T
+    step = max(1, LOGITS // model.model.config.vocab_size)
+    for start in range(0, len(places), step):
+        logits = model.logits(states[b[start : start + step], t[start : start + step]]).float()
+        here = np.flatnonzero((at >= start) & (at < start + step))
+        n, target = (torch.from_numpy(x).to(logits.device) for x in (at[here] - start, token[here]))
+        value = logits[n, target]
+        best = value >= logits.amax(-1)[n]
+        value = value - logits.logsumexp(-1)[n]
+        yield owner[here], value.double().cpu().numpy(), best.cpu().numpy()
+
+
+def batches(rows: Sequence[Sequence[int]], tokens: int = TOKENS) -> Iterator[list[int]]:
+    """Indices of rows, shortest first, in batches of at most `tokens` tokens when padded (one row at least)."""
+    batch: list[int] = []
+    for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
+        if batch and len(rows[i]) * (len(batch) + 1) > tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
