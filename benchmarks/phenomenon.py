@@ -1,0 +1,140 @@
+"""The phenomenon, measured: what sequential edits do to a pocket model, by method, over several seeds.
+
+    python benchmarks/phenomenon.py --out build/phenomenon
+
+Runs the demo for each seed (a seed that is done is not run again; one that was stopped goes on), then writes
+phenomenon.md (mean and range over the seeds) and phenomenon.json (every figure of every seed, with provenance).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ketools.errors import KetoolsError
+from ketools.files import write_atomic
+from ketools.model import load
+from ketools.runs.demo import METHODS, demo
+
+ROWS = (
+    ("Frobenius norm of the most grown edited matrix / original", "norm_ratio", "times"),
+    ("still growing over the last quarter (seeds)", "norm_still_growing", "count"),
+    ("largest ratio of an unedited matrix", "norm_ratio_unedited", "times"),
+    ("unedited facts still right (of those right before)", "unedited_kept", "percent"),
+    ("and falling at the end (seeds)", "unedited_falling", "count"),
+    ("other facts of edited subjects still right", "same_subject_kept", "percent"),
+    ("downstream mean F1, relative to before", "downstream_kept", "percent"),
+    ("perplexity, relative to before", "perplexity_ratio", "times"),
+    ("efficacy (ES) of all edits, at the end", "efficacy", "percent"),
+    ("efficacy at edit time", "efficacy_at_edit", "percent"),
+    ("paraphrase success (PS), at the end", "paraphrase", "percent"),
+    ("neighbourhood success (NS), at the end", "neighbourhood", "percent"),
+    ("score S, at the end", "score", "percent"),
+    ("mean probability of edited facts", "p_edited", "probability"),
+    ("mean probability of natural facts, before", "p_natural", "probability"),
+    ("optimisation steps per fact", "steps_mean", "number"),
+    ("seconds per edit", "seconds_per_edit", "seconds"),
+)
+
+
+def cell(values: Sequence[float | bool | None], kind: str) -> str:
+    """Mean and range over the seeds as a table's cell; "-" where nothing was measured."""
+    known = [float(v) for v in values if v is not None]
+    if not known:
+        return "-"
+    if kind == "count":
+        return f"{sum(known):.0f} of {len(known)}"
+    form = {"times": "{:.2f}", "percent": "{:.1%}", "probability": "{:.3f}", "number": "{:.1f}", "seconds": "{:.3f}"}[
+        kind
+    ]
+    mean, low, high = (form.format(x) for x in (np.mean(known), min(known), max(known)))
+    return f"{mean} ({low} to {high})" if len(known) > 1 else mean
+
+
+def table(results: Sequence[dict[str, Any]], methods: Sequence[str]) -> str:
+    """The table as markdown: a row per measure, a column per method."""
+    lines = ["| measure | " + " | ".join(methods) + " |", "|---" * (len(methods) + 1) + "|"]
+    for title, key, kind in ROWS:
+        cells = [cell([result["methods"][name].get(key) for result in results], kind) for name in methods]
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def one_seed(seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """The demo's result for one seed: read if it is there, else run."""
+    out = Path(options.out) / f"{options.name}-seed-{seed}"
+    stored = out / "demo.json"
+    if stored.is_file():
+        result = json.loads(stored.read_text(encoding="utf-8"))
+        same = result["provenance"]["edits"] == options.edits and result["provenance"]["batch"] == options.batch
+        if same and set(options.methods) <= set(result["methods"]):
+            return result
+    result = demo(
+        options.methods,
+        options.loaded(),
+        options.edits,
+        seed,
+        out,
+        batch=options.batch,
+        report=False,
+        progress=not options.quiet,
+    )
+    return {name: part for name, part in result.items() if name != "records"}
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=lambda s: [int(x) for x in s.split(",")], default=[0, 1, 2, 3, 4], help="0,1,2")
+    parser.add_argument("--methods", type=lambda s: s.split(","), default=list(METHODS), help="memit,encore")
+    parser.add_argument("--model", default="pocket")
+    parser.add_argument("--edits", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=50)
+    parser.add_argument("--out", default="build/phenomenon")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    options = parser.parse_args(words)
+    options.name = Path(options.model).name
+    return options
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run what is missing, write the table; returns the exit code."""
+    options = parse(words)
+    held: list[Any] = []  # the model is loaded once, and only if a seed has to be run
+
+    def loaded() -> Any:
+        if not held:
+            held.append(load(options.model))
+        return held[0]
+
+    options.loaded = loaded
+    try:
+        results = [one_seed(seed, options) for seed in options.seeds]
+    except KetoolsError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except KeyboardInterrupt as stop:
+        sys.stderr.write(f"{stop}\n")
+        return 130
+    about = results[0]["provenance"]
+    title = (
+        f"{options.model}: {options.edits:,} sequential edits in batches of {options.batch}, "
+        f"seeds {', '.join(map(str, options.seeds))}; mean (range)"
+    )
+    text = f"{title}\n\n{table(results, options.methods)}\n\nModel {about['model']['fingerprint'][:12]}, {about['versions']}\n"
+    out = Path(options.out)
+    write_atomic(out / f"{options.name}.md", text)
+    by_seed = {str(seed): result for seed, result in zip(options.seeds, results, strict=True)}
+    write_atomic(out / f"{options.name}.json", json.dumps({"seeds": by_seed}, indent=1) + "\n")
+    sys.stdout.write(text)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,74 @@
+"""Where a result comes from: versions, machine, method, model, commit."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ketools
+from ketools.model import EditableModel
+
+PACKAGES = ("torch", "transformers", "numpy", "pandas", "scikit-learn")
+
+
+def plain(value: object) -> Any:  # noqa: ANN401 - what json.dumps takes
+    """A value as JSON can hold it; a dataclass becomes {"type": its name, fields...}, so that MPES and FixedSteps differ."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": type(value).__name__, **fields}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | type(None)) else str(value)
+
+
+def provenance(model: EditableModel, seed: int, method: object | None = None) -> dict[str, Any]:
+    """Versions, machine, seed, method with its settings, model with its fingerprint, commit, time (UTC)."""
+    about = {
+        "model": {"name": model.name, "fingerprint": model.fingerprint, "architecture": model.anatomy.architecture},
+        "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "seed": seed,
+        "versions": versions(),
+        "git": git_commit(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return about | ({"method": plain(method)} if method is not None else {})
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, ketools and the packages that decide the numbers."""
+    found = {"python": platform.python_version(), "ketools": ketools.__version__}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def git_commit() -> dict[str, Any] | None:
+    """{"commit", "changed"} of the checkout that the package lies in; None outside one or without git."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=20).stdout
+
+    try:
+        return {
+            "commit": git("rev-parse", "HEAD").strip(),
+            "changed": bool(git("status", "--porcelain", "-uno").strip()),
+        }
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,92 @@
+"""What is compared with before the first edit: drawn rightly, and able to go down."""
+
+import math
+
+import pytest
+import torch
+
+from ketools.evaluation.edits import recall
+from ketools.runs.panel import Panel, Sizes
+from tests.runs.conftest import SIZES, TASKS, TEXTS
+
+
+@pytest.fixture
+def known(facts, monkeypatch):
+    """A model that knows every fact until it is told which to forget."""
+    forgotten = set()
+
+    def told(model, asked, prompts):
+        frame = recall(model, asked, prompts=prompts)
+        right = [fact.id not in forgotten for fact in asked]
+        return frame.assign(accuracy=[float(r) for r in right], p_true=[0.5 if r else 0.1 for r in right])
+
+    monkeypatch.setattr("ketools.runs.panel.recall", told)
+    return forgotten
+
+
+def take(model, facts, todo, **changes):
+    return Panel.take(model, facts, todo, **{"sizes": SIZES, "tasks": TASKS, "texts": TEXTS} | changes)
+
+
+def test_the_panel_has_no_edited_subject_but_other_facts_of_edited_ones(tiny_gpt2, facts, known):
+    todo = facts.sample(8, 0)
+    panel = take(tiny_gpt2, facts, todo, sizes=Sizes(unedited=100, same_subject=100))
+    edited = {fact.subject for fact in todo}
+    assert {fact.subject for fact in panel.unedited} == {fact.subject for fact in facts} - edited
+    assert {fact.subject for fact in panel.same_subject} == edited
+    assert not {fact.id for fact in panel.same_subject} & set(todo.ids)
+    assert panel.p_natural == 0.5
+    assert panel.unedited_right == 1.0
+
+
+def test_only_what_was_right_before_counts(tiny_gpt2, facts, known):
+    todo = facts.sample(8, 0)
+    wrong = take(tiny_gpt2, facts, todo, sizes=Sizes(unedited=100)).unedited[0]
+    known.add(wrong.id)
+    panel = take(tiny_gpt2, facts, todo, sizes=Sizes(unedited=100))
+    assert wrong not in panel.unedited
+    assert panel.unedited_right == pytest.approx(1 - 1 / 24)
+
+
+def test_every_share_can_fall(tiny_gpt2, facts, known):
+    todo = facts.sample(8, 0)
+    panel = take(tiny_gpt2, facts, todo)
+    before = panel.measure(tiny_gpt2, todo, 0.7, [1])
+    assert before["unedited_kept"] == before["same_subject_kept"] == 1.0
+    assert before["p_ratio"] == pytest.approx(0.7 / 0.5)
+    assert before["perplexity_ratio"] == pytest.approx(1.0)
+    known.update(fact.id for fact in panel.unedited[:3])
+    known.update(fact.id for fact in panel.same_subject)
+    tiny_gpt2.weight(1).mul_(20.0)
+    after = panel.measure(tiny_gpt2, todo, 0.7, [1])
+    assert after["unedited_kept"] == pytest.approx(1 - 3 / 12)
+    assert after["same_subject_kept"] == 0.0
+    assert after["perplexity_ratio"] != pytest.approx(1.0, rel=1e-3)
+    assert after["norm_ratio"] == pytest.approx(20.0)
+    assert after["norm_ratio_unedited"] == 1.0
+    assert after["unedited_p"] < before["unedited_p"]
+
+
+def test_same_subject_asks_about_subjects_edited_so_far(tiny_gpt2, facts, known):
+    todo = facts.sample(8, 0)
+    panel = take(tiny_gpt2, facts, todo)
+    known.update(fact.id for fact in panel.same_subject if fact.subject == todo[0].subject)
+    assert panel.measure(tiny_gpt2, todo[:1], 0.5, [1])["same_subject_kept"] == 0.0
+    assert 0.0 < panel.measure(tiny_gpt2, todo, 0.5, [1])["same_subject_kept"] < 1.0
+
+
+def test_downstream_is_relative_to_before(tiny_gpt2, facts, known):
+    panel = take(tiny_gpt2, facts, facts.sample(8, 0))
+    with torch.no_grad():
+        tiny_gpt2.final_norm.weight.zero_()  # the model says the same to everything
+    after = panel.measure(tiny_gpt2, facts.sample(8, 0), 0.5, [1])
+    mean = sum(panel.f1.values()) / 2
+    assert after["downstream_f1"] == pytest.approx((after["f1_a"] + after["f1_b"]) / 2)
+    assert after["downstream_kept"] == pytest.approx(after["downstream_f1"] / mean)
+
+
+def test_nothing_to_measure_is_nan_not_one(tiny_gpt2, facts, known):
+    panel = take(tiny_gpt2, facts, facts, tasks=TASKS[:0], texts=())
+    for row in (panel.measure(tiny_gpt2, facts, 0.5, [1]), panel.measure(tiny_gpt2, [], math.nan, [1])):
+        for name in ("unedited_kept", "same_subject_kept", "downstream_kept", "perplexity_ratio"):
+            assert math.isnan(row[name]), name
