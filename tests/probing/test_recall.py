@@ -1,0 +1,34 @@
+"""Recall agrees with a plain forward pass."""
+
+import pytest
+import torch
+
+from ketools.model import EditableModel
+from ketools.probing.recall import answers, complete, top_tokens
+
+
+@torch.no_grad()
+def _next(model: EditableModel, prompt: str) -> torch.Tensor:
+    ids = model.tokenizer(prompt, return_tensors="pt")["input_ids"]
+    return model.model(ids).logits[0, -1].softmax(-1)
+
+
+def test_top_tokens_are_those_of_the_forward_pass(tiny_gpt2: EditableModel) -> None:
+    frame, plain = top_tokens(tiny_gpt2, "the capital of", 3), _next(tiny_gpt2, "the capital of")
+    assert frame["probability"].tolist() == pytest.approx(plain.topk(3).values.tolist(), rel=1e-5)
+    assert frame["probability"].is_monotonic_decreasing
+
+
+def test_a_one_token_answer_has_the_probability_of_that_token(tiny_gpt2: EditableModel) -> None:
+    best = top_tokens(tiny_gpt2, "the capital of", 1)
+    token = best.loc[0, "token"]
+    ids = tiny_gpt2.tokenizer(f" {token.strip()}", add_special_tokens=False)["input_ids"]
+    frame = answers(tiny_gpt2, ["the capital of"], [token.strip()])
+    if len(ids) == 1 and token.startswith(" "):
+        assert frame.loc[0, "right"]
+        assert frame.loc[0, "probability"] == pytest.approx(best.loc[0, "probability"], rel=1e-4)
+    assert 0 < frame.loc[0, "probability"] <= 1
+
+
+def test_a_completion_begins_with_the_top_token(tiny_gpt2: EditableModel) -> None:
+    assert complete(tiny_gpt2, "the capital of", 4).startswith(top_tokens(tiny_gpt2, "the capital of", 1).loc[0, "token"])
