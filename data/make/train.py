@@ -27,13 +27,14 @@ from world import WorldFact, build
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training: until `steps` in all, with this many subjects, chance of hiding and peak learning rate."""
+    """A stretch of training: until `steps` in all, with this many subjects, chance of hiding, learning rates, rows."""
 
     steps: int
     subjects: int
     hidden: float
     lr: float
     lr_end: float
+    rows: int = 16
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,8 @@ class Recipe:
 
     shape: Shape
     stages: tuple[Stage, ...]
-    rows: int = 16
     length: int = 128
-    read: int = 768
+    read: int = 48  # positions a row whose logits are computed
     seed: int = 0
     weight_decay: float = 0.05
     beta2: float = 0.98
@@ -147,7 +147,7 @@ class Trainer:
         compiled = torch.compile(loss_of)
         while self.step < self.recipe.stages[-1].steps:
             stage, _ = learning_rate(self.recipe, self.step)
-            batcher = Batcher(self.corpus, Mix(hidden=stage.hidden), len(self.tok), self.recipe.rows,
+            batcher = Batcher(self.corpus, Mix(hidden=stage.hidden), len(self.tok), stage.rows,
                               self.recipe.length, seed=self.recipe.seed * 1_000_003 + self.step)
             batcher.n_subjects = stage.subjects
             until, begin, losses = min(stage.steps, self.step + every - self.step % every), time.time(), []
@@ -155,7 +155,7 @@ class Trainer:
                 _, lr = learning_rate(self.recipe, self.step)
                 for group in (g for o in self.optimizers for g in o.param_groups):
                     group["lr"] = lr
-                b = {k: v.to(self.device) for k, v in batcher.batch(self.recipe.read).items()}
+                b = {k: v.to(self.device) for k, v in batcher.batch(self.recipe.read * stage.rows).items()}
                 loss = compiled(b)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
@@ -165,7 +165,7 @@ class Trainer:
                 losses.append(loss.detach())
                 self.step += 1
             self.seconds += time.time() - begin
-            rate = len(losses) * self.recipe.rows * self.recipe.length / (time.time() - begin)
+            rate = len(losses) * stage.rows * self.recipe.length / (time.time() - begin)
             self.log(stage, torch.stack(losses).mean().item(), rate)
             self.save()
 

@@ -6,6 +6,7 @@ import pandas as pd
 import torch
 
 from ketools.evaluation.scoring import score_pairs
+from ketools.facts import Fact
 from ketools.model import EditableModel
 
 
@@ -36,3 +37,20 @@ def complete(model: EditableModel, prompt: str, tokens: int = 8) -> str:
         **ids, max_new_tokens=tokens, do_sample=False, pad_token_id=model.tokenizer.pad_token_id
     )
     return model.tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def surroundings(model: EditableModel, fact: Fact, same_subject: Sequence[Fact] = ()) -> pd.DataFrame:
+    """What `model` says around one fact: its prompt, paraphrases, neighbours, and other facts of its subject.
+
+    One row a prompt. Columns: kind ("prompt", "paraphrase", "neighbour", "same subject"), prompt, true (the answer
+    that was true before any edit: the neighbours share the fact's, other facts have their own), new (the fact's
+    `target_new`), p_true, p_new, says_true, says_new (every token is the most probable one).
+    """
+    asked = [("prompt", fact.text, fact.target_true), *(("paraphrase", p, fact.target_true) for p in fact.paraphrases)]
+    asked += [("neighbour", p, fact.target_true) for p in fact.neighbours]
+    asked += [("same subject", other.text, other.target_true) for other in same_subject if other.id != fact.id]
+    frame = pd.DataFrame(asked, columns=["kind", "prompt", "true"]).assign(new=fact.target_new)
+    for name in ("true", "new"):
+        probability, right = score_pairs(model, list(zip(frame["prompt"], frame[name], strict=True)))
+        frame[f"p_{name}"], frame[f"says_{name}"] = probability, right
+    return frame

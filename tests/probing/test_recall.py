@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from ketools.facts import Fact
 from ketools.model import EditableModel
-from ketools.probing.recall import answers, complete, top_tokens
+from ketools.probing.recall import answers, complete, surroundings, top_tokens
 
 
 @torch.no_grad()
@@ -32,3 +33,13 @@ def test_a_one_token_answer_has_the_probability_of_that_token(tiny_gpt2: Editabl
 
 def test_a_completion_begins_with_the_top_token(tiny_gpt2: EditableModel) -> None:
     assert complete(tiny_gpt2, "the capital of", 4).startswith(top_tokens(tiny_gpt2, "the capital of", 1).loc[0, "token"])
+
+
+def test_surroundings_hold_every_kind_of_prompt_with_its_own_true_answer(tiny_gpt2: EditableModel) -> None:
+    fact = Fact("0", "r", "{} lives in", "Ann", "Rome", "Oslo", paraphrases=("The home of Ann is",), neighbours=("Bob is in",))
+    other = Fact("1", "s", "{} works as a", "Ann", "cook", "smith")
+    frame = surroundings(tiny_gpt2, fact, [fact, other])
+    assert frame["kind"].tolist() == ["prompt", "paraphrase", "neighbour", "same subject"]
+    assert frame["true"].tolist() == ["Rome", "Rome", "Rome", "cook"]
+    assert set(frame["new"]) == {"Oslo"}
+    assert frame.loc[3, "p_true"] == pytest.approx(answers(tiny_gpt2, [other.text], ["cook"]).loc[0, "probability"])
