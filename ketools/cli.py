@@ -96,6 +96,10 @@ def demo(
         _writable(json)
     from ketools.runs import demo as job  # after the checks that need no torch
 
+    if quiet:
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
     result = job.demo(
         methods=chosen, model=model, edits=edits, seed=seed, out=out, batch=batch, checkpoint_every=checkpoint_every,
         facts=facts, progress=not quiet, again=again,
@@ -121,6 +125,7 @@ def report(
     from ketools.runs.store import RunRecord
 
     records = {path.name: RunRecord.load(path) for path in found}
+    records = dict(sorted(records.items(), key=lambda item: str(item[1].provenance.get("started", ""))))
     typer.echo(f"Report: {write_report(records, to or folder / 'report.html')}")
 
 

@@ -148,7 +148,7 @@ def probability(checkpoints: pd.DataFrame) -> go.Figure:
 
     Needs columns method, edits, p_edited, p_natural (before any edit). The overfit of Gupta et al., 2502.01636, table 1.
     """
-    rows = measured(checkpoints, "p_edited", "p_natural")
+    rows = measured(measured(checkpoints, "p_edited"), "p_natural")
     ends, span = findings.last(rows, "p_edited")
     natural = float(rows["p_natural"].mean())
     fig = go.Figure()

@@ -98,6 +98,12 @@ def test_missing_columns_and_values_are_named(name):
         getattr(plots, name)(frame.drop(columns="method"))
 
 
+def test_without_natural_facts_nothing_is_said_about_overfitting():
+    frame = plots.stack(records(), "checkpoints").assign(p_natural=math.nan)
+    with pytest.raises(KetoolsError, match="p_natural was not measured"):
+        plots.probability(frame)
+
+
 def test_methods_differ_by_colour_and_by_dash_and_symbol():
     for methods in (list(records()), [*records(), "sequential-memit"], [f"m{i}" for i in range(6)]):
         looks = list(styles(methods).values())
