@@ -234,7 +234,7 @@ def test_a_real_ctrl_c_in_a_process_of_its_own(tmp_path):
         "from ketools.runs import demo\n"
         "import ketools.cli as cli\n"
         "def slow(**_):\n"
-        "    sys.stdout.write('ready\\n'); sys.stdout.flush(); time.sleep(60)\n"
+        "    sys.stdout.write('ready\\n'); sys.stdout.flush(); time.sleep(600)\n"
         "demo.demo = slow\n"
         "sys.argv = ['ketools', 'demo', '--out', 'my results']\n"
         "cli.main()\n"
@@ -245,7 +245,7 @@ def test_a_real_ctrl_c_in_a_process_of_its_own(tmp_path):
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130
     assert err.strip() == "ketools: stopped; finished batches are kept. To go on: ketools demo --out 'my results'"
     assert out == ""
