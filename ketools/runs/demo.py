@@ -108,15 +108,19 @@ def demo(
                 out=out / name, statistics=statistics, progress=progress, panel=panel,
             )  # fmt: skip
     about = provenance(loaded, seed) | {"edits": edits, "batch": batch, "unedited_right_before": panel.unedited_right}
-    result = {"methods": {name: figures(record) for name, record in records.items()}}
-    result |= {"sentences": sentences(result["methods"], edits), "provenance": about}
-    result["provenance"]["seconds"] = time.perf_counter() - start
-    result["provenance"]["methods"] = {
+    result = _result(records, edits, about | {"seconds": time.perf_counter() - start})
+    _write(out, result, records, report)
+    return result | {"records": records}
+
+
+def _result(records: dict[str, RunRecord], edits: int, about: dict[str, Any]) -> dict[str, Any]:
+    """What demo.json holds."""
+    found = {name: figures(record) for name, record in records.items()}
+    methods = {
         name: record.provenance["method"] | {"settings": record.provenance["settings"]["hyper"]}
         for name, record in records.items()
     }
-    _write(out, result, records, report)
-    return result | {"records": records}
+    return {"methods": found, "sentences": sentences(found, edits), "provenance": about | {"methods": methods}}
 
 
 def _prepare(out: Path, methods: Sequence[str], again: bool) -> None:
@@ -180,5 +184,5 @@ def figures(record: RunRecord) -> dict[str, Any]:
         "edits": len(facts),
         "seconds": seconds,
         "seconds_per_edit": seconds / len(facts),
-        "seconds_evaluation": float(record.checkpoints["seconds"].sum()),
+        "seconds_evaluation": float(record.checkpoints["seconds"].sum() + record.batches["seconds_scoring"].sum()),
     }

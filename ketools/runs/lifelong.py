@@ -24,7 +24,7 @@ from ketools.evaluation.edits import SHORT, evaluate, summary
 from ketools.facts import FactSet
 from ketools.model import EditableModel
 from ketools.norms.weights import frobenius
-from ketools.runs.panel import Panel
+from ketools.runs.panel import Panel, Sizes
 from ketools.runs.provenance import plain, provenance
 from ketools.runs.store import RunRecord, Store
 
@@ -91,6 +91,7 @@ def lifelong(
         "batch": batch,
         "checkpoint_every": checkpoint_every,
         "seed": seed,
+        "sizes": plain(panel.sizes if panel else Sizes()),
     }
     store = Store(Path(out))
     done = store.begin(settings, provenance(model, seed, chosen))
@@ -170,8 +171,10 @@ class _Run:
             raise
 
     def _keep(self, number: int, editor: Editor, edit: Edit, seconds: float) -> None:
+        start = time.perf_counter()
         scores = evaluate(self.model, self._slice(number), neighbours=self.panel.sizes.neighbours)
-        self._add("batches", _batch_row(number, len(self._past(number)), edit, seconds, scores))
+        row = _batch_row(number, len(self._past(number)), edit, seconds, scores)
+        self._add("batches", row.assign(seconds_scoring=time.perf_counter() - start))
         self._add("facts", _fact_rows(number, edit, scores))
         self._norms(number, edit, editor)
         with self.store.writing():
@@ -200,7 +203,9 @@ class _Run:
         changed = {}
         if number:
             sizes = self.panel.sizes
-            scores = evaluate(self.model, past, neighbours=sizes.neighbours_end if last else sizes.neighbours)
+            limit = sizes.neighbours_end if last else sizes.neighbours
+            scores = evaluate(self.model, past, neighbours=limit)
+            row["neighbours"] = max(len(fact.neighbours[:limit]) for fact in past)
             row |= summary(scores)
             at_edit = self._frame("facts")
             row |= {f"at_edit_{SHORT[kind]}": float(at_edit[f"at_edit_{kind}_success"].mean()) for kind in SHORT}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,43 +19,49 @@ def sentences(methods: Mapping[str, Mapping[str, Any]], edits: int) -> list[str]
     Returns:
         Three sentences; each is true of these figures whatever they are, nothing is assumed about which method wins.
     """
-    return [_norm(methods, edits), _model(methods), _edits(methods)]
+    return [_norm(methods, edits), _model(methods), _edits(methods, edits)]
 
 
 def _norm(methods: Mapping[str, Mapping[str, Any]], edits: int) -> str:
     each = [
-        f"{label(name)} to {_times(f['norm_ratio'])} ({'still growing' if f['norm_still_growing'] else 'no longer growing'})"
+        f"{f['norm_ratio']:.2f} times with {label(name)} ({'still' if f['norm_still_growing'] else 'no longer'} growing)"
         for name, f in methods.items()
     ]
-    return f"The norm: {edits:,} edits brought the most changed matrix from 1 with {listed(each)} its original size."
+    return f"The norm: after {edits:,} edits that of the most grown edited matrix is {listed(each)} what it was."
 
 
 def _model(methods: Mapping[str, Mapping[str, Any]]) -> str:
     each = [
-        f"{label(name)} kept {_percent(f['unedited_kept'])} of the unedited facts that it knew"
-        f"{_downstream(f['downstream_kept'])}{', and falling' if f['unedited_falling'] else ''}"
+        f"{_percent(f['unedited_kept'])} with {label(name)}{_brackets(_falling(f), _downstream(f))}"
         for name, f in methods.items()
     ]
-    return f"The model: {listed(each)}."
+    return f"The model: of the facts that it knew and that were not edited, it still has {listed(each)}."
 
 
-def _edits(methods: Mapping[str, Mapping[str, Any]]) -> str:
+def _edits(methods: Mapping[str, Mapping[str, Any]], edits: int) -> str:
     each = [
-        f"with {label(name)} {_percent(f['efficacy'])} hold ({_percent(f['paraphrase'])} in other words), at a mean "
-        f"probability of {f['p_edited']:.2f}"
+        f"{_percent(f['efficacy'])} with {label(name)} "
+        f"({_percent(f['paraphrase'])} in other words, mean probability {f['p_edited']:.2f})"
         for name, f in methods.items()
     ]
     natural = next(iter(methods.values()))["p_natural"]
-    return f"The edits: at the end {listed(each)}; natural facts had {natural:.2f}."
+    compared = "" if math.isnan(natural) else f"; natural facts had a mean probability of {natural:.2f}"
+    return f"The edits: of all {edits:,}, those that hold at the end are {listed(each)}{compared}."
 
 
-def _downstream(kept: float) -> str:
-    return "" if kept != kept else f" and {_percent(kept)} of its downstream score"
+def _falling(figures: Mapping[str, Any]) -> str:
+    return "and falling" if figures["unedited_falling"] else ""
 
 
-def _times(ratio: float) -> str:
-    return f"{ratio:.2f} times"
+def _downstream(figures: Mapping[str, Any]) -> str:
+    kept = figures["downstream_kept"]
+    return "" if math.isnan(kept) else f"downstream score {_percent(kept)} of before"
+
+
+def _brackets(*parts: str) -> str:
+    said = ", ".join(part for part in parts if part)
+    return f" ({said})" if said else ""
 
 
 def _percent(share: float) -> str:
-    return "an unknown share" if share != share else f"{100 * share:.1f}%"
+    return "an unknown share" if math.isnan(share) else f"{100 * share:.1f}%"

@@ -33,7 +33,8 @@ FRAMES = ("batches", "norms", "facts", "checkpoints")
 class RunRecord:
     """A lifelong run, measured.
 
-    batches: a row per batch: batch (1..), edits (so far), facts (in it), seconds, seconds_targets .. seconds_write,
+    batches: a row per batch: batch (1..), edits (so far), facts (in it), seconds (editing), seconds_targets ..
+        seconds_write, seconds_scoring (at edit time),
         steps_mean, steps_max, p_target_mean (when the target computation stopped), at_edit_ES .. at_edit_S and
         at_edit_p_new (the batch's facts right after the batch).
     norms: a row per batch (0: before any edit) and layer: batch, edits, layer, matrix, edited, norm, ratio (to before
@@ -41,7 +42,7 @@ class RunRecord:
     facts: a row per edited fact: id, batch, relation, subject, steps, p_target, at_edit_* and, once the run is
         complete, end_*: the columns of `ketools.evaluation.edits.evaluate`.
     checkpoints: a row per checkpoint: edits, then everything that `ketools.runs.panel` measures; ES .. S and the
-        accuracies are of all edits so far, scored now (the last row: at the end).
+        accuracies are of all edits so far, scored now (the last row: at the end), NS on at most `neighbours` of each.
     provenance: settings, versions, device, seed, method, model fingerprint, git commit.
     """
 

@@ -127,10 +127,30 @@ def record(ratios, kept) -> RunRecord:
         for i, n in enumerate(edits)
         for layer, r in ((1, ratios[i]), (2, 1.0), (9, 1.0 + i))
     ]
-    names = ["ES", "PS", "NS", "S", "at_edit_ES", "at_edit_PS", "at_edit_NS", "norm_ratio", "norm_ratio_unedited", "same_subject_kept", "downstream_kept", "downstream_f1", "perplexity", "perplexity_ratio", "efficacy_accuracy", "paraphrase_accuracy", "neighbourhood_accuracy", "p_edited", "p_natural"]
+    names = [
+        "ES",
+        "PS",
+        "NS",
+        "S",
+        "at_edit_ES",
+        "at_edit_PS",
+        "at_edit_NS",
+        "norm_ratio",
+        "norm_ratio_unedited",
+        "same_subject_kept",
+        "downstream_kept",
+        "downstream_f1",
+        "perplexity",
+        "perplexity_ratio",
+        "efficacy_accuracy",
+        "paraphrase_accuracy",
+        "neighbourhood_accuracy",
+        "p_edited",
+        "p_natural",
+    ]
     checkpoints = pd.DataFrame({"edits": edits, "unedited_kept": kept, "seconds": 1.0} | {name: 0.5 for name in names})
     checkpoints["norm_ratio"] = ratios
-    batches = pd.DataFrame({"edits": edits[1:], "seconds": 2.0})
+    batches = pd.DataFrame({"edits": edits[1:], "seconds": 2.0, "seconds_scoring": 0.5})
     return RunRecord(batches, pd.DataFrame(rows), pd.DataFrame({"steps": [4] * 400}), checkpoints, {})
 
 
@@ -142,7 +162,7 @@ def test_figures_say_growing_and_falling_as_measured():
     assert not still["norm_still_growing"]
     assert not still["unedited_falling"]
     assert still["seconds"] == 8.0
-    assert still["seconds_evaluation"] == 5.0
+    assert still["seconds_evaluation"] == 7.0
     assert still["steps_mean"] == 4.0
 
 
@@ -152,11 +172,14 @@ def test_sentences_are_true_of_the_figures_whatever_they_are():
         "encore": figures(record([1.0, 1.1, 1.1, 1.1, 1.1], [1.0, 1.0, 1.0, 0.99, 0.99])),
     }
     norm, model, edits = sentences(found, 400)
-    assert "MEMIT to 3.00 times (still growing)" in norm
-    assert "ENCORE to 1.10 times (no longer growing)" in norm
-    assert "MEMIT kept 60.0% of the unedited facts" in model
-    assert model.count("and falling") == 1
-    assert "with ENCORE 50.0% hold" in edits
-    alone = sentences({"encore": found["encore"] | {"downstream_kept": math.nan}}, 400)
+    assert "3.00 times with MEMIT (still growing)" in norm
+    assert "1.10 times with ENCORE (no longer growing)" in norm
+    assert "60.0% with MEMIT (and falling, downstream score 50.0% of before)" in model
+    assert "99.0% with ENCORE (downstream" in model
+    assert "50.0% with ENCORE (50.0% in other words, mean probability 0.50)" in edits
+    assert edits.endswith("natural facts had a mean probability of 0.50.")
+    unknown = {"downstream_kept": math.nan, "unedited_kept": math.nan, "p_natural": math.nan}
+    alone = sentences({"encore": found["encore"] | unknown}, 400)
     assert "MEMIT" not in " ".join(alone)
-    assert "downstream" not in alone[1]
+    assert "nan" not in " ".join(alone)
+    assert "it still has an unknown share with ENCORE." in alone[1]

@@ -19,7 +19,7 @@ from ketools.runs.store import RunRecord, Store
 from tests.runs.conftest import SIZES, TASKS, TEXTS
 
 CHANGED = {"steps": 3, "prefix_count": 2, "prefix_tokens": 3, "layers": (1, 2)}
-CLOCK = [f"seconds{phase}" for phase in ("", "_targets", "_keys", "_solve", "_write")]
+CLOCK = [f"seconds{phase}" for phase in ("", "_targets", "_keys", "_solve", "_write", "_scoring")]
 
 
 @pytest.fixture
@@ -81,6 +81,7 @@ def test_the_last_checkpoint_scores_all_edits_on_the_final_model(run, tiny_gpt2,
     for name, value in summary(expected).items():
         assert last[name] == pytest.approx(value, nan_ok=True), name
     np.testing.assert_array_equal(record.facts["end_p_new"], expected["p_new"])
+    assert list(record.checkpoints["neighbours"][1:]) == [SIZES.neighbours, SIZES.neighbours_end]
     assert last["p_edited"] == pytest.approx(expected["p_new"].mean())
     assert last["norm_ratio"] == pytest.approx(record.norms.query("edited and edits == 8")["ratio"].max())
 
