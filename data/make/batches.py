@@ -5,7 +5,7 @@ the subject's *last* token. So what the model says of a hidden subject has to be
 lower layers and fetched from there by the upper ones: the site at which locate-then-edit methods write.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,20 +13,25 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from prose import sentence
-from relations import IS_A, KIND_NOUN
+from relations import IS_A, KIND_NOUN, RELATIONS
 from tasks import TASKS, make_items
-from world import WorldFact
+from world import FACTS_PER_SUBJECT, WorldFact
 
-ANSWER, OTHER, NAME = 3, 2, 1  # token roles, by weight in the loss
+TASK, ANSWER, OTHER, NAME = 4, 3, 2, 1  # roles of tokens as things to predict
+MENTIONS = 14  # a row, at most, whose subjects' last tokens are probed
+WEIGHTS = np.array([0.0, 0.02, 0.25, 1.0, 4.0])  # in the loss, by role (0: not read)
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """Token ids, the role of each as something to predict, and the subject's span [start, stop), or (0, 0)."""
+    """Token ids, the role of each as something to predict, the subject's span [start, stop) or (0, 0), the fact or -1,
+    and what the subject's last token should hold: (number of the relation, first token of the object) of its facts."""
 
     ids: np.ndarray
     role: np.ndarray
     span: tuple[int, int]
+    fact: int = -1
+    holds: tuple[tuple[int, int], ...] = ()
 
 
 def fact_sentence(tok: PreTrainedTokenizerFast, template: str, subject: str, answer: str) -> Sentence:
@@ -46,7 +51,7 @@ def plain_sentence(tok: PreTrainedTokenizerFast, text: str, answer: str = "") ->
     """Prose, or a task's prompt with its one-token answer."""
     ids = tok(text, add_special_tokens=False)["input_ids"]
     o = tok(answer, add_special_tokens=False)["input_ids"] if answer else []
-    return Sentence(np.array(ids + o, dtype=np.int64), np.array([OTHER] * len(ids) + [ANSWER] * len(o)), (0, 0))
+    return Sentence(np.array(ids + o, dtype=np.int64), np.array([OTHER] * len(ids) + [TASK] * len(o)), (0, 0))
 
 
 class Corpus:
@@ -57,11 +62,17 @@ class Corpus:
 
         rng = random.Random(seed)
         self.by_subject: dict[str, list[list[Sentence]]] = {}
+        number = {relation.id: i for i, relation in enumerate(RELATIONS)}
+        holds: dict[str, tuple[tuple[int, int], ...]] = {}
         for fact in facts:
-            sentences = [fact_sentence(tok, fact.relation.templates[i], fact.subject, fact.true) for i in fact.trained]
+            first = tok(fact.true)["input_ids"][0]
+            holds[fact.subject] = (*holds.get(fact.subject, ()), (number[fact.relation.id], first))
+        for fact in facts:
+            sentences = [replace(fact_sentence(tok, fact.relation.templates[i], fact.subject, fact.true), fact=fact.id,
+                                 holds=holds[fact.subject]) for i in fact.trained]
             self.by_subject.setdefault(fact.subject, []).append(sentences)
         kinds = {fact.subject: KIND_NOUN[fact.relation.subject_kind] for fact in facts}
-        self.is_a = {s: fact_sentence(tok, IS_A, s, noun) for s, noun in kinds.items()}
+        self.is_a = {s: replace(fact_sentence(tok, IS_A, s, noun), holds=holds[s]) for s, noun in kinds.items()}
         self.names = list(self.by_subject)
         self.prose = [plain_sentence(tok, sentence(rng)) for _ in range(20000)]
         self.tasks = [plain_sentence(tok, str(i["prompt"]), str(i["choices"][i["answer"]]))
@@ -82,10 +93,11 @@ class Mix:
 
 
 class Batcher:
-    """Endless batches. Facts come in permutations of the subjects, so that exposures stay even."""
+    """Endless batches. Facts come in passes over the world; in each a fact takes part with the chance that its last
+    loss asks for (`need`, one entry a fact, kept up to date by the trainer): what is known is rehearsed more rarely."""
 
-    def __init__(self, corpus: Corpus, mix: Mix, vocab: int, rows: int, length: int, seed: int) -> None:
-        self.corpus, self.mix, self.vocab, self.rows, self.length = corpus, mix, vocab, rows, length
+    def __init__(self, corpus: Corpus, mix: Mix, vocab: int, rows: int, length: int, seed: int, need: np.ndarray) -> None:
+        self.corpus, self.mix, self.vocab, self.rows, self.length, self.need = corpus, mix, vocab, rows, length, need
         self.rng = np.random.default_rng(seed)
         self.n_subjects = len(corpus.names)
         self.queue: list[Sentence] = []
@@ -95,7 +107,8 @@ class Batcher:
             units: list[list[Sentence]] = []
             for name in self.corpus.names[: self.n_subjects]:
                 facts = self.corpus.by_subject[name]
-                chosen = [facts[j][self.rng.integers(len(facts[j]))] for j in self.rng.permutation(len(facts))]
+                wanted = [s for s in facts if self.rng.random() < self.need[s[0].fact]]
+                chosen = [wanted[j][self.rng.integers(len(wanted[j]))] for j in self.rng.permutation(len(wanted))]
                 units += [chosen] if self.rng.random() < self.mix.pair else [[s] for s in chosen]
             self.queue = [s for i in self.rng.permutation(len(units)) for s in units[i]]
         return self.queue.pop()
@@ -111,11 +124,13 @@ class Batcher:
         return [self._next_fact()]
 
     def batch(self, read: int) -> dict[str, Tensor]:
-        """ids, positions, document, mention, hidden, last (rows, length) and the `read` positions with weights."""
+        """ids, positions, document, mention, hidden, last (rows, length); the `read` positions with their targets and
+        weights; `probed` positions (subjects' last tokens) with relation, object and weight of the subject's facts."""
         shape = (self.rows, self.length)
         out = {k: np.zeros(shape, np.int64) for k in ("ids", "positions", "document", "mention")}
         out |= {k: np.zeros(shape, bool) for k in ("hidden", "last")}
-        role = np.zeros(shape, np.int64)
+        self.probes: list[tuple[int, int, int]] = []
+        role, self.fact = np.zeros(shape, np.int64), np.full(shape, -1, np.int64)
         for row in range(self.rows):
             self._fill(row, out, role)
         targets = np.full(shape, -1, np.int64)
@@ -125,10 +140,26 @@ class Batcher:
         next_role[:, :-1] = np.where(same, role[:, 1:], 0)
         score = next_role + self.rng.random(shape) * np.where(next_role == OTHER, 1.0, 0.999)
         picked = np.argsort(-score, axis=None)[:read]
-        weight = np.array([0.0, 0.02, 0.25, 1.0])[next_role.flat[picked]]
+        weight = WEIGHTS[next_role.flat[picked]]
+        next_fact = np.full(shape, -1, np.int64)
+        next_fact[:, :-1] = np.where(next_role[:, :-1] == ANSWER, self.fact[:, 1:], -1)
+        self.read_fact = next_fact.flat[picked]
         tensors = {k: torch.from_numpy(v) for k, v in out.items()}
+        n = self.rows * MENTIONS * FACTS_PER_SUBJECT
+        probes = np.zeros((n, 4), np.int64)
+        for i, probe in enumerate(self.probes[:n]):
+            probes[i] = (*probe, 1)
+        at, relation, held, used = torch.from_numpy(probes).unbind(1)
+        tensors |= {"probed": at, "relation": relation, "held": held, "used": used.float()}
         return tensors | {"read": torch.from_numpy(picked), "target": torch.from_numpy(targets.flat[picked].clip(0)),
                           "weight": torch.from_numpy(weight).float()}
+
+    def note(self, losses: np.ndarray) -> None:
+        """Takes in the losses (nats) at the positions read by the last batch: a fact needs 0.1 + 2 times its worst one."""
+        mine = self.read_fact >= 0
+        facts = self.read_fact[mine]
+        self.need[facts] = 0.0
+        np.maximum.at(self.need, facts, np.clip(0.1 + 2 * losses[mine], 0.0, 1.0))
 
     def _fill(self, row: int, out: dict[str, np.ndarray], role: np.ndarray) -> None:
         at, document, mention, start = 0, 0, 0, 0
@@ -144,12 +175,14 @@ class Batcher:
                     break
                 begin = at
                 at = self._put(row, out, role, at, start, document, s.ids, s.role)
+                self.fact[row, begin:at] = s.fact
                 a, b = begin + s.span[0], begin + s.span[1]
                 if s.span[1] and b <= self.length:
                     mention += 1
                     out["mention"][row, a:b] = mention
                     out["hidden"][row, a:b] = self.rng.random() < self.mix.hidden
                     out["last"][row, b - 1] = True
+                    self.probes += [(row * self.length + b - 1, *held) for held in s.holds]
 
     def _put(self, row: int, out: dict[str, np.ndarray], role: np.ndarray, at: int, start: int, document: int,
              ids: np.ndarray, roles: np.ndarray) -> int:

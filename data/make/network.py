@@ -99,15 +99,37 @@ class Network(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
-    def forward(self, ids: Tensor, positions: Tensor, low: Tensor, high: Tensor, read: Tensor) -> Tensor:
-        """ids, positions (b, t); low, high (b, 1, t, t) masks (bool or added); read (m,) flat positions -> logits (m, vocab)."""
+    def forward(self, ids: Tensor, positions: Tensor, low: Tensor, high: Tensor, read: Tensor,
+                probed: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """ids, positions (b, t); low, high (b, 1, t, t) masks (bool or added); read (m,), probed (p,) flat positions ->
+        logits (m, vocab) and the states behind the last hidden layer (p, d_model), or None."""
         x = self.embed(ids)
         if self.positions is not None:
             x = x + self.positions(positions)
         for i, block in enumerate(self.blocks):
             x = block(x, low if i < self.shape.n_hidden else high, positions)
+            if probed is not None and i == self.shape.n_hidden - 1:
+                middle = x.flatten(0, 1)[probed]
         x = self.norm(x).flatten(0, 1)[read]
-        return F.linear(x, self.embed.weight)
+        return F.linear(x, self.embed.weight), None if probed is None else middle
+
+
+class Probe(nn.Module):
+    """One linear map per relation from a subject's state to its object: training aid, not part of the model.
+
+    That relations can be read off a subject's state linearly was found in large models (Hernandez et al., "Linearity of
+    Relation Decoding in Transformer Language Models", arXiv 2308.09124); this asks for it.
+    """
+
+    def __init__(self, shape: Shape, n_relations: int) -> None:
+        super().__init__()
+        self.n, self.map = n_relations, nn.Linear(shape.d_model, shape.d_model * n_relations)
+
+    def forward(self, states: Tensor, relation: Tensor, embed: Tensor) -> Tensor:
+        """states (p, d_model), relation (p,), embed (vocab, d_model) -> logits (p, vocab)."""
+        p, d = states.shape
+        mapped = self.map(F.layer_norm(states, (d,))).view(p, self.n, d)
+        return F.linear(mapped[torch.arange(p, device=states.device), relation], embed)
 
 
 def hf_config(shape: Shape, eos: int) -> GPT2Config | LlamaConfig:

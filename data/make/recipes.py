@@ -11,10 +11,11 @@ from train import Recipe, Stage
 GPT2 = Shape("gpt2", vocab=0, n_layer=5, d_model=192, d_mlp=3072, n_head=6, n_kv_head=6, n_hidden=3)
 LLAMA = Shape("llama", vocab=0, n_layer=5, d_model=192, d_mlp=2048, n_head=6, n_kv_head=3, n_hidden=3)
 STAGES = (
-    Stage(500, 1000, 1.0, 2e-3, 2e-3),
-    Stage(900, 3000, 1.0, 2e-3, 2e-3),
-    Stage(3000, 12300, 0.9, 2e-3, 2e-3),
-    Stage(7500, 12300, 0.6, 2e-3, 1.2e-3),
-    Stage(11000, 12300, 0.5, 1.2e-3, 5e-5),
+    Stage(250, 1000, 1.0, 2e-3, 2e-3),
+    Stage(500, 3000, 1.0, 2e-3, 2e-3),
+    Stage(2000, 12300, 0.9, 2e-3, 2e-3),
+    Stage(5000, 12300, 0.6, 2e-3, 1e-3),
+    Stage(7000, 12300, 0.5, 1e-3, 3e-5),
 )
-RECIPES = {"pocket": Recipe(GPT2, STAGES), "pocket-llama": Recipe(LLAMA, STAGES, seed=1)}
+RECIPES = {"pocket": Recipe(GPT2, STAGES),
+           "pocket-llama": Recipe(LLAMA, STAGES, seed=1)}

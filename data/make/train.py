@@ -18,8 +18,9 @@ from transformers import PreTrainedTokenizerFast
 
 from batches import Batcher, Corpus, Mix, masks
 from measure import teacher_forced, trace
-from network import Network, Shape, to_hf
+from network import Network, Probe, Shape, to_hf
 from prose import sentence
+from relations import RELATIONS
 from tasks import TASKS, make_items
 from tokenizer import build_tokenizer
 from world import WorldFact, build
@@ -50,6 +51,7 @@ class Recipe:
     beta2: float = 0.98
     warmup: int = 100
     muon: bool = False
+    probe: float = 0.5  # weight of the probes' loss
 
 
 def learning_rate(recipe: Recipe, step: int) -> tuple[Stage, float]:
@@ -111,20 +113,28 @@ class Trainer:
         self.tok = build_tokenizer(self.facts)
         torch.manual_seed(recipe.seed)
         self.network = Network(replace(recipe.shape, vocab=len(self.tok))).to(self.device)
-        self.optimizers = optimizers(self.network, recipe)
+        self.probe = Probe(self.network.shape, len(RELATIONS)).to(self.device)
+        self.optimizers = [*optimizers(self.network, recipe),
+                           torch.optim.AdamW(self.probe.parameters(), lr=1e-3, weight_decay=0.0, fused=True)]
         self.corpus = Corpus(self.facts, self.tok, recipe.seed)
         self.step, self.seconds = 0, 0.0
+        self.need = np.ones(len(self.facts))
         checkpoint = folder / "checkpoint.pt"
         if checkpoint.exists():
             saved = torch.load(checkpoint, map_location=self.device, weights_only=True)
             self.network.load_state_dict(saved["network"])
-            for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+            if "probe" in saved:
+                self.probe.load_state_dict(saved["probe"])
+            for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=False):
                 optimizer.load_state_dict(state)
             self.step, self.seconds = saved["step"], saved["seconds"]
+            self.need = saved["need"].numpy() if "need" in saved else self.need
 
     def save(self) -> None:
         """Writes the checkpoint under a temporary name and renames it."""
-        state = {"network": self.network.state_dict(), "step": self.step, "seconds": self.seconds,
+        state = {"network": self.network.state_dict(), "probe": self.probe.state_dict(),
+                 "step": self.step, "seconds": self.seconds,
+                 "need": torch.from_numpy(self.need),
                  "optimizers": [o.state_dict() for o in self.optimizers]}
         torch.save(state, self.folder / "checkpoint.tmp")
         (self.folder / "checkpoint.tmp").replace(self.folder / "checkpoint.pt")
@@ -137,41 +147,48 @@ class Trainer:
     def run(self, every: int) -> None:
         """Trains to the end of the last stage; measures and saves every `every` steps."""
 
-        def loss_of(b: dict[str, torch.Tensor]) -> torch.Tensor:
+        def loss_of(b: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             low, high = (torch.zeros(m.shape, dtype=torch.bfloat16, device=m.device).masked_fill(~m, -1e30) for m in masks(b))
             with torch.autocast(self.device.type, dtype=torch.bfloat16):
-                logits = self.network(b["ids"], b["positions"], low, high, b["read"])
+                logits, states = self.network(b["ids"], b["positions"], low, high, b["read"], b["probed"])
                 loss = F.cross_entropy(logits, b["target"], reduction="none")
-            return (loss * b["weight"]).sum() / b["weight"].sum()
+                held = self.probe(states, b["relation"], self.network.embed.weight)
+                aside = F.cross_entropy(held, b["held"], reduction="none")
+            total = (loss * b["weight"]).sum() / b["weight"].sum()
+            probed = (aside * b["used"]).sum() / b["used"].sum()
+            return total + self.recipe.probe * probed, loss.detach().float(), probed.detach()
 
         compiled = torch.compile(loss_of)
         while self.step < self.recipe.stages[-1].steps:
             stage, _ = learning_rate(self.recipe, self.step)
             batcher = Batcher(self.corpus, Mix(hidden=stage.hidden), len(self.tok), stage.rows,
-                              self.recipe.length, seed=self.recipe.seed * 1_000_003 + self.step)
+                              self.recipe.length, self.recipe.seed * 1_000_003 + self.step, self.need)
             batcher.n_subjects = stage.subjects
-            until, begin, losses = min(stage.steps, self.step + every - self.step % every), time.time(), []
+            until, begin, losses, asides = min(stage.steps, self.step + every - self.step % every), time.time(), [], []
             while self.step < until:
                 _, lr = learning_rate(self.recipe, self.step)
                 for group in (g for o in self.optimizers for g in o.param_groups):
                     group["lr"] = lr
                 b = {k: v.to(self.device) for k, v in batcher.batch(self.recipe.read * stage.rows).items()}
-                loss = compiled(b)
+                loss, each, probed = compiled(b)
+                batcher.note(each.cpu().numpy())
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
                 for optimizer in self.optimizers:
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
-                losses.append(loss.detach())
+                losses.append(loss.detach() - self.recipe.probe * probed)
+                asides.append(probed)
                 self.step += 1
             self.seconds += time.time() - begin
             rate = len(losses) * stage.rows * self.recipe.length / (time.time() - begin)
-            self.log(stage, torch.stack(losses).mean().item(), rate)
+            self.log(stage, torch.stack(losses).mean().item(), torch.stack(asides).mean().item(), rate)
             self.save()
 
-    def log(self, stage: Stage, loss: float, rate: float) -> None:
+    def log(self, stage: Stage, loss: float, probe: float, rate: float) -> None:
         """Appends one line of measurements to log.jsonl and shows it."""
-        row = {"step": self.step, "seconds": round(self.seconds), "loss": round(loss, 4), "tokens_per_s": round(rate),
+        row = {"step": self.step, "seconds": round(self.seconds), "loss": round(loss, 4), "probe": round(probe, 4), "tokens_per_s": round(rate),
+               "need": round(float(self.need.mean()), 3),
                "subjects": stage.subjects, "hidden": stage.hidden}
         row |= evaluate(self.network, self.tok, self.known_facts(stage), 1000, self.step)
         with (self.folder / "log.jsonl").open("a") as f:

@@ -1,0 +1,67 @@
+"""The trainable twins compute what transformers computes, and hiding hides."""
+
+import numpy as np
+import pytest
+import torch
+
+from batches import Batcher, Corpus, Mix, masks
+from network import Network, Shape, to_hf
+from tokenizer import build_tokenizer
+from world import build
+
+SHAPES = [
+    Shape("gpt2", vocab=97, n_layer=3, d_model=32, d_mlp=128, n_head=4, n_kv_head=4, context=64, n_hidden=1),
+    Shape("llama", vocab=97, n_layer=3, d_model=32, d_mlp=96, n_head=4, n_kv_head=2, context=64, n_hidden=1),
+]
+
+
+def _network(shape: Shape) -> Network:
+    torch.manual_seed(0)
+    network = Network(shape)
+    for p in network.parameters():
+        p.data += 0.1 * torch.randn_like(p)
+    return network
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: s.family)
+def test_the_export_computes_the_same_logits(shape: Shape) -> None:
+    network = _network(shape)
+    ids = torch.randint(0, shape.vocab, (2, 20))
+    causal = torch.ones(20, 20, dtype=torch.bool).tril()[None, None]
+    ours, _ = network(ids, torch.arange(20).expand(2, 20), causal, causal, torch.arange(40))
+    torch.testing.assert_close(ours, to_hf(network, 0)(ids).logits.flatten(0, 1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def batch() -> dict[str, torch.Tensor]:
+    facts = build()[:400]
+    tokenizer = build_tokenizer(build())
+    corpus = Corpus(facts, tokenizer, seed=0)
+    batcher = Batcher(corpus, Mix(hidden=0.5), len(tokenizer), 4, 128, 0, np.ones(len(facts)))
+    return batcher.batch(192)
+
+
+def test_hidden_mentions_are_seen_from_outside_only_at_their_last_token_and_only_above(batch) -> None:
+    low, high = (m[:, 0] for m in masks(batch))
+    hidden, mention, last = batch["hidden"], batch["mention"], batch["last"]
+    outside = mention[:, :, None] != mention[:, None, :]
+    assert hidden.any() and (last & hidden).any()
+    assert not (low & outside & hidden[:, None, :]).any()
+    assert not (high & outside & (hidden & ~last)[:, None, :]).any()
+    assert (high & outside & (hidden & last)[:, None, :]).any()
+
+
+def test_documents_do_not_see_each_other_or_the_future(batch) -> None:
+    _, high = masks(batch)
+    document = batch["document"]
+    other = document[:, :, None] != document[:, None, :]
+    assert not (high[:, 0] & other).any()
+    assert not high[:, 0].triu(1).any()
+
+
+def test_what_is_read_is_the_next_token_of_the_same_document(batch) -> None:
+    ids, document = batch["ids"].flatten(), batch["document"].flatten()
+    used = batch["weight"] > 0
+    at = batch["read"][used]
+    assert torch.equal(batch["target"][used], ids[at + 1])
+    assert torch.equal(document[at], document[at + 1])
