@@ -94,11 +94,11 @@ def demo(
         raise KetoolsError(f"no methods given, expected some of {', '.join(METHODS)}")
     known = facts if isinstance(facts, FactSet) else read_facts(facts)
     todo = known.sample(edits, seed)
-    out = Path(out)
-    _prepare(out, chosen, again)
     loaded = model if isinstance(model, EditableModel) else load(model)
-    start = time.perf_counter()
     statistics = statistics or load_statistics(loaded)
+    out = Path(out)
+    _prepare(out, chosen, again)  # only now: a mistyped model must not cost an earlier run
+    start = time.perf_counter()
     panel = Panel.take(loaded, known, todo, sizes=sizes, seed=seed, tasks=tasks, texts=texts)
     records: dict[str, RunRecord] = {}
     for name, method in chosen.items():

@@ -86,6 +86,15 @@ def test_a_finished_job_is_done_anew(tiny_gpt2, facts, quick, tmp_path):
     assert found["methods"]["memit"]["edits"] == 4
 
 
+def test_a_mistyped_model_costs_no_earlier_result(tiny_gpt2, facts, quick, tmp_path):
+    demo(["memit"], tiny_gpt2, out=tmp_path, facts=facts, **quick)
+    before = (tmp_path / "demo.json").read_bytes()
+    with pytest.raises(KetoolsError, match="nowhere"):
+        demo(["memit"], "nowhere", out=tmp_path, facts=facts, **quick)
+    assert (tmp_path / "demo.json").read_bytes() == before
+    assert (tmp_path / "memit" / "run.json").is_file()
+
+
 def test_an_unfinished_job_with_other_settings_is_refused_unless_again(tiny_gpt2, facts, quick, tmp_path):
     demo(["memit"], tiny_gpt2, out=tmp_path, facts=facts, **quick)
     (tmp_path / "demo.json").unlink()
