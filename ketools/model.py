@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # model_type -> fields of Anatomy that structure alone would get wrong.
 _EXCEPTIONS: dict[str, dict[str, str]] = {}
-# Entries of a config that say nothing about what the model computes.
+# What a config holds besides the computation.
 _VOLATILE = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache", "architectures"}
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
@@ -243,21 +243,17 @@ def _refuse(model: PreTrainedModel, name: str) -> None:
 
 
 def _tokenizer(given: PreTrainedTokenizerBase | str | Path | None, name: str) -> PreTrainedTokenizerBase:
-    if isinstance(given, str | Path):
-        if not str(given):
-            raise KetoolsError(f"model {name!r} was wrapped without a tokenizer; give one with tokenizer=")
+    if isinstance(given, str | Path) and str(given):
         try:
             given = AutoTokenizer.from_pretrained(given, use_fast=True, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise KetoolsError(
                 f"the tokenizer of {name!r} could not be loaded: {error}; give one with tokenizer="
             ) from error
-    if given is None:
+    if not isinstance(given, PreTrainedTokenizerBase):
         raise KetoolsError(f"model {name!r} was wrapped without a tokenizer; give one with tokenizer=")
     if not given.is_fast:
-        raise KetoolsError(
-            f"the tokenizer of {name!r} gives no character offsets (it is a slow one); load its fast version"
-        )
+        raise KetoolsError(f"the tokenizer of {name!r} gives no character offsets (a slow one); load its fast version")
     return given
 
 

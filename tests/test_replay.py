@@ -14,7 +14,11 @@ def rows_of(model, facts):
     rows = make_rows(
         model, [t for t, _, _ in texts], [f.target_new for f in facts for _ in PREFIXES], [(a, b) for _, a, b in texts]
     )
-    return rows, [c for _ in facts for c in range(len(PREFIXES))]
+    heads = [f.prompt.partition("{}")[0] for f in facts]
+    return rows, [
+        [c for _ in facts for c in range(len(PREFIXES))],
+        [heads.index(h) * 10 + c for h in heads for c in range(len(PREFIXES))],
+    ]
 
 
 def plain_states(model, ids, layer, position, change):
@@ -36,9 +40,9 @@ def plain_states(model, ids, layer, position, change):
 @torch.no_grad()
 def test_replay_equals_the_full_forward(tiny_model, tiny_facts, layer, shared):
     model = tiny_model
-    rows, groups = rows_of(model, tiny_facts)
+    rows, levels = rows_of(model, tiny_facts)
     starts = [row.subject_last for row in rows]
-    frozen = freeze(model, [r.ids for r in rows], starts, layer, groups if shared else None)
+    frozen = freeze(model, [r.ids for r in rows], starts, layer, levels if shared else ())
     change = torch.randn(len(rows), model.anatomy.d_model, generator=torch.Generator().manual_seed(0))
     hidden = frozen.hidden.clone()
     hidden[:, 0] += change
@@ -52,8 +56,8 @@ def test_replay_equals_the_full_forward(tiny_model, tiny_facts, layer, shared):
 
 @torch.no_grad()
 def test_selected_rows_are_the_rows(tiny_model, tiny_facts):
-    rows, groups = rows_of(tiny_model, tiny_facts)
-    frozen = freeze(tiny_model, [r.ids for r in rows], [r.subject_last for r in rows], 1, groups)
+    rows, levels = rows_of(tiny_model, tiny_facts)
+    frozen = freeze(tiny_model, [r.ids for r in rows], [r.subject_last for r in rows], 1, levels)
     chosen = torch.tensor([5, 2, 11])
     longest = frozen.hidden.shape[1]
     everything = frozen.run(frozen.hidden, chosen * longest)
@@ -64,12 +68,14 @@ def test_selected_rows_are_the_rows(tiny_model, tiny_facts):
 @torch.no_grad()
 def test_the_last_states_are_those_of_the_full_forward(tiny_model, tiny_facts):
     model = tiny_model
-    rows, groups = rows_of(model, tiny_facts)
+    rows, levels = rows_of(model, tiny_facts)
     ids = [r.ids[: r.subject_last + 1] for r in rows]
-    keys, states = read_last(model, ids, groups, key_layer=1, state_layer=2)
+    keys, states = read_last(model, ids, levels, key_layer=1, state_layer=2)
     for i, row in enumerate(ids):
         heard = {}
-        handle = model.mlp_out(1).register_forward_pre_hook(lambda _, args: heard.update(key=args[0][0, -1]))
+        handle = model.mlp_out(1).register_forward_pre_hook(
+            lambda _, args, heard=heard: heard.update(key=args[0][0, -1])
+        )
         plain = model.model(torch.tensor([row]), output_hidden_states=True).hidden_states[3][0, -1]
         handle.remove()
         assert torch.allclose(states[i], plain, rtol=1e-5, atol=1e-5 * plain.abs().max())
@@ -79,9 +85,9 @@ def test_the_last_states_are_those_of_the_full_forward(tiny_model, tiny_facts):
 @torch.no_grad()
 def test_gradient_of_the_replay_is_that_of_the_full_forward(tiny_model, tiny_facts):
     model = tiny_model
-    rows, groups = rows_of(model, tiny_facts)
+    rows, levels = rows_of(model, tiny_facts)
     starts = [row.subject_last for row in rows]
-    frozen = freeze(model, [r.ids for r in rows], starts, 1, groups)
+    frozen = freeze(model, [r.ids for r in rows], starts, 1, levels)
     longest = frozen.hidden.shape[1]
     reads = torch.tensor([i * longest + r.target_positions[-1] - r.subject_last for i, r in enumerate(rows)])
     with torch.enable_grad():

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ketools.editing.targets import FactRows
+from ketools.editing.targets import FactRows, sharing
 from ketools.errors import KetoolsError
 from ketools.model import EditableModel
 from ketools.replay import read_last
@@ -20,13 +20,13 @@ def keys_and_states(model: EditableModel, rows: Sequence[FactRows], layer: int, 
     Raises KetoolsError if either is not finite.
     """
     bare = [fact.contexts[0].ids[: fact.contexts[0].subject_last + 1] for fact in rows]
-    own, states = read_last(model, bare, [0] * len(bare), key_layer=layer, state_layer=top)
+    own, states = read_last(model, bare, sharing(rows, [0]), key_layer=layer, state_layer=top)
     assert own is not None and states is not None
     keys = own.double()
     width = len(rows[0].contexts) - 1
     if width:
         prefixed = [row.ids[: row.subject_last + 1] for fact in rows for row in fact.contexts[1:]]
-        other, _ = read_last(model, prefixed, list(range(width)) * len(rows), key_layer=layer)
+        other, _ = read_last(model, prefixed, sharing(rows, range(1, width + 1)), key_layer=layer)
         assert other is not None
         keys = (keys + other.double().view(len(rows), width, -1).mean(1)) / 2
     for what, value in ((f"keys of layer {layer}", keys), (f"states of layer {top}", states)):

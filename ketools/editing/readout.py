@@ -80,25 +80,18 @@ class _Tokens(torch.autograd.Function):
 
 class _Divergence(torch.autograd.Function):
     @staticmethod
-    def forward(  # noqa: ANN205
-        ctx: Any,
-        states: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        reference: Tensor,
-        direction: str,  # noqa: ANN401
-    ) -> Tensor:
+    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, base: Tensor, direction: str) -> Tensor:  # noqa: ANN401
         losses, slopes = [], []
         step = max(1, _ENTRIES // len(weight))
         for start in range(0, len(states), step):
             now = torch.log_softmax(_logits(states[start : start + step], weight, bias), dim=1)
-            base = reference[start : start + step]
+            old = base[start : start + step]
             if direction == "reference":
-                p = base.exp()
-                losses.append((p * (base - now)).sum(1))
+                p = old.exp()
+                losses.append((p * (old - now)).sum(1))
                 slope = now.exp_().sub_(p)
             else:
-                p, gap = now.exp(), now.sub_(base)
+                p, gap = now.exp(), now.sub_(old)
                 losses.append((p * gap).sum(1))
                 slope = p.mul_(gap.sub_(losses[-1][:, None]))
             if ctx.needs_input_grad[0]:

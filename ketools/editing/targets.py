@@ -23,7 +23,7 @@ from ketools.errors import KetoolsError
 from ketools.facts import Fact
 from ketools.model import EditableModel
 from ketools.prompts import Row, make_rows, subject_span
-from ketools.replay import Frozen, freeze
+from ketools.replay import freeze
 
 _TOKENS_AT_ONCE = 1536  # suffix tokens of one batch: enough for full-speed matrix products, little memory
 _PADDING = 0.15  # share of padding that a batch may have for the sake of its size
@@ -54,6 +54,7 @@ class FactRows:
 
     contexts: list[Row]
     kl: tuple[int, ...]
+    head: str  # the prompt's text before the subject
 
     @property
     def suffix(self) -> int:
@@ -76,7 +77,21 @@ def fact_rows(model: EditableModel, facts: Sequence[Fact], contexts: Sequence[st
     rows = make_rows(model, [t for t, _, _ in where], [f.target_new for _, f, _ in where], [s for _, _, s in where])
     kl = make_rows(model, [f"{f.subject} is a" for f in facts], None, [(0, len(f.subject)) for f in facts])
     n = len(contexts)
-    return [FactRows(rows[i * n : (i + 1) * n], kl[i].ids[: kl[i].subject_last + 1]) for i in range(len(facts))]
+    return [
+        FactRows(rows[i * n : (i + 1) * n], kl[i].ids[: kl[i].subject_last + 1], facts[i].prompt.partition("{}")[0])
+        for i in range(len(facts))
+    ]
+
+
+def sharing(rows: Sequence[FactRows], contexts: Sequence[int]) -> list[list[int]]:
+    """What rows share, as `prefix.prefill` wants it: the context, then the prompt up to the subject.
+
+    For the rows of these `contexts` of each fact, in this order.
+    """
+    heads = {head: n for n, head in enumerate(dict.fromkeys(fact.head for fact in rows))}
+    coarse = [c for _ in rows for c in contexts]
+    fine = [heads[fact.head] * len(rows[0].contexts) + c for fact in rows for c in contexts]
+    return [coarse, fine]
 
 
 def compute_targets(
@@ -136,7 +151,7 @@ class _Descent:
         flat = [row for fact in rows for row in fact.contexts]
         starts = [row.subject_last for row in flat]
         layer = hyper.layers[-1]
-        self.frozen = freeze(model, [r.ids for r in flat], starts, layer, list(range(self.width)) * self.n)
+        self.frozen = freeze(model, [r.ids for r in flat], starts, layer, sharing(rows, range(self.width)))
         self.kl = (
             None if rows[0].shares_kl else freeze(model, [f.kl for f in rows], [len(f.kl) - 1 for f in rows], layer)
         )

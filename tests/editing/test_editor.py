@@ -121,7 +121,7 @@ def test_all_or_nothing_when_interrupted(tiny_model, tiny_facts, statistics, mon
     it = editor(tiny_model, statistics)
     it.apply(tiny_facts[:1])
     before, past = bits(tiny_model), {i: len(b) for i, b in it.state.past.items()}
-    real, calls = stack.add, []
+    real, calls, at = stack.add, [], 0
 
     def interrupted(*args):
         calls.append(1)
@@ -130,7 +130,7 @@ def test_all_or_nothing_when_interrupted(tiny_model, tiny_facts, statistics, mon
             raise KeyboardInterrupt
 
     monkeypatch.setattr(stack, "add", interrupted)
-    for at in (1, 2, 3, 4):
+    for at in (1, 2, 3, 4):  # noqa: B007 (read by `interrupted`)
         calls.clear()
         with pytest.raises(KeyboardInterrupt):
             it.apply(tiny_facts[2:4])

@@ -191,7 +191,7 @@ def test_dropped_keys_leave_no_trace(seed, kept, dropped):
 
 
 def test_factors_built_late_are_those_built_along_the_way():
-    c, k1, r, _ = problem(5, d_mlp=20)
+    c, k1, _, _ = problem(5, d_mlp=20)
     blocks = [torch.randn(20, 3, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in range(9)]
     along, late = Protection(c), Protection(c)
     along.solve(k1)
