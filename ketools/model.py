@@ -23,10 +23,9 @@ from ketools.paths import model_dir, model_names
 if TYPE_CHECKING:
     from ketools.editing.edit import Edit
 
-# model_type -> fields of Anatomy that structure alone would get wrong.
-_EXCEPTIONS: dict[str, dict[str, str]] = {}
-# What a config holds besides the computation.
-_VOLATILE = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache", "architectures"}
+_EXCEPTIONS: dict[str, dict[str, str]] = {}  # model_type -> fields of Anatomy that structure would get wrong
+# Entries of a config that say nothing about what the model computes.
+_VOLATILE = frozenset("transformers_version _name_or_path torch_dtype dtype use_cache architectures".split())
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 

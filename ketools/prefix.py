@@ -164,5 +164,5 @@ def _common(rows: Sequence[Sequence[int]], level: Sequence[int], done: Sequence[
 def _shareable(model: EditableModel) -> bool:
     # Padding between a shared beginning and the rest would count in a window of attention.
     config = model.model.config
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    return kinds == {"full_attention"} and not getattr(config, "sliding_window", None)
+    kinds = {*(getattr(config, "layer_types", None) or ()), *(getattr(config, "attention_layers", None) or ())}
+    return kinds <= {"full_attention", "global"} and not getattr(config, "sliding_window", None)
