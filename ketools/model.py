@@ -23,9 +23,9 @@ from ketools.paths import model_dir, model_names
 if TYPE_CHECKING:
     from ketools.editing.edit import Edit
 
-_EXCEPTIONS: dict[str, dict[str, str]] = {}  # model_type -> fields of Anatomy that structure would get wrong
-# Entries of a config that say nothing about what the model computes.
-_VOLATILE = frozenset("transformers_version _name_or_path torch_dtype dtype use_cache architectures".split())
+# By model_type: fields of Anatomy that structure would get wrong. Then: entries of a config that compute nothing.
+_EXCEPTIONS: dict[str, dict[str, str]] = {}
+_VOLATILE = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache", "architectures"}
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -246,9 +246,7 @@ def _tokenizer(given: PreTrainedTokenizerBase | str | Path | None, name: str) ->
         try:
             given = AutoTokenizer.from_pretrained(given, use_fast=True, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            raise KetoolsError(
-                f"the tokenizer of {name!r} could not be loaded: {error}; give one with tokenizer="
-            ) from error
+            raise KetoolsError(f"no tokenizer for {name!r}: {error}; give one with tokenizer=") from error
     if not isinstance(given, PreTrainedTokenizerBase):
         raise KetoolsError(f"model {name!r} was wrapped without a tokenizer; give one with tokenizer=")
     if not given.is_fast:
