@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from ketools.editing.updates import cholesky
 from ketools.errors import KetoolsError
 from ketools.files import write_atomic
 from ketools.model import EditableModel
@@ -84,9 +85,10 @@ class Statistics:
         return self
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> Path:
-        """Write the upper triangles as safetensors in `dtype` with the provenance; returns the path.
+        """Write one triangle a layer as safetensors in `dtype`, with the provenance; returns the path.
 
-        float16 keeps correlations and the diagonal apart (float32), since the entries of C span many magnitudes.
+        float16 stores the Cholesky factor of the correlations (with a ridge of 1e-7) and the scales apart in float32:
+        rounding C itself would leave it with negative eigenvalues, a product of rounded factors has none.
         """
         tensors: dict[str, Tensor] = {}
         for i, c in self.layers.items():
@@ -94,7 +96,8 @@ class Statistics:
             if dtype is torch.float16:
                 scale = c.diagonal().clamp_min(1e-30).sqrt()
                 tensors[f"scale.{i}"] = scale.float()
-                c = c / scale[:, None] / scale
+                ridge = 1e-7 * torch.eye(len(c), dtype=c.dtype)
+                c = cholesky(c / scale[:, None] / scale + ridge, f"C of layer {i}").T
             tensors[f"triangle.{i}"] = c[rows, columns].to(dtype)
         about = {"tokens": str(self.tokens), "provenance": json.dumps(self.provenance, sort_keys=True)}
         return write_atomic(path, save(tensors, about))
@@ -111,11 +114,16 @@ class Statistics:
             raise KetoolsError(
                 f"no statistics in {path}: {error}; expected a file written by Statistics.save"
             ) from error
-        layers = {int(n.removeprefix("triangle.")): _square(t) for n, t in stored.items() if n.startswith("triangle.")}
-        for i in layers:
-            if (scale := stored.get(f"scale.{i}")) is not None:
-                layers[i] *= scale[:, None] * scale
-        return cls(dict(sorted(layers.items())), tokens, provenance)
+        layers: dict[int, Tensor] = {}
+        for i in sorted(int(name.removeprefix("triangle.")) for name in stored if name.startswith("triangle.")):
+            upper, scale = _upper(stored[f"triangle.{i}"]), stored.get(f"scale.{i}")
+            if scale is None:
+                layers[i] = upper + upper.triu(1).T
+            else:
+                factor = upper * scale
+                product = factor.T @ factor
+                layers[i] = (product + product.T) / 2  # symmetric to the bit
+        return cls(layers, tokens, provenance)
 
 
 def load_statistics(model: EditableModel) -> Statistics:
@@ -129,13 +137,12 @@ def load_statistics(model: EditableModel) -> Statistics:
     return Statistics.load(path).of(model, ())
 
 
-def _square(triangle: Tensor) -> Tensor:
+def _upper(triangle: Tensor) -> Tensor:
     d = int(((8 * len(triangle) + 1) ** 0.5 - 1) / 2)
     rows, columns = torch.triu_indices(d, d)
-    c = torch.zeros(d, d, dtype=torch.float64)
-    c[rows, columns] = triangle
-    c[columns, rows] = triangle
-    return c
+    matrix = torch.zeros(d, d, dtype=torch.float64)
+    matrix[rows, columns] = triangle
+    return matrix
 
 
 def _batches(model: EditableModel, texts: Iterable[str], max_tokens: int, length: int) -> Iterator[list[list[int]]]:

@@ -53,6 +53,16 @@ def test_saved_and_loaded(tiny_model, tmp_path, dtype, close):
     assert load_statistics(tiny_model).tokens == got.tokens
 
 
+def test_half_precision_leaves_a_nearly_singular_covariance_positive(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(200, 150, dtype=torch.float64, generator=generator)  # rank 150 of 200
+    covariance = keys @ keys.T + 1e-6 * torch.eye(200, dtype=torch.float64)
+    path = Statistics({0: covariance}, 150).save(tmp_path / "c.safetensors", dtype=torch.float16)
+    found = Statistics.load(path).layers[0]
+    assert torch.linalg.eigvalsh(found)[0] > 0
+    assert (found - covariance).norm() < 1e-3 * covariance.norm()
+
+
 def test_other_models_statistics_are_refused(tiny_gpt2, tiny_llama, tmp_path):
     got = Statistics.compute(tiny_gpt2, SENTENCES, [0], 1000)
     with pytest.raises(KetoolsError, match="another model"):
