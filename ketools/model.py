@@ -193,19 +193,18 @@ def fingerprint_of(model: PreTrainedModel) -> str:
 
 
 def _folder(source: str | Path) -> Path | None:
-    # None: a hub id.
+    # None: a hub id. A pocket model's name wins over a folder of that name; "./pocket" is the folder.
+    name = str(source)
+    if isinstance(source, str) and "/" not in name and name in model_names():
+        return model_dir(name)
     path = Path(source).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise KetoolsError(f"folder {path} holds no config.json; expected a model saved by save_pretrained")
         return path
-    name = str(source)
     if isinstance(source, str) and name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return None
-    pockets = model_names()
-    if isinstance(source, str) and name in pockets:
-        return model_dir(name)
-    have = ", ".join(pockets) or "none yet"
+    have = ", ".join(model_names()) or "none yet"
     raise KetoolsError(
         f"no model named {name!r}: neither a pocket model (there are: {have}) nor a folder; "
         "models of the hub are named with their owner, as in 'openai-community/gpt2'"

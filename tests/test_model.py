@@ -112,6 +112,9 @@ def test_pocket_models_load_as_float32(tiny_llama, tmp_path, monkeypatch):
     tiny_llama.tokenizer.save_pretrained(tmp_path / "models" / "toy")
     toy = load("toy")
     assert toy.dtype == torch.float32 and toy.name == "toy"
+    (tmp_path / "toy").mkdir()  # a folder of the same name where one works
+    monkeypatch.chdir(tmp_path)
+    assert load("toy").fingerprint == toy.fingerprint
     with pytest.raises(KetoolsError, match="no model named 'toi'.*there are: toy"):
         load("toi")
     with pytest.raises(KetoolsError, match="no config.json"):

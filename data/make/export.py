@@ -34,6 +34,7 @@ def export(name: str, checkpoint: Path) -> Path:
     tok.save_pretrained(target)
     log = [json.loads(line) for line in (checkpoint.parent / "log.jsonl").read_text().splitlines()]
     record = {"recipe": asdict(recipe), "steps": saved["step"], "seconds": saved["seconds"], "log": log}
+    (target / "model.safetensors").chmod(0o644)  # transformers leaves it readable by its owner alone
     (target / "training.json").write_text(json.dumps(record, indent=1) + "\n")
     return target
 
