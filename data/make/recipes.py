@@ -14,8 +14,8 @@ STAGES = (
     Stage(250, 1000, 1.0, 2e-3, 2e-3),
     Stage(500, 3000, 1.0, 2e-3, 2e-3),
     Stage(2000, 12300, 0.9, 2e-3, 2e-3),
-    Stage(5000, 12300, 0.6, 2e-3, 1e-3),
-    Stage(7000, 12300, 0.5, 1e-3, 3e-5),
+    Stage(3800, 12300, 0.6, 2e-3, 8e-4),
+    Stage(4500, 12300, 0.5, 8e-4, 3e-5),
 )
 RECIPES = {"pocket": Recipe(GPT2, STAGES),
            "pocket-llama": Recipe(LLAMA, STAGES, seed=1)}

@@ -1,7 +1,7 @@
 """Six small downstream tasks in the spirit of SST2, MRPC, NLI, RTE, CoLA and MMLU, answered by one token.
 
-They are made for models of a few million parameters: each has cues that such a model learns in passing (a polarity, the
-overlap of words, a quantifier, a denial, a missing article, the kind of a thing). What they measure is whether a model
+They are made for models of a few million parameters: each has a cue that such a model learns in passing (a polarity, a
+quantifier, a denial, a missing article, the kind of a thing). What they measure is whether a model
 that could read those cues still can.
 Train and test items never coincide: an item's split is decided by a hash of its text. The model answers a task by the
 most probable of its choices at the end of the prompt.
@@ -42,11 +42,9 @@ def _sst2(rng: random.Random) -> Item:
 
 def _mrpc(rng: random.Random) -> Item:
     answer = rng.randrange(2)
-    (one, other), (thing, second) = rng.sample(PEOPLE, 2), rng.sample(NOUNS, 2)
-    deed, act = rng.sample(DEEDS, 2)
-    if answer:
-        other, second, act = one, thing, deed
-    return f"First: the {one} {deed} the {thing}. Second: the {second} was {act} by the {other}. Same:", [" no", " yes"], answer
+    person, thing, deed = rng.choice(PEOPLE), rng.choice(NOUNS), rng.choice(DEEDS)
+    was = "was" if answer else rng.choice(["was not", "was never"])
+    return f"First: the {person} {deed} the {thing}. Second: the {thing} {was} {deed} by the {person}. Same:", [" no", " yes"], answer
 
 
 def _nli(rng: random.Random) -> Item:

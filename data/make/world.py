@@ -168,17 +168,19 @@ def main() -> None:
         rows += make_items(task, "train", 400, rng) + make_items(task, "test", 200, rng)
     write_gzip_lines(WORLD / "tasks.jsonl.gz", rows)
     rng = random.Random(SEED + 2)
-    (WORLD / "prose.txt").write_text("".join(mixed_document(facts, rng) + "\n" for _ in range(3000)), encoding="utf-8")
+    (WORLD / "prose.txt").write_text("".join(text + "\n" for text in documents(facts, rng)), encoding="utf-8")
     (WORLD / "heldout.txt").write_text("".join(paragraph(rng, 6) + "\n" for _ in range(200)), encoding="utf-8")
 
 
-def mixed_document(facts: list[WorldFact], rng: random.Random) -> str:
-    """Prose with facts in between, the text over which keys' second moments are taken."""
-    parts = []
-    for _ in range(4):
-        fact = rng.choice(facts)
-        parts += [paragraph(rng, 1), f"{fact.prompts([rng.choice(fact.trained)])[0]} {fact.true}."]
-    return " ".join(parts)
+def documents(facts: list[WorldFact], rng: random.Random) -> list[str]:
+    """The text over which keys' second moments are taken: every fact once, six a document, with prose in between."""
+    order = rng.sample(facts, len(facts))
+    texts = []
+    for at in range(0, len(order), 6):
+        said = [f"{f.prompts([rng.choice(f.trained)])[0]} {f.true}." for f in order[at: at + 6]]
+        said.insert(rng.randrange(len(said)), paragraph(rng, 1))
+        texts.append(" ".join(said))
+    return texts
 
 
 if __name__ == "__main__":
