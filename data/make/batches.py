@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerFast
-
 from prose import sentence
 from relations import IS_A, KIND_NOUN, RELATIONS
 from tasks import TASKS, make_items
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 from world import FACTS_PER_SUBJECT, WorldFact
 
 TASK, ANSWER, OTHER, NAME = 4, 3, 2, 1  # roles of tokens as things to predict

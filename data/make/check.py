@@ -12,11 +12,10 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
-
 from measure import teacher_forced, trace
 from prose import paragraph
 from tasks import TASKS
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from world import WORLD
 
 MODELS = Path(__file__).resolve().parents[1] / "models"

@@ -9,16 +9,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-
-import ketools
-from ketools.editing.statistics import Statistics
 from network import Network, to_hf
 from recipes import RECIPES
 from tokenizer import build_tokenizer
 from world import WORLD, build
 
+import ketools
+from ketools.editing.statistics import Statistics
+
 MODELS = Path(__file__).resolve().parents[1] / "models"
-COVARIANCE_LAYERS = {"pocket": (0, 1), "pocket-llama": (0, 1, 2)}
+COVARIANCE_LAYERS = {"pocket": (0, 1), "pocket-llama": (0, 1)}
 COVARIANCE_TOKENS = 320_000  # all of prose.txt: every fact once
 
 

@@ -6,13 +6,12 @@ shorter pieces and single bytes. A blank is put before the first word, so that a
 
 import re
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
-
 import names
 import prose
 import tasks
 from relations import RELATIONS
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 from world import N_STEMS, SEED, WorldFact, make_stems
 
 END = "<|endoftext|>"

@@ -8,14 +8,12 @@ import argparse
 import json
 import random
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import PreTrainedTokenizerFast
-
 from batches import Batcher, Corpus, Mix, masks
 from measure import teacher_forced, trace
 from network import Network, Probe, Shape, to_hf
@@ -23,6 +21,7 @@ from prose import sentence
 from relations import RELATIONS
 from tasks import TASKS, make_items
 from tokenizer import build_tokenizer
+from transformers import PreTrainedTokenizerFast
 from world import WorldFact, build
 
 

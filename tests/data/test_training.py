@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-
 from batches import Batcher, Corpus, Mix, masks
 from network import Network, Shape, to_hf
 from tokenizer import build_tokenizer

@@ -5,13 +5,13 @@ import json
 from collections import Counter, defaultdict
 
 import pytest
-
-from ketools import facts as read_facts
-from ketools.paths import data_root
 from relations import RELATIONS
 from tasks import TASKS
 from tokenizer import build_tokenizer
 from world import WORLD, build, world_records
+
+from ketools import facts as read_facts
+from ketools.paths import data_root
 
 
 def _lines(name: str) -> list[dict]:
