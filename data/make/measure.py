@@ -33,10 +33,6 @@ def _layers(model: PreTrainedModel) -> torch.nn.ModuleList:
     return model.transformer.h if hasattr(model, "transformer") else model.model.layers
 
 
-def _embedding(model: PreTrainedModel) -> torch.nn.Module:
-    return model.get_input_embeddings()
-
-
 @torch.no_grad()
 def trace(model: PreTrainedModel, tok: PreTrainedTokenizerFast, prompts: Sequence[str], subjects: Sequence[str],
           answers: Sequence[str], seed: int = 0, kind: str = "hidden", position: str = "subject_last",
@@ -65,7 +61,7 @@ def trace(model: PreTrainedModel, tok: PreTrainedTokenizerFast, prompts: Sequenc
     final = torch.tensor([len(row) - 1 for row in ids_list])
     goal = torch.tensor([tok(a)["input_ids"][0] for a in answers])
     rows = torch.arange(n)
-    embed = _embedding(model)
+    embed = model.get_input_embeddings()
     noise = torch.randn(n, width, embed.weight.shape[1], generator=torch.Generator().manual_seed(seed))
     noise = noise * 3 * embed.weight.std() * noise_at[..., None]
     sites = [layer if kind == "hidden" else layer.mlp for layer in _layers(model)]

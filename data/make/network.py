@@ -2,7 +2,7 @@
 per layer (to hide subjects, see batches.py) and logits only where the loss reads them. `to_hf` exports the weights.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -174,8 +174,3 @@ def to_hf(network: Network, eos: int) -> PreTrainedModel:
     assert not missing.unexpected_keys and set(missing.missing_keys) <= {"lm_head.weight"}, missing
     model.tie_weights()
     return model.eval()
-
-
-def shape_dict(shape: Shape) -> dict[str, object]:
-    """The shape as plain data, for the training record."""
-    return asdict(shape)

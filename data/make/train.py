@@ -49,7 +49,6 @@ class Recipe:
     weight_decay: float = 0.05
     beta2: float = 0.98
     warmup: int = 100
-    muon: bool = False
     probe: float = 0.5  # weight of the probes' loss
 
 
@@ -86,19 +85,12 @@ def evaluate(network: Network, tok: PreTrainedTokenizerFast, facts: list[WorldFa
     return out
 
 
-def optimizers(network: Network, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the blocks' matrices (it learns rare associations as fast as frequent ones), AdamW for the rest."""
-    named = list(network.named_parameters())
-    matrices = [p for n, p in named if p.dim() == 2 and n.startswith("blocks.") and recipe.muon]
-    chosen = {id(p) for p in matrices}
-    others = [p for _, p in named if id(p) not in chosen]
-    groups = [{"params": [p for p in others if p.dim() == 2], "weight_decay": recipe.weight_decay},
-              {"params": [p for p in others if p.dim() != 2], "weight_decay": 0.0}]
-    out: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, recipe.beta2), fused=True)]
-    if matrices:
-        out.append(torch.optim.Muon(matrices, lr=1e-3, weight_decay=recipe.weight_decay,
-                                    adjust_lr_fn="match_rms_adamw"))
-    return out
+def optimizer_of(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW; matrices decay, norms and biases do not."""
+    parameters = list(network.parameters())
+    groups = [{"params": [p for p in parameters if p.dim() == 2], "weight_decay": recipe.weight_decay},
+              {"params": [p for p in parameters if p.dim() != 2], "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, recipe.beta2), fused=True)
 
 
 class Trainer:
@@ -113,7 +105,7 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.network = Network(replace(recipe.shape, vocab=len(self.tok))).to(self.device)
         self.probe = Probe(self.network.shape, len(RELATIONS)).to(self.device)
-        self.optimizers = [*optimizers(self.network, recipe),
+        self.optimizers = [optimizer_of(self.network, recipe),
                            torch.optim.AdamW(self.probe.parameters(), lr=1e-3, weight_decay=0.0, fused=True)]
         self.corpus = Corpus(self.facts, self.tok, recipe.seed)
         self.step, self.seconds = 0, 0.0
