@@ -1,101 +1,43 @@
-"""Facts to edit: `Fact`, validated when made; `FactSet`, an immutable sequence of them; `facts()` reads a file."""
+"""Facts to edit: `FactSet`, an immutable sequence of `Fact`; `facts()` reads a file; `check_conflicts` looks at a batch."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, NamedTuple, overload
 
+from ketools.download import SOURCES, local
 from ketools.errors import KetoolsError
+from ketools.fact import UNKNOWN, Fact, Locality, TwoHop
 from ketools.paths import data_root
-from ketools.readers import fact_fields, read_records
+from ketools.readers import rows
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_LISTS = ("paraphrases", "neighbours", "generation", "trained")
-_SHOWN = 60
+__all__ = ["Clash", "Fact", "FactSet", "Locality", "TwoHop", "check_conflicts", "facts"]
 
 
-@dataclass(frozen=True, slots=True)
-class TwoHop:
-    """A question whose answer follows from a fact: `answer_true` before the edit, `answer_new` after it."""
+class Clash(NamedTuple):
+    """Two facts that cannot stand in one batch: `second` came later in the sequence."""
 
-    question: str
-    answer_true: str
-    answer_new: str
-
-
-@dataclass(frozen=True, slots=True)
-class Fact:
-    """One fact and what it is to become: `prompt` holds "{}" once, where `subject` goes.
-
-    Targets carry no leading space; the model side adds the one its tokenizer needs. All prompts other than `prompt`
-    are complete text: `paraphrases` (the same fact, other words), `neighbours` (other subjects whose object is
-    `target_true` and must stay), `generation` (openings for free text), `trained` (the templates a pocket model was
-    trained with), `two_hop` (consequences). Fields of CounterFact, Meng et al., arXiv 2202.05262.
-
-    Raises KetoolsError, naming the fact and the field.
-    """
-
-    id: str
-    relation: str
-    prompt: str
-    subject: str
-    target_true: str
-    target_new: str
-    paraphrases: tuple[str, ...] = ()
-    neighbours: tuple[str, ...] = ()
-    generation: tuple[str, ...] = ()
-    trained: tuple[str, ...] = ()
-    two_hop: tuple[TwoHop, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name in ("id", "relation", "prompt", "subject", "target_true", "target_new"):
-            self._check_text(name)
-        holes = self.prompt.count("{}")
-        if holes != 1:
-            self._fail(
-                "prompt",
-                f'has "{{}}" {holes} times in {_short(self.prompt)}; write it once, in the place of the subject',
-            )
-        if self.target_new == self.target_true:
-            self._fail("target_new", f"equals target_true ({_short(self.target_new)}); an edit needs another object")
-        for name in _LISTS:
-            object.__setattr__(self, name, self._texts(name))
-        hops = tuple(self.two_hop)
-        if not all(isinstance(hop, TwoHop) for hop in hops):
-            self._fail("two_hop", "holds something that is no TwoHop(question, answer_true, answer_new)")
-        object.__setattr__(self, "two_hop", hops)
+    first: Fact
+    second: Fact
 
     @property
-    def text(self) -> str:
-        """The prompt with the subject in its place."""
-        return self.prompt.replace("{}", self.subject)
+    def duplicate(self) -> bool:
+        """Whether both ask for the same; else they ask for different objects."""
+        return self.first.target_new == self.second.target_new
 
-    def _check_text(self, name: str) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, str):
-            self._fail(name, f"is {type(value).__name__} ({_short(value)}); expected text")
-        if not value.strip():
-            self._fail(name, f"is empty ({value!r}); give it some text or leave the fact out")
-        if value != value.strip():
-            self._fail(
-                name, f"has white space at an end ({_short(value)}); take it off, spaces before targets are added later"
-            )
-
-    def _texts(self, name: str) -> tuple[str, ...]:
-        value = getattr(self, name)
-        if isinstance(value, str) or not isinstance(value, Iterable):
-            self._fail(name, f"is {type(value).__name__} ({_short(value)}); expected a list of texts")
-        texts = tuple(value)
-        for text in texts:
-            if not isinstance(text, str) or not text.strip():
-                self._fail(name, f"holds {_short(text)}; expected non-empty texts only")
-        return texts
-
-    def _fail(self, field: str, what: str) -> None:
-        raise KetoolsError(f"fact {self.id!r}: field {field!r} {what}")
+    def __str__(self) -> str:
+        a, b = self
+        if self.duplicate:
+            return f"facts {a.id!r} and {b.id!r} are the same edit ({b.text!r} -> {b.target_new!r}); keep one of them"
+        same = f"relation {b.relation!r}" if b.relation == a.relation != UNKNOWN else f"prompt {b.text!r}"
+        return (
+            f"facts {a.id!r} and {b.id!r} contradict each other: subject {b.subject!r}, {same}, but the targets "
+            f"{a.target_new!r} and {b.target_new!r}; keep one of them, or edit them in different batches"
+        )
 
 
 class FactSet(Sequence[Fact]):
@@ -166,6 +108,17 @@ class FactSet(Sequence[Fact]):
             raise KetoolsError(f"asked for {n:,} facts, there are {len(ordered):,} {kind}; ask for fewer{way_out}")
         return FactSet(ordered[:n])
 
+    def conflicts(self) -> list[Clash]:
+        """Facts that ask for different objects of one thing, each with the first fact that it contradicts.
+
+        One thing: the same subject (case ignored) and relation, or the same prompt (subject included, case ignored).
+        """
+        return [clash for clash in _clashes(self) if not clash.duplicate]
+
+    def duplicates(self) -> list[Clash]:
+        """Facts with the prompt (case ignored) and the new object of an earlier one, each with that one."""
+        return [clash for clash in _clashes(self) if clash.duplicate]
+
     def filter(self, predicate: Callable[[Fact], bool]) -> "FactSet":
         """The facts for which `predicate` holds, in order."""
         return FactSet(fact for fact in self if predicate(fact))
@@ -178,41 +131,67 @@ class FactSet(Sequence[Fact]):
         return {subject: FactSet(group) for subject, group in groups.items()}
 
     def to_frame(self) -> "pd.DataFrame":
-        """One row per fact, one column per field (lists of prompts as tuples, two_hop as dicts)."""
+        """One row per fact, one column per field (lists of prompts as tuples; two_hop and locality as dicts)."""
         import pandas as pd  # half a second that reading and checking facts should not cost
 
         columns = [field.name for field in fields(Fact)]
         rows = [[getattr(fact, name) for name in columns] for fact in self]
         frame = pd.DataFrame(rows, columns=columns)
-        frame["two_hop"] = [tuple(asdict(hop) for hop in fact.two_hop) for fact in self]
+        for name in ("two_hop", "locality"):
+            frame[name] = [tuple(asdict(item) for item in getattr(fact, name)) for fact in self]
         return frame
 
 
 def facts(source: str | Path) -> FactSet:
-    """Read facts: "world" (the built-in fictional world) or a file (.jsonl, .json, either with .gz).
+    """Read facts: "world" (the built-in fictional world), the name of a data set that `ketools data get` has fetched
+    ("counterfact", "zsre", ...), or a file (.jsonl, .json, .csv, each also with .gz).
 
-    Records in CounterFact's nested layout or EasyEdit's flat one, see `ketools.readers`.
-    Raises KetoolsError naming file, line or record, and field.
+    The layouts that are known, and what becomes of their fields, stand in `ketools.readers`.
+    Raises KetoolsError naming file, line or record, and field of the first mistake; `ketools data check` lists all.
     """
-    path = _world() if str(source) == "world" else Path(source).expanduser()
+    path = _path(source)
     found: list[Fact] = []
-    where_of: dict[str, str] = {}
-    for where, record in read_records(path):
-        try:
-            values = fact_fields(record, default_id=where.split()[-1])
-            fact = Fact(**{**values, "two_hop": tuple(TwoHop(**hop) for hop in values["two_hop"])})
-        except KetoolsError as error:
-            raise KetoolsError(f"{path}, {where}: {error}") from None
-        if fact.id in where_of:
-            raise KetoolsError(
-                f"{path}, {where}: fact {fact.id!r}: field 'case_id' is already used on {where_of[fact.id]}; "
-                "give every fact its own"
-            )
-        where_of[fact.id] = where
-        found.append(fact)
+    for row in rows(path):
+        for error in row.errors:
+            raise KetoolsError(f"{path}, {row.where}: {error}")
+        found += row.facts
     if not found:
         raise KetoolsError(f"{path} is empty: no facts in it; expected one record a line (.jsonl) or a list (.json)")
     return FactSet(found)
+
+
+def check_conflicts(facts: Iterable[Fact]) -> None:
+    """Raise KetoolsError, naming both ids, for the first two facts that cannot stand in one batch.
+
+    That is a contradiction (see FactSet.conflicts) or the same edit twice (see FactSet.duplicates).
+    """
+    for clash in _clashes(facts):
+        raise KetoolsError(str(clash))
+
+
+def _clashes(facts: Iterable[Fact]) -> Iterator[Clash]:
+    """At most one contradiction and one duplicate for each fact, against the earliest there is; linear in the facts."""
+    said: dict[tuple[str, ...], dict[str, Fact]] = {}  # one thing -> target -> the first fact that asks for it
+    for fact in facts:
+        text = said.setdefault((fact.text.lower(),), {})
+        things = [text]
+        if fact.relation != UNKNOWN:
+            things.append(said.setdefault((fact.subject.lower(), fact.relation), {}))
+        others = (other for thing in things for other in thing.values() if other.target_new != fact.target_new)
+        if (other := next(others, None)) is not None:
+            yield Clash(other, fact)
+        if fact.target_new in text:
+            yield Clash(text[fact.target_new], fact)
+        for thing in things:
+            thing.setdefault(fact.target_new, fact)
+
+
+def _path(source: str | Path) -> Path:
+    if str(source) == "world":
+        return _world()
+    if str(source) in SOURCES and not Path(source).exists():
+        return local(str(source))
+    return Path(source).expanduser()
 
 
 def _world() -> Path:
@@ -227,8 +206,3 @@ def _world() -> Path:
 
 def _rank(seed: int, fact: Fact) -> bytes:
     return hashlib.sha256("\0".join((str(seed), fact.id, fact.subject, fact.relation)).encode()).digest()
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
