@@ -1,53 +1,30 @@
-"""Models that can be edited: `load()`, and the anatomy of an architecture found by its structure.
+"""Models that can be edited: `load()`, and `EditableModel`, a model with its tokenizer and its anatomy.
 
-The anatomy says where the list of layers lies, which matrix of a layer's MLP is the last one (the linear associative
-memory that every method here edits), where the final norm and the head are. It is found by shapes and order rather
-than by names, so that most decoder-only models of transformers need no entry; `_EXCEPTIONS` holds the rest.
+The anatomy (ketools.anatomy) says where the list of layers lies, which matrix of a layer's MLP is the last one (the
+linear associative memory that every method here edits), where the final norm and the head are.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ketools.anatomy import Anatomy, anatomy_of, check_finite, refuse_config, refuse_weights
 from ketools.errors import KetoolsError
 from ketools.paths import model_dir, model_names
 
 if TYPE_CHECKING:
     from ketools.editing.edit import Edit
 
-# By model_type: fields of Anatomy that structure would get wrong. Then: entries of a config that compute nothing.
-_EXCEPTIONS: dict[str, dict[str, str]] = {}
+__all__ = ["Anatomy", "EditableModel", "anatomy_of", "fingerprint_of", "load"]
+
+# Entries of a config that compute nothing.
 _VOLATILE = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache", "architectures"}
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-
-
-@dataclass(frozen=True)
-class Anatomy:
-    """Where the parts of a causal language model lie (paths of modules, as `get_submodule` takes them).
-
-    `layers` is the ModuleList; `mlp` (None if a layer has no module of its own for it) and `mlp_out` are paths inside
-    one layer; `transposed` says that the output matrix is stored (d_mlp, d_model), as GPT-2's Conv1D does.
-    """
-
-    architecture: str
-    n_layer: int
-    d_model: int
-    d_mlp: int
-    layers: str
-    mlp: str | None
-    mlp_out: str
-    final_norm: str
-    head: str
-    tied: bool
-    transposed: bool
 
 
 @dataclass(eq=False)
@@ -72,6 +49,16 @@ class EditableModel:
     def device(self) -> torch.device:
         """Where the embeddings lie, hence where token ids go."""
         return self.model.get_input_embeddings().weight.device
+
+    @property
+    def config(self) -> Any:  # noqa: ANN401 - every architecture has a class of its own
+        """The configuration of the language model (in one that sees pictures too, the part for text)."""
+        return self.model.config.get_text_config()
+
+    @property
+    def window(self) -> int | None:
+        """Tokens that fit the model's context window; None if its positions set no limit (BLOOM, Falcon's ALiBi)."""
+        return getattr(self.config, "max_position_embeddings", None)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -112,7 +99,7 @@ class EditableModel:
 
     def logits(self, normed: Tensor) -> Tensor:
         """Logits (..., vocabulary) of states (..., d_model) that have passed the final norm."""
-        config = self.model.config
+        config = self.config
         logits = self.head(normed)
         if scale := getattr(config, "logit_scale", None):
             logits = logits * scale
@@ -123,9 +110,15 @@ class EditableModel:
     @property
     def plain_head(self) -> bool:
         """Whether `logits` is nothing but the head's matrix (and bias)."""
-        config = self.model.config
+        config = self.config
         odd = getattr(config, "logit_scale", None) or getattr(config, "final_logit_softcapping", None)
         return not odd and isinstance(self.head, nn.Linear)
+
+    def export(self, path: str | Path) -> Path:
+        """Write the model with its edits as a plain folder of transformers; see `ketools.editing.export.export`."""
+        from ketools.editing.export import export  # that module imports this one
+
+        return export(self, path)
 
 
 def load(
@@ -139,47 +132,27 @@ def load(
 
     Pocket models are stored in half precision and load as float32; others keep the type they are stored in. The model
     is put in evaluation mode and its parameters stop requiring gradients (a wrapped model too). Only safetensors are
-    read; no code from the model's folder is run.
+    read; no code from the model's folder is run. `device="auto"` spreads a model over the devices there are (as
+    transformers' device_map="auto", needs accelerate); a wrapped model that is spread already stays as it is.
 
     Raises KetoolsError for a name that is nowhere (listing what there is), a model that is quantised, a mixture of
-    experts, or without an MLP output matrix, and for a tokenizer that cannot give character offsets.
+    experts, partly offloaded, with NaN or Inf in its weights, or without an MLP output matrix, and for a tokenizer that
+    cannot give character offsets.
     """
     if isinstance(source, PreTrainedModel):
         model, name, path = source, source.config.name_or_path or type(source).__name__, None
-        _refuse(model, name)
+        refuse_config(model.config, name)
         tokenizer = tokenizer or source.config.name_or_path
     else:
         name, path = str(source), _folder(source)
-        model = _read(path or name, dtype if dtype is not None else _default_dtype(path), name)
+        model = _read(path or name, dtype if dtype is not None else _default_dtype(path), name, device)
         tokenizer = tokenizer or path or name
-    if device is not None or (dtype is not None and model.dtype != dtype):
-        model = model.to(device=device, dtype=dtype)
+    refuse_weights(model, name)
+    model = _moved(model, name, device, dtype)
     model.eval().requires_grad_(False)
-    return EditableModel(model, _tokenizer(tokenizer, name), anatomy_of(model, name), fingerprint_of(model), name, path)
-
-
-def anatomy_of(model: PreTrainedModel, name: str = "model") -> Anatomy:
-    """Find the anatomy of `model` by its structure. Raises KetoolsError where a part cannot be found."""
-    layers_path, layers = _layers(model, name)
-    d_model = model.get_input_embeddings().weight.shape[1]
-    out_path, out = _mlp_out(layers[0], model.config.hidden_size, name)
-    transposed = isinstance(out, Conv1D)
-    d_mlp = out.weight.shape[0 if transposed else 1]
-    head = model.get_output_embeddings()
-    if head is None:
-        raise KetoolsError(
-            f"model {name!r} has no head that maps to the vocabulary; load it as a causal language model"
-        )
-    tied = head.weight is model.get_input_embeddings().weight
-    found: dict[str, Any] = {
-        "layers": layers_path,
-        "mlp": out_path.rpartition(".")[0] or None,
-        "mlp_out": out_path,
-        "final_norm": _final_norm(model, layers_path, d_model, name),
-        "head": next(path for path, module in model.named_modules() if module is head),
-    }
-    found |= _EXCEPTIONS.get(model.config.model_type, {})
-    return Anatomy(type(model).__name__, len(layers), d_model, d_mlp, tied=tied, transposed=transposed, **found)
+    found = anatomy_of(model, name)
+    check_finite(model, name)
+    return EditableModel(model, _tokenizer(tokenizer, name), found, fingerprint_of(model), name, path)
 
 
 def fingerprint_of(model: PreTrainedModel) -> str:
@@ -217,27 +190,32 @@ def _default_dtype(path: Path | None) -> torch.dtype | str:
     return torch.float32
 
 
-def _read(where: str | Path, dtype: torch.dtype | str, name: str) -> PreTrainedModel:
+def _read(where: str | Path, dtype: torch.dtype | str, name: str, device: str | torch.device | None) -> PreTrainedModel:
+    spread = {"device_map": "auto"} if device == "auto" else {}
     try:
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, use_safetensors=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+        refuse_config(AutoConfig.from_pretrained(where, trust_remote_code=False), name)
+        return AutoModelForCausalLM.from_pretrained(
+            where, dtype=dtype, use_safetensors=True, trust_remote_code=False, **spread
+        )
+    except KetoolsError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise KetoolsError(f"model {name!r} could not be loaded: {error}") from error
-    _refuse(model, name)
-    return model
 
 
-def _refuse(model: PreTrainedModel, name: str) -> None:
-    config = model.config
-    if getattr(config, "quantization_config", None) or any(not p.is_floating_point() for p in model.parameters()):
+def _moved(
+    model: PreTrainedModel, name: str, device: str | torch.device | None, dtype: torch.dtype | None
+) -> PreTrainedModel:
+    spread = len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
+    target = None if device == "auto" else device
+    if spread and target is not None:
         raise KetoolsError(
-            f"model {name!r} is quantised: an update smaller than a quantisation step would be lost; "
-            "load it in bfloat16, float16 or float32"
+            f"model {name!r} is spread over several devices by its device_map; leave out device={device!r}, or load it "
+            "without a device_map"
         )
-    if any((getattr(config, key, None) or 0) > 1 for key in _EXPERTS):
-        raise KetoolsError(
-            f"model {name!r} is a mixture of experts: a key is read by several output matrices, "
-            "which these methods do not cover; use a dense model"
-        )
+    if target is None and (dtype is None or model.dtype == dtype):
+        return model
+    return model.to(device=target, dtype=dtype)
 
 
 def _tokenizer(given: PreTrainedTokenizerBase | str | Path | None, name: str) -> PreTrainedTokenizerBase:
@@ -251,47 +229,3 @@ def _tokenizer(given: PreTrainedTokenizerBase | str | Path | None, name: str) ->
     if not given.is_fast:
         raise KetoolsError(f"the tokenizer of {name!r} gives no character offsets (a slow one); load its fast version")
     return given
-
-
-def _layers(model: PreTrainedModel, name: str) -> tuple[str, nn.ModuleList]:
-    n = model.config.num_hidden_layers
-    for path, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == n and sum(1 for _ in module[0].children()) > 1:
-            return path, module
-    raise KetoolsError(f"model {name!r} has no list of {n} layers; only decoder-only transformers can be edited")
-
-
-def _matrices(layer: nn.Module) -> Iterator[tuple[str, nn.Module, int, int]]:
-    for path, module in layer.named_modules():
-        if isinstance(module, nn.Linear):
-            yield path, module, module.in_features, module.out_features
-        elif isinstance(module, Conv1D):
-            yield path, module, *module.weight.shape
-
-
-def _mlp_out(layer: nn.Module, d_model: int, name: str) -> tuple[str, nn.Module]:
-    # Attention too ends in a matrix to d_model; it lies in a module whose name says so in every model of transformers.
-    found = [
-        (path, module)
-        for path, module, _, n_out in _matrices(layer)
-        if n_out == d_model and not any("att" in part.lower() for part in path.split("."))
-    ]
-    if not found:
-        raise KetoolsError(
-            f"model {name!r}: no matrix of a layer's MLP maps to the model's width {d_model}; "
-            "these methods edit the MLP's output matrix and need one"
-        )
-    return found[-1]
-
-
-def _final_norm(model: PreTrainedModel, layers_path: str, d_model: int, name: str) -> str:
-    # The last norm beside the list of layers: BLOOM has another one, on the embeddings, before it.
-    parent = layers_path.rpartition(".")[0]
-    norms = [
-        path
-        for path, module in model.get_submodule(parent).named_children()
-        if not list(module.children()) and getattr(getattr(module, "weight", None), "shape", None) == (d_model,)
-    ]
-    if not norms:
-        raise KetoolsError(f"model {name!r} has no norm after its layers; its states cannot be read by the head")
-    return f"{parent}.{norms[-1]}" if parent else norms[-1]

@@ -69,7 +69,7 @@ def make_rows(
             target if p.endswith("\n") else f" {target.lstrip(' ')}" for p, target in zip(prompts, targets, strict=True)
         ]
     encoded = _encode(model.tokenizer, [prompt + tail for prompt, tail in zip(prompts, tails, strict=True)])
-    window = getattr(model.model.config, "max_position_embeddings", None)
+    window = model.window
     rows = []
     for i, (ids, offsets) in enumerate(encoded):
         n_prompt = sum(1 for _, end in offsets if end <= len(prompts[i]))
@@ -132,7 +132,7 @@ def _token_scores(model: EditableModel, rows: Sequence[Row]) -> Iterator[tuple[n
         b, position = (torch.tensor(column, device=ids.device) for column in zip(*places, strict=True))
         n, owner, token = (np.array(column) for column in zip(*wanted, strict=True))
         picked = states[b, position]
-        step = max(1, _LOGITS_AT_ONCE // model.model.config.vocab_size)
+        step = max(1, _LOGITS_AT_ONCE // model.config.vocab_size)
         for start in range(0, len(places), step):
             here = (n >= start) & (n < start + step)
             value, best = _read(model, picked[start : start + step], n[here] - start, token[here])
@@ -192,11 +192,19 @@ def _split(
     if n_prompt < len(ids) and offsets[n_prompt][0] < len(prompt):
         # A token straddles the border: the prompt and the target as tokens of their own.
         ((prompt_ids, _),) = _encode(tokenizer, [prompt])
-        ids, n_prompt = prompt_ids + tokenizer(tail, add_special_tokens=False)["input_ids"], len(prompt_ids)
+        ids, n_prompt = prompt_ids + _tail_ids(tokenizer, tail), len(prompt_ids)
     goal = ids[n_prompt:]
     if not goal or not tail.strip():
         raise KetoolsError(f"the target after {prompt!r} is {tail!r}, which has no tokens; give it some text")
     return ids[:-1], n_prompt, goal
+
+
+def _tail_ids(tokenizer: PreTrainedTokenizerBase, tail: str) -> list[int]:
+    # Behind a letter and not alone: tokenizers in sentencepiece's manner put a space of their own before a text.
+    alone, behind = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a", f"a{tail}"))
+    if tail.startswith(" ") and behind[: len(alone)] == alone:
+        return behind[len(alone) :]
+    return tokenizer(tail, add_special_tokens=False)["input_ids"]
 
 
 def _last_token(offsets: list[Span], span: Span, prompt: str) -> int:

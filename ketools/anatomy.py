@@ -1,0 +1,200 @@
+"""The anatomy of a causal language model, found by its structure: layers, MLP output matrix, final norm, head.
+
+By shapes and order rather than by names, so that most decoder-only models of transformers need no entry; three short
+lists hold what structure cannot tell. Models that these methods do not cover are refused here, each with its reason.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ketools.errors import KetoolsError
+
+# By model_type: fields of Anatomy that structure would get wrong.
+_EXCEPTIONS: dict[str, dict[str, str]] = {}
+# Attention and recurrences too end in a matrix to d_model; their modules' names say so in every model of transformers.
+_NOT_MLP = ("att", "mixer", "mamba", "ssm", "conv", "recurrent")
+# A norm between the MLP and the residual stream has one of these names (Gemma 2 and 3, OLMo 2 and 3, EXAONE 4; GLM 4).
+_POST_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm")
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Where the parts of a causal language model lie (paths of modules, as `get_submodule` takes them).
+
+    `layers` is the ModuleList; `mlp` (None if a layer has no module of its own for it), `mlp_out` and `post_norm` (None
+    if the MLP's output goes into the residual stream as it is) are paths inside one layer; `transposed` says that the
+    output matrix is stored (d_mlp, d_model), as GPT-2's Conv1D does.
+    """
+
+    architecture: str
+    n_layer: int
+    d_model: int
+    d_mlp: int
+    layers: str
+    mlp: str | None
+    mlp_out: str
+    final_norm: str
+    head: str
+    tied: bool
+    transposed: bool
+    post_norm: str | None = None
+
+
+def anatomy_of(model: PreTrainedModel, name: str = "model") -> Anatomy:
+    """Find the anatomy of `model` by its structure.
+
+    Raises KetoolsError where a part cannot be found, and where the layers are not all alike in their MLP's output
+    matrix.
+    """
+    config = model.config.get_text_config()
+    d_model = config.hidden_size
+    layers_path, layers = _layers(model, config.num_hidden_layers, name)
+    out_path, out = _mlp_out(layers[0], d_model, name)
+    transposed = isinstance(out, Conv1D)
+    d_mlp = out.weight.shape[0 if transposed else 1]
+    _check_alike(layers, out_path, out, name)
+    head = model.get_output_embeddings()
+    if head is None:
+        raise KetoolsError(
+            f"model {name!r} has no head that maps to the vocabulary; load it as a causal language model"
+        )
+    tied = head.weight is model.get_input_embeddings().weight
+    found: dict[str, Any] = {
+        "layers": layers_path,
+        "mlp": out_path.rpartition(".")[0] or None,
+        "mlp_out": out_path,
+        "post_norm": next((path for path, _ in layers[0].named_children() if path in _POST_NORMS), None),
+        "final_norm": _final_norm(model, layers_path, d_model, name),
+        "head": next(path for path, module in model.named_modules() if module is head),
+    }
+    found |= _EXCEPTIONS.get(config.model_type, {})
+    return Anatomy(type(model).__name__, len(layers), d_model, d_mlp, tied=tied, transposed=transposed, **found)
+
+
+def refuse_config(config: PretrainedConfig, name: str) -> None:
+    """Raise KetoolsError for a model that its config tells cannot be edited: quantised, or a mixture of experts.
+
+    Said before the weights are read, which for such a model can be long or need libraries that are not there.
+    """
+    if getattr(config, "quantization_config", None):
+        _refuse_quantised(name, "its config has a quantization_config")
+    parts = [config, config.get_text_config(), getattr(config, "ffn_config", None)]
+    for part in parts:
+        for key in _EXPERTS:
+            count = part.get(key) if isinstance(part, dict) else getattr(part, key, None)
+            if isinstance(count, int) and count > 1:
+                _refuse_experts(name, f"{key} = {count}")
+
+
+def refuse_weights(model: PreTrainedModel, name: str) -> None:
+    """Raise KetoolsError for weights that cannot be edited: quantised, routed to experts, or left on the disk."""
+    for path, weight in (*model.named_parameters(), *model.named_buffers()):
+        if weight.is_floating_point() and weight.dtype not in _DTYPES:
+            _refuse_quantised(name, f"{path} is {_short(weight.dtype)}")
+        if not weight.is_floating_point() and path.endswith("weight"):
+            _refuse_quantised(name, f"{path} is {_short(weight.dtype)}")
+        if weight.is_meta:
+            raise KetoolsError(
+                f"model {name!r}: {path} is offloaded to the disk or to the memory of the CPU, so that there is nothing "
+                "to write an edit to; choose a device_map that holds every weight on a device (fewer other jobs, "
+                "bfloat16 weights, or the CPU alone)"
+            )
+    for path, _ in model.named_modules():
+        if path.rpartition(".")[2] == "experts":
+            _refuse_experts(name, f"{path} is a list of experts")
+
+
+def check_finite(model: PreTrainedModel, name: str) -> None:
+    """Raise KetoolsError naming layer and matrix of the first weights that hold NaN or Inf."""
+    for path, weight in model.named_parameters():
+        if weight.numel() == 0:
+            continue
+        low, high = weight.detach().aminmax()  # both are NaN if one entry is; no copy of the weights is made
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            layer = next((part for part in path.split(".") if part.isdigit()), None)
+            where = f"layer {layer}, {path}" if layer is not None else path
+            raise KetoolsError(
+                f"model {name!r}: the weights of {where} hold NaN or Inf; the file is damaged or the model was broken by "
+                "training or by an earlier edit: load an intact copy (float16 overflows at 65,504; try bfloat16)"
+            )
+
+
+def _refuse_quantised(name: str, why: str) -> None:
+    raise KetoolsError(
+        f"model {name!r} is quantised ({why}): an update smaller than a quantisation step would be lost; "
+        "load it in bfloat16, float16 or float32"
+    )
+
+
+def _refuse_experts(name: str, why: str) -> None:
+    raise KetoolsError(
+        f"model {name!r} is a mixture of experts ({why}): a key is read by several output matrices, "
+        "which these methods do not cover; use a dense model"
+    )
+
+
+def _layers(model: PreTrainedModel, n: int, name: str) -> tuple[str, nn.ModuleList]:
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or len(module) != n:
+            continue
+        other = any(part.startswith(("vision", "audio")) for part in path.split("."))
+        if not other and sum(1 for _ in module[0].children()) > 1:
+            return path, module
+    raise KetoolsError(f"model {name!r} has no list of {n} layers; only decoder-only transformers can be edited")
+
+
+def _matrices(layer: nn.Module) -> Iterator[tuple[str, nn.Module, int, int]]:
+    for path, module in layer.named_modules():
+        if isinstance(module, nn.Linear):
+            yield path, module, module.in_features, module.out_features
+        elif isinstance(module, Conv1D):
+            yield path, module, *module.weight.shape
+
+
+def _mlp_out(layer: nn.Module, d_model: int, name: str) -> tuple[str, nn.Module]:
+    found = [
+        (path, module)
+        for path, module, _, n_out in _matrices(layer)
+        if n_out == d_model and not any(word in path.lower() for word in _NOT_MLP)
+    ]
+    if not found:
+        raise KetoolsError(
+            f"model {name!r}: no matrix of a layer's MLP maps to the model's width {d_model}; "
+            "these methods edit the MLP's output matrix and need one"
+        )
+    return found[-1]
+
+
+def _check_alike(layers: nn.ModuleList, path: str, first: nn.Module, name: str) -> None:
+    for i, layer in enumerate(layers):
+        module = dict(layer.named_modules()).get(path)
+        if type(module) is not type(first) or module.weight.shape != first.weight.shape:
+            raise KetoolsError(
+                f"model {name!r}: layer {i} has no MLP output matrix {path!r} like layer 0's "
+                f"{tuple(first.weight.shape)}; only models whose layers are alike can be edited"
+            )
+
+
+def _final_norm(model: PreTrainedModel, layers_path: str, d_model: int, name: str) -> str:
+    # The last norm beside the list of layers: BLOOM has another one, on the embeddings, before it.
+    parent = layers_path.rpartition(".")[0]
+    norms = [
+        path
+        for path, module in model.get_submodule(parent).named_children()
+        if not list(module.children()) and getattr(getattr(module, "weight", None), "shape", None) == (d_model,)
+    ]
+    if not norms:
+        raise KetoolsError(f"model {name!r} has no norm after its layers; its states cannot be read by the head")
+    return f"{parent}.{norms[-1]}" if parent else norms[-1]
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
