@@ -149,7 +149,7 @@ def facts(source: str | Path) -> FactSet:
     The layouts that are known, and what becomes of their fields, stand in `ketools.readers`.
     Raises KetoolsError naming file, line or record, and field of the first mistake; `ketools data check` lists all.
     """
-    path = _path(source)
+    path = source_path(source)
     found: list[Fact] = []
     for row in rows(path):
         for error in row.errors:
@@ -186,7 +186,8 @@ def _clashes(facts: Iterable[Fact]) -> Iterator[Clash]:
             thing.setdefault(fact.target_new, fact)
 
 
-def _path(source: str | Path) -> Path:
+def source_path(source: str | Path) -> Path:
+    """The file that `facts(source)` reads; raises KetoolsError if a data set of that name is not on this machine."""
     if str(source) == "world":
         return _world()
     if str(source) in SOURCES and not Path(source).exists():
