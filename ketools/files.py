@@ -1,11 +1,21 @@
-"""Files that are either wholly written or not there at all."""
+"""Files and folders that are either wholly written or not there at all, and one reader for tensors."""
 
 import json
 import math
 import os
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError, safe_open
+
+from ketools.errors import KetoolsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def write_atomic(path: str | Path, content: bytes | str) -> Path:
@@ -15,25 +25,109 @@ def write_atomic(path: str | Path, content: bytes | str) -> Path:
     An error (full disk, no permission) is an OSError that names `path`; the temporary file is then gone and an
     earlier file at `path` unchanged.
     """
-    path = Path(path)
-    data = content.encode("utf-8") if isinstance(content, str) else content
+    with _replacing(Path(path)) as part:
+        part.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+    return Path(path)
+
+
+def write_tensors(path: str | Path, tensors: "Mapping[str, Tensor]", about: Mapping[str, str]) -> Path:
+    """Write `tensors` and the texts `about` them as one safetensors file, as `write_atomic` does; returns the path."""
+    from safetensors.torch import save_file  # brings torch with it
+
+    with _replacing(Path(path)) as part:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, dict(about))
+    return Path(path)
+
+
+def read_tensors(
+    path: str | Path, what: str, format: str | None = None, made_by: str = "ketools"
+) -> "tuple[dict[str, Tensor], dict[str, str]]":
+    """Tensors (CPU) and texts about them of the safetensors file at `path`.
+
+    `what` names the content in errors ("edit"), `made_by` what writes such files ("Edit.save"). `format` is the value
+    that the text "format" must have; None: not looked at.
+
+    Raises KetoolsError for a file that is missing, truncated, of another kind or another format. Pickles (torch.save)
+    are never opened: unpickling runs code.
+    """
+    wanted = f"expected a file written by {made_by}"
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            about = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError) as error:
+        raise KetoolsError(f"no {what} in {path}: {_trouble(Path(path), error)}; {wanted}") from error
+    if format is not None and about.get("format") != format:
+        raise KetoolsError(f"{path} is no {what}: format {about.get('format')!r} instead of {format!r}; {wanted}")
+    return tensors, about
+
+
+def _trouble(path: Path, error: Exception) -> str:
+    if not path.exists():
+        return "there is no such file"
+    if path.is_dir():
+        return "it is a folder"
+    with path.open("rb") as file:
+        start = file.read(8)
+    if start[:2] == b"PK" or start[:1] == b"\x80":
+        return "it holds a zip archive or a pickle (torch.save, numpy), which is not opened because it can run code"
+    size, length = path.stat().st_size, int.from_bytes(start, "little")
+    if size < 8 or "not fully covered" in str(error) or (length < 1e8 and length > size - 8):
+        return f"the file is truncated ({size} bytes), copy or make it again"
+    return f"it is no safetensors file ({error})"
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """A temporary folder beside `path` to fill within the block; afterwards it is flushed and becomes `path`.
+
+    On an error in the block it is removed, and `path` is as before. Raises KetoolsError if `path` is a file or a
+    folder that holds something: nothing is ever overwritten.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir() and any(path.iterdir()):
+        raise KetoolsError(f"folder {path} is not empty; give a new name, or empty it first")
+    if path.exists() and not path.is_dir():
+        raise KetoolsError(f"{path} is a file; give the name of a new folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    try:
+        yield part
+        for file in part.rglob("*"):
+            if file.is_file():
+                _flush(file)
+        part.chmod(0o777 & ~_umask())
+        if path.is_dir():
+            path.rmdir()  # not every system renames onto an empty folder
+        part.replace(path)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     name = None
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o666 & ~_umask())
-        Path(name).replace(path)
+        os.close(handle)
+        part = Path(name)
+        yield part
+        _flush(part)
+        part.chmod(0o666 & ~_umask())
+        part.replace(path)
     except BaseException as error:
         if name is not None:
             Path(name).unlink(missing_ok=True)
         if isinstance(error, OSError):  # the temporary's name would tell the user nothing
             raise type(error)(error.errno, error.strerror, str(path)) from error
         raise
-    return path
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def _umask() -> int:

@@ -1,12 +1,17 @@
-"""Files are wholly written or not there."""
+"""Files and folders are wholly written or not there; tensors come back, and nothing else is opened."""
 
 import errno
+import io
 import os
+import pickle
 import stat
+from pathlib import Path
 
 import pytest
+import torch
 
-from ketools.files import write_atomic
+from ketools import KetoolsError
+from ketools.files import new_folder, read_tensors, write_atomic, write_tensors
 
 
 def test_writes_text_and_bytes_and_makes_folders(tmp_path):
@@ -32,3 +37,70 @@ def test_an_error_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, error)
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
     if isinstance(error, OSError):
         assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(path)
+
+
+def test_tensors_come_back_with_their_texts(tmp_path):
+    tensors = {"a": torch.randn(3, 2).T, "b": torch.arange(3)}
+    path = write_tensors(tmp_path / "deep" / "a.safetensors", tensors, {"format": "x-1", "n": "5"})
+    got, about = read_tensors(path, "thing", "x-1")
+    assert about == {"format": "x-1", "n": "5"} and set(got) == {"a", "b"}
+    assert all(torch.equal(got[name], tensor) for name, tensor in tensors.items())
+    assert [p.name for p in path.parent.iterdir()] == ["a.safetensors"]
+
+
+def _spoilt(tmp_path):
+    good = write_tensors(tmp_path / "good", {"a": torch.ones(5)}, {"format": "x-1"})
+    content = good.read_bytes()
+    yield "none", None, "there is no such file"
+    yield "cut", content[:-3], "truncated"
+    yield "cut in the header", content[:20], "truncated"
+    yield "empty", b"", "truncated"
+    yield "text", b"facts, and more facts, and no numbers at all", "no safetensors file"
+    yield "pickle", pickle.dumps({"a": 1}), "run code"
+    for zipped in (True, False):
+        buffer = io.BytesIO()
+        torch.save({"a": torch.ones(2)}, buffer, _use_new_zipfile_serialization=zipped)
+        yield f"torch {zipped}", buffer.getvalue(), "run code"
+    yield "good", content, "format 'x-1' instead of 'x-2'"
+
+
+def test_files_that_are_something_else_are_one_clear_error(tmp_path):
+    for name, content, message in _spoilt(tmp_path):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(KetoolsError, match=message) as caught:
+            read_tensors(tmp_path / name, "thing", "x-2", "Thing.save")
+        assert str(tmp_path / name) in str(caught.value) and "written by Thing.save" in str(caught.value)
+    with pytest.raises(KetoolsError, match="it is a folder"):
+        read_tensors(tmp_path, "thing")
+
+
+def test_a_pickle_is_not_run(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (Path.write_text, (tmp_path / "sprung", "x"))
+
+    (tmp_path / "trap").write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(KetoolsError):
+        read_tensors(tmp_path / "trap", "thing")
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_is_whole_or_not_there(tmp_path, there):
+    path = tmp_path / "out"
+    if there:
+        path.mkdir()
+    with pytest.raises(KeyboardInterrupt), new_folder(path) as part:
+        (part / "half").write_text("x", encoding="utf-8")
+        raise KeyboardInterrupt
+    assert [p.name for p in tmp_path.rglob("*")] == (["out"] if there else [])
+    with new_folder(path) as part:
+        (part / "sub").mkdir()
+        (part / "sub" / "whole").write_text("x", encoding="utf-8")
+        assert not there or not any(path.iterdir())
+    assert (path / "sub" / "whole").read_text(encoding="utf-8") == "x" and len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(KetoolsError, match="not empty"), new_folder(path):
+        pass
+    with pytest.raises(KetoolsError, match="is a file"), new_folder(path / "sub" / "whole"):
+        pass
