@@ -5,12 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from ketools.errors import KetoolsError
-from ketools.files import write_atomic
+from ketools.files import read_tensors, write_tensors
 
 _FORMAT = "ketools-state-1"
 
@@ -40,34 +38,31 @@ class SequentialState:
         return max((len(blocks) for blocks in self.past.values()), default=0)
 
     def save(self, path: str | Path) -> Path:
-        """Write everything as one safetensors file; returns the path."""
-        tensors = {
-            f"past.{i}.{b}": keys.contiguous() for i, blocks in self.past.items() for b, keys in enumerate(blocks)
-        }
+        """Write everything as one safetensors file; returns the path.
+
+        The file grows with the edits: 4 d_mlp bytes a fact and layer. 10,000 facts on five layers are 1.3 GB for
+        GPT2-XL (d_mlp 6,400) and 2.9 GB for Llama 3 8B (14,336). Methods without past keys keep only the prefixes.
+        """
+        tensors = {f"past.{i}.{b}": keys for i, blocks in self.past.items() for b, keys in enumerate(blocks)}
         tensors["generator"] = self.generator.get_state()
         about = {"fingerprint": self.fingerprint, "seed": self.seed, "prefixes": self.prefixes}
         about["layers"] = sorted(self.past)
-        return write_atomic(path, save(tensors, {"format": _FORMAT, "state": json.dumps(about)}))
+        return write_tensors(path, tensors, {"format": _FORMAT, "state": json.dumps(about)})
 
     @classmethod
     def load(cls, path: str | Path) -> "SequentialState":
         """Read what `save` wrote. Raises KetoolsError for a file that is missing, truncated or something else."""
+        tensors, meta = read_tensors(path, "state", _FORMAT, "SequentialState.save")
         try:
-            with safe_open(str(path), framework="pt") as file:
-                meta = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            if meta.get("format") != _FORMAT:
-                raise KetoolsError(f"{path} is no state: format {meta.get('format')!r}, expected {_FORMAT!r}")
             about = json.loads(meta["state"])
-        except KetoolsError:
-            raise
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            prefixes = about["prefixes"]
+            state = cls(about["fingerprint"], about["seed"], None if prefixes is None else tuple(prefixes))
+            state.generator.set_state(tensors["generator"])
+            for i in about["layers"]:
+                count = sum(1 for name in tensors if name.startswith(f"past.{i}."))
+                state.past[i] = [tensors[f"past.{i}.{b}"] for b in range(count)]
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise KetoolsError(
                 f"no state in {path}: {error}; expected a file written by SequentialState.save"
             ) from error
-        state = cls(about["fingerprint"], about["seed"], about["prefixes"] and tuple(about["prefixes"]))
-        state.generator.set_state(tensors["generator"])
-        for i in about["layers"]:
-            count = sum(1 for name in tensors if name.startswith(f"past.{i}."))
-            state.past[i] = [tensors[f"past.{i}.{b}"] for b in range(count)]
         return state
