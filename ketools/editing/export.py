@@ -1,0 +1,112 @@
+"""Edits in the formats of others: a plain folder of transformers with the edits in, or a PEFT adapter beside the model."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from torch import nn
+
+from ketools.editing.edit import Edit, check
+from ketools.errors import KetoolsError
+from ketools.files import new_folder, write_json, write_tensors
+from ketools.model import EditableModel
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+_FORMAT = "ketools-export-1"
+_KEPT = ("method", "stopping", "update", "facts", "on_top_of", "update_norm", "rounding")  # of an edit's record
+
+
+def export(model: EditableModel, path: str | Path) -> Path:
+    """Write `model` as it is, edits in its weights, to the new folder `path` as `save_pretrained` does; returns it.
+
+    Weights (safetensors, in their type), config, generation config and tokenizer: `from_pretrained` gives equal logits,
+    without ketools. `ketools.json` beside them says which edits are in: base model and its fingerprint, and for each
+    edit method, facts (ids), layers, ranks and norms. The folder appears whole or not at all.
+
+    Raises KetoolsError if `path` is a file or a folder that is not empty, and if transformers refuses the model's
+    generation config.
+    """
+    with new_folder(path) as part:
+        try:
+            model.model.save_pretrained(part)
+        except ValueError as error:
+            raise KetoolsError(f"model {model.name!r} could not be exported: {error}") from error
+        model.tokenizer.save_pretrained(part)
+        write_json(part / "ketools.json", _contents(model))
+    return Path(path).expanduser()
+
+
+def as_lora(edit: Edit, model: EditableModel, path: str | Path) -> Path:
+    """Write `edit` as a PEFT adapter to the new folder `path`; returns it.
+
+    `PeftModel.from_pretrained(base, path)` on the unedited model gives the logits that `model` has with this edit alone
+    in its weights, up to the rounding of one more product (LoRA, Hu et al., arXiv 2106.09685: W + B A with B = left,
+    A = right^T and a scale of 1). Layers may have different ranks; the edit need not be in the weights of `model`, which
+    says what its matrices are called. A dense update becomes an adapter of full rank, larger than the matrix.
+
+    Raises KetoolsError for another model's edit, an edit without layers, if `path` is a file or a folder that is not
+    empty, and without the package peft.
+    """
+    check(model, edit)
+    if not edit.layers:
+        raise KetoolsError("this edit changes no layer; there is nothing to write")
+    names = {i: module_name(model, i) for i in edit.layers}
+    ranks = {names[i]: rank for i, rank in edit.ranks.items()}
+    config = peft().LoraConfig(**lora_settings(model, ranks), base_model_name_or_path=str(model.path or model.name))
+    tensors = {}
+    for i, (left, right) in edit.layers.items():
+        prefix = f"base_model.model.{names[i]}"
+        tensors |= {f"{prefix}.lora_A.weight": right.T, f"{prefix}.lora_B.weight": left}
+    with new_folder(path) as part:
+        config.inference_mode = True
+        config.save_pretrained(str(part))
+        about = {"format": "pt", "ketools": json.dumps(edit.record)}
+        write_tensors(part / "adapter_model.safetensors", tensors, about)
+    return Path(path).expanduser()
+
+
+def lora_settings(model: EditableModel, ranks: dict[str, int]) -> dict[str, Any]:
+    """Arguments of peft's LoraConfig for adapters of `ranks` by module name on `model`, with a scale of 1."""
+    most = max(ranks.values())
+    return {
+        "task_type": "CAUSAL_LM",
+        "target_modules": list(ranks),
+        "r": most,
+        "lora_alpha": most,  # peft scales by alpha / r
+        "rank_pattern": ranks,
+        "alpha_pattern": ranks,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": model.anatomy.transposed,
+    }
+
+
+def module_name(model: EditableModel, layer: int, within: nn.Module | None = None) -> str:
+    """The name of the module that holds the MLP's output matrix of `layer`, in the model or the part `within` of it."""
+    wanted = model.mlp_out(layer)
+    return next(name for name, module in (within or model.model).named_modules() if module is wanted)
+
+
+def peft() -> "ModuleType":
+    """The package peft, which adapters need. Raises KetoolsError if it is not installed."""
+    try:
+        import peft as package
+    except ImportError as error:
+        raise KetoolsError("adapters need the package peft: pip install 'ketools[lora]'") from error
+    return package
+
+
+def _contents(model: EditableModel) -> dict[str, Any]:
+    from ketools import __version__
+
+    edits = [
+        {"layers": list(edit.layers), "ranks": edit.ranks} | {k: edit.record[k] for k in _KEPT if k in edit.record}
+        for edit in model.edits
+    ]
+    versions = {"ketools": __version__, "transformers": transformers.__version__, "torch": torch.__version__}
+    base = {"name": model.name, "fingerprint": model.fingerprint}
+    return {"format": _FORMAT, "base": base, "edits": edits, "versions": versions}
