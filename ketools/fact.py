@@ -128,12 +128,14 @@ def _list_problems(value: object) -> Iterator[str]:
         yield f"is {name_of(value)}; expected a list of texts"
         return
     for text in value:
-        if not isinstance(text, str) or not text.strip() or not _whole(text):
+        if not isinstance(text, str) or not text or text.isspace() or not _whole(text):
             yield f"holds {short(text)}; expected non-empty texts only"
 
 
 def _whole(text: str) -> bool:
     # JSON may escape one half of a surrogate pair; no tokenizer takes it
+    if text.isascii():
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -80,9 +80,15 @@ def rows(path: Path) -> Iterator[Row]:
         facts: list[Fact] = []
         errors: list[KetoolsError] = []
         for values, wrong in values_of(layout, record, where.split()[-1], learnt):
-            wrong = [*wrong, *problems(values), *_used(values, where, where_of)]
-            if not wrong:
-                facts.append(Fact(**values))
+            used = _used(values, where, where_of)
+            try:
+                fact = None if wrong or used else Fact(**values)
+            except FactError:  # raised for the first mistake; named are all
+                fact = None
+            if fact is not None:
+                facts.append(fact)
+            else:
+                wrong += [*problems(values), *used]
             errors += wrong
         yield Row(where, layout, tuple(facts), tuple(errors))
 
