@@ -1,8 +1,6 @@
 """The Editor: facts in, an Edit out, the weights changed by exactly that."""
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,22 +8,19 @@ import torch
 from torch import Tensor
 
 from ketools.editing import edit as stack
+from ketools.editing.batch import Batch, Outcome, Progress, merged
+from ketools.editing.checks import checked_rows, memory_hint, warn_of_known
 from ketools.editing.contexts import contexts_of, generate_prefixes
 from ketools.editing.edit import Edit
-from ketools.editing.keys import keys_and_states
-from ketools.editing.methods import Constraint, LeastSquares, Method, NullSpace, method
+from ketools.editing.methods import LeastSquares, Method, NullSpace, Shift, method
+from ketools.editing.rows import FactRows
 from ketools.editing.state import SequentialState
 from ketools.editing.statistics import Statistics, load_statistics
-from ketools.editing.targets import FactRows, Targets, compute_targets, fact_rows
-from ketools.editing.updates import Protection, least_squares, null_space
+from ketools.editing.targets import Targets, compute_targets
+from ketools.editing.updates import Protection, null_space
 from ketools.errors import KetoolsError
 from ketools.facts import Fact
 from ketools.model import EditableModel
-
-_LONGEST_TARGET = 32  # tokens; a target of a sentence or more is no object of a fact
-
-Progress = Callable[[int], None]
-Factors = dict[int, tuple[Tensor, Tensor]]
 
 
 class Editor:
@@ -44,20 +39,22 @@ class Editor:
         **overrides: object,
     ) -> None:
         """`how`: a method or its name. `state` continues an earlier Editor's sequence. `statistics`: C per layer, by
-        default the file in the model's folder. `prefixes`: texts that go before prompts (". " is added), by default
-        written by the model with `seed`. `layers` and `overrides` replace settings of the method (methods.Hyper).
+        default the file in the model's folder; methods that do not ask for C take none. `prefixes`: texts that go before
+        prompts (". " is added), by default written by the model with `seed`. `layers` and `overrides` replace settings
+        of the method (hyper.Hyper); compat="official" stops step 1 as the authors' code does (methods.MPES).
 
         Raises KetoolsError for an unknown method or setting, a layer that is not there, and statistics or a state of
-        another model.
+        another model or another kind of method.
         """
         self.model, self.method = model, method(how)
         if layers is not None:
             overrides["layers"] = tuple(layers)
         self.hyper = self.method.settings(model, **overrides)
-        self.statistics = (load_statistics(model) if statistics is None else statistics).of(model, self.layers)
+        self.statistics = self._statistics(statistics)
         self.state = SequentialState.fresh(model.fingerprint, seed) if state is None else state
         if self.state.fingerprint != model.fingerprint:
             raise KetoolsError(f"this state belongs to another model than {model.name!r}; start a fresh one")
+        self._check_past()
         if prefixes is not None:
             self.state.prefixes = tuple(prefixes)
         self.history: list[Edit] = []
@@ -80,35 +77,50 @@ class Editor:
         return self.state.prefixes
 
     def targets(self, facts: Sequence[Fact], progress: Progress | None = None) -> Targets:
-        """Step 1 alone: z for each fact, on the weights as they are; nothing is written."""
-        return self._targets(facts, self._rows(facts), progress)
+        """Step 1 alone: z for each fact, on the weights as they are; nothing is written.
+
+        Raises KetoolsError for facts that cannot be edited, and for a method without a step 1.
+        """
+        if not self.method.has_targets:
+            raise KetoolsError(f"method {self.method.name!r} has no step 1, hence no targets; it edits by gradients")
+        rows = self._rows(facts)
+        with memory_hint(self.model, self.hyper, len(facts)):
+            return self._targets(facts, rows, progress)
 
     def apply(self, facts: Sequence[Fact], progress: Progress | None = None) -> Edit:
         """Edit `facts` into the weights as one batch and return the Edit; `progress` hears of facts whose target is found.
 
         All or nothing: every check comes before the first weight changes, and an error or interrupt on the way leaves
         weights and state as they were. Raises KetoolsError for a fact that cannot be edited, two facts of the batch
-        with the same prompt, and numbers that are not finite.
+        that contradict or repeat each other, numbers that are not finite, and when memory runs out. Warns, once, of
+        facts whose target is the model's top answer already.
         """
         rows = self._rows(facts)
-        seconds = dict.fromkeys(("targets", "keys", "solve", "write"), 0.0)
-        one = isinstance(self.method.update, Constraint) and self.method.update.one_at_a_time
-        parts = [slice(i, i + 1) for i in range(len(facts))] if one else [slice(None)]
         before = stack.snapshot(self.model, self.layers)
+        batch = Batch(
+            self.model,
+            self.method,
+            self.hyper,
+            self._targets,
+            self.protection,
+            self.state.past,
+            before,
+            self.state.seed,
+        )
         try:
-            done = [self._batch(facts[part], rows[part], seconds, progress) for part in parts]
+            with memory_hint(self.model, self.hyper, len(facts)):
+                done = [batch.run(facts[part], rows[part], progress) for part in self._parts(len(facts))]
         finally:
             stack.restore(self.model, before)
-        factors = {
-            i: tuple(torch.cat([f[i][side] for f, _, _ in done], 1).float() for side in (0, 1)) for i in self.layers
-        }
-        keys = {i: torch.cat([k[i] for _, k, _ in done], 1).float() for i in self.layers}
-        edit = Edit(factors, self._record(facts, [t for _, _, t in done], seconds))
-        with _timed(seconds, "write"):
+        warn_of_known(facts, [known for outcome in done for known in outcome.known])
+        factors = {i: merged(done, i) for i in self.layers}
+        past = {i: torch.cat([o.past[i] for o in done], 1) for i in self.layers if i in done[0].past}
+        edit = Edit(factors, self._record(facts, done, batch.seconds))
+        with batch.timed("write"):
             stack.push(self.model, edit)
         edit.record["update_norm"] = edit.norms()
         try:
-            self._remember(keys)
+            self._remember(past)
         except BaseException:
             stack.pop(self.model)
             self._protections.clear()  # built anew from the state's keys
@@ -141,55 +153,41 @@ class Editor:
 
     @property
     def _keeps_past(self) -> bool:
-        return getattr(self.method.update, "past_keys", False)
+        return self.method.past_keys or isinstance(self.method.update, Shift)
+
+    @property
+    def _past_shape(self) -> tuple[int, int | None]:
+        # Rows of a block of the state, and columns if they are fixed: keys, or moments of UltraEdit's features.
+        anatomy = self.model.anatomy
+        return (anatomy.d_mlp + anatomy.d_model, 3) if isinstance(self.method.update, Shift) else (anatomy.d_mlp, None)
+
+    def _check_past(self) -> None:
+        rows, columns = self._past_shape
+        for i in self.layers if self._keeps_past else ():
+            for block in self.state.past.get(i, ()):
+                if len(block) != rows or columns not in (None, block.shape[1]):
+                    raise KetoolsError(
+                        f"this state's layer {i} holds blocks of shape {tuple(block.shape)}, method {self.method.name!r} "
+                        f"keeps {rows} rows: it belongs to another kind of method; start a fresh one"
+                    )
+
+    def _statistics(self, given: Statistics | None) -> Statistics | None:
+        if not self.method.needs_statistics:
+            return None
+        return (load_statistics(self.model) if given is None else given).of(self.model, self.layers)
 
     def _rows(self, facts: Sequence[Fact]) -> list[FactRows]:
-        if not len(facts):
+        if not len(facts):  # before the model writes prefixes
             raise KetoolsError("no facts to edit; give at least one")
-        seen: dict[str, str] = {}
-        for fact in facts:
-            if fact.text in seen:
-                raise KetoolsError(
-                    f"facts {seen[fact.text]!r} and {fact.id!r} of one batch share the prompt {fact.text!r}; keep one"
-                )
-            seen[fact.text] = fact.id
-        rows = fact_rows(self.model, facts, contexts_of(self.prefixes))
-        for fact, row in zip(facts, rows, strict=True):
-            if (n := len(row.contexts[0].target_ids)) > _LONGEST_TARGET:
-                raise KetoolsError(
-                    f"fact {fact.id!r}: target_new has {n} tokens, more than {_LONGEST_TARGET}; give the object alone"
-                )
-        return rows
+        # Without a step 1 nothing reads prefixed prompts.
+        return checked_rows(self.model, facts, contexts_of(self.prefixes if self.method.has_targets else ()))
 
     def _targets(self, facts: Sequence[Fact], rows: list[FactRows], progress: Progress | None) -> Targets:
         contexts = contexts_of(self.prefixes)
         return compute_targets(self.model, facts, contexts, self.method.stopping, self.hyper, progress, rows)
 
-    def _batch(
-        self, facts: Sequence[Fact], rows: list[FactRows], seconds: dict[str, float], progress: Progress | None
-    ) -> tuple[Factors, dict[int, Tensor], Targets]:
-        # Both steps for one batch. The weights are left edited: keys of a layer are read with the layers below changed.
-        with _timed(seconds, "targets"):
-            targets = self._targets(facts, rows, progress)
-        z = targets.z.double().T
-        slack = 1.0
-        if isinstance(self.method.update, Constraint):
-            slack = self.hyper.constraint_ridge if len(facts) > 1 else 0.0
-        factors, used = {}, {}
-        for at, layer in enumerate(self.layers):
-            with _timed(seconds, "keys"):
-                keys, states = keys_and_states(self.model, rows, layer, self.layers[-1])
-            with _timed(seconds, "solve"):
-                residuals = (z - states) / (len(self.layers) - at)
-                left, right = (t.float().cpu() for t in least_squares(self.protection(layer), keys, residuals, slack))
-                if not (left.isfinite().all() and right.isfinite().all()):
-                    raise KetoolsError(f"the update of layer {layer} is not finite; the weights were not touched")
-            with _timed(seconds, "write"):
-                stack.add(self.model, layer, left, right)
-            factors[layer], used[layer] = (left, right), keys
-        return factors, used, targets
-
     def _protection(self, layer: int) -> Protection:
+        assert self.statistics is not None, "only methods with a step 1 protect anything"
         covariance = self.statistics.layers[layer]
         if self.model.device.type not in ("cpu", "mps"):  # mps has no float64
             covariance = covariance.to(self.model.device)
@@ -210,33 +208,32 @@ class Editor:
             made.add(block)
         return made
 
-    def _remember(self, keys: dict[int, Tensor]) -> None:
+    def _remember(self, past: dict[int, Tensor]) -> None:
         if not self._keeps_past:
             return
-        for i, block in keys.items():
+        for i, block in past.items() if self.method.past_keys else ():
             self.protection(i).add(block)
-        self.state.past |= {i: [*self.state.past.get(i, []), block] for i, block in keys.items()}
+        self.state.past |= {i: [*self.state.past.get(i, []), block] for i, block in past.items()}
 
-    def _record(self, facts: Sequence[Fact], targets: list[Targets], seconds: dict[str, float]) -> dict[str, Any]:
-        units = {i: float(self.statistics.layers[i].trace()) / len(self.statistics.layers[i]) for i in self.layers}
+    def _parts(self, n: int) -> list[slice]:
+        # What is solved for together: the whole batch, or fact by fact.
+        update = self.method.update
+        return [slice(i, i + 1) for i in range(n)] if getattr(update, "one_at_a_time", False) else [slice(None)]
+
+    def _record(self, facts: Sequence[Fact], done: Sequence[Outcome], seconds: dict[str, float]) -> dict[str, Any]:
+        covariances = self.statistics.layers if self.statistics is not None else {}
+        units = {i: float(covariances[i].trace()) / len(covariances[i]) for i in self.layers if i in covariances}
+        post = self.method.post
+        per_fact = {name: [x for o in done for x in o.record[name]] for name in done[0].record}
         return {
             "method": self.method.name,
             "stopping": str(self.method.stopping),
             "update": {"kind": type(self.method.update).__name__} | asdict(self.method.update),
+            "post": None if post is None else {"kind": type(post).__name__} | asdict(post),
             "hyper": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.hyper).items()},
             "mean_eigenvalue_of_c": units,
             "facts": [fact.id for fact in facts],
             "fingerprint": self.model.fingerprint,
             "on_top_of": len(self.model.edits),
-            "steps": [int(s) for t in targets for s in t.steps],
-            "p_target": [float(p) for t in targets for p in t.p_target],
-            "delta_norm": [float(x) for t in targets for x in t.delta_norm],
             "seconds": seconds,
-        }
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[phase] += time.perf_counter() - start
+        } | per_fact

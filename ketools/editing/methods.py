@@ -1,22 +1,32 @@
-"""Methods as two choices: when step 1 stops, and what step 2 protects. The numbers are data (hyperparameters.toml).
+"""Methods as choices: when step 1 stops, what step 2 protects, and what is done to the update afterwards.
+
+The numbers are data (hyperparameters.toml, ketools.editing.hyper).
 
 >>> from dataclasses import replace
 >>> replace(MEMIT, stopping=MPES(1)).stopping            # the paper's ablation, in one line
 MPES(patience=1)
+>>> replace(MEMIT, post=Rect()).post
+Rect(keep=0.4)
 """
 
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from importlib.resources import files
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from ketools.editing.hyper import Hyper, look_up
+from ketools.editing.postprocess import Nas, Post, Prune, Rect, Sphere
 from ketools.errors import KetoolsError
 from ketools.model import EditableModel
 
 if TYPE_CHECKING:
     import pandas as pd
+
+__all__ = [
+    "ALL", "ALPHAEDIT", "EMMET", "ENCORE", "FT", "FT_L", "LORA", "MEMIT", "MPES", "ROME", "R_ROME", "SEQUENTIAL_MEMIT",
+    "ULTRAEDIT", "Constraint", "FineTune", "FixedSteps", "Hyper", "LeastSquares", "Method", "Nas", "NullSpace",
+    "ProbabilityThreshold", "Prune", "Rect", "Shift", "Sphere", "Stopping", "Update", "method", "methods",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,11 @@ class MPES:
 
     A fact is done `patience` steps after its target first is the most probable token at every target position in
     every context, the bare prompt included. None: the patience of the model's settings.
+
+    With the setting compat="official" it does what the authors' code does: the bare prompt does not count, exactly
+    five pairs of a prompt and a target token have to be right (all of them only where targets are single tokens and
+    prefixes five), and the fact is done at the (patience + 1)-th pass in which that holds, whether or not it held in
+    between; patience = -prob_cutoff - 1. Both stop before the step of that pass.
     """
 
     patience: int | None = None
@@ -65,53 +80,44 @@ class NullSpace:
 
 @dataclass(frozen=True)
 class Constraint:
-    """Delta = R (K1^T A^-1 K1)^-1 K1^T A^-1 with A = lambda_p C: the new facts hold exactly (ROME, EMMET).
+    """Delta = R (X^T H)^-1 X^T with X = C^-1 K1: the new facts hold exactly, Delta H = R (ROME, EMMET).
 
-    `one_at_a_time`: each fact of a batch is an edit of its own, on top of the one before.
+    H = K1, each key half the bare prompt's and half the mean of the prefixed ones (EMMET, R-ROME); `bare_key`: H are
+    the keys of the bare prompts while X keeps the averaged ones. That is ROME as its authors' code computes it: where
+    the two keys point apart the denominator is small and the update large, an edit that disables the model (Gupta et
+    al., arXiv 2403.07175). `one_at_a_time`: each fact of a batch is an edit of its own, on top of the one before.
     """
 
     one_at_a_time: bool = False
-
-
-Update = LeastSquares | NullSpace | Constraint
+    bare_key: bool = False
 
 
 @dataclass(frozen=True)
-class Hyper:
-    """Settings of one method on one model; hyperparameters.toml says what each means and where it comes from."""
+class Shift:
+    """Delta = V H^T (H H^T + I)^-1, V = -eta ||h^||^2 g^ by column, from one forward and backward pass (UltraEdit).
 
-    layers: tuple[int, ...] | None = None
-    layers_depth: tuple[float, float] = (0.2, 0.35)
-    lr: float = 0.5
-    steps: int = 20
-    clamp_norm_factor: float = 0.75
-    kl_factor: float = 0.0625
-    kl_direction: str = "reference"
-    weight_decay: float = 0.5
-    loss_floor: float = 0.05
-    patience: int = 2
-    prefix_count: int = 5
-    prefix_tokens: int = 10
-    lambda_p: float | None = None
-    lambda_p_relative: float = 1.5
-    lambda_n: float | None = None
-    lambda_n_relative: float = 10.0
-    null_threshold: float | None = None
-    null_threshold_relative: float = 0.1
-    l2: float | None = None
-    l2_relative: float = 10.0
-    constraint_ridge: float = 0.1
-    facts_at_once: int | None = None
+    H (d_mlp, tokens) are the inputs of the matrix at all tokens of prompt and target, g the gradients of the target's
+    NLL with respect to its outputs, h^ and g^ both normalised by running means and deviations over all edits so far.
+    """
 
-    def value(self, name: str, unit: float) -> float:
-        """`name` as given in absolute terms, else `name`_relative times `unit`."""
-        absolute = getattr(self, name)
-        return float(absolute if absolute is not None else getattr(self, f"{name}_relative") * unit)
+
+@dataclass(frozen=True)
+class FineTune:
+    """Adam on the edited matrices and the target's NLL, no step 1 ("ft"; "ft-l": |Delta| <= ft_epsilon; "lora": rank
+    lora_rank).
+    """
+
+    kind: str = "ft"
+
+
+Update = LeastSquares | NullSpace | Constraint | Shift | FineTune
+_STEP1 = ("lr", "steps", "clamp_norm_factor", "kl_factor", "kl_direction", "weight_decay", "loss_floor", "compat")
+_PREFIXES = ("prefix_count", "prefix_tokens")
 
 
 @dataclass(frozen=True)
 class Method:
-    """A locate-then-edit method. `hyper` holds settings that differ from those of hyperparameters.toml."""
+    """A method of editing. `hyper` holds settings that differ from those of hyperparameters.toml."""
 
     name: str
     stopping: Stopping
@@ -119,45 +125,87 @@ class Method:
     hyper: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     year: int = 0
     source: str = ""
+    post: Post | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.post, Nas) and not self.has_targets:
+            raise KetoolsError(f"method {self.name!r}: Nas rescales the targets of step 1, and this method has none")
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether there is a step 1 that finds a target state for each fact."""
+        return not isinstance(self.update, Shift | FineTune)
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether the update asks for C, the second moments of keys over running text."""
+        return self.has_targets
+
+    @property
+    def past_keys(self) -> bool:
+        """Whether the keys of earlier edits are protected."""
+        return getattr(self.update, "past_keys", False)
 
     def settings(self, model: EditableModel, **overrides: object) -> Hyper:
-        """The settings for `model`: the table's, then the method's own, then `overrides`.
-
-        Raises KetoolsError for a name that is no setting, and for layers that the model does not have.
-        """
-        values = _looked_up(model, self.name)
-        for given in (self.hyper, overrides):
-            for name in given:
-                if name.endswith("_relative"):  # an absolute value of the table must not hide it
-                    values.pop(name.removesuffix("_relative"), None)
-            values |= given
-        known = {f.name for f in fields(Hyper)}
-        if wrong := sorted(set(values) - known):
-            raise KetoolsError(f"no setting named {wrong[0]!r}; there are: {', '.join(sorted(known))}")
-        hyper = Hyper(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-        layers = hyper.layers if hyper.layers is not None else _layers_by_depth(hyper, model.anatomy.n_layer)
-        return replace(hyper, layers=_checked(layers, model))
+        """The settings for `model`: the table's, then the method's own, then `overrides`; see hyper.look_up."""
+        return look_up(model, self.name, self.hyper, overrides)
 
     def describe(self, model: EditableModel | None = None) -> str:
-        """Equation, stopping rule, source and (for `model`) settings, as text."""
-        lines = [f"{self.name} ({self.year}), {self.source}", f"step 1: {self.stopping}", f"step 2: {self.update}"]
-        lines.append(" ".join((type(self.update).__doc__ or "").split()))
+        """Equation, stopping rule, post-processing, source and (for `model`) the settings that count, as text."""
+        lines = [f"{self.name} ({self.year}), {self.source}"]
+        lines += [f"step 1: {self.stopping}", _prose(self.stopping)] if self.has_targets else ["step 1: none"]
+        lines += [f"step 2: {self.update}", _prose(self.update)]
+        if self.post is not None:
+            lines += [f"afterwards: {self.post}", _prose(self.post)]
         if model is not None:
             hyper = self.settings(model)
-            lines += [
-                f"  {f.name} = {getattr(hyper, f.name)}" for f in fields(hyper) if getattr(hyper, f.name) is not None
-            ]
+            shown = {name: getattr(hyper, name) for name in self._counting(hyper)}
+            lines += [f"  {name} = {value}" for name, value in shown.items() if value is not None]
         return "\n".join(lines)
+
+    def _counting(self, hyper: Hyper) -> tuple[str, ...]:
+        # Of an absolute and a relative value only the one that is used.
+        def one(name: str) -> str:
+            return name if getattr(hyper, name) is not None else f"{name}_relative"
+
+        step1 = (*_STEP1, *_PREFIXES) if self.has_targets else ()
+        if isinstance(self.stopping, MPES) and self.stopping.patience is None and self.has_targets:
+            step1 += ("patience",)
+        match self.update:
+            case LeastSquares(norm=norm):
+                step2: tuple[str, ...] = (one("lambda_p"), one("lambda_n")) if norm else (one("lambda_p"),)
+            case NullSpace():
+                step2 = (one("null_threshold"), one("l2"))
+            case Constraint(one_at_a_time=one_at_a_time):
+                step2 = () if one_at_a_time else (one("lambda_p"), "constraint_ridge")
+            case Shift():
+                step2 = (one("shift_lr"),)
+            case FineTune(kind=kind):
+                more = {"ft-l": ("ft_epsilon",), "lora": ("lora_rank",)}.get(kind, ())
+                step2 = ("ft_lr", "ft_steps", "loss_floor", *more)
+        return ("layers", *step1, *step2, "facts_at_once")
+
+
+def _prose(part: object) -> str:
+    return "  " + " ".join((type(part).__doc__ or "").split())
 
 
 _PAPER = "Gupta et al., arXiv 2502.01636"
-ROME = Method("rome", FixedSteps(), Constraint(one_at_a_time=True), year=2022, source="Meng et al., arXiv 2202.05262")
+_ROME = "Meng et al., arXiv 2202.05262"
+ROME = Method("rome", FixedSteps(), Constraint(one_at_a_time=True, bare_key=True), year=2022, source=_ROME)
+R_ROME = Method(
+    "r-rome", FixedSteps(), Constraint(one_at_a_time=True), year=2024, source="Gupta et al., arXiv 2403.07175"
+)
 EMMET = Method("emmet", FixedSteps(), Constraint(), year=2024, source="Gupta et al., arXiv 2403.14236")
 MEMIT = Method("memit", FixedSteps(), LeastSquares(), year=2022, source="Meng et al., arXiv 2210.07229")
 SEQUENTIAL_MEMIT = Method("sequential-memit", FixedSteps(), LeastSquares(past_keys=True), year=2025, source=_PAPER)
 ALPHAEDIT = Method("alphaedit", FixedSteps(), NullSpace(), year=2024, source="Fang et al., arXiv 2410.02355")
 ENCORE = Method("encore", MPES(), LeastSquares(past_keys=True, norm=True), year=2025, source=_PAPER)
-ALL = (ROME, EMMET, MEMIT, SEQUENTIAL_MEMIT, ALPHAEDIT, ENCORE)
+ULTRAEDIT = Method("ultraedit", FixedSteps(), Shift(), year=2025, source="Gu et al., arXiv 2505.14679")
+FT = Method("ft", FixedSteps(), FineTune("ft"), year=2022, source=f"baseline of {_ROME}")
+FT_L = Method("ft-l", FixedSteps(), FineTune("ft-l"), year=2022, source=f"baseline of {_ROME}")
+LORA = Method("lora", FixedSteps(), FineTune("lora"), year=2021, source="Hu et al., arXiv 2106.09685")
+ALL = (ROME, R_ROME, EMMET, MEMIT, SEQUENTIAL_MEMIT, ALPHAEDIT, ENCORE, ULTRAEDIT, FT, FT_L, LORA)
 
 
 def method(name: str | Method) -> Method:
@@ -171,20 +219,24 @@ def method(name: str | Method) -> Method:
 
 
 def methods() -> "pd.DataFrame":
-    """All methods: name, year, stopping rule, what is protected and how, source."""
+    """All methods: name, year, stopping rule, what is protected and how, post-processing, source.
+
+    Post-processing is a choice that goes with any of them: replace(MEMIT, post=Prune()), Rect(), Nas(), Sphere().
+    """
     import pandas as pd
 
     rows = [
         {
             "name": m.name,
             "year": m.year,
-            "stopping": str(m.stopping),
+            "stopping": str(m.stopping) if m.has_targets else "no step 1",
             "protects": _protects(m.update),
+            "post": "none" if m.post is None else str(m.post),
             "source": m.source,
         }
         for m in ALL
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=[*rows[0]])
 
 
 def _protects(update: Update) -> str:
@@ -193,27 +245,10 @@ def _protects(update: Update) -> str:
             return "prose keys" + (", past edits" if past else "") + (", the weights' norm" if norm else "")
         case NullSpace(past_keys=past):
             return "the span of prose keys, exactly" + (", past edits" if past else "")
-    return "prose keys; the new facts hold exactly"
-
-
-def _looked_up(model: EditableModel, name: str) -> dict[str, Any]:
-    table = tomllib.loads(files("ketools.editing").joinpath("hyperparameters.toml").read_text(encoding="utf-8"))
-    values: dict[str, Any] = {}
-    for scope in (table["default"], table["models"].get(model.name.rstrip("/").rsplit("/", 1)[-1].lower(), {})):
-        # A list of layers for the model must give way to nothing but a list for model and method.
-        values |= {k: v for k, v in scope.items() if not isinstance(v, dict)}
-        values |= scope.get(name, {})
-    return values
-
-
-def _layers_by_depth(hyper: Hyper, n_layer: int) -> tuple[int, ...]:
-    first, last = (min(n_layer - 1, round(part * n_layer)) for part in hyper.layers_depth)
-    return tuple(range(max(first, last - 4), last + 1))
-
-
-def _checked(layers: tuple[int, ...], model: EditableModel) -> tuple[int, ...]:
-    if not layers or any(not isinstance(i, int) for i in layers) or list(layers) != sorted(set(layers)):
-        raise KetoolsError(f"layers {layers!r}: expected different layer numbers in ascending order, such as (4, 5, 6)")
-    for index in layers:
-        model.layer(index)
-    return layers
+        case Constraint(bare_key=bare):
+            return f"prose keys; the new facts hold exactly{' (on the bare prompt)' if bare else ''}"
+        case Shift():
+            return "the weights' norm"
+        case FineTune(kind=kind):
+            return {"ft-l": "every single weight, by a bound", "lora": "the update's rank"}.get(kind, "nothing")
+    raise AssertionError(update)

@@ -17,16 +17,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ketools.editing.methods import MPES, Hyper, ProbabilityThreshold, Stopping
+from ketools.editing.hyper import Hyper
+from ketools.editing.methods import MPES, ProbabilityThreshold, Stopping
 from ketools.editing.readout import divergences, log_distribution, token_losses
+from ketools.editing.rows import FactRows, fact_rows, sharing
 from ketools.errors import KetoolsError
 from ketools.facts import Fact
 from ketools.model import EditableModel
-from ketools.prompts import Row, make_rows, subject_span
 from ketools.replay import freeze
 
 _TOKENS_AT_ONCE = 1536  # suffix tokens of one batch: enough for full-speed matrix products, little memory
 _PADDING = 0.15  # share of padding that a batch may have for the sake of its size
+_OFFICIAL_COUNT = 5  # pairs of a prefixed prompt and a target token, as the authors' code has it
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8  # Adam's, as in torch.optim
 
 
@@ -36,7 +38,7 @@ class Targets:
 
     z, h0 (n, d_model); delta_norm (n,); steps (n,) int64, updates taken; p_target (n,), the target's probability when
     stopped, mean over contexts of exp(-mean token NLL); loss (n,); trace (n, passes): p_target before each update,
-    NaN behind the last one.
+    NaN behind the last one; known (n,) bool: the target was the most probable answer to the bare prompt before.
     """
 
     z: Tensor
@@ -46,52 +48,7 @@ class Targets:
     p_target: Tensor
     loss: Tensor
     trace: Tensor
-
-
-@dataclass(frozen=True)
-class FactRows:
-    """Rows of one fact: one per context, the bare prompt first, and "{subject} is a" cut at the subject's last token."""
-
-    contexts: list[Row]
-    kl: tuple[int, ...]
-    head: str  # the prompt's text before the subject
-
-    @property
-    def suffix(self) -> int:
-        """Tokens from the subject's last on, at most."""
-        return max(len(row.ids) - row.subject_last for row in self.contexts)
-
-    @property
-    def shares_kl(self) -> bool:
-        """Whether the bare prompt begins with its subject, so that it has the KL prompt's state already."""
-        bare = self.contexts[0]
-        return bare.ids[: bare.subject_last + 1] == self.kl
-
-
-def fact_rows(model: EditableModel, facts: Sequence[Fact], contexts: Sequence[str]) -> list[FactRows]:
-    """Token rows of each fact in each context. Raises KetoolsError for a fact that cannot be edited."""
-    spans = [subject_span(fact) for fact in facts]
-    where = [
-        (c + f.text, f, (len(c) + a, len(c) + b)) for f, (a, b) in zip(facts, spans, strict=True) for c in contexts
-    ]
-    rows = make_rows(model, [t for t, _, _ in where], [f.target_new for _, f, _ in where], [s for _, _, s in where])
-    kl = make_rows(model, [f"{f.subject} is a" for f in facts], None, [(0, len(f.subject)) for f in facts])
-    n = len(contexts)
-    return [
-        FactRows(rows[i * n : (i + 1) * n], kl[i].ids[: kl[i].subject_last + 1], facts[i].prompt.partition("{}")[0])
-        for i in range(len(facts))
-    ]
-
-
-def sharing(rows: Sequence[FactRows], contexts: Sequence[int]) -> list[list[int]]:
-    """What rows share, as `prefix.prefill` wants it: the context, then the prompt up to the subject.
-
-    For the rows of these `contexts` of each fact, in this order.
-    """
-    heads = {head: n for n, head in enumerate(dict.fromkeys(fact.head for fact in rows))}
-    coarse = [c for _ in rows for c in contexts]
-    fine = [heads[fact.head] * len(rows[0].contexts) + c for fact in rows for c in contexts]
-    return [coarse, fine]
+    known: Tensor
 
 
 def compute_targets(
@@ -120,9 +77,9 @@ def compute_targets(
             progress(len(chosen))
     order = torch.tensor([i for chosen, _ in results for i in chosen]).argsort()
     parts = [got for _, got in results]
-    names = ("z", "h0", "delta_norm", "steps", "p_target", "loss", "trace")
+    names = ("z", "h0", "delta_norm", "steps", "p_target", "loss", "trace", "known")
     whole = Targets(*(torch.cat([getattr(part, name) for part in parts])[order] for name in names))
-    _check_finite(whole, facts)
+    _check_finite(model, whole, facts)
     return whole
 
 
@@ -168,7 +125,9 @@ class _Descent:
         self.h0 = self.frozen.hidden[:: self.width, 0].float()
         self.delta = torch.zeros_like(self.h0)
         self.mean, self.square = torch.zeros_like(self.delta), torch.zeros_like(self.delta)
-        self.since = torch.full((self.n,), -1, device=device)  # the pass in which MPES' condition first held
+        # MPES: the pass in which its condition first held; "official": in how many it has held.
+        self.since = torch.full((self.n,), -1, device=device)
+        self.held = torch.zeros(self.n, dtype=torch.long, device=device)
         self.reference: Tensor | None = None
 
     def run(self) -> Targets:
@@ -176,13 +135,15 @@ class _Descent:
         n, d = self.delta.shape
         done = Targets(
             torch.zeros(n, d), torch.zeros(n, d), torch.zeros(n), torch.zeros(n, dtype=torch.long),
-            torch.zeros(n), torch.zeros(n), torch.full((n, steps), torch.nan),
+            torch.zeros(n), torch.zeros(n), torch.full((n, steps), torch.nan), torch.zeros(n, dtype=torch.bool),
         )  # fmt: skip
         alive = torch.arange(n)
         for at in range(steps):
-            loss, chance, correct, slope = self._evaluate(at < steps - 1)
-            stop = self._stops(at, loss, chance, correct).cpu()
+            loss, chance, best, slope = self._evaluate(at < steps - 1)
+            stop = self._stops(at, loss, chance, best).cpu()
             done.trace[alive, at] = chance.cpu()
+            if at == 0:
+                done.known[:] = (self._count(~best, self.row % self.width == 0) == 0).cpu()
             for name, value in self._state(at, loss, chance).items():
                 getattr(done, name)[alive[stop]] = value[stop]
             alive = alive[~stop]
@@ -194,7 +155,7 @@ class _Descent:
         return done
 
     def _evaluate(self, with_slope: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        # (loss, probability, all argmax) per fact at the present delta, and the loss's gradient (facts, d_model).
+        # Loss and probability per fact at the present delta, whether each entry is argmax, and the loss's gradient.
         n, width = len(self.delta), self.width
         longest = self.frozen.hidden.shape[1]
         with torch.set_grad_enabled(with_slope):
@@ -216,8 +177,7 @@ class _Descent:
         self.delta = self.delta.detach()
         norm, scale = self.delta.norm(dim=1), self.hyper.weight_decay / self.h0.square().sum(1)
         slope = slope + (scale / norm.clamp_min(1e-30))[:, None] * self.delta
-        wrong = torch.zeros(n, device=norm.device).index_add(0, self.row // width, (~best).float())
-        return fit.detach() + scale * norm, (-per_row.detach()).exp().view(n, width).mean(1), wrong == 0, slope
+        return fit.detach() + scale * norm, (-per_row.detach()).exp().view(n, width).mean(1), best, slope
 
     def _places(self, longest: int) -> Tensor:
         places = self.row * longest + self.place
@@ -225,14 +185,24 @@ class _Descent:
             return places
         return torch.cat([places, torch.arange(len(self.delta), device=places.device) * self.width * longest])
 
-    def _stops(self, at: int, loss: Tensor, chance: Tensor, correct: Tensor) -> Tensor:
+    def _count(self, entries: Tensor, among: Tensor | None = None) -> Tensor:
+        # How many of a fact's entries are marked, (facts,) int64.
+        marked = entries if among is None else entries & among
+        return torch.zeros(len(self.delta), dtype=torch.long, device=marked.device).index_add(
+            0, self.row // self.width, marked.long()
+        )
+
+    def _stops(self, at: int, loss: Tensor, chance: Tensor, best: Tensor) -> Tensor:
         stop = loss < self.hyper.loss_floor
         if at == max(1, self.hyper.steps) - 1:
             stop = torch.ones_like(stop)
         match self.stopping:
             case MPES(patience=patience):
                 patience = self.hyper.patience if patience is None else patience
-                self.since = torch.where((self.since < 0) & correct, at, self.since)
+                if self.hyper.compat == "official":
+                    self.held += self._count(best, self.row % self.width > 0) == _OFFICIAL_COUNT
+                    return stop | (self.held > patience)
+                self.since = torch.where((self.since < 0) & (self._count(~best) == 0), at, self.since)
                 stop = stop | ((self.since >= 0) & (at - self.since >= patience))
             case ProbabilityThreshold(p=p):
                 stop = stop | (chance > p)
@@ -254,7 +224,7 @@ class _Descent:
         self.place, self.token, self.share = self.place[stays], self.token[stays], self.share[stays]
         self.frozen = self.frozen.select(rows)
         self.kl = self.kl and self.kl.select(facts)
-        for name in ("h0", "delta", "mean", "square", "since", "reference"):
+        for name in ("h0", "delta", "mean", "square", "since", "held", "reference"):
             setattr(self, name, getattr(self, name)[facts])
         return slope[facts]
 
@@ -275,11 +245,23 @@ def _shifted(hidden: Tensor, delta: Tensor) -> Tensor:
     return torch.cat([first, hidden[:, 1:]], dim=1)
 
 
-def _check_finite(targets: Targets, facts: Sequence[Fact]) -> None:
+def _check_finite(model: EditableModel, targets: Targets, facts: Sequence[Fact]) -> None:
     bad = ~(targets.z.isfinite().all(1) & targets.loss.isfinite())
     if bad.any():
         fact = facts[int(bad.nonzero()[0, 0])]
         raise KetoolsError(
-            f"fact {fact.id!r}: its target is not finite after {int(targets.steps[bad][0])} steps; the model's weights "
-            "hold NaN or Inf, or earlier edits have made its states overflow (check the weights' norms)"
+            f"fact {fact.id!r}: its target is not finite after {int(targets.steps[bad][0])} steps; {not_finite(model)}"
         )
+
+
+def not_finite(model: EditableModel) -> str:
+    """What to tell a user about numbers that are not finite: which parameter, in which layer, or that none is."""
+    for path, weight in model.model.named_parameters():
+        if not weight.isfinite().all():
+            inside = path.removeprefix(f"{model.anatomy.layers}.")
+            layer = f"layer {inside.partition('.')[0]}: " if inside != path else ""
+            return f"{layer}{path} holds NaN or Inf; load the model anew, or undo the edit that broke it"
+    return (
+        f"no parameter holds NaN or Inf, so states overflow in {model.dtype}: earlier edits have made the weights grow "
+        "(check their norms), or the model needs float32"
+    )

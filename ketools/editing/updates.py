@@ -144,6 +144,25 @@ def least_squares(protection: Protection, keys: Tensor, residuals: Tensor, slack
     return residuals.double().to(x.device), torch.cholesky_solve(x.T.contiguous(), lower).T
 
 
+def constrained(protection: Protection, keys: Tensor, residuals: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+    """Delta = R (X^T H)^-1 X^T with X = A^-1 K1 as (left, right), float64: Delta H = R holds exactly.
+
+    K1 and H are (d_mlp, n). With H = K1 this is `least_squares` with slack 0, the smallest change in the norm that A
+    gives. With other keys H it is what ROME's published code computes (rome_main: the direction from averaged keys, the
+    denominator from the bare prompt's), which is smallest in no such norm. Raises KetoolsError for a system without a
+    finite solution.
+    """
+    assert keys.shape == held.shape and keys.shape[1] == residuals.shape[1], "one residual and one held key a key"
+    x = protection.solve(keys)
+    right, info = torch.linalg.solve_ex(x.T @ held.double().to(x.device), x.T)
+    if info.any() or not right.isfinite().all():
+        raise KetoolsError(
+            f"the update for {protection.name} has no finite solution: a bare prompt's key is orthogonal to the averaged "
+            "one's direction; use R-ROME, which takes the averaged key everywhere"
+        )
+    return residuals.double().to(x.device), right.T
+
+
 def null_space(covariance: Tensor, threshold: float, name: str = "C") -> Tensor:
     """Orthonormal basis U (d_mlp, r), float64, of the eigenvectors of C with eigenvalue below `threshold`.
 

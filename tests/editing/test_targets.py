@@ -1,10 +1,14 @@
 """Step 1 against a plain loop: the same z, the same steps, whatever the companions."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from ketools.editing.methods import MPES, FixedSteps, Hyper, ProbabilityThreshold
-from ketools.editing.targets import compute_targets
+from ketools.editing.rows import fact_rows
+from ketools.editing.targets import _Descent, compute_targets
+from ketools.prompts import target_logprobs
 from tests.reference.plain_targets import plain_target
 
 CONTEXTS = ["", "The tower of Vell. ", "Therefore you sang because. ", "I. "]
@@ -25,6 +29,93 @@ def test_targets_equal_the_plain_loop(tiny_model, tiny_facts, stopping):
         steps.append(want.steps)
     if not isinstance(stopping, FixedSteps):
         assert len(set(steps)) > 1, "the test should see facts that stop at different steps"
+
+
+FIVE = [*CONTEXTS, "You may visit. ", "Because he plays. "]  # the authors' number of prefixes
+OFFICIAL = replace(HYPER, compat="official", kl_direction="edited")
+
+
+@pytest.mark.parametrize("patience", [0, 2])
+def test_official_stopping_equals_the_plain_loop(tiny_model, tiny_facts, patience):
+    got = compute_targets(tiny_model, tiny_facts, FIVE, MPES(patience), OFFICIAL)
+    for i, fact in enumerate(tiny_facts):
+        want = plain_target(tiny_model, fact, FIVE, MPES(patience), OFFICIAL)
+        assert (got.z[i] - want.z).norm() <= 1e-4 * want.z.norm() and got.steps[i] == want.steps
+    assert got.steps.tolist() != compute_targets(tiny_model, tiny_facts, FIVE, MPES(patience), HYPER).steps.tolist()
+
+
+def passes(model, fact, hyper, patience, right):
+    """At which pass MPES stops when the target tokens that `right(pass, context, token)` says are the most probable."""
+    descent = _Descent(model, fact_rows(model, [fact], FIVE), MPES(patience), replace(hyper, steps=99))
+    n_token = len(descent.row) // len(FIVE)
+    for at in range(20):
+        best = torch.tensor([right(at, c, t) for c in range(len(FIVE)) for t in range(n_token)])
+        if descent._stops(at, torch.ones(1), torch.zeros(1), best)[0]:
+            return at
+    return None
+
+
+def test_where_the_authors_code_and_mpes_part(tiny_model, tiny_facts):
+    targets = fact_rows(tiny_model, tiny_facts, FIVE)
+    lengths = [len(row.contexts[0].target_ids) for row in targets]
+    one, two = (tiny_facts[lengths.index(n)] for n in (1, 2))
+
+    def both(fact, patience, right):
+        return tuple(passes(tiny_model, fact, hyper, patience, right) for hyper in (HYPER, OFFICIAL))
+
+    # Alike for single tokens, once the bare prompt is right with the others and stays so.
+    assert both(one, 0, lambda at, c, t: at >= 4) == (4, 4)
+    assert both(one, 3, lambda at, c, t: at >= 4) == (7, 7)
+    # The bare prompt is context 0: it must be right too, and does not count for the code.
+    assert both(one, 0, lambda at, c, t: at >= 4 and (c > 0 or at >= 9)) == (9, 4)
+    # Ten pairs are not five: with two tokens the code never stops.
+    assert both(two, 0, lambda at, c, t: at >= 4) == (4, None)
+    # Five of ten: first tokens alone are enough for the code.
+    assert both(two, 0, lambda at, c, t: at >= 4 and (t == 0 or at >= 9)) == (9, 4)
+    # Extra steps: n further ones, against the (n + 1)-th pass in which it holds.
+    assert both(one, 2, lambda at, c, t: at in (3, 6, 8)) == (5, 8)
+
+
+def test_mpes_stops_at_the_most_probable_token_everywhere(tiny_model, tiny_facts):
+    facts, patience = tiny_facts[:4], 2
+    got = compute_targets(tiny_model, facts, CONTEXTS, MPES(patience), HYPER)
+    # The states on the way, by stopping earlier.
+    way = [
+        compute_targets(tiny_model, facts, CONTEXTS, FixedSteps(), replace(HYPER, steps=at + 1)).z
+        for at in range(int(got.steps.max()) + 1)
+    ]
+    tested = 0
+    for i, fact in enumerate(facts):
+        if got.steps[i] < HYPER.steps - 1 and got.loss[i] >= HYPER.loss_floor:
+            tops = [_all_top(tiny_model, fact, z[i], got.h0[i]) for z in way[: int(got.steps[i]) + 1]]
+            assert tops.index(True) == got.steps[i] - patience
+            tested += 1
+    assert tested
+
+
+def _all_top(model, fact, z, start):
+    # Whole forwards with delta added at the subject: are all target tokens the most probable in every context?
+    right = []
+    for row in fact_rows(model, [fact], CONTEXTS)[0].contexts:
+
+        def put(_, __, out, place=row.subject_last):
+            states = (out[0] if isinstance(out, tuple) else out).clone()
+            states[0, place] += z - start
+            return (states, *out[1:]) if isinstance(out, tuple) else states
+
+        handle = model.layer(HYPER.layers[-1]).register_forward_hook(put)
+        try:
+            logits = model.model(torch.tensor([row.ids])).logits[0]
+        finally:
+            handle.remove()
+        right += [logits[p].argmax() == t for p, t in zip(row.target_positions, row.target_ids)]
+    return all(right)
+
+
+def test_known_says_whose_target_is_the_top_answer(tiny_model, tiny_facts):
+    got = compute_targets(tiny_model, tiny_facts, CONTEXTS, MPES(0), HYPER)
+    top = target_logprobs(tiny_model, [f.text for f in tiny_facts], [f.target_new for f in tiny_facts])[1]
+    assert got.known.tolist() == top.tolist()
 
 
 def test_companions_do_not_matter(tiny_model, tiny_facts):

@@ -30,36 +30,41 @@ def plain_target(model, fact, contexts, stopping, hyper):
     first = [len(p["input_ids"]) - 1 for p in prompts]
 
     longest = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-    delta = torch.zeros(model.anatomy.d_model, requires_grad=True)
+    device = model.device
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
+    delta = torch.zeros(model.anatomy.d_model, device=device, requires_grad=True)
     seen = {}
 
     def add(_, __, out):
         states = (out[0] if isinstance(out, tuple) else out).clone()
-        seen.setdefault("h0", states[0, subject_last[0]].detach().clone())
+        seen.setdefault("h0", states[0, subject_last[0]].detach().float().clone())
         for i, place in enumerate(subject_last):
-            states[i, place] += delta
+            states[i, place] += delta.to(states.dtype)
         return (states, *out[1:]) if isinstance(out, tuple) else states
 
     optimizer = torch.optim.Adam([delta], lr=hyper.lr)
     handle = model.layer(hyper.layers[-1]).register_forward_hook(add)
-    since, reference = None, None
+    since, reference, held = None, None, 0
     try:
         for at in range(hyper.steps):
-            logprob = model.model(input_ids=ids, attention_mask=mask).logits.log_softmax(-1)
+            logprob = model.model(input_ids=ids, attention_mask=mask).logits.float().log_softmax(-1)
             now = logprob[-1, subject_last[-1]]
             reference = now.detach() if reference is None else reference
             nll = torch.stack(
                 [-sum(logprob[i, f + j, t] for j, t in enumerate(goal)) / len(goal) for i, f in enumerate(first)]
             )
-            kl_loss = (reference.exp() * (reference - now)).sum()
+            old, new = (reference, now) if hyper.kl_direction == "reference" else (now, reference)
+            kl_loss = (old.exp() * (old - new)).sum()
             h0 = seen["h0"]
             loss = nll.mean() + hyper.kl_factor * kl_loss + hyper.weight_decay * delta.norm() / h0.norm() ** 2
             correct = all(logprob[i, f + j].argmax() == t for i, f in enumerate(first) for j, t in enumerate(goal))
             since = at if since is None and correct else since
+            # The authors' code: the bare prompt is left out, and pairs of a prompt and a token are counted up to five.
+            pairs = sum(logprob[i, f + j].argmax() == t for i, f in enumerate(first) if i for j, t in enumerate(goal))
+            held += int(pairs == 5)
             p = (-nll).exp().mean().item()
-            if _stops(stopping, hyper, at, loss.item(), p, since):
+            if _stops(stopping, hyper, at, loss.item(), p, since, held):
                 break
             optimizer.zero_grad()
             loss.backward()
@@ -73,11 +78,13 @@ def plain_target(model, fact, contexts, stopping, hyper):
     return PlainTarget((h0 + delta).detach(), h0, at, loss.item(), p)
 
 
-def _stops(stopping, hyper, at, loss, p, since):
+def _stops(stopping, hyper, at, loss, p, since, held):
     if loss < hyper.loss_floor or at == hyper.steps - 1:
         return True
     if isinstance(stopping, MPES):
         patience = hyper.patience if stopping.patience is None else stopping.patience
+        if hyper.compat == "official":
+            return held >= patience + 1
         return since is not None and at - since >= patience
     return isinstance(stopping, ProbabilityThreshold) and p > stopping.p
 

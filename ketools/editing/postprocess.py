@@ -1,0 +1,141 @@
+"""What is done to an update after it was solved for: the third, optional choice of a method.
+
+PRUNE, RECT and SPHERE change Delta = left right^T (left (d_model, r), right (d_mlp, r), float64) of a layer, given the
+matrix W (d_model, d_mlp) it is added to and the unedited W_0; they are called before Delta is added, so that the
+layers above see what they leave of it. NAS changes the targets z of step 1 instead.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ketools.errors import KetoolsError
+
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Prune:
+    """PRUNE: singular values of the accumulated update that exceed sigma_max(W_0) are drawn in.
+
+    sigma -> ln(sigma) - ln(sigma_max) + sigma_max for sigma > sigma_max, the singular values of W + Delta - W_0; the
+    others stay (Ma et al., arXiv 2405.16821, section 4, with the logarithm as F). Published as one step at the end of
+    a sequence; here after every batch, on what the batches before have left, so that the weights are pruned at any
+    time. What changes is a sum of as many rank-one terms as there are such values.
+    """
+
+    def __call__(self, left: Tensor, right: Tensor, now: Tensor, original: Tensor) -> Pair:
+        """Factors of the pruned update."""
+        total = now - original + left @ right.T
+        # The Gram side has d_model columns instead of d_mlp; its accuracy, eps sigma_max(total), is that of an SVD for
+        # the large values, the only ones asked for.
+        top = torch.linalg.eigvalsh(original @ original.T)[-1].clamp_min(0).sqrt()
+        squares, vectors = torch.linalg.eigh(total @ total.T)
+        values = squares.clamp_min(0).sqrt()
+        large = values > top
+        if not large.any():
+            return left, right
+        sigma, u = values[large], vectors[:, large]
+        drawn_in = sigma.log() - top.log() + top
+        return torch.cat([left, u * (drawn_in / sigma - 1)], 1), torch.cat([right, total.T @ u], 1)
+
+
+@dataclass(frozen=True)
+class Rect:
+    """RECT: of Delta's entries the share `keep` with the largest relative change |Delta / W| stays, the rest is zero.
+
+    Gu et al., arXiv 2401.04700; 0.4 is the published share. The result has no low rank: left is the identity.
+    """
+
+    keep: float = 0.4
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= 1:
+            raise KetoolsError(f"Rect(keep={self.keep}): expected a share above 0 and up to 1")
+
+    def __call__(self, left: Tensor, right: Tensor, now: Tensor, original: Tensor) -> Pair:
+        """Factors of the update with its smaller relative changes taken out."""
+        delta = left @ right.T
+        change = delta.abs() / now.abs()
+        change[delta == 0] = 0  # 0 / 0 is no change
+        drop = change.numel() - max(1, round(self.keep * change.numel()))
+        if drop:
+            delta[change <= change.flatten().kthvalue(drop).values] = 0
+        return dense(delta)
+
+
+@dataclass(frozen=True)
+class Sphere:
+    """SPHERE: Delta (I - strength U U^T), U the principal directions of W's rows on the unit sphere.
+
+    U are the leading eigenvectors of the rows' second moment, rows scaled to length one: the first whose eigenvalues
+    sum to more than the share `top` of the trace (Liu et al., arXiv 2510.01172, and its code: W is the matrix before
+    this update; 0.5 and 0.5 with AlphaEdit, strength 0.8 with MEMIT).
+    """
+
+    top: float = 0.5
+    strength: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not (0 < self.top < 1 and 0 <= self.strength <= 1):
+            raise KetoolsError(
+                f"Sphere(top={self.top}, strength={self.strength}): expected shares of at most 1, top strictly between"
+            )
+
+    def __call__(self, left: Tensor, right: Tensor, now: Tensor, original: Tensor) -> Pair:
+        """Factors of the projected update."""
+        rows = now / now.norm(dim=1, keepdim=True).clamp_min(1e-30)
+        squares, vectors = torch.linalg.eigh(rows @ rows.T)  # the same eigenvalues as rows^T rows, d_model of them
+        squares, vectors = squares.flip(0).clamp_min(0), vectors.flip(1)
+        count = int((squares.cumsum(0) / squares.sum() <= self.top).sum()) + 1
+        u = rows.T @ (vectors[:, :count] / squares[:count].clamp_min(1e-30).sqrt())
+        return left, right - self.strength * (u @ (u.T @ right))
+
+
+@dataclass(frozen=True)
+class Nas:
+    """NAS (norm-anchor scaling): each value v* = v_0 + delta is rescaled to the norm that such values have in the
+    unedited model.
+
+    v_0 (d_model) is what the edited matrix of the target layer L returns at the subject's last token of the bare prompt,
+    delta the result of step 1: z = h_0 - v_0 + v* norm / ||v*|| (Liu et al., arXiv 2602.02543). `norm`: the anchor;
+    None: the mean of ||v*|| over the facts of the first batch of the sequence, found on the unedited weights. (The
+    published anchor is the mean over a sample of CounterFact, its largest 5% left out; its code gives up facts whose
+    v* is more than twice as long, here they are rescaled like the others.)
+    """
+
+    norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.norm is not None and not self.norm > 0:
+            raise KetoolsError(f"Nas(norm={self.norm}): expected a positive norm, or None for the first batch's mean")
+
+    @staticmethod
+    def values(z: Tensor, h0: Tensor, v0: Tensor) -> Tensor:
+        """v* (facts, d_model) of targets z, from states h_0 and outputs v_0 of the matrix, all (facts, d_model)."""
+        return v0 + z - h0
+
+    def targets(self, z: Tensor, h0: Tensor, v0: Tensor, anchor: float) -> Tensor:
+        """z (facts, d_model) with each v* rescaled to the norm `anchor`."""
+        value = self.values(z, h0, v0)
+        return h0 - v0 + value * (anchor / value.norm(dim=1, keepdim=True).clamp_min(1e-30))
+
+
+Post = Prune | Rect | Sphere | Nas
+
+
+def processed(post: Post | None, pair: Pair, now: Tensor, original: Tensor) -> Pair:
+    """`pair` after `post`, as float32 on the CPU; W and W_0 (d_model, d_mlp) may lie anywhere, in any precision."""
+    left, right = pair
+    if post is None or isinstance(post, Nas):
+        return left.float().cpu(), right.float().cpu()
+    precise = torch.float64 if now.device.type != "mps" else torch.float32
+    w, w0 = now.to(precise), original.to(now.device, precise)
+    left, right = post(left.to(now.device, precise), right.to(now.device, precise), w, w0)
+    return left.float().cpu(), right.float().cpu()
+
+
+def dense(delta: Tensor) -> Pair:
+    """A matrix (d_model, d_mlp) without low rank as factors: the identity, and its transpose."""
+    return torch.eye(len(delta), dtype=delta.dtype, device=delta.device), delta.T.contiguous()
