@@ -104,7 +104,8 @@ def problems(values: Mapping[str, Any]) -> Iterator[FactError]:
     for name in LISTS:
         yield from (FactError(id, name, what) for what in _list_problems(values.get(name, ())))
     for name, kind in (("two_hop", TwoHop), ("locality", Locality)):
-        if not all(isinstance(item, kind) for item in values.get(name, ())):
+        items = values.get(name, ())
+        if not isinstance(items, Iterable) or not all(isinstance(item, kind) for item in items):
             arguments = ", ".join(field.name for field in fields(kind))
             yield FactError(id, name, f"holds something that is no {kind.__name__}({arguments})")
     if "target_true" in values and true is None and values.get("neighbours"):

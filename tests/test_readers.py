@@ -431,3 +431,5 @@ def test_a_fact_with_neighbours_needs_the_old_object():
         replace(fact, target_true=None)
     with pytest.raises(KetoolsError, match=r"'locality' holds something that is no Locality\(prompt, answer\)"):
         replace(fact, locality=[("a", "b")])
+    with pytest.raises(KetoolsError, match=r"'two_hop' holds something that is no TwoHop"):
+        replace(fact, two_hop=None)
