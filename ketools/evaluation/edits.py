@@ -41,7 +41,7 @@ def evaluate(
         One row per fact, in order: id, relation, subject; p_new, p_true on the edit prompt (float64, 0..1); and for
         each KIND the means over its prompts of success, accuracy (fractions) and magnitude (difference of
         probabilities, wanted minus unwanted): `efficacy_success` .. `neighbourhood_magnitude`. NaN where the fact
-        has no such prompt.
+        has no such prompt; success, magnitude and p_true also where target_true is unknown (accuracy is not).
 
     Raises:
         KetoolsError: no facts, or a negative limit.
@@ -53,10 +53,12 @@ def evaluate(
         if limit is not None and limit < 0:
             raise KetoolsError(f"{name}={limit}: expected a number of prompts >= 0, or None for all")
     asked = pd.DataFrame(_prompts(facts, paraphrases, neighbours), columns=["fact", "kind", "prompt"])
-    targets = {side: [getattr(facts[i], f"target_{side}") for i in asked["fact"]] for side in ("true", "new")}
-    pairs = [(p, t) for side in ("true", "new") for p, t in zip(asked["prompt"], targets[side], strict=True)]
-    p, hit = score_pairs(model, pairs)
-    return _per_fact(facts, asked, p.reshape(2, -1), hit.reshape(2, -1))
+    new, true = ([getattr(facts[i], f"target_{side}") for i in asked["fact"]] for side in ("new", "true"))
+    scored = [t if t is not None else n for t, n in zip(true, new, strict=True)]  # an unknown one only keeps its place
+    pairs = [(p, t) for side in (scored, new) for p, t in zip(asked["prompt"], side, strict=True)]
+    p, hit = (values.reshape(2, -1) for values in score_pairs(model, pairs))
+    p[0] = np.where([t is None for t in true], np.nan, p[0])
+    return _per_fact(facts, asked, p, hit)
 
 
 def _prompts(facts: list[Fact], paraphrases: int | None, neighbours: int | None) -> Iterator[tuple[int, str, str]]:
@@ -72,7 +74,7 @@ def _per_fact(facts: list[Fact], asked: pd.DataFrame, p: np.ndarray, hit: np.nda
     keep = (asked["kind"] == "neighbourhood").to_numpy()  # here the true object is the wanted one
     wanted, unwanted = np.where(keep, p[0], p[1]), np.where(keep, p[1], p[0])
     asked = asked.assign(
-        success=(wanted > unwanted).astype(float),
+        success=np.where(np.isnan(wanted + unwanted), np.nan, wanted > unwanted),
         accuracy=np.where(keep, hit[0], hit[1]).astype(float),
         magnitude=wanted - unwanted,
     )
@@ -134,7 +136,7 @@ def recall(model: EditableModel, facts: Iterable[Fact], prompts: str = "trained"
     if prompts not in pick:
         raise KetoolsError(f"prompts={prompts!r}: expected one of {', '.join(map(repr, pick))}")
     facts = list(facts)
-    rows = [(i, prompt, fact.target_true) for i, fact in enumerate(facts) for prompt in pick[prompts](fact)]
+    rows = [(i, prompt, fact.need_true("recall")) for i, fact in enumerate(facts) for prompt in pick[prompts](fact)]
     p, hit = score_pairs(model, [(prompt, target) for _, prompt, target in rows])
     scored = pd.DataFrame({"fact": [i for i, _, _ in rows], "accuracy": hit.astype(float), "p_true": p, "n": 1})
     by_fact = scored.groupby("fact").agg({"accuracy": "mean", "p_true": "mean", "n": "sum"}).reindex(range(len(facts)))

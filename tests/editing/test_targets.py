@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ketools.editing import descent
+from ketools.editing.descent import Descent
 from ketools.editing.methods import MPES, FixedSteps, Hyper, ProbabilityThreshold
 from ketools.editing.rows import fact_rows
-from ketools.editing.targets import _Descent, compute_targets
+from ketools.editing.targets import compute_targets
 from ketools.prompts import target_logprobs
 from tests.reference.plain_targets import plain_target
 
@@ -46,7 +48,7 @@ def test_official_stopping_equals_the_plain_loop(tiny_model, tiny_facts, patienc
 
 def passes(model, fact, hyper, patience, right):
     """At which pass MPES stops when the target tokens that `right(pass, context, token)` says are the most probable."""
-    descent = _Descent(model, fact_rows(model, [fact], FIVE), MPES(patience), replace(hyper, steps=99))
+    descent = Descent(model, fact_rows(model, [fact], FIVE), MPES(patience), replace(hyper, steps=99))
     n_token = len(descent.row) // len(FIVE)
     for at in range(20):
         best = torch.tensor([right(at, c, t) for c in range(len(FIVE)) for t in range(n_token)])
@@ -154,3 +156,19 @@ def test_fused_losses_are_those_of_autograd(tiny_model, direction, monkeypatch):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
         slopes = [torch.autograd.grad((x * weights).sum(), states, retain_graph=True)[0] for x in (a, b)]
         assert torch.allclose(*slopes, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("asked_every", [1, 3])
+def test_facts_that_take_the_place_of_finished_ones_come_to_the_same(tiny_model, tiny_facts, monkeypatch, asked_every):
+    monkeypatch.setitem(descent._EVERY, "cpu", asked_every)
+    rows = fact_rows(tiny_model, tiny_facts, CONTEXTS)
+    alike = [row for row in rows if row.shares_kl == rows[0].shares_kl]
+    assert len(alike) > 3
+    whole = descent.Descent(tiny_model, alike, MPES(1), HYPER).run()
+    heard = []
+    queue = descent.Descent(tiny_model, alike, MPES(1), HYPER, at_once=2)
+    got = queue.run(heard.append)
+    assert sum(heard) == len(alike) and len(heard) > 1
+    assert got.steps.tolist() == whole.steps.tolist() and len(set(got.steps.tolist())) > 1
+    for name in ("z", "h0", "p_target", "loss", "trace"):
+        torch.testing.assert_close(getattr(got, name), getattr(whole, name), rtol=1e-5, atol=1e-5, equal_nan=True)

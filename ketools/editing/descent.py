@@ -1,0 +1,245 @@
+"""Projected Adam on the deltas of many facts: finished ones leave the batch, waiting ones take their place.
+
+A pool of facts is frozen at once (ketools.replay); `at_once` of them are computed on. A fact's state (delta, Adam's
+moments, how many updates it has had) is its own, so that its result does not depend on its companions. Nothing is read
+back from the device within a pass; every few passes on an accelerator, and in each on a CPU, it is asked who is done.
+A finished fact that is still in the batch is not updated any more, so that this changes no result.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ketools.editing.hyper import Hyper
+from ketools.editing.methods import MPES, ProbabilityThreshold, Stopping
+from ketools.editing.readout import divergences, log_distribution, token_losses
+from ketools.editing.rows import FactRows, sharing
+from ketools.model import EditableModel
+from ketools.replay import freeze
+
+_EVERY = {"cpu": 1}  # passes between two questions who is done, by device; 4 where not said
+_OFFICIAL_COUNT = 5  # pairs of a prefixed prompt and a target token, as the authors' code has it
+_BETAS, _EPSILON = (0.9, 0.999), 1e-8  # Adam's, as in torch.optim
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Result of step 1 for n facts, in their order; all on the CPU, float32 unless said.
+
+    z, h0 (n, d_model); delta_norm (n,); steps (n,) int64, updates taken; p_target (n,), the target's probability when
+    stopped, mean over contexts of exp(-mean token NLL); loss (n,); trace (n, passes): p_target before each update,
+    NaN behind the last one; known (n,) bool: the target was the most probable answer to the bare prompt before.
+    """
+
+    z: Tensor
+    h0: Tensor
+    delta_norm: Tensor
+    steps: Tensor
+    p_target: Tensor
+    loss: Tensor
+    trace: Tensor
+    known: Tensor
+
+
+class Descent:
+    """Step 1 for one pool of facts, `at_once` at a time."""
+
+    def __init__(
+        self,
+        model: EditableModel,
+        rows: Sequence[FactRows],
+        stopping: Stopping,
+        hyper: Hyper,
+        at_once: int | None = None,
+    ) -> None:
+        self.model, self.stopping, self.hyper = model, stopping, hyper
+        self.n, self.width = len(rows), len(rows[0].contexts)
+        self.at_once, self.passes = min(at_once or self.n, self.n), max(1, hyper.steps)
+        flat = [row for fact in rows for row in fact.contexts]
+        starts = [row.subject_last for row in flat]
+        layer = hyper.layers[-1]
+        self.pool = freeze(model, [r.ids for r in flat], starts, layer, sharing(rows, range(self.width)))
+        self.kl_pool = (
+            None if rows[0].shares_kl else freeze(model, [f.kl for f in rows], [len(f.kl) - 1 for f in rows], layer)
+        )
+        self.device = self.pool.hidden.device
+        # One entry a target token: its row (fact * contexts + context), place behind the start, id, share of the mean.
+        entries = [
+            (i, p - start, token, 1 / len(row.target_ids))
+            for i, (row, start) in enumerate(zip(flat, starts, strict=True))
+            for p, token in zip(row.target_positions, row.target_ids, strict=True)
+        ]
+        row, *rest, share = zip(*entries, strict=True)
+        self.entries = [self._tensor(x) for x in (row, *rest)] + [torch.tensor(share, device=self.device)]
+        h0 = self.pool.hidden[:: self.width, 0].float()
+        full = lambda *shape, value=0, dtype=None: torch.full((self.n, *shape), value, device=self.device, dtype=dtype)  # noqa: E731
+        self.all = {
+            "h0": h0,
+            "delta": torch.zeros_like(h0),
+            "mean": torch.zeros_like(h0),
+            "square": torch.zeros_like(h0),
+        }
+        # Updates so far; MPES: the pass in which its condition first held; "official": in how many it has held.
+        self.all |= {
+            "age": full(),
+            "since": full(value=-1),
+            "held": full(),
+            "done": full(value=False, dtype=torch.bool),
+        }
+        nothing = torch.zeros(self.n, device=self.device)
+        self.out = {
+            "z": torch.zeros_like(h0), "delta_norm": nothing, "p_target": nothing.clone(), "loss": nothing.clone(),
+            "steps": full(), "trace": full(self.passes, value=torch.nan), "known": full(value=False, dtype=torch.bool),
+        }  # fmt: skip
+        # Adam's corrections of its moments by the number of updates, computed in double precision.
+        self.corrections = [
+            torch.tensor([1 - beta ** max(i, 1) for i in range(self.passes + 1)], device=self.device) for beta in _BETAS
+        ]
+        self.reference: Tensor | None = None  # of the facts being computed on, from their first pass
+        self._take(list(range(self.at_once)), None)
+
+    def run(self, progress: Callable[[int], None] | None = None) -> Targets:
+        """All facts of the pool; `progress` hears how many more are done."""
+        waiting, entered, at = list(range(self.at_once, self.n)), [0] * self.at_once, 0
+        every = _EVERY.get(self.device.type, 4)
+        while self.active:
+            youngest = at - max(entered)
+            self._pass(slope=youngest < self.passes - 1)
+            at += 1
+            if at % every and at - min(entered) < self.passes:
+                continue
+            done = self.now["done"].tolist()
+            if not any(done):
+                continue
+            if progress is not None:
+                progress(sum(done))
+            stay = [i for i, gone in enumerate(done) if not gone]
+            new, waiting = waiting[: sum(done)], waiting[sum(done) :]
+            entered = [entered[i] for i in stay] + [at] * len(new)
+            self._store()
+            self._take([self.active[i] for i in stay] + new, stay)
+        out = {"h0": self.all["h0"]} | self.out
+        return Targets(**{name: value.cpu() for name, value in out.items()})
+
+    def _pass(self, slope: bool) -> None:
+        # One forward pass, the stopping test, and the update of those that go on.
+        now, facts = self.now, self.facts
+        loss, chance, best, slopes = self._evaluate(slope)
+        stop = self._stops(now["age"], loss, chance, best)
+        ends = stop & ~now["done"]
+        found = {"z": now["h0"] + now["delta"], "delta_norm": now["delta"].norm(dim=1), "p_target": chance}
+        for name, value in (found | {"loss": loss, "steps": now["age"]}).items():
+            mark = ends if value.dim() == 1 else ends[:, None]
+            self.out[name][facts] = torch.where(mark, value, self.out[name][facts])
+        age = now["age"].clamp_max(self.passes - 1)
+        self.out["trace"][facts, age] = torch.where(now["done"], self.out["trace"][facts, age], chance)
+        right = self._count(~best, self.row % self.width == 0) == 0
+        self.out["known"][facts] = torch.where(now["age"] == 0, right, self.out["known"][facts])
+        now["done"] = now["done"] | stop
+        if slope:
+            self._update(slopes)
+
+    def _evaluate(self, with_slope: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        # Loss and probability per fact at the present delta, whether each entry is argmax, and the loss's gradient.
+        n, width, h0 = len(self.active), self.width, self.now["h0"]
+        with torch.set_grad_enabled(with_slope):
+            delta = self.now["delta"].detach().requires_grad_(with_slope)
+            states = self.frozen.run(_shifted(self.frozen.hidden, delta.repeat_interleave(width, 0)), self.places)
+            n_token = len(self.row)
+            nll, best = token_losses(self.model, states.index_select(0, self.entry[:n_token]), self.token)
+            if self.kl is None:
+                kl_states = states.index_select(0, self.entry[n_token:])
+            else:
+                kl_states = self.kl.run(_shifted(self.kl.hidden, delta), torch.arange(n, device=self.device))
+            kl = divergences(self.model, kl_states, self._references(kl_states.detach()), self.hyper.kl_direction)
+            per_row = nll.new_zeros(n * width).index_add(0, self.row, nll * self.share)
+            fit = per_row.view(n, width).mean(1) + self.hyper.kl_factor * kl
+            slope = torch.autograd.grad(fit.sum(), delta)[0] if with_slope else torch.zeros_like(delta)
+        delta = delta.detach()
+        norm, scale = delta.norm(dim=1), self.hyper.weight_decay / h0.square().sum(1)
+        slope = slope + (scale / norm.clamp_min(1e-30))[:, None] * delta
+        return fit.detach() + scale * norm, (-per_row.detach()).exp().view(n, width).mean(1), best, slope
+
+    def _references(self, states: Tensor) -> Tensor:
+        # What is said after "{subject} is a" before any change: of new facts now, their delta being zero.
+        known = 0 if self.reference is None else len(self.reference)
+        if known < len(self.active):
+            new = log_distribution(self.model, states[known:])
+            self.reference = new if self.reference is None else torch.cat([self.reference, new])
+        assert self.reference is not None
+        return self.reference
+
+    def _count(self, entries: Tensor, among: Tensor | None = None) -> Tensor:
+        # How many of a fact's entries are marked, (facts,) int64.
+        marked = entries if among is None else entries & among
+        return torch.zeros(len(self.active), dtype=torch.long, device=marked.device).index_add(
+            0, self.row // self.width, marked.long()
+        )
+
+    def _stops(self, at: Tensor | int, loss: Tensor, chance: Tensor, best: Tensor) -> Tensor:
+        # Which facts stop at pass `at`, counted for each from its own first one.
+        now = self.now
+        at = torch.as_tensor(at, device=loss.device)
+        stop = (loss < self.hyper.loss_floor) | (at >= self.passes - 1)
+        match self.stopping:
+            case MPES(patience=patience):
+                patience = self.hyper.patience if patience is None else patience
+                if self.hyper.compat == "official":
+                    now["held"] = now["held"] + (self._count(best, self.row % self.width > 0) == _OFFICIAL_COUNT)
+                    return stop | (now["held"] > patience)
+                now["since"] = torch.where((now["since"] < 0) & (self._count(~best) == 0), at, now["since"])
+                stop = stop | ((now["since"] >= 0) & (at - now["since"] >= patience))
+            case ProbabilityThreshold(p=p):
+                stop = stop | (chance > p)
+        return stop
+
+    def _update(self, slope: Tensor) -> None:
+        # Adam (Kingma and Ba, arXiv 1412.6980, algorithm 1), then the projection onto the ball.
+        now, (first, second) = self.now, _BETAS
+        now["age"] = now["age"] + ~now["done"]
+        small, large = (table[now["age"]][:, None] for table in self.corrections)
+        now["mean"] = now["mean"] * first + slope * (1 - first)
+        now["square"] = now["square"] * second + slope.square() * (1 - second)
+        spread = (now["square"] / large).sqrt_().add_(_EPSILON)
+        delta = now["delta"] - self.hyper.lr / small * now["mean"] / spread
+        limit, norm = self.hyper.clamp_norm_factor * now["h0"].norm(dim=1), delta.norm(dim=1)
+        delta = delta * torch.where(norm > limit, limit / norm, 1.0)[:, None]
+        now["delta"] = torch.where(now["done"][:, None], now["delta"], delta)
+
+    def _store(self) -> None:
+        for name, value in self.now.items():
+            self.all[name][self.facts] = value
+
+    def _take(self, facts: list[int], kept: list[int] | None) -> None:
+        # From now on these facts of the pool are computed on; `kept`: the places of those that were already.
+        self.active, self.facts = facts, self._tensor(facts)
+        if not facts:
+            return
+        self.now = {name: value[self.facts] for name, value in self.all.items()}
+        if self.reference is not None and kept is not None:
+            self.reference = self.reference[self._tensor(kept)]
+        rows = (self.facts[:, None] * self.width + torch.arange(self.width, device=self.device)).flatten()
+        whole = facts == list(range(self.n))
+        self.frozen = self.pool if whole else self.pool.select(rows)
+        self.kl = self.kl_pool if whole or self.kl_pool is None else self.kl_pool.select(self.facts)
+        place_of = torch.full((self.n * self.width,), -1, device=self.device)
+        place_of[rows] = torch.arange(len(rows), device=self.device)
+        row, place, token, share = self.entries
+        stays = place_of[row] >= 0
+        self.row, self.token, self.share = place_of[row[stays]], token[stays], share[stays]
+        longest = self.frozen.hidden.shape[1]
+        flat = self.row * longest + place[stays]
+        if self.kl is None:
+            flat = torch.cat([flat, torch.arange(len(facts), device=self.device) * self.width * longest])
+        self.places, self.entry = torch.unique(flat, return_inverse=True)
+
+    def _tensor(self, values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self.device)
+
+
+def _shifted(hidden: Tensor, delta: Tensor) -> Tensor:
+    # delta (rows, d_model) added at the first place, the subject's last token.
+    first = hidden[:, :1] + delta[:, None].to(hidden.dtype)
+    return torch.cat([first, hidden[:, 1:]], dim=1)

@@ -1,0 +1,81 @@
+"""The benchmark of step 1: its variants compute the same targets, its file says what was measured."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import targets as bench
+from benchmarks.measure import matmul_rate, measured
+from ketools.editing.methods import MPES, method
+from ketools.editing.targets import fact_rows
+from tests.small_world import small_facts
+
+CONTEXTS = ("", "The song of the river. ", "You know it. ")
+
+
+def test_every_variant_computes_the_same_targets(tiny_gpt2):
+    facts = small_facts()[:6]
+    hyper = method("encore").settings(tiny_gpt2, layers=(1,), lr=0.3, steps=6)
+    work = bench.variants(tiny_gpt2, facts, CONTEXTS, hyper, MPES(1))
+    results = {name: job() for name, job in work.items()}
+    replayed = results.pop("replay")
+    for name, other in results.items():
+        if isinstance(other, list):
+            z, steps = torch.stack([t.z for t in other]), [t.steps for t in other]
+        else:
+            z, steps = other.z, other.steps.tolist()
+        assert steps == replayed.steps.tolist(), name
+        torch.testing.assert_close(z, replayed.z, rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_taking_a_refinement_away_takes_it_away(tiny_gpt2, monkeypatch):
+    seen = []
+    real = bench.descent.freeze
+    monkeypatch.setattr(bench.descent, "freeze", lambda *args: seen.append(args[4:]) or real(*args))
+    facts = small_facts()[:2]
+    hyper = method("encore").settings(tiny_gpt2, layers=(1,), steps=2)
+    work = bench.variants(tiny_gpt2, facts, CONTEXTS, hyper, MPES(1))
+    work["replay"]()
+    assert any(levels and levels[0] for levels in seen)
+    seen.clear()
+    work["replay without shared prefixes"]()
+    assert seen and not any(levels and levels[0] for levels in seen)
+
+
+def test_needed_flops_are_those_counted_by_hand(tiny_gpt2):
+    facts = small_facts()[:1]
+    (row,) = rows = fact_rows(tiny_gpt2, facts, ("",))
+    attention, mlp, width, vocabulary = 4 * 32 * 32, 2 * 32 * 64, 32, len(tiny_gpt2.tokenizer)
+    one = attention + mlp
+    bare = row.contexts[0]
+    suffix = len(bare.ids) - bare.subject_last + (0 if row.shares_kl else 1)
+    whole = len(bare.ids) + (0 if row.shares_kl else len(row.kl))
+    reads = len(bare.target_ids) + 1
+    forward = 2 * (2 * one * suffix + vocabulary * width * reads)  # two layers above layer 1 of four
+    assert bench.needed_flops(tiny_gpt2, rows, [3], 1) == pytest.approx(2 * 4 * one * whole + 3 * 2 * forward + forward)
+
+
+def test_cost_and_rate_are_positive():
+    cost, result = measured(lambda: torch.ones(2**22).sum().item(), torch.device("cpu"))
+    assert result == 2**22 and cost.seconds > 0 and not cost.peak_mib < 0
+    assert matmul_rate(torch.device("cpu"), torch.float32, size=64) > 0
+
+
+def test_the_command_writes_what_it_measured(tmp_path, capsys):
+    out = tmp_path / "targets.json"
+    code = bench.main(
+        ["--model", "pocket", "--facts", "3", "--repeats", "1", "--steps", "4", "--json", str(out), "--quiet"]
+    )
+    figures = json.loads(out.read_text())
+    assert code == 0
+    assert figures["max_relative_error_z"] < 1e-4 and figures["same_steps_share"] == 1
+    assert figures["ratio_plain_over_replay"] == pytest.approx(
+        figures["seconds_per_edit"]["plain"] / figures["seconds_per_edit"]["replay"]
+    )
+    assert "plain" in capsys.readouterr().out
+
+
+def test_an_unknown_model_is_one_line_and_exit_code_2(capsys):
+    assert bench.main(["--model", "no-such-model", "--quiet"]) == 2
+    assert "no-such-model" in capsys.readouterr().err

@@ -1,0 +1,18 @@
+from dataclasses import replace
+
+import numpy as np
+
+from ketools.evaluation.edits import evaluate, summary
+
+
+def test_unknown(tiny_gpt2, tiny_facts):
+    whole = evaluate(tiny_gpt2, tiny_facts)
+    some = [replace(f, target_true=None) if i % 2 else f for i, f in enumerate(tiny_facts)]
+    part = evaluate(tiny_gpt2, some)
+    odd = [i % 2 == 1 for i in range(len(some))]
+    for c in ("efficacy_success", "efficacy_magnitude", "p_true", "paraphrase_success"):
+        assert part.loc[odd, c].isna().all()
+        np.testing.assert_allclose(part.loc[~np.array(odd), c], whole.loc[~np.array(odd), c], rtol=1e-6)
+    for c in ("p_new", "efficacy_accuracy", "paraphrase_accuracy"):
+        np.testing.assert_allclose(part[c], whole[c], rtol=1e-6)
+    summary(part)
