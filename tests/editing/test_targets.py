@@ -164,10 +164,10 @@ def test_facts_that_take_the_place_of_finished_ones_come_to_the_same(tiny_model,
     rows = fact_rows(tiny_model, tiny_facts, CONTEXTS)
     alike = [row for row in rows if row.shares_kl == rows[0].shares_kl]
     assert len(alike) > 3
-    hyper = replace(HYPER, lr=1.0, clamp_norm_factor=4.0)  # so that they stop at different passes
-    whole = descent.Descent(tiny_model, alike, MPES(1), hyper).run()
+    soon = ProbabilityThreshold(0.1)  # so that they stop at different passes
+    whole = descent.Descent(tiny_model, alike, soon, HYPER).run()
     heard = []
-    queue = descent.Descent(tiny_model, alike, MPES(1), hyper, at_once=2)
+    queue = descent.Descent(tiny_model, alike, soon, HYPER, at_once=2)
     got = queue.run(heard.append)
     assert sum(heard) == len(alike) and len(heard) > 1
     assert got.steps.tolist() == whole.steps.tolist() and len(set(got.steps.tolist())) > 1
