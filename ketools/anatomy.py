@@ -51,11 +51,16 @@ class Anatomy:
 def anatomy_of(model: PreTrainedModel, name: str = "model") -> Anatomy:
     """Find the anatomy of `model` by its structure.
 
-    Raises KetoolsError where a part cannot be found, and where the layers are not all alike in their MLP's output
-    matrix.
+    Raises KetoolsError where a part cannot be found, for a recurrent model, and where the layers are not all alike in
+    their MLP's output matrix.
     """
     config = model.config.get_text_config()
     d_model = config.hidden_size
+    if getattr(model, "_is_stateful", False):
+        raise KetoolsError(
+            f"model {name!r} ({config.model_type}) carries a recurrent state instead of keys and values of attention; "
+            "these methods replay a model from the middle and need attention"
+        )
     layers_path, layers = _layers(model, config.num_hidden_layers, name)
     out_path, out = _mlp_out(layers[0], d_model, name)
     transposed = isinstance(out, Conv1D)

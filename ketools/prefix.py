@@ -45,7 +45,7 @@ class Prefix:
     def select(self, rows: Sequence[int]) -> "Prefix":
         """The prefixes at these places, in the order given, repeated if need be."""
         index = torch.tensor(rows, device=self.mask.device)
-        layers = [FrozenLayer(layer.keys[index], layer.values[index]) for layer in self.cache.layers]
+        layers = [FrozenLayer(*(t[index.to(t.device)] for t in (c.keys, c.values))) for c in self.cache.layers]
         return Prefix(Cache(layers=layers), self.mask[index])
 
 
@@ -110,7 +110,8 @@ def extend(model: EditableModel, prefix: Prefix, rows: Sequence[Sequence[int]], 
         empty = (mask == 0)[:, None, :, None]
         for layer in prefix.cache.layers:
             if layer.keys.shape[-2] == mask.shape[1]:
-                layer.keys, layer.values = layer.keys.masked_fill(empty, 0), layer.values.masked_fill(empty, 0)
+                here = empty.to(layer.keys.device)  # a model spread over devices keeps each layer's on its own
+                layer.keys, layer.values = layer.keys.masked_fill(here, 0), layer.values.masked_fill(here, 0)
     return Prefix(prefix.cache, mask)
 
 
@@ -163,6 +164,6 @@ def _common(rows: Sequence[Sequence[int]], level: Sequence[int], done: Sequence[
 
 def _shareable(model: EditableModel) -> bool:
     # Padding between a shared beginning and the rest would count in a window of attention.
-    config = model.model.config
+    config = model.config
     kinds = {*(getattr(config, "layer_types", None) or ()), *(getattr(config, "attention_layers", None) or ())}
     return kinds <= {"full_attention", "global"} and not getattr(config, "sliding_window", None)

@@ -51,14 +51,17 @@ class Frozen:
             index = self.layer + 1 + offset
             with _only(self.model, index, reads) if index == top else ExitStack():
                 hidden = _first(self.model.layer(index)(hidden, *args, **kwargs))
-        return hidden.reshape(-1, hidden.shape[-1]).index_select(0, reads)
+        return hidden.reshape(-1, hidden.shape[-1]).index_select(0, reads.to(hidden.device))
 
     def select(self, rows: Tensor) -> "Frozen":
         """The same for some of the rows (int64 indices), in the order given."""
-        cache = Cache(layers=[FrozenLayer(c.keys[rows], c.values[rows]) for c in self.cache.layers])
+        cache = Cache(
+            layers=[FrozenLayer(*(t[rows.to(t.device)] for t in (c.keys, c.values))) for c in self.cache.layers]
+        )
         chosen: dict[int, Any] = {id(self.cache): cache}
         calls = [_select(call, rows, len(self.hidden), chosen) for call in self.calls]
-        return Frozen(self.model, self.layer, self.hidden[rows], self.lengths[rows], calls, cache)
+        own = rows.to(self.hidden.device)
+        return Frozen(self.model, self.layer, self.hidden[own], self.lengths[own], calls, cache)
 
 
 @torch.no_grad()
@@ -113,12 +116,12 @@ def read_last(
     got: dict[str, Tensor] = {}
 
     def key(_: nn.Module, args: tuple[Any, ...]) -> None:
-        got["key"] = _last(args[0])
+        got["key"] = _last(args[0], len(rows))
         if state_layer is None or state_layer < top:
             raise Enough
 
     def state(_: nn.Module, args: tuple[Any, ...], out: Tensor | tuple[Tensor, ...]) -> None:
-        got["state"] = _last(_first(out))
+        got["state"] = _last(_first(out), len(rows))
         if state_layer == top:
             raise Enough
 
@@ -164,13 +167,13 @@ def _only(model: EditableModel, index: int, reads: Tensor) -> Iterator[None]:
         if len(args) != 1 or kwargs or args[0].dim() != 3:
             return None
         shapes.append(args[0].shape)
-        return (args[0].reshape(-1, args[0].shape[-1]).index_select(0, reads),), {}
+        return (args[0].reshape(-1, args[0].shape[-1]).index_select(0, reads.to(args[0].device)),), {}
 
     def scatter(_: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor | None:
         if not shapes:
             return None
         rows, length, width = shapes.pop()
-        return out.new_zeros(rows * length, width).index_copy(0, reads, out).view(rows, length, width)
+        return out.new_zeros(rows * length, width).index_copy(0, reads.to(out.device), out).view(rows, length, width)
 
     mlp = model.layer(index).get_submodule(path)
     with ExitStack() as stack:
@@ -179,9 +182,9 @@ def _only(model: EditableModel, index: int, reads: Tensor) -> Iterator[None]:
         yield
 
 
-def _last(states: Tensor) -> Tensor:
-    # (rows, length, width), or (rows, width) where only the last tokens were computed.
-    return (states if states.dim() == 2 else states[:, -1]).clone()
+def _last(states: Tensor, rows: int) -> Tensor:
+    # (rows, length, width); OPT's MLP sees (rows * length, width); (rows, width) where only last tokens were computed.
+    return states.reshape(rows, -1, states.shape[-1])[:, -1].clone()
 
 
 def _first(out: Tensor | tuple[Tensor, ...]) -> Tensor:
@@ -206,6 +209,6 @@ def _select(value: Any, rows: Tensor | None, n_rows: int, chosen: dict[int, Any]
     if isinstance(value, tuple | list):
         return type(value)(_select(v, rows, n_rows, chosen) for v in value)
     if rows is not None and isinstance(value, Tensor) and value.dim() > 1 and len(value) == n_rows > 1:
-        chosen[id(value)] = value[rows]
+        chosen[id(value)] = value[rows.to(value.device)]
         return chosen[id(value)]
     return value

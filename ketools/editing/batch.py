@@ -12,7 +12,7 @@ from torch import Tensor
 from ketools.editing import edit as stack
 from ketools.editing import ultraedit
 from ketools.editing.hyper import Hyper
-from ketools.editing.keys import keys_and_states
+from ketools.editing.keys import before_norm, keys_and_states
 from ketools.editing.methods import Constraint, FineTune, Method, Nas, Shift
 from ketools.editing.postprocess import processed
 from ketools.editing.rows import FactRows, sharing
@@ -87,7 +87,8 @@ class Batch:
         for at, layer in enumerate(self.layers):
             with self.timed("keys"):
                 keys, states = keys_and_states(self.model, rows, layer, self.layers[-1])
-            residuals = (z.double().T - states) / (len(self.layers) - at)
+                share = (z.double().T - states) / (len(self.layers) - at)
+                residuals = before_norm(self.model, rows, layer, share)
             with self.timed("solve"):
                 factors[layer] = self._finished(layer, *self._pair(rows, layer, keys, residuals))
             with self.timed("write"):
@@ -140,13 +141,14 @@ class Batch:
         return float(post.values(targets.z, targets.h0, v0).norm(dim=1).mean())
 
     def _outputs(self, rows: list[FactRows]) -> Tensor:
-        # What the matrix of the target layer returns at the subject's last token, (facts, d_model) float32.
-        top = self.layers[-1]
+        # What the matrix of the target layer adds to the stream at the subject's last token, (facts, d_model) float32.
+        top, path = self.layers[-1], self.model.anatomy.post_norm
         bare = [fact.contexts[0].ids[: fact.contexts[0].subject_last + 1] for fact in rows]
         keys, _ = read_last(self.model, bare, sharing(rows, [0]), key_layer=top)
         assert keys is not None
         with torch.no_grad():
-            return self.model.mlp_out(top)(keys).float().cpu()
+            out = self.model.mlp_out(top)(keys)
+            return (out if path is None else self.model.layer(top).get_submodule(path)(out)).float().cpu()
 
     def _shifted(self, rows: list[FactRows], progress: Progress | None) -> Outcome:
         with self.timed("targets"):

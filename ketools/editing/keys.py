@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from ketools.editing.targets import FactRows, sharing
+from ketools.editing.rows import FactRows, sharing
 from ketools.errors import KetoolsError
 from ketools.model import EditableModel
 from ketools.replay import read_last
@@ -36,3 +37,24 @@ def keys_and_states(model: EditableModel, rows: Sequence[FactRows], layer: int, 
             )
     # Rounded once, so that keys kept in float32 for later batches are the very ones that were used.
     return keys.float().double().T.contiguous().cpu(), states.double().T.contiguous().cpu()
+
+
+@torch.no_grad()
+def before_norm(model: EditableModel, rows: Sequence[FactRows], layer: int, residuals: Tensor) -> Tensor:
+    """What the output of the matrix of `layer` has to gain for the layer's output to gain `residuals` (d_model, n).
+
+    The same, unless a norm stands between the MLP and the residual stream (Gemma 2 and 3, OLMo 2): there N(m) =
+    g m / rms(m), and d = rms(m) r / g makes N(m + d) parallel to N(m) + r, and equal to it to first order in r. Its
+    length is what the norm gives every vector, so that a large r is met in direction only. m is the output for the bare
+    prompts at the subject's last token, as the weights are now. float64 on the CPU.
+    """
+    path = model.anatomy.post_norm
+    if path is None:
+        return residuals
+    bare = [fact.contexts[0].ids[: fact.contexts[0].subject_last + 1] for fact in rows]
+    keys, _ = read_last(model, bare, sharing(rows, [0]), key_layer=layer)
+    assert keys is not None
+    out = model.mlp_out(layer)(keys)
+    gain = model.layer(layer).get_submodule(path)(torch.ones_like(out[:1]))  # of a vector with rms 1: g
+    rms = out.double().square().mean(1).sqrt()
+    return residuals * rms.cpu() / gain.double().cpu().T

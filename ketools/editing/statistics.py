@@ -175,13 +175,13 @@ def _split(pool: list[list[int]]) -> Iterator[list[list[int]]]:
 
 def _accumulate(model: EditableModel, batch: list[list[int]], sums: dict[int, Tensor]) -> int:
     ids, mask = pad_right(batch, model.device)
-    live = mask.bool()
+    live = mask.bool().reshape(-1)  # flat, as OPT's MLP sees its tokens
 
     with ExitStack() as stack:
         for index, total in sums.items():
 
             def add(_: nn.Module, args: tuple[Tensor], total: Tensor = total) -> None:
-                keys = args[0][live].float()
+                keys = args[0].reshape(-1, args[0].shape[-1])[live.to(args[0].device)].float()
                 total += (keys.T @ keys).double().cpu()
 
             stack.callback(model.mlp_out(index).register_forward_pre_hook(add).remove)
