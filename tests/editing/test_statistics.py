@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from ketools import KetoolsError
-from ketools.editing.statistics import Statistics, load_statistics
+from ketools import Edit, KetoolsError, edited
+from ketools.editing import moments
+from ketools.editing.statistics import Statistics, default_tokens, load_statistics
+from ketools.editing.updates import cholesky
 from tests.conftest import SENTENCES
 
 
@@ -69,3 +71,78 @@ def test_other_models_statistics_are_refused(tiny_gpt2, tiny_llama, tmp_path):
         got.of(tiny_llama, [0])
     with pytest.raises(KetoolsError, match="no statistics in"):
         Statistics.load(tmp_path / "nothing")
+
+
+def test_the_default_budget_is_ten_times_the_width(tiny_model):
+    texts = [" ".join(SENTENCES)] * 60
+    got = Statistics.compute(tiny_model, texts, [0])
+    assert got.tokens == default_tokens(tiny_model) == 10 * tiny_model.anatomy.d_mlp
+    assert got.provenance["dtype"] == "float32" and got.provenance["length"] == 128, "capped by the context window"
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_a_pass_that_was_killed_goes_on_to_the_same_bits(tiny_gpt2, tmp_path, monkeypatch):
+    monkeypatch.setattr(moments, "_TOKENS_AT_ONCE", 40)
+    texts = [f"{a} {b}" for a in SENTENCES for b in SENTENCES]
+    part = tmp_path / "part"
+    whole = Statistics.compute(tiny_gpt2, texts, [0, 2], 550, corpus="c")
+
+    heard = []
+
+    def dies(n):
+        heard.append(n)
+        if sum(heard) > 400:
+            raise Stopped
+
+    settings = {"corpus": "c", "partial": part, "every": 100}
+    with pytest.raises(Stopped):
+        Statistics.compute(tiny_gpt2, texts, [0, 2], 550, progress=dies, **settings)
+    kept = moments.Moments.load(part, {"layers": [0, 2]}).tokens
+    assert 100 <= kept <= 400
+    again = []
+    resumed = Statistics.compute(tiny_gpt2, iter(texts), [0, 2], 550, progress=again.append, **settings)
+    assert again[0] == kept and sum(again) == resumed.tokens == whole.tokens == 550
+    assert resumed.provenance == whole.provenance
+    for i in (0, 2):
+        assert torch.equal(resumed.layers[i], whole.layers[i])
+
+
+def test_partial_sums_of_another_pass_are_refused(tiny_gpt2, tiny_llama, tmp_path):
+    part = tmp_path / "part"
+    Statistics.compute(tiny_gpt2, SENTENCES, [0], 50, partial=part)
+    for changed, said in (
+        ((tiny_gpt2, SENTENCES, [1], 50), "layers"),
+        ((tiny_gpt2, SENTENCES, [0], 60), "max_tokens"),
+        ((tiny_llama, SENTENCES, [0], 50), "fingerprint"),
+        ((tiny_gpt2, SENTENCES[::-1], [0], 50), "begin differently"),
+        ((tiny_gpt2, SENTENCES[:1], [0], 50), "begin differently"),
+    ):
+        with pytest.raises(KetoolsError, match=said):
+            Statistics.compute(*changed, partial=part)
+
+
+def test_bad_settings(tiny_gpt2):
+    for settings, said in (
+        (([9], 100), "layers 0 to 3"),
+        (([], 100), "no layers"),
+        (([0], 0), "max_tokens=0"),
+    ):
+        with pytest.raises(KetoolsError, match=said):
+            Statistics.compute(tiny_gpt2, SENTENCES, *settings)
+    with pytest.raises(KetoolsError, match="length=0"):
+        Statistics.compute(tiny_gpt2, SENTENCES, [0], 100, length=0)
+    edit = Edit({0: (torch.zeros(32, 1), torch.zeros(64, 1))})
+    with edited(tiny_gpt2, edit), pytest.raises(KetoolsError, match="carries 1 edits"):
+        Statistics.compute(tiny_gpt2, SENTENCES, [0], 100)
+    tiny_gpt2.weight(0)[0, 0] = float("nan")
+    with pytest.raises(KetoolsError, match="keys of layer 1 hold NaN or Inf"):
+        Statistics.compute(tiny_gpt2, SENTENCES, [1], 100)
+
+
+def test_too_few_tokens_say_rank_and_need(tiny_gpt2):
+    got = Statistics.compute(tiny_gpt2, SENTENCES, [0], 20)
+    with pytest.raises(KetoolsError, match=r"rank \d+ of 64.*at least 64 different tokens"):
+        cholesky(got.layers[0], "C of layer 0")
