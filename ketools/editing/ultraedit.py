@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ketools.editing.readout import token_losses
 from ketools.editing.rows import FactRows
+from ketools.editing.targets import not_finite
 from ketools.errors import KetoolsError
 from ketools.model import EditableModel
 from ketools.prompts import pad_right
@@ -54,7 +55,7 @@ def read_features(
 ) -> Features:
     """Forward and backward over the bare prompts of `rows`, each with its target; the weights are only read.
 
-    Raises KetoolsError, naming the layer, for keys or gradients that are not finite.
+    Raises KetoolsError for keys or gradients that are not finite, naming the layer whose weights are not.
     """
     longest = max(len(row.contexts[0].ids) for row in rows)
     step = facts_at_once or max(1, _TOKENS_AT_ONCE // longest)
@@ -62,9 +63,7 @@ def read_features(
     for i in layers:
         for what, blocks in (("keys", [p.keys[i] for p in parts]), ("gradients", [p.slopes[i] for p in parts])):
             if not all(block.isfinite().all() for block in blocks):
-                raise KetoolsError(
-                    f"{what} of layer {i} hold NaN or Inf: the model's weights are not finite, or overflow in {model.dtype}"
-                )
+                raise KetoolsError(f"{what} of layer {i} are not finite; {not_finite(model)}")
     counts = [len(p.fact) for p in parts]
     return Features(
         {i: torch.cat([p.keys[i] for p in parts], 1) for i in layers},
