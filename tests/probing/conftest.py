@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ketools import Fact
+from ketools.evaluation.scoring import score_pairs
 
 
 @pytest.fixture
@@ -17,14 +18,13 @@ def known_facts(tiny_facts):
             with torch.no_grad():
                 best = model.model(ids).logits[0, -1].argsort(descending=True).tolist()
             found += _known(model, fact, best)
+        assert len(found) >= 3, "too few facts to test with"
         return found
 
     return make
 
 
 def _known(model, fact, best):
-    from ketools.evaluation.scoring import score_pairs
-
     text = model.tokenizer.decode([best[0]]).strip()
     if text and text != fact.target_new and text.isprintable():
         made = Fact(fact.id, fact.relation, fact.prompt, fact.subject, text, fact.target_new)

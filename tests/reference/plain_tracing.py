@@ -73,3 +73,22 @@ def restored(model, case, plan, kind, layer, places, sample=0):
             for other in plan.span(layer, model.anatomy.n_layer):
                 _put(stack, site(model, other, name), places, clean[name, other])
         return probability(model, case)
+
+
+def knocked_out(model, case, layers, places):
+    """The target's probability when, in `layers`, positions from `case.end` on cannot attend to `places`.
+
+    For models whose attention is always given a mask of four dimensions: eager ones, and Falcon.
+    """
+
+    def block(_, args, kwargs):
+        mask = kwargs["attention_mask"].clone()
+        mask[:, :, case.end :, places] = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+        return args, kwargs | {"attention_mask": mask}
+
+    with ExitStack() as stack:
+        for layer in layers:
+            for name, module in model.layer(layer).named_children():
+                if "att" in name and any(True for _ in module.children()):
+                    stack.callback(module.register_forward_pre_hook(block, with_kwargs=True).remove)
+        return probability(model, case)

@@ -1,0 +1,160 @@
+"""Layer picker: which layers to edit, from where the model recalls its facts and from what trial edits there do.
+
+Tracing alone is no guide (Hase et al., arXiv 2301.04213: where a fact is recalled says little about where an edit
+takes), trial edits alone see only the facts that they were tried on; so the picker shows both and multiplies them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ketools.editing.editor import Editor
+from ketools.editing.methods import Method, method
+from ketools.editing.statistics import Statistics, load_statistics
+from ketools.errors import KetoolsError
+from ketools.evaluation.edits import evaluate, harmonic_mean
+from ketools.facts import Fact
+from ketools.model import EditableModel
+from ketools.probing.cases import known_cases, spread_of
+from ketools.probing.tracing import average, plan_of, trace_cases
+
+Progress = Callable[[int], None]
+_SCORES = {"ES": "efficacy_success", "PS": "paraphrase_success", "NS": "neighbourhood_success"}
+
+
+@dataclass(frozen=True, eq=False)
+class Suggestion:
+    """`layers` to edit, ascending, and the `evidence`: one row per layer of the model (see `suggest`)."""
+
+    layers: tuple[int, ...]
+    evidence: pd.DataFrame
+
+
+def suggest(
+    model: EditableModel,
+    facts: Sequence[Fact],
+    how: str | Method = "memit",
+    *,
+    count: int | None = None,
+    trials: int = 5,
+    statistics: Statistics | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    **overrides: object,
+) -> Suggestion:
+    """Suggest `count` neighbouring layers for editing `facts` with the method `how`.
+
+    Two measurements. Tracing: what restoring a window of MLPs at the subject's last token recovers of the answer, mean
+    over the facts that the model knows. Trials: each of the first `trials` of these facts is edited alone in each layer
+    alone, scored, and taken back. score = (recovered share of the best layer's) x (S of the trials); the neighbouring
+    layers with the largest sum win, of equals the earliest.
+
+    Args:
+        model: the model; its weights are as before when this returns, on errors too.
+        facts: some tens of facts of the kind that is to be edited.
+        how: the method, or its name.
+        count: how many layers; None: as many as the method's settings edit.
+        trials: facts that are edited on trial; 0 goes by tracing alone.
+        statistics: C of the layers to be tried; None: the file in the model's folder. Layers that it lacks are neither
+            tried nor suggested. Methods that do not ask for C take none.
+        seed: of the noise and of the prefixes of trial edits.
+        progress: called with 1 after each trial edit.
+        overrides: settings of the method, as `Editor` takes them.
+
+    Returns:
+        The suggestion. Its evidence has the columns layer; traced, traced_low, traced_high (indirect effect of the MLP
+        window, probability, with its 95% interval); hidden (indirect effect of the hidden state); tried (facts), ES,
+        PS, NS, S (harmonic mean of those of the three that the facts allow; fractions), update (norm of a trial's
+        update over that of the matrix, mean); score; suggested. NaN where nothing was tried. Attrs: method, count, and
+        those of `tracing.trace`.
+
+    Raises:
+        KetoolsError: no facts, none that the model knows, a count or number of trials out of range, no statistics for a
+            method that needs them, or none for `count` neighbouring layers.
+    """
+    way = method(how)
+    count = len(way.settings(model, **overrides).layers or ()) if count is None else count
+    if not 1 <= count <= model.anatomy.n_layer or trials < 0:
+        raise KetoolsError(
+            f"count={count}, trials={trials}: expected 1 to {model.anatomy.n_layer} layers and trials >= 0"
+        )
+    layers = range(model.anatomy.n_layer)
+    if trials and way.needs_statistics:
+        statistics = load_statistics(model) if statistics is None else statistics
+        layers = [layer for layer in layers if layer in statistics.layers]
+    runs = [start for start in layers if set(range(start, start + count)) <= set(layers)]
+    if not runs:
+        raise KetoolsError(
+            f"statistics of layers {list(layers)} hold no {count} neighbouring ones; compute them for all layers that are "
+            "to be tried, or ask for fewer with count="
+        )
+    evidence, known = _traced(model, facts, seed)
+    attrs = evidence.attrs | {"method": way.name, "count": count}
+    tried = _tried(model, known[:trials], layers, way, statistics, seed, progress, overrides)
+    evidence = evidence.merge(tried, on="layer", how="left")
+    layers = _chosen(evidence, runs, count)
+    evidence["suggested"] = evidence["layer"].isin(layers)
+    evidence.attrs = attrs
+    return Suggestion(layers, evidence)
+
+
+def _traced(model: EditableModel, facts: Sequence[Fact], seed: int) -> tuple[pd.DataFrame, list[Fact]]:
+    # One row a layer, and the facts that the model knows.
+    cases, attrs = known_cases(model, facts, "true", stacklevel=5)
+    sigma = spread_of(model, cases, "embedding")
+    plan = plan_of(model, ("mlp", "hidden"), None, "subject_last", 1, None, seed, 3.0 * sigma)
+    means = average(trace_cases(model, cases, plan), by=("kind", "layer")).set_index(["kind", "layer"])
+    mlp = means.loc["mlp"].rename(columns={"mean": "traced", "low": "traced_low", "high": "traced_high"})
+    found = mlp.drop(columns="facts").assign(hidden=means.loc["hidden"]["mean"]).reset_index()
+    found.attrs = attrs | {"sigma": sigma, "window": plan.window}
+    return found, [case.fact for case in cases]
+
+
+def _tried(
+    model: EditableModel,
+    facts: Sequence[Fact],
+    layers: Sequence[int],
+    way: Method,
+    statistics: Statistics | None,
+    seed: int,
+    progress: Progress | None,
+    overrides: dict[str, object],
+) -> pd.DataFrame:
+    # One row a layer: the means over facts that were edited there one at a time.
+    rows, prefixes = [], None
+    for layer in layers if facts else ():
+        editor = Editor(model, way, statistics=statistics, prefixes=prefixes, layers=[layer], seed=seed, **overrides)
+        if way.has_targets:
+            prefixes = editor.prefixes  # the same for all layers
+        size = float(torch.linalg.vector_norm(model.weight(layer), dtype=torch.float32))
+        scores, update = [], []
+        for fact in facts:
+            edit = editor.apply([fact])
+            try:
+                scores.append(evaluate(model, [fact]))
+                update.append(edit.norms()[layer] / size)
+            finally:
+                editor.undo()
+            if progress is not None:
+                progress(1)
+        means = pd.concat(scores)[list(_SCORES.values())].mean()
+        found = {short: float(means[name]) for short, name in _SCORES.items()}
+        there = [value for value in found.values() if not np.isnan(value)]
+        rows.append(
+            {"layer": layer, "tried": len(facts), **found, "S": harmonic_mean(there), "update": np.mean(update)}
+        )
+    return pd.DataFrame(rows, columns=["layer", "tried", *_SCORES, "S", "update"])
+
+
+def _chosen(evidence: pd.DataFrame, runs: Sequence[int], count: int) -> tuple[int, ...]:
+    # Adds the score; `runs` are the first layers of the choices there are.
+    recovered = evidence["traced"].clip(lower=0)
+    # Where no MLP recovers anything the trials decide alone, and tracing alone where nothing was tried.
+    share = recovered / recovered.max() if recovered.max() > 0 else recovered + 1.0
+    evidence["score"] = share if evidence["S"].isna().all() else share * evidence["S"]
+    score = dict(zip(evidence["layer"], evidence["score"], strict=True))
+    best = max(runs, key=lambda start: (sum(score[i] for i in range(start, start + count)), -start))
+    return tuple(range(best, best + count))
