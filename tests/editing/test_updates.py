@@ -174,7 +174,7 @@ def test_emmet_with_one_fact_is_rome_and_holds_exactly(seed, lambda_p):
 
 
 @settings(max_examples=20, deadline=None)
-@given(seeds, st.floats(0, 1))
+@given(seeds, st.sampled_from([0.0, 0.1, 0.5, 1.0]))
 def test_rome_of_the_published_code_holds_on_the_bare_key(seed, apart):
     c, k1, r, other = problem(seed, n=1, past=1)
     bare = k1 + apart * other
