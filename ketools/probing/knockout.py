@@ -7,7 +7,7 @@ the reading positions run again, against the cache of everything before them.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ketools.errors import KetoolsError
+from ketools.evaluation.packing import batches
 from ketools.facts import Fact
 from ketools.model import EditableModel
 from ketools.probing.cases import Case, known_cases, target_reads
@@ -72,7 +73,7 @@ def knockout_cases(
 ) -> pd.DataFrame:
     """`knockout` of cases whether the model knows them or not, without attrs."""
     parts: dict[int, pd.DataFrame] = {}
-    for some in _chunks(cases):
+    for some in batches([case.ids for case in cases], _TOKENS_AT_ONCE):
         found = _probabilities(model, [cases[i] for i in some], sources, window)
         for i, p in zip(some, found, strict=True):
             layers = np.tile(np.arange(p.shape[1]), len(sources))
@@ -147,14 +148,3 @@ def _causal(frozen: Frozen, columns: int) -> Tensor:
     queries = frozen.hidden.shape[1]
     seen = torch.ones(queries, columns, dtype=torch.bool, device=frozen.hidden.device)
     return seen.tril(columns - queries).expand(len(frozen.hidden), 1, -1, -1)
-
-
-def _chunks(cases: Sequence[Case]) -> Iterator[list[int]]:
-    some: list[int] = []
-    for i in sorted(range(len(cases)), key=lambda i: cases[i].end):
-        if some and len(cases[i].ids) * (len(some) + 1) > _TOKENS_AT_ONCE:
-            yield some
-            some = []
-        some.append(i)
-    if some:
-        yield some

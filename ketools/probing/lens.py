@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ketools.errors import KetoolsError
+from ketools.evaluation.packing import batches
 from ketools.model import EditableModel
 from ketools.probing.sublayers import heard, heard_entering
 from ketools.prompts import Row, make_rows, pad_right
@@ -66,7 +67,7 @@ def lens_trace(model: EditableModel, prompts: Sequence[str], targets: Sequence[s
         )
     rows = _rows(model, prompts, targets)
     parts: dict[int, pd.DataFrame] = {}
-    for some in _chunks(rows):
+    for some in batches([row.ids for row in rows], _TOKENS_AT_ONCE):
         states = _states(model, [rows[i].ids for i in some])
         layers, _, length, _ = states.shape
         goal = torch.tensor([rows[i].target_ids[0] for i in some])
@@ -129,16 +130,6 @@ def _scores(model: EditableModel, states: Tensor, goal: Tensor) -> tuple[Tensor,
         probability.append((picked[:, 0] - logits.logsumexp(1)).exp())
         rank.append((logits > picked).sum(1) + 1)
     return torch.cat(probability), torch.cat(rank)
-
-
-def _chunks(rows: Sequence[Row]) -> Iterator[list[int]]:
-    some: list[int] = []
-    for i in sorted(range(len(rows)), key=lambda i: len(rows[i].ids)):
-        if some and len(rows[i].ids) * (len(some) + 1) > _TOKENS_AT_ONCE:
-            yield some
-            some = []
-        some.append(i)
-    yield some
 
 
 def _grid(*sizes: int) -> tuple[list[int], ...]:

@@ -23,7 +23,7 @@ KINDS = ("hidden", "mlp", "attention", "hidden, mlp severed", "hidden, attention
 """What is restored: the residual stream behind a layer; the MLPs' or attentions' summands in a window of layers; the
 stream, while that position's MLPs or attentions of all later layers stay as corrupted (Meng et al., figure 3)."""
 PLACES = ("each", "subject_last", "last", "subject", "all")
-_TOKENS_AT_ONCE = 4096
+TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def restored(model: EditableModel, runs: Runs, plan: Plan) -> Iterator[np.ndarra
     places = [places_of(case, plan.at) for case in runs.cases]
     rows = [(c, s, p) for c in range(len(places)) for p in range(len(places[c])) for s in range(plan.samples)]
     longest = runs.entered["clean"].shape[1]
-    step = max(1, _TOKENS_AT_ONCE // longest)
+    step = max(1, TOKENS // longest)
     found = np.zeros((len(rows), len(plan.kinds), len(plan.layers)))
     for start in range(0, len(rows), step):
         some = rows[start : start + step]
@@ -130,18 +130,6 @@ def places_of(case: Case, at: str) -> list[list[int]]:
         "subject": [list(range(last + 1))],
         "all": [list(range(len(case.ids) - case.first))],
     }[at]
-
-
-def chunks(cases: Sequence[Case], samples: int) -> Iterator[list[int]]:
-    """Places of cases with suffixes of like length, as many as their states are cheap to keep."""
-    some: list[int] = []
-    for i in sorted(range(len(cases)), key=lambda i: len(cases[i].ids) - cases[i].first):
-        if some and len(cases[i].ids) * samples * (len(some) + 1) > _TOKENS_AT_ONCE:
-            yield some
-            some = []
-        some.append(i)
-    if some:
-        yield some
 
 
 def _effects(model: EditableModel, runs: Runs, plan: Plan, rows: Sequence[tuple[int, int]], mask: Tensor) -> np.ndarray:

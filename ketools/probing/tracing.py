@@ -12,10 +12,11 @@ import pandas as pd
 import torch
 
 from ketools.errors import KetoolsError
+from ketools.evaluation.packing import batches
 from ketools.facts import Fact
 from ketools.model import EditableModel
 from ketools.probing.cases import ROLES, Case, known_cases, spread_of
-from ketools.probing.restoring import KINDS, PLACES, Plan, chunks, places_of, restored, run_both
+from ketools.probing.restoring import KINDS, PLACES, TOKENS, Plan, places_of, restored, run_both
 
 Progress = Callable[[int], None]
 
@@ -75,7 +76,7 @@ def trace_cases(
 ) -> pd.DataFrame:
     """`trace` of cases whether the model knows them or not, without attrs."""
     parts: dict[int, pd.DataFrame] = {}
-    for some in chunks(cases, plan.samples):
+    for some in batches([case.ids[case.first :] for case in cases], TOKENS // plan.samples):
         runs = run_both(model, [cases[i] for i in some], plan)
         corrupted = runs.probability["corrupted"].reshape(-1, plan.samples).mean(1)
         for n, (i, p) in enumerate(zip(some, restored(model, runs, plan), strict=True)):
