@@ -1,0 +1,164 @@
+"""Importance hacking: how much of the residual stream each sublayer writes, before and after edits.
+
+A decoder's last state is a sum, h_L = h_0 + sum over layers of (attention + MLP). Gupta et al. (2502.01636, figures 5 and
+8-13): as the norm of the edited matrices grows, their MLPs come to dominate that sum, which is how edits win without
+agreeing with anything. Works for sequential and parallel layers alike, because the summands are heard where they are
+made (ketools.probing.sublayers); that they do sum to the stream is checked, not assumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ketools.editing.targets import not_finite
+from ketools.errors import KetoolsError
+from ketools.model import EditableModel
+from ketools.norms.sample import Sample, places, unedited
+from ketools.probing.sublayers import SUBLAYERS, heard, heard_entering, scale
+
+EMBEDDING = -1
+"""The "layer" of what enters layer 0."""
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class _Stream:
+    # At some tokens: summands (2 n_layer + 1, tokens, d_model), embedding first, then attention and MLP of each layer;
+    # states (n_layer, tokens, d_model) behind each layer. float32.
+    summands: Tensor
+    states: Tensor
+
+
+def contributions(model: EditableModel, sample: Sample, *, edited: Collection[int] | None = None) -> pd.DataFrame:
+    """What each sublayer adds to the residual stream, mean over the sample's tokens.
+
+    Args:
+        model: the model as it stands.
+        sample: from `text_sample` or `subject_sample`.
+        edited: layers that count as edited; None: those that the edits in `model.edits` touch.
+
+    Returns:
+        A row per summand: layer (-1: what enters layer 0), kind ("embedding", "attention", "mlp"), edited (an MLP of an
+        edited layer), norm (L2), share (norm over the sum of the norms of all summands; sums to 1), relative (norm over
+        that of the state it is added to, the embedding's over itself), projection (its part <c, h_L> / ||h_L||^2 of the
+        last state; signed, sums to 1), tokens.
+
+    Raises:
+        KetoolsError: states that are not finite, or an architecture whose sublayers do not sum to its stream.
+    """
+    touched = {layer for edit in model.edits for layer in edit.layers} if edited is None else set(edited)
+    total, tokens = torch.zeros(2 * model.anatomy.n_layer + 1, 4, dtype=torch.float64), 0
+    for stream in _streams(model, sample):
+        _refuse(model, *_errors(stream))
+        total += _measures(stream).sum(1).cpu()
+        tokens += stream.summands.shape[1]
+    names = ("norm", "share", "relative", "projection")
+    frame = pd.DataFrame(_summands(model.anatomy.n_layer), columns=["layer", "kind"])
+    frame["edited"] = [kind == "mlp" and layer in touched for layer, kind in _summands(model.anatomy.n_layer)]
+    return frame.assign(**dict(zip(names, (total / tokens).T.numpy(), strict=True)), tokens=tokens)
+
+
+def before_and_now(model: EditableModel, sample: Sample, *, edited: Collection[int] | None = None) -> pd.DataFrame:
+    """`contributions` of the unedited weights and of those in place, with a first column state ("before", "now").
+
+    The unedited matrices are put in place for the first pass and taken out again, bit for bit.
+    """
+    touched = {layer for edit in model.edits for layer in edit.layers} if edited is None else set(edited)
+    with unedited(model):
+        before = contributions(model, sample, edited=touched)
+    now = contributions(model, sample, edited=touched)
+    frame = pd.concat([before.assign(state="before"), now.assign(state="now")], ignore_index=True)
+    return frame[["state", *frame.columns.drop("state")]]
+
+
+def edited_share(frame: pd.DataFrame) -> pd.DataFrame:
+    """How much of the stream the edited layers' MLPs write together: one number a state of the model.
+
+    Args:
+        frame: from `contributions` or `before_and_now`.
+
+    Returns:
+        A row per state: state, share and projection (sums over the edited MLPs), even (the share that they would have
+        if all summands were alike), layers (how many are edited), tokens.
+
+    Raises:
+        KetoolsError: no layer is edited.
+    """
+    if not frame["edited"].any():
+        raise KetoolsError("no layer is marked as edited; apply an edit first, or name the layers with edited=")
+    frame = frame if "state" in frame else frame.assign(state="now")
+    rows = []
+    for state, part in frame.groupby("state", sort=False):
+        chosen = part[part["edited"]]
+        row = {"state": state, "share": chosen["share"].sum(), "projection": chosen["projection"].sum()}
+        rows.append(row | {"even": len(chosen) / len(part), "layers": len(chosen), "tokens": part["tokens"].iloc[0]})
+    return pd.DataFrame(rows)
+
+
+def check_sums(model: EditableModel, sample: Sample) -> pd.DataFrame:
+    """Do the summands sum to the stream: largest relative error over the sample's tokens.
+
+    Returns:
+        A row per layer: layer, error_layer (||h' - h - a - m|| / ||h'||), error_stream (the same of the whole sum up to
+        there). About 1e-7 in float32; a layer that adds something else stands out.
+    """
+    worst = torch.zeros(2, model.anatomy.n_layer)
+    for stream in _streams(model, sample):
+        worst = torch.maximum(worst, torch.stack(_errors(stream)).cpu())
+    return pd.DataFrame({"layer": range(worst.shape[1]), "error_layer": worst[0], "error_stream": worst[1]})
+
+
+def _summands(n_layer: int) -> list[tuple[int, str]]:
+    return [(EMBEDDING, "embedding"), *((i, kind) for i in range(n_layer) for kind in SUBLAYERS)]
+
+
+def _streams(model: EditableModel, sample: Sample) -> Iterator[_Stream]:
+    factor = scale(model)
+    for batch in places(model, sample):
+        hearing = heard(model, ("hidden", *SUBLAYERS), len(batch.ids))
+        with torch.no_grad(), hearing as got, heard_entering(model) as entered:
+            model.body(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+        start = batch.pick(entered[0])
+        picked = {name: [batch.pick(by_layer[i]) for i in sorted(by_layer)] for name, by_layer in got.items()}
+        pairs = zip(picked["attention"], picked["mlp"], strict=True)
+        summands = [start, *(factor * part.to(start.device) for pair in pairs for part in pair)]
+        yield _Stream(torch.stack(summands), torch.stack([state.to(start.device) for state in picked["hidden"]]))
+
+
+def _errors(stream: _Stream) -> tuple[Tensor, Tensor]:
+    # Per layer, the largest over tokens: error of the layer's own sum, and of the sum from the embedding on.
+    added = stream.summands[1::2] + stream.summands[2::2]
+    before = torch.cat([stream.summands[:1], stream.states[:-1]])
+    size = stream.states.norm(dim=-1).clamp_min(1e-30)
+    own = (stream.states - before - added).norm(dim=-1) / size
+    whole = (stream.states - stream.summands[0] - added.cumsum(0)).norm(dim=-1) / size
+    return own.amax(1), whole.amax(1)
+
+
+def _refuse(model: EditableModel, own: Tensor, whole: Tensor) -> None:
+    if not (own.isfinite().all() and whole.isfinite().all()):
+        raise KetoolsError(f"the residual stream of {model.name!r} is not finite; {not_finite(model)}")
+    # Each addition rounds to the type of the weights: half a unit in the last place, n_layer times at most.
+    allowed = max(TOLERANCE, float(torch.finfo(model.dtype).eps) * (len(own) + 1))
+    if (own > allowed).any():
+        layer = int(own.argmax())
+        raise KetoolsError(
+            f"model {model.name!r} ({model.anatomy.architecture}): attention and MLP of layer {layer} do not sum to its "
+            f"output (relative error {float(own[layer]):.2g}, allowed {allowed:.2g}); it adds or scales something else, "
+            "so that shares of sublayers are not defined for it"
+        )
+
+
+def _measures(stream: _Stream) -> Tensor:
+    # (summands, tokens, 4) float64: norm, share, relative, projection.
+    c, last = stream.summands, stream.states[-1]
+    norm = c.norm(dim=-1)
+    met = torch.cat([stream.summands[:1], stream.states[:-1]]).norm(dim=-1)  # the state that a layer adds to
+    met = torch.cat([norm[:1], met.repeat_interleave(2, 0)])
+    projection = torch.einsum("ntd,td->nt", c, last) / last.square().sum(-1).clamp_min(1e-30)
+    return torch.stack([norm, norm / norm.sum(0), norm / met.clamp_min(1e-30), projection], -1).double()

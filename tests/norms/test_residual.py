@@ -1,0 +1,243 @@
+"""Contributions to the residual stream: they sum to it in every architecture, and shares are what they say."""
+
+import math
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from ketools import Edit, Fact, KetoolsError, load
+from ketools.norms import residual
+from ketools.norms.drift import activation_norms, drift, drift_components, drift_points, hidden_states
+from ketools.norms.residual import before_and_now, check_sums, contributions, edited_share
+from ketools.norms.sample import Sample, subject_sample, text_sample, unedited
+from ketools.norms.weights import norms
+from tests.conftest import SENTENCES
+
+SIZE = {
+    "vocab_size": 400, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2,
+    "max_position_embeddings": 128, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
+}  # fmt: skip
+GROUPED = {"intermediate_size": 40, "num_key_value_heads": 1}
+# Sequential and parallel layers, norms behind sublayers, sublayers that are handed the stream, a layer without an MLP
+# of its own, and one that scales what it adds.
+KINDS = {
+    "gpt2": {"n_inner": 40},
+    "llama": GROUPED,
+    "gptj": {"n_embd": 16, "n_layer": 3, "n_head": 2, "rotary_dim": 4},
+    "gpt_neox": {"intermediate_size": 40, "use_parallel_residual": True},
+    "gpt_neox ": {"intermediate_size": 40, "use_parallel_residual": False},
+    "falcon": {},
+    "falcon new": {"new_decoder_architecture": True, "num_kv_heads": 1},
+    "falcon alibi": {"alibi": True, "parallel_attn": False},
+    "bloom": {"n_layer": 3, "n_head": 2},
+    "opt": {"ffn_dim": 40, "word_embed_proj_dim": 16},
+    "gemma2": GROUPED | {"head_dim": 8},
+    "olmo2": {"intermediate_size": 40},
+    "phi3": {"intermediate_size": 40},
+    "granite": GROUPED | {"residual_multiplier": 0.3, "embedding_multiplier": 2.0},
+}
+
+
+def made(kind, tokenizer, **more):
+    torch.manual_seed(0)
+    network = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind.split()[0], **(SIZE | KINDS[kind] | more)))
+    with torch.no_grad():
+        for weight in network.parameters():
+            if weight.dim() == 2:
+                weight.mul_(4)
+    return load(network, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_contributions_sum_to_the_stream(kind, tiny_tokenizer):
+    model = made(kind, tiny_tokenizer)
+    sample = text_sample(model, SENTENCES)
+    errors = check_sums(model, sample)
+    assert len(errors) == 3 and (errors[["error_layer", "error_stream"]] < 1e-5).all().all()
+    frame = contributions(model, sample)
+    assert list(frame["kind"]) == ["embedding", *["attention", "mlp"] * 3] and (frame["norm"] > 0).all()
+    assert frame["share"].sum() == pytest.approx(1) and frame["projection"].sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_the_norms_are_those_of_a_plain_pass(tiny_llama):
+    text = SENTENCES[0]
+    heard = {}
+    layer = tiny_llama.layer(2)
+    handles = [
+        layer.self_attn.register_forward_hook(lambda _, __, out: heard.update(attention=out[0])),
+        layer.mlp.register_forward_hook(lambda _, __, out: heard.update(mlp=out)),
+    ]
+    ids = tiny_llama.tokenizer(text, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        states = tiny_llama.model(input_ids=ids, output_hidden_states=True).hidden_states
+    for handle in handles:
+        handle.remove()
+    frame = contributions(tiny_llama, text_sample(tiny_llama, [text], skip=0)).set_index(["layer", "kind"])
+    for kind in ("attention", "mlp"):
+        assert frame.loc[(2, kind), "norm"] == pytest.approx(float(heard[kind][0].norm(dim=-1).mean()), rel=1e-5)
+        relative = (heard[kind][0].norm(dim=-1) / states[2][0].norm(dim=-1)).mean()
+        assert frame.loc[(2, kind), "relative"] == pytest.approx(float(relative), rel=1e-5)
+    assert frame.loc[(-1, "embedding"), "norm"] == pytest.approx(float(states[0][0].norm(dim=-1).mean()), rel=1e-5)
+    assert frame["tokens"].iloc[0] == ids.shape[1]
+
+
+def test_batches_and_padding_change_nothing(tiny_gpt2, monkeypatch):
+    whole = contributions(tiny_gpt2, text_sample(tiny_gpt2, SENTENCES))
+    original = residual.places
+    monkeypatch.setattr(residual, "places", lambda model, sample: original(model, sample, tokens=1))
+    single = contributions(tiny_gpt2, text_sample(tiny_gpt2, SENTENCES))
+    assert (whole["norm"] - single["norm"]).abs().max() < 1e-4
+
+
+def test_importance_hacking(tiny_model, tiny_facts):
+    before = {layer: tiny_model.weight(layer).clone() for layer in range(4)}
+    size = norms(tiny_model)[1]
+    left, right = tiny_model.weight(1)[:, :4].clone(), torch.randn(tiny_model.anatomy.d_mlp, 4)
+    edit = Edit({1: (left, 10 * size * right / right.norm())}, {"fingerprint": tiny_model.fingerprint})
+    edit.apply_to(tiny_model)
+    edited_bits = tiny_model.weight(1).clone()
+    for sample in (text_sample(tiny_model, SENTENCES), subject_sample(tiny_model, list(tiny_facts))):
+        frame = before_and_now(tiny_model, sample)
+        assert torch.equal(tiny_model.weight(1), edited_bits), "the weights are not those from before"
+        share = edited_share(frame).set_index("state")
+        assert share.loc["now", "share"] > 1.5 * share.loc["before", "share"]
+        assert share.loc["now", "layers"] == 1 and share.loc["now", "even"] == pytest.approx(1 / 9)
+        below = frame[(frame["layer"] < 1)].groupby("state")["norm"].sum()
+        assert below["before"] == pytest.approx(below["now"], rel=1e-6)
+    edit.remove(tiny_model)
+    assert all(torch.equal(tiny_model.weight(layer), bits) for layer, bits in before.items())
+
+
+def test_unedited_restores_on_an_error(tiny_gpt2):
+    edit = Edit({1: (torch.ones(32, 1), torch.ones(64, 1))}, {"fingerprint": tiny_gpt2.fingerprint})
+    original = tiny_gpt2.weight(1).clone()
+    edit.apply_to(tiny_gpt2)
+    now = tiny_gpt2.weight(1).clone()
+    with pytest.raises(RuntimeError), unedited(tiny_gpt2):
+        assert torch.equal(tiny_gpt2.weight(1), original)
+        raise RuntimeError
+    assert torch.equal(tiny_gpt2.weight(1), now)
+
+
+def test_the_sample_counts_what_it_does_not_read(tiny_gpt2):
+    long = " ".join(SENTENCES * 4)
+    n = len(tiny_gpt2.tokenizer(long)["input_ids"])
+    assert n > 128
+    sample = text_sample(tiny_gpt2, ["", "  \n", long, SENTENCES[0]], tokens=10_000)
+    assert (sample.left_out, sample.cut, sample.unread) == (2, 1, 0)
+    windows = -(-n // 128)
+    assert sample.tokens == n - windows + len(tiny_gpt2.tokenizer(SENTENCES[0])["input_ids"]) - 1
+    assert all(reads[0] == 1 for reads in sample.reads)
+    short = text_sample(tiny_gpt2, [long, *SENTENCES], tokens=20)
+    assert short.tokens == 20 and short.unread == len(SENTENCES)
+
+
+def test_bad_samples_are_refused(tiny_gpt2):
+    for texts in ([], [""], ["a"]):
+        with pytest.raises(KetoolsError, match="without a token to read"):
+            text_sample(tiny_gpt2, texts)
+    with pytest.raises(KetoolsError, match="tokens=0"):
+        text_sample(tiny_gpt2, SENTENCES, tokens=0)
+    with pytest.raises(KetoolsError, match="0 facts"):
+        subject_sample(tiny_gpt2, [])
+    long = Fact("long", "r", "The tower of " * 60 + "{} is", "Ada Lorn", "Vell", "Sall")
+    with pytest.raises(KetoolsError, match="context window holds 128"):
+        subject_sample(tiny_gpt2, [long])
+
+
+def test_subjects_are_read_at_their_last_token(tiny_gpt2):
+    fact = Fact("1", "r", "The mother tongue of {} is", "Bo Tarn", "Vell", "Sall")
+    sample = subject_sample(tiny_gpt2, [fact])
+    ((ids,), ((at,),)) = sample.ids, sample.reads
+    assert at == len(ids) - 1 and tiny_gpt2.tokenizer.decode(ids).endswith("Bo Tarn")
+    states = hidden_states(tiny_gpt2, sample)
+    whole = tiny_gpt2.tokenizer(fact.text, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        plain = tiny_gpt2.model(input_ids=whole, output_hidden_states=True).hidden_states
+    assert torch.allclose(states[1][0], plain[2][0, at], atol=1e-5)
+
+
+def test_a_layer_that_adds_something_else_is_refused(tiny_gpt2):
+    handle = tiny_gpt2.layer(2).register_forward_hook(
+        lambda _, __, out: (out[0] + 1, *out[1:]) if isinstance(out, tuple) else out + 1
+    )
+    with pytest.raises(KetoolsError, match="layer 2 do not sum"):
+        contributions(tiny_gpt2, text_sample(tiny_gpt2, SENTENCES))
+    assert check_sums(tiny_gpt2, text_sample(tiny_gpt2, SENTENCES))["error_layer"].idxmax() == 2
+    handle.remove()
+
+
+def test_a_broken_model_is_named(tiny_gpt2):
+    tiny_gpt2.weight(1)[0, 0] = float("nan")
+    sample = text_sample(tiny_gpt2, SENTENCES)
+    for measure in (contributions, hidden_states):
+        with pytest.raises(KetoolsError, match="layer 1"):
+            measure(tiny_gpt2, sample)
+    with pytest.raises(KetoolsError, match="no layer is marked"):
+        edited_share(contributions_of_nothing())
+
+
+def contributions_of_nothing():
+    import pandas as pd
+
+    return pd.DataFrame({"layer": [0], "kind": ["mlp"], "edited": [False], "share": [1.0], "projection": [1.0]})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_sums_to_its_own_rounding(dtype, tiny_tokenizer):
+    model = made("llama", tiny_tokenizer)
+    model.model.to(dtype)
+    frame = contributions(model, text_sample(model, SENTENCES))
+    assert frame["projection"].sum() == pytest.approx(1, abs=0.1)
+
+
+def test_order_of_states_is_that_of_the_sample(tiny_gpt2):
+    texts = [" ".join(SENTENCES[:3]), "Ada Lorn was", SENTENCES[1]]
+    together = hidden_states(tiny_gpt2, text_sample(tiny_gpt2, texts), [3])[3]
+    apart = torch.cat([hidden_states(tiny_gpt2, text_sample(tiny_gpt2, [text]), [3])[3] for text in texts])
+    assert torch.allclose(together, apart, atol=1e-4)
+
+
+def test_drift_by_hand():
+    reference = {0: torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]])}
+    now = {0: torch.tensor([[0.0, 1.0], [0.0, 4.0], [1.0, 1.0]])}
+    row = drift(now, reference).iloc[0]
+    assert row["cosine"] == pytest.approx(0.5) and row["left_out"] == 1 and row["tokens"] == 3
+    assert row["distance"] == pytest.approx((math.sqrt(2) + 1) / 2)
+    assert row["norm_ratio"] == pytest.approx((1 + 4 + math.sqrt(2)) / 3)
+    # gaps (-1, 1) and (0, 2): mean (-1/2, 3/2), mean square (2 + 4) / 2
+    assert row["common"] == pytest.approx((0.25 + 2.25) / 3)
+    still = drift(reference, reference).iloc[0]
+    assert still["cosine"] == 1 and still["distance"] == 0 and math.isnan(still["common"])
+    nothing = drift({0: torch.zeros(2, 3)}, {0: torch.ones(2, 3)}).iloc[0]
+    assert math.isnan(nothing["cosine"]) and nothing["left_out"] == 2 and nothing["norm_ratio"] == 0
+
+
+def test_activation_norms():
+    row = activation_norms({4: torch.diag(torch.arange(1.0, 6.0))}).iloc[0]
+    assert (row["layer"], row["mean"], row["median"], row["max"], row["tokens"]) == (4, 3, 3, 5, 5)
+    assert row["p05"] == pytest.approx(1.2) and row["p95"] == pytest.approx(4.8)
+
+
+def test_the_drift_s_directions():
+    generator = torch.Generator().manual_seed(0)
+    reference = {1: torch.randn(50, 6, generator=generator)}
+    along = torch.randn(50, 1, generator=generator) @ torch.tensor([[0.0, 3.0, 0.0, 4.0, 0.0, 0.0]])
+    now = {1: reference[1] + along + 1.0}
+    table = drift_components(now, reference, 1)
+    assert table["explained"].iloc[0] == pytest.approx(1, abs=1e-6) and list(table["component"]) == [1, 2]
+    points = drift_points(now, reference, 1)
+    assert list(points) == ["token", "pc1", "pc2"] and points["pc2"].abs().max() < 1e-5
+    assert abs(points["pc1"].corr(points["token"].map(lambda i: float(along[i, 1])))) == pytest.approx(1)
+    for bad, match in (((reference, reference, 1), "not drifted"), ((now, reference, 7), "no states of layer 7")):
+        with pytest.raises(KetoolsError, match=match):
+            drift_components(*bad)
+    with pytest.raises(KetoolsError, match="components=7"):
+        drift_points(now, reference, 1, 7)
+    with pytest.raises(KetoolsError, match="same sample"):
+        drift(now, {1: reference[1][:5]})
+
+
+def test_a_sample_knows_its_tokens():
+    assert Sample(((1, 2, 3), (4, 5)), ((1, 2), (1,))).tokens == 3

@@ -1,0 +1,112 @@
+"""Targets against natural states, and the overfitting curve: by hand, and on a tiny model."""
+
+import math
+
+import pytest
+import torch
+
+from ketools import Edit, KetoolsError
+from ketools.editing.methods import MPES, FixedSteps, Hyper
+from ketools.editing.targets import Targets, compute_targets
+from ketools.norms.targets import against_natural, natural_norms, overfitting_curve, per_fact, summary, trace
+
+
+@pytest.fixture
+def found():
+    """Three facts: stopped in the third, the first and the second pass."""
+    nan = math.nan
+    return Targets(
+        z=torch.tensor([[3.0, 4.0], [0.0, 2.0], [6.0, 8.0]]),
+        h0=torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, 5.0]]),
+        delta_norm=torch.tensor([4.5, 0.0, 6.7]),
+        steps=torch.tensor([2, 0, 1]),
+        p_target=torch.tensor([0.9, 0.7, 0.5]),
+        loss=torch.tensor([0.1, 0.4, 0.7]),
+        trace=torch.tensor([[0.1, 0.4, 0.9], [0.7, nan, nan], [0.2, 0.5, nan]]),
+        known=torch.tensor([False, True, False]),
+    )
+
+
+def test_per_fact_by_hand(found):
+    frame = per_fact(found, ["a", "b", "c"])
+    assert list(frame["id"]) == ["a", "b", "c"] and frame["finite"].all()
+    assert list(frame["z_norm"]) == [5, 2, 10] and list(frame["z_ratio"]) == [5, 1, 2]
+    assert list(frame["known"]) == [False, True, False] and list(frame["steps"]) == [2, 0, 1]
+    assert list(per_fact(found)["id"]) == [0, 1, 2]
+    row = summary(frame).set_index("measure").loc["z_norm"]
+    assert (row["mean"], row["median"], row["n"], row["excluded"]) == (17 / 3, 5, 3, 0)
+
+
+def test_the_trace_and_its_curve_by_hand(found):
+    rows = trace(found, ["a", "b", "c"])
+    assert list(rows["id"]) == list("aaabcc") and list(rows["step"]) == [0, 1, 2, 0, 0, 1]
+    assert rows["p_target"].to_numpy() == pytest.approx([0.1, 0.4, 0.9, 0.7, 0.2, 0.5])
+    curve = overfitting_curve(found)
+    assert curve["p_mean"].to_numpy() == pytest.approx([1.0 / 3, (0.4 + 0.7 + 0.5) / 3, (0.9 + 0.7 + 0.5) / 3])
+    assert curve["median"].to_numpy() == pytest.approx([0.2, 0.5, 0.7])
+    assert curve["running"].to_numpy() == pytest.approx([1, 2 / 3, 1 / 3])
+    assert (curve["n"] == 3).all()
+
+
+def test_against_natural_by_hand(found):
+    frame = against_natural(found, torch.tensor([1.0, 3.0, math.nan, 5.0, math.inf]))
+    assert (frame["natural_mean"] == 3).all() and (frame["n_natural"] == 3).all() and (frame["excluded"] == 2).all()
+    assert frame["z_score"].to_numpy() == pytest.approx([1, -0.5, 3.5])
+    assert frame["above"].to_numpy() == pytest.approx([2 / 3, 1 / 3, 1])
+    assert against_natural(found, torch.ones(4))["z_score"].isna().all()
+    with pytest.raises(KetoolsError, match="1 finite natural norms"):
+        against_natural(found, torch.tensor([1.0, math.nan]))
+
+
+def test_on_a_model(tiny_model, tiny_facts):
+    hyper = Hyper(layers=(1,), steps=6)
+    got = compute_targets(tiny_model, tiny_facts, ["", "You sang. "], FixedSteps(), hyper)
+    natural = natural_norms(tiny_model, tiny_facts, 1)
+    assert torch.allclose(natural, got.h0.norm(dim=1), rtol=1e-4), "not the place where targets are written"
+    frame = against_natural(got, natural, list(tiny_facts))
+    assert list(frame["id"]) == list(tiny_facts.ids) and frame["finite"].all()
+    rows = trace(got, tiny_facts)
+    last = rows.groupby("id", sort=False)["p_target"].last()
+    assert last.to_numpy() == pytest.approx(got.p_target.numpy(), rel=1e-6)
+    curve = overfitting_curve(got)
+    assert len(curve) == 6 and curve["p_mean"].is_monotonic_increasing
+    early = compute_targets(tiny_model, tiny_facts, ["", "You sang. "], MPES(0), hyper)
+    assert overfitting_curve(early)["running"].iloc[-1] < 1
+
+
+def test_an_edit_s_record_says_what_it_keeps():
+    record = {"facts": ["a", "b"], "steps": [3, 4], "p_target": [0.5, None], "delta_norm": [1.0, 2.0]}
+    edit = Edit({1: (torch.ones(2, 1), torch.ones(3, 1))}, record)
+    frame = per_fact(edit)
+    assert list(frame["id"]) == ["a", "b"] and list(frame["finite"]) == [True, False]
+    assert frame["z_norm"].isna().all() and list(frame["delta_norm"]) == [1, 2]
+    row = summary(frame).set_index("measure")
+    assert set(row.index) == {"steps", "p_target", "delta_norm"}
+    assert (row["n"] == 1).all() and (row["excluded"] == 1).all()
+    with pytest.raises(KetoolsError, match="its passes"):
+        trace(edit)
+
+
+def test_a_record_of_one_fact():
+    edit = Edit({}, {"facts": ["a"], "steps": [3], "p_target": [0.5]})
+    assert summary(per_fact(edit)).set_index("measure").loc["p_target", "p95"] == 0.5
+
+
+def test_what_cannot_be_read_is_said(found):
+    with pytest.raises(KetoolsError, match="holds none of steps"):
+        per_fact(Edit({}, {"facts": ["a"]}))
+    with pytest.raises(KetoolsError, match="2 facts for targets of 3"):
+        per_fact(found, ["a", "b"])
+    with pytest.raises(KetoolsError, match="none of 1 targets is finite"):
+        summary(per_fact(Edit({}, {"facts": ["a"], "steps": [3], "p_target": [math.nan]})))
+
+
+def test_a_trace_with_nan_is_left_out_and_counted(found):
+    found.trace[1, 0] = math.nan
+    curve = overfitting_curve(found)
+    assert (curve["n"] == 2).all() and (curve["excluded"] == 1).all()
+    assert curve["p_mean"].iloc[0] == pytest.approx(0.15)
+    found.trace[:, 0] = math.nan
+    with pytest.raises(KetoolsError, match="none of 3 traces"):
+        overfitting_curve(found)
+    assert found.trace[0, 0].isnan(), "the record must not be written to"
