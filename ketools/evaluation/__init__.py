@@ -1,1 +1,1 @@
-"""What an edit did: to the edited facts, their paraphrases and neighbours, and to the rest of the model."""
+"""What an edit did: to the edited facts, their paraphrases, neighbours and consequences, and to the rest of the model."""

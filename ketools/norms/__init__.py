@@ -1,1 +1,1 @@
-"""How the weights grow: Frobenius norms of edited and unedited matrices."""
+"""What edits do to weights and states: norms, spectra, the residual stream, drift, and the targets of step 1."""

@@ -1,0 +1,249 @@
+"""What later edits take from earlier ones, how sure that is, and whether it goes with the norm.
+
+Reads the tables of a run (ketools.runs.store.RunRecord) as they are: `checkpoints`, `facts`, `batches`. Rows that hold no
+number are counted (`excluded`) and never dropped unsaid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest, bootstrap, pearsonr, spearmanr
+
+from ketools.errors import KetoolsError
+
+DAMAGE = (
+    "unedited_kept", "same_subject_kept", "downstream_kept", "perplexity_ratio", "ES", "PS", "NS", "efficacy_accuracy",
+)  # fmt: skip
+"""Columns of a checkpoint that the norm is compared with."""
+Numbers = Sequence[float] | np.ndarray | pd.Series
+
+
+def forgetting_curve(checkpoints: pd.DataFrame, score: str = "ES") -> pd.DataFrame:
+    """How much of what took is still there, at each checkpoint of a run.
+
+    Args:
+        checkpoints: a run's; score: "ES", "PS" or "NS", which has a column of its own and one named at_edit_SCORE.
+
+    Returns:
+        A row per checkpoint after the first edit: edits, now (the score of all edits so far), at_edit (the mean of theirs
+        right after their batches), forgotten (at_edit - now), kept (now / at_edit; NaN where nothing took), finite.
+
+    Raises:
+        KetoolsError: no checkpoint after an edit, or a missing column.
+    """
+    _need(checkpoints, "edits", score, f"at_edit_{score}")
+    done = checkpoints[checkpoints["edits"] > 0]
+    if done.empty:
+        raise KetoolsError(
+            "the run has no checkpoint after an edit, so that nothing is known of forgetting; run it to its end, or with a "
+            "smaller checkpoint_every"
+        )
+    now, at_edit = (done[name].to_numpy(dtype=float) for name in (score, f"at_edit_{score}"))
+    kept = np.divide(now, at_edit, out=np.full(len(now), np.nan), where=at_edit > 0)
+    frame = pd.DataFrame({"edits": done["edits"].to_numpy(), "now": now, "at_edit": at_edit})
+    return frame.assign(forgotten=at_edit - now, kept=kept, finite=np.isfinite(kept))
+
+
+def forgetting_by_age(facts: pd.DataFrame, batches: pd.DataFrame, measure: str = "efficacy_success") -> pd.DataFrame:
+    """Edits by their age at the end of the run: how many edits came after them, and what is left.
+
+    Args:
+        facts: a complete run's facts, with at_edit_MEASURE and end_MEASURE; batches: its batches.
+        measure: a column of `evaluate`.
+
+    Returns:
+        A row per batch, youngest first: age (edits made after the batch), batch, at_edit, now (means), kept (now /
+        at_edit; NaN where nothing took), n (facts with both numbers), excluded (facts without).
+
+    Raises:
+        KetoolsError: a run that is not complete, an empty one, or a batch that `batches` lacks.
+    """
+    if facts.empty:
+        raise KetoolsError("the run has no facts: no batch is finished")
+    if f"end_{measure}" not in facts:
+        raise KetoolsError(
+            f"the run's facts have no column end_{measure}: they are scored at the end once the run is complete; go on "
+            "with it"
+        )
+    _need(facts, "batch", f"at_edit_{measure}")
+    _need(batches, "batch", "edits")
+    edits = batches.set_index("batch")["edits"]
+    if lacking := sorted(set(facts["batch"]) - set(edits.index)):
+        raise KetoolsError(f"the table of batches lacks batch {lacking[0]}, which facts belong to; the run is damaged")
+    rows = []
+    for batch, group in sorted(facts.groupby("batch"), reverse=True):
+        pair = group[[f"at_edit_{measure}", f"end_{measure}"]].to_numpy(dtype=float)
+        good = pair[np.isfinite(pair).all(axis=1)]
+        first, now = good.mean(0) if len(good) else (np.nan, np.nan)
+        row = {"age": int(edits.max() - edits[batch]), "batch": batch, "at_edit": first, "now": now}
+        kept = now / first if first > 0 else np.nan
+        rows.append(row | {"kept": kept, "n": len(good), "excluded": len(pair) - len(good)})
+    return pd.DataFrame(rows)
+
+
+def half_life(curve: pd.DataFrame) -> pd.Series:
+    """After how many edits half of what took is gone, from `forgetting_curve` or `forgetting_by_age`.
+
+    Returns:
+        half_life (edits until kept first falls to 1/2, linear between points; infinite if it never does), reached (bool),
+        half_life_fit (that of kept = 2^(-edits / h), least squares on ln kept through 1 at 0; infinite where kept does
+        not fall; it extrapolates), n (points), excluded (rows without a finite kept, and, from the fit only, without a
+        positive one).
+
+    Raises:
+        KetoolsError: no row with a finite kept.
+    """
+    x = curve["age" if "age" in curve else "edits"].to_numpy(dtype=float)
+    kept = curve["kept"].to_numpy(dtype=float)
+    good = np.isfinite(kept)
+    if not good.any():
+        raise KetoolsError(f"none of {len(kept)} points says what was kept (all NaN): no half-life")
+    order = np.argsort(x[good], kind="stable")
+    x, kept = x[good][order], kept[good][order]
+    if x[0] > 0:
+        x, kept = np.r_[0.0, x], np.r_[1.0, kept]
+    below = np.flatnonzero(kept <= 0.5)
+    crossing = float("inf")
+    if len(below):
+        at = below[0]
+        crossing = float(np.interp(0.5, kept[[at, at - 1]], x[[at, at - 1]])) if at else float(x[0])
+    return pd.Series(
+        {"half_life": crossing, "reached": bool(len(below)), "half_life_fit": _fitted_half_life(x, kept)}
+        | {"n": int(good.sum()), "excluded": int((~good).sum())}
+    )
+
+
+def interval(values: Numbers, level: float = 0.95, *, resamples: int = 5000, seed: int = 0) -> pd.Series:
+    """Mean of independent values (one a fact, not one a prompt) and its bootstrap interval (scipy, percentile).
+
+    Returns:
+        mean, low, high, n, excluded (values that are not finite). low and high are NaN with one value. Where all values
+        are equal, as in a success of 100%, resampling sees no spread and the interval has no width: read n with it.
+
+    Raises:
+        KetoolsError: no finite value, or a level outside 0 to 1.
+    """
+    if not 0 < level < 1:
+        raise KetoolsError(f"level={level}: expected a confidence between 0 and 1, such as 0.95")
+    whole = np.asarray(values, dtype=float)
+    good = whole[np.isfinite(whole)]
+    if not len(good):
+        raise KetoolsError(f"an interval over {len(whole)} values, none of them finite; expected at least one")
+    low = high = float("nan")
+    if len(good) > 1:
+        drawn = bootstrap(
+            (good,), np.mean, confidence_level=level, n_resamples=resamples, method="percentile",
+            random_state=np.random.default_rng(seed), batch=max(1, 2**22 // len(good)),
+        )  # fmt: skip
+        low, high = map(float, drawn.confidence_interval)
+    return pd.Series(
+        {"mean": float(good.mean()), "low": low, "high": high, "n": len(good), "excluded": len(whole) - len(good)}
+    )
+
+
+def intervals(
+    frame: pd.DataFrame, columns: Iterable[str], level: float = 0.95, *, resamples: int = 5000, seed: int = 0
+) -> pd.DataFrame:
+    """`interval` of several columns of a frame with a row per fact: a row per column, named in `measure`."""
+    columns = list(columns)
+    _need(frame, *columns)
+    rows = [{"measure": c} | interval(frame[c], level, resamples=resamples, seed=seed).to_dict() for c in columns]
+    return pd.DataFrame(rows)
+
+
+def mcnemar(a: pd.DataFrame, b: pd.DataFrame, column: str = "end_efficacy_success") -> pd.Series:
+    """Two methods on the same facts: is one right on more of them (McNemar's exact test, two-sided binomial, scipy).
+
+    Args:
+        a, b: tables with a row per fact: id and `column`, a success of 0 or 1 (values between count as success from 1/2
+            up, such as a share of paraphrases).
+
+    Returns:
+        only_a, only_b (facts that one has and the other lacks), both, neither, share_a, share_b, p_value (1 where they
+        never differ), n (facts compared), excluded (facts in one table only, or without a finite value in one).
+
+    Raises:
+        KetoolsError: no fact in common, or an id that stands twice in a table.
+    """
+    for name, frame in (("first", a), ("second", b)):
+        _need(frame, "id", column)
+        if frame["id"].duplicated().any():
+            twice = frame.loc[frame["id"].duplicated(), "id"].iloc[0]
+            raise KetoolsError(f"fact {twice!r} stands twice in the {name} table; give one row a fact")
+    pair = a[["id", column]].merge(b[["id", column]], on="id", how="outer", suffixes=("_a", "_b"))
+    values = pair[[f"{column}_a", f"{column}_b"]].to_numpy(dtype=float)
+    good = values[np.isfinite(values).all(axis=1)]
+    if not len(good):
+        raise KetoolsError(f"the two tables ({len(a)} and {len(b)} facts) have no scored fact in common")
+    has_a, has_b = (good >= 0.5).T
+    only_a, only_b = int((has_a & ~has_b).sum()), int((~has_a & has_b).sum())
+    differ = only_a + only_b
+    return pd.Series(
+        {
+            "only_a": only_a,
+            "only_b": only_b,
+            "both": int((has_a & has_b).sum()),
+            "neither": int((~has_a & ~has_b).sum()),
+            "share_a": float(has_a.mean()),
+            "share_b": float(has_b.mean()),
+            "p_value": float(binomtest(only_a, differ).pvalue) if differ else 1.0,
+            "n": len(good),
+            "excluded": len(values) - len(good),
+        }
+    )
+
+
+def norm_damage(checkpoints: pd.DataFrame, norm: str = "norm_ratio", damage: Iterable[str] = DAMAGE) -> pd.DataFrame:
+    """Does damage go with the norm: correlations over checkpoints, of one run or of several (column method) together.
+
+    Checkpoints of one run follow each other and are no independent draws: both columns may simply go with time, and the
+    p-values are then too small. Several methods or seeds in one table tell more.
+
+    Args:
+        checkpoints: those of a run, or of several, one below the other.
+        norm: the column of the norm; damage: columns compared with it.
+
+    Returns:
+        A row per measure: measure, spearman, spearman_p, pearson (of ln norm and the measure), pearson_p, n (checkpoints
+        with both), excluded (those without; all of them for a column that was not measured). NaN with fewer than three
+        or where a side does not vary.
+
+    Raises:
+        KetoolsError: no checkpoints, or none of the columns is there.
+    """
+    if checkpoints.empty:
+        raise KetoolsError("no checkpoints: there is nothing to correlate")
+    _need(checkpoints, norm)
+    damage = list(damage)
+    if not set(damage) & set(checkpoints):
+        raise KetoolsError(f"none of the columns {', '.join(damage)} is in the checkpoints")
+    table = checkpoints.reindex(columns=[norm, *damage]).astype(float)
+    x = table[norm].to_numpy()
+    return pd.DataFrame([{"measure": name} | _correlated(x, table[name].to_numpy()) for name in damage])
+
+
+def _correlated(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    good = np.isfinite(x) & np.isfinite(y) & (x > 0)
+    n, (x, y) = int(good.sum()), (x[good], y[good])
+    found = dict.fromkeys(("spearman", "spearman_p", "pearson", "pearson_p"), float("nan"))
+    if n >= 3 and np.ptp(x) > 0 and np.ptp(y) > 0:
+        rank, line = spearmanr(x, y), pearsonr(np.log(x), y)
+        found = {"spearman": rank.statistic, "spearman_p": rank.pvalue}
+        found |= {"pearson": line.statistic, "pearson_p": line.pvalue}
+    return {name: float(value) for name, value in found.items()} | {"n": n, "excluded": len(good) - n}
+
+
+def _fitted_half_life(x: np.ndarray, kept: np.ndarray) -> float:
+    use = (kept > 0) & (x > 0)
+    if not use.any():
+        return float("nan")
+    slope = float(x[use] @ np.log2(kept[use]) / (x[use] @ x[use]))
+    return -1 / slope if slope < 0 else float("inf")
+
+
+def _need(frame: pd.DataFrame, *columns: str) -> None:
+    if lacking := [name for name in columns if name not in frame]:
+        raise KetoolsError(f"the table lacks the columns {', '.join(lacking)}; it has {', '.join(frame) or 'none'}")

@@ -1,0 +1,263 @@
+"""What the model writes by itself: answers without teacher forcing, the entropy of its text, its likeness to references.
+
+Teacher forcing gives the model the right beginning of every answer and stops it at the right end: "The Mirage of Model
+Editing" (2502.11177) finds a reliability of .965 so and .557 by generation. `answers` puts both side by side. GE and RS
+are the scores of free text of ROME (2202.05262, section 3.4; its code, experiments/py/eval_utils_counterfact.py).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from ketools.errors import KetoolsError
+from ketools.evaluation.packing import row_scores
+from ketools.facts import Fact
+from ketools.model import EditableModel
+from ketools.prompts import Row, make_rows
+
+_TOKENS = 8192  # of one call of generate, prompts and answers
+_MORE = 8  # tokens after the length of an answer: enough to see whether it goes on
+_END = re.compile(r"""\s*($|[.,;:!?)\]"'\n])""")
+_WORDS = re.compile(r"\w+|[^\w\s]")
+
+
+def answers(
+    model: EditableModel, facts: Iterable[Fact], target: str = "new", *, paraphrases: int | None = 0
+) -> pd.DataFrame:
+    """The answers to edit prompts (and paraphrases), teacher-forced and written greedily.
+
+    Args:
+        model: the model as it stands.
+        facts: the facts; target: "new" or "true", which object is the right answer.
+        paraphrases: at most so many of each fact, beside its edit prompt (None: all).
+
+    Returns:
+        A row per prompt: id, relation, subject, kind ("prompt", "paraphrase"), prompt, target, said (the greedy
+        continuation); teacher-forced: forced_tokens (share of the target's tokens that are the argmax after the right
+        ones), forced (all are); greedy: starts (the continuation begins with the target, as whole words), exact (and the
+        answer ends there: punctuation or the end of the text follows), contains (the target is in it somewhere, as whole
+        words). `forced` without `starts` is a target that goes on as a longer word.
+
+    Raises:
+        KetoolsError: no facts, an unknown target, a fact that lacks it, a prompt that does not fit the model's window.
+    """
+    facts = list(facts)
+    if target not in ("new", "true") or not facts:
+        raise KetoolsError(
+            f"answers: target={target!r} of {len(facts)} facts; expected 'new' or 'true', of at least one"
+        )
+    rows = []
+    for fact in facts:
+        goal = fact.target_new if target == "new" else fact.need_true("the answer")
+        asked = [("prompt", fact.text), *(("paraphrase", text) for text in fact.paraphrases[:paraphrases])]
+        rows += [(fact.id, fact.relation, fact.subject, kind, text, goal) for kind, text in asked]
+    frame = pd.DataFrame(rows, columns=["id", "relation", "subject", "kind", "prompt", "target"])
+    forced = make_rows(model, list(frame["prompt"]), list(frame["target"]))
+    hits = _token_hits(model, forced)
+    longest = max(len(row.target_ids) for row in forced)
+    said = continuations(model, list(frame["prompt"]), longest + _MORE)
+    found = [_judged(text, goal) for text, goal in zip(said, frame["target"], strict=True)]
+    frame = frame.assign(said=said, forced_tokens=[hit.mean() for hit in hits], forced=[hit.all() for hit in hits])
+    return pd.concat([frame, pd.DataFrame(found, columns=["starts", "exact", "contains"])], axis=1)
+
+
+def answer_summary(frame: pd.DataFrame) -> pd.Series:
+    """Means of `answers`: forced_tokens, forced, starts, exact, contains (fractions; a fact weighs 1 however many prompts
+    it has) and n (facts).
+    """
+    measures = ["forced_tokens", "forced", "starts", "exact", "contains"]
+    by_fact = frame.groupby("id", sort=False)[measures].mean()
+    return pd.Series(by_fact.mean().to_dict() | {"n": float(len(by_fact))})
+
+
+@torch.no_grad()
+def continuations(
+    model: EditableModel, prompts: Sequence[str], tokens: int, *, top_k: int = 1, seed: int = 0
+) -> list[str]:
+    """What the model writes after each prompt, at most `tokens` tokens, without the prompt and special tokens.
+
+    Args:
+        model: the model as it stands.
+        prompts: texts; those of equal length share a pass, so that no padding is seen.
+        tokens: at most; a text ends earlier where the model ends it.
+        top_k: 1 is greedy; more: drawn from so many most probable tokens, as ROME's free text (5).
+        seed: of the draw; torch's own random state is left as it was.
+
+    Raises:
+        KetoolsError: a blank prompt, or one that leaves no room for `tokens` tokens in the model's window.
+    """
+    for prompt in prompts:
+        if not prompt.strip():
+            raise KetoolsError(f"a blank prompt ({prompt!r}): there is nothing to continue")
+    if tokens < 1 or top_k < 1:
+        raise KetoolsError(f"tokens={tokens}, top_k={top_k}: expected whole numbers of at least 1")
+    rows = [row.ids for row in make_rows(model, [prompt.rstrip(" ") for prompt in prompts])]
+    by_length: dict[int, list[int]] = {}
+    for i, row in enumerate(rows):
+        if model.window and len(row) + tokens > model.window:
+            raise KetoolsError(
+                f"prompt {prompts[i]!r} takes {len(row)} tokens and {tokens} are to be written; the model's context "
+                f"window holds {model.window}: ask for fewer tokens"
+            )
+        by_length.setdefault(len(row), []).append(i)
+    said = [""] * len(rows)
+    kind = model.device.type
+    devices = [] if kind in ("cpu", "mps") else [model.device]  # the CPU's state is kept in any case
+    with torch.random.fork_rng(devices, device_type=kind):
+        torch.manual_seed(seed)
+        for length, chosen in sorted(by_length.items()):
+            size = max(1, _TOKENS // (length + tokens))
+            for start in range(0, len(chosen), size):
+                part = chosen[start : start + size]
+                for i, text in zip(part, _written(model, [rows[i] for i in part], tokens, top_k), strict=True):
+                    said[i] = text
+    return said
+
+
+def ngram_entropy(text: str, n: int) -> float:
+    """Entropy of the text's n-grams of words and punctuation marks, bits; 0 where there is none."""
+    words = _WORDS.findall(text)
+    counts = Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+    whole = counts.total()
+    return sum(count / whole * math.log2(whole / count) for count in counts.values())
+
+
+def generation_entropy(texts: Iterable[str]) -> float:
+    """GE = 100 mean over texts of (H_2 / 3 + 2 H_3 / 3), as ROME's code weighs them; low: it repeats itself.
+
+    A text of fewer words counts with what it has, an empty one with 0: a model that falls silent must not drop out.
+
+    Raises:
+        KetoolsError: no texts.
+    """
+    values = [(ngram_entropy(text, 2) + 2 * ngram_entropy(text, 3)) / 3 for text in texts]
+    if not values:
+        raise KetoolsError("generation entropy of 0 texts; give at least one")
+    return 100 * sum(values) / len(values)
+
+
+def vectorizer(texts: Iterable[str]) -> TfidfVectorizer:
+    """scikit-learn's tf-idf, fitted on a corpus: the references of all facts, or better a larger one.
+
+    Raises:
+        KetoolsError: no text with a word of two letters or more.
+    """
+    texts = list(texts)
+    try:
+        return TfidfVectorizer().fit(texts)
+    except ValueError as error:
+        raise KetoolsError(f"tf-idf over {len(texts)} texts: {error}; give texts with words") from error
+
+
+def reference_score(texts: Iterable[str], references: Iterable[str], fitted: TfidfVectorizer) -> float:
+    """RS: cosine of tf-idf(all texts) and tf-idf(all references), 0..1; 0 where a side has no word of the corpus.
+
+    Raises:
+        KetoolsError: no references.
+    """
+    references = list(references)
+    if not references:
+        raise KetoolsError("reference score against 0 references; give at least one")
+    a, b = fitted.transform([" ".join(texts), " ".join(references)])
+    return float((a @ b.T).sum())  # the rows have length 1, or 0
+
+
+def references_of(facts: Iterable[Fact], known: Iterable[Fact]) -> dict[str, list[str]]:
+    """What is written about the new object elsewhere: for each fact the sentences of `known` facts of the same relation
+    whose true object is its target_new. Facts for which there are none have an empty list.
+    """
+    sentences: dict[tuple[str, str], list[str]] = {}
+    for other in known:
+        if other.target_true is not None:
+            text = f"{other.text} {other.target_true}."
+            sentences.setdefault((other.relation, other.target_true), []).append(text)
+    return {fact.id: sentences.get((fact.relation, fact.target_new), []) for fact in facts}
+
+
+def free_text(
+    model: EditableModel,
+    facts: Iterable[Fact],
+    references: Mapping[str, Sequence[str]] | None = None,
+    *,
+    tokens: int = 100,
+    top_k: int = 5,
+    seed: int = 0,
+    fitted: TfidfVectorizer | None = None,
+) -> pd.DataFrame:
+    """Texts from each fact's `generation` openings (opening included, as ROME counts them), with GE and RS.
+
+    Args:
+        model: the model as it stands.
+        facts: the facts; references: {id: texts}, as from `references_of`.
+        tokens, top_k, seed: of `continuations`.
+        fitted: from `vectorizer`; None: fitted on all references.
+
+    Returns:
+        A row per fact: id, relation, subject, texts (tuple), GE, RS, n (openings), n_references, short (texts with fewer
+        than three words, which count as they are). NaN where a fact has no opening (GE, RS) or no references (RS).
+
+    Raises:
+        KetoolsError: no fact has an opening, or one does not fit the model's window.
+    """
+    facts = list(facts)
+    openings = [opening for fact in facts for opening in fact.generation]
+    if not openings:
+        raise KetoolsError(f"none of {len(facts)} facts has openings for free text (field generation)")
+    more = iter(continuations(model, openings, tokens, top_k=top_k, seed=seed))
+    references = references or {}
+    if fitted is None and any(references.values()):
+        fitted = vectorizer(text for texts in references.values() for text in texts)
+    rows = []
+    for fact in facts:
+        texts = tuple(_joined(opening, next(more)) for opening in fact.generation)
+        wanted = references.get(fact.id, ())
+        row = {"id": fact.id, "relation": fact.relation, "subject": fact.subject, "texts": texts}
+        row["GE"] = generation_entropy(texts) if texts else math.nan
+        row["RS"] = reference_score(texts, wanted, fitted) if texts and wanted and fitted else math.nan
+        short = sum(len(_WORDS.findall(text)) < 3 for text in texts)
+        rows.append(row | {"n": len(texts), "n_references": len(wanted), "short": short})
+    return pd.DataFrame(rows)
+
+
+def _token_hits(model: EditableModel, rows: Sequence[Row]) -> list[np.ndarray]:
+    # Whether each target token is the argmax behind the right ones before it; rows share their beginnings in the pass.
+    single = [
+        Row(row.ids[: at + 1], None, (at,), (token,))
+        for row in rows
+        for at, token in zip(row.target_positions, row.target_ids, strict=True)
+    ]
+    logprob, hit = row_scores(model, single)
+    ends = np.cumsum([len(row.target_ids) for row in rows])
+    return np.split(hit & ~np.isnan(logprob), ends[:-1])
+
+
+def _written(model: EditableModel, rows: list[tuple[int, ...]], tokens: int, top_k: int) -> list[str]:
+    ids = torch.tensor(rows, device=model.device)
+    pad = model.tokenizer.pad_token_id
+    how = {"do_sample": True, "top_k": top_k} if top_k > 1 else {"do_sample": False}
+    made = model.model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens,
+        pad_token_id=model.tokenizer.eos_token_id if pad is None else pad, **how,
+    )  # fmt: skip
+    return model.tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True)
+
+
+def _judged(said: str, target: str) -> tuple[bool, bool, bool]:
+    said = said.lstrip()
+    whole = rf"(?<!\w){re.escape(target)}(?!\w)"
+    starts = re.match(whole, said) is not None
+    exact = starts and _END.match(said[len(target) :]) is not None
+    return starts, exact, re.search(whole, said) is not None
+
+
+def _joined(opening: str, more: str) -> str:
+    # A tokenizer in sentencepiece's manner drops the blank before the first word.
+    return opening + more if more[:1].isspace() or not more[:1].isalnum() else f"{opening} {more}"

@@ -1,0 +1,167 @@
+"""Forgetting, intervals and tests between methods: against hand-computed examples and formulas."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ketools import KetoolsError
+from ketools.evaluation.forgetting import (
+    forgetting_by_age,
+    forgetting_curve,
+    half_life,
+    interval,
+    intervals,
+    mcnemar,
+    norm_damage,
+)
+
+
+def checkpoints(**changes):
+    table = {
+        "edits": [0, 100, 200, 400],
+        "ES": [math.nan, 1.0, 0.6, 0.3],
+        "at_edit_ES": [math.nan, 1.0, 1.0, 1.0],
+        "norm_ratio": [1.0, 2.0, 4.0, 8.0],
+        "unedited_kept": [1.0, 0.9, 0.8, 0.7],
+    }
+    return pd.DataFrame(table | changes)
+
+
+def test_curve_and_half_life_by_hand():
+    curve = forgetting_curve(checkpoints())
+    assert list(curve["edits"]) == [100, 200, 400] and list(curve["kept"]) == [1.0, 0.6, 0.3]
+    assert curve["forgotten"].to_numpy() == pytest.approx([0, 0.4, 0.7])
+    got = half_life(curve)
+    assert got["half_life"] == pytest.approx(200 + 200 / 3) and got["reached"] and got["n"] == 3
+    x, y = np.array([100, 200, 400]), np.log2([1, 0.6, 0.3])
+    assert got["half_life_fit"] == pytest.approx(-(x @ x) / (x @ y))
+
+
+def test_an_exact_half_life_is_found_and_one_that_never_comes_is_infinite():
+    x = np.array([50, 100, 200, 300])
+    curve = pd.DataFrame({"edits": x, "kept": 2.0 ** (-x / 150)})
+    assert half_life(curve)["half_life_fit"] == pytest.approx(150)
+    assert half_life(curve)["half_life"] == pytest.approx(150, rel=0.05)  # linear between 100 and 200
+    flat = half_life(pd.DataFrame({"edits": x, "kept": 1.0}))
+    assert flat["half_life"] == math.inf == flat["half_life_fit"] and not flat["reached"]
+    lost = half_life(pd.DataFrame({"age": [0, 100], "kept": [1.0, 0.0]}))
+    assert lost["half_life"] == 50 and math.isnan(lost["half_life_fit"])
+
+
+def test_a_run_without_checkpoints_is_named():
+    with pytest.raises(KetoolsError, match="no checkpoint after an edit"):
+        forgetting_curve(checkpoints().iloc[:1])
+    with pytest.raises(KetoolsError, match="lacks the columns edits, ES, at_edit_ES; it has none"):
+        forgetting_curve(pd.DataFrame())
+    with pytest.raises(KetoolsError, match="no checkpoints"):
+        norm_damage(pd.DataFrame())
+
+
+def test_nan_in_a_record_is_kept_in_the_curve_and_counted_in_the_half_life():
+    curve = forgetting_curve(checkpoints(ES=[math.nan, 1.0, math.nan, 0.4]))
+    assert list(curve["finite"]) == [True, False, True]
+    got = half_life(curve)
+    assert (got["n"], got["excluded"]) == (2, 1) and got["half_life"] == pytest.approx(100 + 300 * 0.5 / 0.6)
+    nothing = forgetting_curve(checkpoints(at_edit_ES=[math.nan, 0.0, 0.0, 0.0]))
+    with pytest.raises(KetoolsError, match="none of 3 points"):
+        half_life(nothing)
+
+
+def test_a_run_of_one_edit():
+    curve = forgetting_curve(pd.DataFrame({"edits": [0, 1], "ES": [math.nan, 1.0], "at_edit_ES": [math.nan, 1.0]}))
+    got = half_life(curve)
+    assert (got["n"], got["half_life"]) == (1, math.inf)
+    facts = pd.DataFrame({"id": ["a"], "batch": [1], "at_edit_efficacy_success": [1.0], "end_efficacy_success": [1.0]})
+    aged = forgetting_by_age(facts, pd.DataFrame({"batch": [1], "edits": [1]}))
+    assert list(aged["age"]) == [0] and list(aged["kept"]) == [1]
+    assert interval(facts["end_efficacy_success"])[["mean", "n"]].tolist() == [1, 1]
+    assert math.isnan(interval([1.0])["low"])
+    assert norm_damage(pd.DataFrame({"norm_ratio": [1.0, 1.1], "ES": [math.nan, 1.0]}), damage=["ES"]).iloc[0]["n"] == 1
+
+
+FACTS = pd.DataFrame(
+    {
+        "id": list("abcdef"),
+        "batch": [1, 1, 2, 2, 3, 3],
+        "at_edit_efficacy_success": [1, 1, 1, 1, 1, 0],
+        "end_efficacy_success": [0, math.nan, 1, 0, 1, 0],
+    }
+)
+BATCHES = pd.DataFrame({"batch": [1, 2, 3], "edits": [2, 4, 6]})
+
+
+def test_by_age_by_hand():
+    frame = forgetting_by_age(FACTS, BATCHES)
+    assert list(frame["age"]) == [0, 2, 4] and list(frame["batch"]) == [3, 2, 1]
+    assert list(frame["now"]) == [0.5, 0.5, 0] and list(frame["at_edit"]) == [0.5, 1, 1]
+    assert list(frame["kept"]) == [1, 0.5, 0] and list(frame["excluded"]) == [0, 0, 1]
+    assert half_life(frame)["half_life"] == 2
+
+
+def test_by_age_needs_a_complete_run():
+    with pytest.raises(KetoolsError, match="once the run is complete"):
+        forgetting_by_age(FACTS.drop(columns="end_efficacy_success"), BATCHES)
+    with pytest.raises(KetoolsError, match="no batch is finished"):
+        forgetting_by_age(pd.DataFrame(), BATCHES)
+    with pytest.raises(KetoolsError, match="lacks batch 3"):
+        forgetting_by_age(FACTS, BATCHES[:2])
+
+
+def test_intervals_cover_and_count():
+    values = np.r_[np.ones(70), np.zeros(30), math.nan]
+    got = interval(values)
+    spread = 1.96 * math.sqrt(0.7 * 0.3 / 100)
+    assert got["mean"] == pytest.approx(0.7) and (got["n"], got["excluded"]) == (100, 1)
+    assert got["low"] == pytest.approx(0.7 - spread, abs=0.02) and got["high"] == pytest.approx(0.7 + spread, abs=0.02)
+    assert interval(values).equals(got), "the seed decides"
+    assert interval(values, 0.5)["low"] > got["low"]
+    assert interval(np.ones(5))[["low", "high"]].tolist() == [1, 1]
+    table = intervals(FACTS, ["at_edit_efficacy_success", "end_efficacy_success"])
+    assert list(table["measure"]) == ["at_edit_efficacy_success", "end_efficacy_success"]
+    assert list(table["n"]) == [6, 5]
+    for bad, match in ((([math.nan],), "none of them finite"), (([1.0], 95), "level=95"), (([],), "0 values")):
+        with pytest.raises(KetoolsError, match=match):
+            interval(*bad)
+
+
+def method(successes, ids=None):
+    return pd.DataFrame({"id": ids or [str(i) for i in range(len(successes))], "end_efficacy_success": successes})
+
+
+def test_mcnemar_by_hand():
+    a, b = method([1] * 9 + [0] + [1, 0]), method([0] * 9 + [1] + [1, 0])
+    got = mcnemar(a, b)
+    assert (got["only_a"], got["only_b"], got["both"], got["neither"], got["n"]) == (9, 1, 1, 1, 12)
+    assert got["p_value"] == pytest.approx(2 * (1 + 10) / 2**10)
+    assert got["share_a"] == pytest.approx(10 / 12)
+    assert mcnemar(b, a)["p_value"] == got["p_value"]
+    assert mcnemar(a, a)["p_value"] == 1
+    assert mcnemar(method([1, 0]), method([0, 1]))["p_value"] == 1
+
+
+def test_mcnemar_pairs_by_id_and_counts_what_it_cannot_pair():
+    a, b = method([1, 0, 1, math.nan], list("abcd")), method([0, 1, 1, 1], list("badx"))
+    got = mcnemar(a, b)
+    assert (got["only_a"], got["only_b"], got["both"], got["neither"]) == (0, 0, 1, 1)
+    assert (got["n"], got["excluded"]) == (2, 3)
+    with pytest.raises(KetoolsError, match="no scored fact in common"):
+        mcnemar(a, method([1.0], ["z"]))
+    with pytest.raises(KetoolsError, match="'a' stands twice in the second"):
+        mcnemar(a, method([1, 1], ["a", "a"]))
+    with pytest.raises(KetoolsError, match="lacks the columns"):
+        mcnemar(a, b, "success")
+
+
+def test_norm_and_damage():
+    frame = norm_damage(checkpoints(), damage=["unedited_kept", "ES", "perplexity_ratio"]).set_index("measure")
+    row = frame.loc["unedited_kept"]
+    assert row["spearman"] == pytest.approx(-1) and row["pearson"] == pytest.approx(-1) and row["n"] == 4
+    assert frame.loc["ES", "n"] == 3 and frame.loc["ES", "excluded"] == 1
+    missing = frame.loc["perplexity_ratio"]
+    assert missing["n"] == 0 and missing["excluded"] == 4 and math.isnan(missing["spearman"])
+    still = norm_damage(checkpoints(norm_ratio=1.0), damage=["unedited_kept"]).iloc[0]
+    assert math.isnan(still["pearson"]) and still["n"] == 4
+    with pytest.raises(KetoolsError, match="none of the columns other"):
+        norm_damage(checkpoints(), damage=["other"])
