@@ -1,0 +1,130 @@
+"""The glossary is whole, consistent, and covers what norms, evaluation and probing report."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+
+from ketools import Edit, KetoolsError
+from ketools.editing.hyper import Hyper
+from ketools.editing.methods import FixedSteps
+from ketools.editing.statistics import Statistics
+from ketools.editing.targets import compute_targets
+from ketools.evaluation import downstream, edits, forgetting, generation, overfitting, ripple
+from ketools.evaluation.glossary import BETTER, entries, look_up, missing, of_table, table_names, to_frame
+from ketools.facts import TwoHop
+from ketools.norms import alignment, drift, residual, sample, spectra, targets, weights
+from ketools.probing import attribution, knockout, layers, lens, recall, tracing
+from tests.conftest import SENTENCES
+
+
+def test_every_entry_is_whole():
+    known = entries()
+    assert len({(e.name, e.table) for e in known}) == len(known) > 150
+    for entry in known:
+        assert entry.title and entry.formula and entry.source, entry
+        assert entry.better in BETTER, entry
+        assert not entry.title.endswith(".") and not entry.formula.endswith("."), entry
+        if entry.better != "none":
+            assert entry.range, f"{entry.name}: a direction without a range"
+    frame = to_frame()
+    assert list(frame) == ["name", "table", "title", "formula", "range", "better", "source"] and len(frame) == len(
+        known
+    )
+    assert list(to_frame(of_table("norms"))["name"]) == ["norm", "ratio", "update_norm"]
+
+
+def test_look_up():
+    score, *_ = look_up("S")
+    assert score.better == "higher" and "harmonic" in score.formula
+    assert "harmonic" in score.text() and "2202.05262" in score.text()
+    assert {entry.table for entry in look_up("ratio")} == {"norms", "overfitting"}
+    (of_norms,) = look_up("ratio", "norms")
+    assert "W_0" in of_norms.formula
+    (early,) = look_up("at_edit_ES", "batches")
+    assert early.title.endswith("right after the fact's own batch")
+    (late,) = look_up("end_paraphrase_success", "facts")
+    assert late.name == "end_paraphrase_success" and "final model" in late.title
+    assert look_up("f1_sst2", "checkpoints")[0].name == "f1_sst2"
+    assert [e.table for e in look_up("layer", "spectra")] == ["shared"]
+    assert [e.table for e in look_up("edited", "overfitting")] == ["overfitting"], "its own meaning wins"
+
+
+def test_what_is_not_there():
+    with pytest.raises(KetoolsError, match="did you mean norm_ratio"):
+        look_up("norm_ration")
+    with pytest.raises(KetoolsError, match="no table 'tables'"):
+        look_up("S", "tables")
+    with pytest.raises(KetoolsError, match="ketools glossary"):
+        look_up("qqqqqqqq")
+    assert missing(["ES", "nothing_like_it"], "checkpoints") == ["nothing_like_it"]
+
+
+def explained(table, *found):
+    assert table in table_names()
+    for frame in found:
+        columns = list(frame) if isinstance(frame, pd.DataFrame) else list(frame.index)
+        assert not missing(columns, table), f"{table}: columns that the glossary does not explain"
+
+
+def test_evaluation_is_covered(tiny_gpt2, facts):
+    scored = edits.evaluate(tiny_gpt2, facts[:4])
+    explained("evaluate", scored, pd.Series(edits.summary(scored)))
+    explained("recall", edits.recall(tiny_gpt2, facts[:4]))
+    items = pd.DataFrame([{"task": "a", "prompt": "Ada was", "choices": [" born", " song"], "answer": 0}])
+    explained("downstream", downstream.downstream(tiny_gpt2, items))
+    explained("overfitting", overfitting.natural_probabilities(tiny_gpt2, facts[:4]), overfitting.overfit(0.9, 0.5))
+    explained("overfitting", overfitting.quantiles([0.9, 0.8], [0.5]), overfitting.separation([0.9, 0.8], [0.5]))
+    spilled = overfitting.spill(tiny_gpt2, facts[:2], facts)
+    explained("spill", spilled, overfitting.spill_change(spilled, spilled))
+    asking = [replace(facts[0], two_hop=(TwoHop("Ada lives in", "Vell", "Oran Bay"),))]
+    asked = ripple.two_hop(tiny_gpt2, asking)
+    explained("ripple", asked, ripple.ripple(asked, asked))
+    answered = generation.answers(tiny_gpt2, facts[:2])
+    spoken = generation.free_text(tiny_gpt2, [replace(facts[0], generation=("Ada is",))], tokens=5)
+    explained("generation", answered, generation.answer_summary(answered), spoken)
+
+
+def test_forgetting_is_covered():
+    points = pd.DataFrame({"edits": [0, 5], "ES": [None, 1.0], "at_edit_ES": [None, 1.0], "norm_ratio": [1.0, 2.0]})
+    curve = forgetting.forgetting_curve(points)
+    facts = pd.DataFrame({"id": ["a"], "batch": [1], "at_edit_efficacy_success": [1.0], "end_efficacy_success": [1.0]})
+    aged = forgetting.forgetting_by_age(facts, pd.DataFrame({"batch": [1], "edits": [5]}))
+    explained("forgetting", curve, aged, forgetting.half_life(curve), forgetting.interval([1.0, 0.0]))
+    explained("forgetting", forgetting.intervals(facts, ["end_efficacy_success"]))
+    explained("forgetting", forgetting.mcnemar(facts, facts), forgetting.norm_damage(points, damage=["ES"]))
+
+
+def test_norms_are_covered(tiny_gpt2, tiny_facts):
+    read = sample.text_sample(tiny_gpt2, SENTENCES)
+    reference = drift.hidden_states(tiny_gpt2, read, [2])
+    edit = Edit({1: (torch.ones(32, 1), torch.ones(64, 1))}, {"fingerprint": tiny_gpt2.fingerprint, "facts": ["a"]})
+    edit.apply_to(tiny_gpt2)
+    explained("norms", weights.frobenius(tiny_gpt2))
+    explained("spectra", spectra.spectra(tiny_gpt2), spectra.value_table(tiny_gpt2, [1]))
+    explained("spectra", spectra.update_spectra(edit, tiny_gpt2))
+    bases = alignment.key_bases(tiny_gpt2, Statistics({1: torch.eye(64, dtype=torch.float64)}, 9), [1])
+    explained("alignment", alignment.alignment(tiny_gpt2, bases=bases))
+    both = residual.before_and_now(tiny_gpt2, read)
+    explained("residual", both, residual.edited_share(both), residual.check_sums(tiny_gpt2, read))
+    now = drift.hidden_states(tiny_gpt2, read, [2])
+    explained("drift", drift.drift(now, reference), drift.activation_norms(now))
+    explained("drift", drift.drift_points(now, reference, 2), drift.drift_components(now, reference, 2))
+    found = compute_targets(tiny_gpt2, tiny_facts[:2], ["", "You sang. "], FixedSteps(), Hyper(layers=(1,), steps=2))
+    against = targets.against_natural(found, torch.tensor([1.0, 2.0]))
+    explained("targets", against, targets.summary(against), targets.trace(found), targets.overfitting_curve(found))
+    explained("diff", edit.diff(edit))
+
+
+def test_probing_is_covered(tiny_gpt2, tiny_facts):
+    explained("probing", recall.top_tokens(tiny_gpt2, "Ada"), recall.answers(tiny_gpt2, ["Ada"], ["Vell"]))
+    explained("probing", recall.surroundings(tiny_gpt2, tiny_facts[0]))
+    explained("lens", lens.lens(tiny_gpt2, "Ada Lorn"), lens.lens_trace(tiny_gpt2, ["Ada Lorn"], ["Vell"]))
+    explained("attribution", attribution.attribute(tiny_gpt2, "Ada Lorn was born in", "Vell"))
+    fact = tiny_facts[0]
+    known = [replace(fact, target_true=recall.complete(tiny_gpt2, fact.text, 1).strip())]
+    traced = tracing.trace(tiny_gpt2, known)
+    explained("tracing", traced, tracing.average(traced))
+    explained("knockout", knockout.knockout(tiny_gpt2, known))
+    explained("layers", layers.suggest(tiny_gpt2, known, count=1, trials=0).evidence)
