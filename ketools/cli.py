@@ -1,4 +1,4 @@
-"""The command line: `ketools demo`, `ketools report`, `ketools methods`.
+"""The command line: `ketools demo`, `report`, `methods`; with cli_edit `inspect`, `edit`, `stats`; with cli_data `data`.
 
 Mistakes of the user and of the disk are one line on stderr and exit code 2; Ctrl-C is one line and exit code 130.
 torch and transformers are imported inside the commands, so that `--help` and `--version` answer at once.
@@ -6,7 +6,6 @@ torch and transformers are imported inside the commands, so that `--help` and `-
 
 import shlex
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +14,9 @@ import typer
 from typer.core import TyperGroup
 
 import ketools
+from ketools import cli_edit
+from ketools.cli_common import writable
+from ketools.cli_data import data_app
 from ketools.errors import KetoolsError
 from ketools.files import write_json
 
@@ -93,7 +95,7 @@ def demo(
     if not chosen:
         raise KetoolsError(f"--methods {methods!r} names no method; expected names with commas, such as {METHODS}")
     if json is not None:
-        _writable(json)
+        writable(json)
     from ketools.runs import demo as job  # after the checks that need no torch
 
     if quiet:
@@ -139,6 +141,12 @@ def methods(
     typer.echo(known.methods().to_string(index=False) if name is None else known.method(name).describe())
 
 
+app.command()(cli_edit.inspect)
+app.command()(cli_edit.edit)
+app.command()(cli_edit.stats)
+app.add_typer(data_app, name="data")
+
+
 _ROWS: dict[str, tuple[str, Callable[[float], str]]] = {
     "norm_ratio": ("norm of the most grown matrix (ratio)", "{:.2f}x".format),
     "unedited_kept": ("unedited facts still right", "{:.1%}".format),
@@ -165,17 +173,6 @@ def table(methods: Mapping[str, Mapping[str, Any]]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rows = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
     return "\n".join([rows[0], "-" * (sum(widths) + 2 * len(methods)), *rows[1:]])
-
-
-def _writable(path: Path) -> None:
-    """Raise now, not after minutes of work, if `path` cannot be written."""
-    if path.is_dir():
-        raise KetoolsError(f"{path} is a folder; name a file in it, such as {path / 'demo.json'}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path.parent)) from error
 
 
 def _disk(error: OSError) -> str:
