@@ -1,8 +1,11 @@
 """Loading and the anatomy of models."""
 
+import json
+
 import pytest
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
@@ -13,6 +16,7 @@ from transformers import (
 )
 
 from ketools import KetoolsError, load
+from ketools.anatomy import refuse_config
 from ketools.model import anatomy_of, fingerprint_of
 
 SMALL = {
@@ -63,8 +67,6 @@ def test_anatomy_of_llama(tiny_llama):
     ],
 )
 def test_other_architectures_by_structure(kind, extra):
-    from transformers import AutoConfig
-
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(SMALL | extra)))
     a = anatomy_of(model)
     assert a.n_layer == 3 and a.d_model == 16 and a.d_mlp in (40, 64)
@@ -137,6 +139,96 @@ def test_refused_models(tiny_tokenizer):
         layer.mlp = torch.nn.Identity()
     with pytest.raises(KetoolsError, match="no matrix of a layer's MLP"):
         load(bare, **wrapped)
+
+
+def small(kind, **more):
+    config = AutoConfig.for_model(kind, **(SMALL | {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0} | more))
+    return AutoModelForCausalLM.from_config(config)
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "deepseek_v3"])
+def test_experts_of_every_kind_are_refused(kind, tiny_tokenizer):
+    config = AutoConfig.for_model(kind)
+    with pytest.raises(KetoolsError, match=r"mixture of experts \(\w+ = \d+\).*use a dense model"):
+        refuse_config(config, kind)
+    moe = small("mixtral", intermediate_size=16, num_key_value_heads=1, num_local_experts=2)
+    moe.config.num_local_experts = 1  # a config that does not tell
+    with pytest.raises(KetoolsError, match="is a list of experts"):
+        load(moe, tokenizer=tiny_tokenizer)
+
+
+def test_a_quantised_folder_is_refused_before_its_weights_are_read(tiny_llama, tmp_path):
+    tiny_llama.model.config.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    for bits in ("load_in_8bit", "load_in_4bit"):
+        config["quantization_config"] = {"quant_method": "bitsandbytes", bits: True}
+        (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        with pytest.raises(KetoolsError, match=r"is quantised.*bfloat16, float16 or float32"):
+            load(tmp_path)  # there are no weights at all
+
+
+def test_quantised_weights_are_refused_by_their_type(tiny_gpt2):
+    for dtype in (torch.int8, torch.uint8, torch.float8_e4m3fn):
+        out = tiny_gpt2.mlp_out(1)
+        out.weight = torch.nn.Parameter(torch.zeros(64, 32).to(dtype), requires_grad=False)
+        with pytest.raises(KetoolsError, match=r"is quantised \(transformer.h.1.mlp.c_proj.weight is"):
+            load(tiny_gpt2.model, tokenizer=tiny_gpt2.tokenizer)
+
+
+@pytest.mark.parametrize("kind", ["mamba", "rwkv"])
+def test_recurrent_models_are_refused(kind, tiny_tokenizer):
+    with pytest.raises(KetoolsError, match="recurrent state"):
+        load(small(kind), tokenizer=tiny_tokenizer)
+
+
+def test_layers_that_are_not_alike_are_refused(tiny_llama):
+    tiny_llama.layer(2).mlp.down_proj = torch.nn.Linear(40, 32)
+    with pytest.raises(
+        KetoolsError, match=r"layer 2 has no MLP output matrix 'mlp.down_proj' like layer 0's \(32, 48\)"
+    ):
+        anatomy_of(tiny_llama.model)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_broken_weights_are_named_by_layer(tiny_gpt2, tmp_path, bad):
+    tiny_gpt2.model.transformer.h[3].attn.c_attn.weight[2, 1] = bad
+    tiny_gpt2.model.save_pretrained(tmp_path)
+    tiny_gpt2.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(KetoolsError, match=r"layer 3, transformer.h.3.attn.c_attn.weight hold NaN or Inf"):
+        load(tmp_path)
+
+
+def test_offloaded_weights_are_refused(tiny_gpt2):
+    with torch.device("meta"):
+        empty = type(tiny_gpt2.model)(tiny_gpt2.model.config)
+    with pytest.raises(KetoolsError, match="offloaded"):
+        load(empty, tokenizer=tiny_gpt2.tokenizer)
+
+
+def test_a_spread_model_stays_where_it_is(tiny_gpt2):
+    tiny_gpt2.model.hf_device_map = {"transformer.wte": "cpu", "transformer.h": 0}
+    with pytest.raises(KetoolsError, match="spread over several devices"):
+        load(tiny_gpt2.model, tokenizer=tiny_gpt2.tokenizer, device="cpu")
+    assert load(tiny_gpt2.model, tokenizer=tiny_gpt2.tokenizer).fingerprint == tiny_gpt2.fingerprint
+
+
+def test_a_model_that_sees_pictures_too():
+    text = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+            "intermediate_size": 40, "vocab_size": 400, "max_position_embeddings": 64, "sliding_window": 6}  # fmt: skip
+    vision = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 40}
+    config = AutoConfig.for_model(
+        "gemma3", text_config=text, vision_config=vision | {"image_size": 28, "patch_size": 14}
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    a = anatomy_of(model)
+    assert "vision" not in a.layers and (a.n_layer, a.d_model, a.d_mlp, a.mlp_out) == (3, 16, 40, "mlp.down_proj")
+
+
+def test_export_is_a_plain_folder(tiny_gpt2, tmp_path):
+    tiny_gpt2.weight(1).mul_(2)
+    again = AutoModelForCausalLM.from_pretrained(tiny_gpt2.export(tmp_path / "m"))
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(again(ids).logits, tiny_gpt2.model(ids).logits)
 
 
 def test_layers_out_of_range(tiny_gpt2):
