@@ -200,15 +200,17 @@ def _others(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, .
     return args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"}
 
 
-def _select(value: Any, rows: Tensor | None, n_rows: int, chosen: dict[int, Any]) -> Any:  # noqa: ANN401
+def _select(value: Any, rows: Tensor | None, n_rows: int, chosen: dict[int, Any], name: str = "") -> Any:  # noqa: ANN401
     # Picks rows of everything whose first dimension is the batch; `chosen` maps objects already handled.
     if id(value) in chosen:
         return chosen[id(value)]
     if isinstance(value, dict):
-        return {k: v if k == "cache_position" else _select(v, rows, n_rows, chosen) for k, v in value.items()}
+        return {k: v if k == "cache_position" else _select(v, rows, n_rows, chosen, k) for k, v in value.items()}
     if isinstance(value, tuple | list):
         return type(value)(_select(v, rows, n_rows, chosen) for v in value)
     if rows is not None and isinstance(value, Tensor) and value.dim() > 1 and len(value) == n_rows > 1:
         chosen[id(value)] = value[rows.to(value.device)]
         return chosen[id(value)]
+    if rows is not None and name == "alibi" and value is not None:  # BLOOM's biases: (rows * heads, 1, length)
+        return value.unflatten(0, (n_rows, -1))[rows.to(value.device)].flatten(0, 1)
     return value

@@ -79,7 +79,7 @@ def run_both(model: EditableModel, cases: Sequence[Case], plan: Plan) -> Runs:
         runs.entered[name] = into.gather(1, suffix[at][..., None].expand(-1, -1, into.shape[-1]))
         every = torch.arange(len(at) * longest, device=device)
         with heard(model, _heard(plan.kinds), len(at)) as runs.states[name]:
-            out = select(frozen, at).run(runs.entered[name], every)
+            out = frozen.select(at).run(runs.entered[name], every)
         reads = target_reads([cases[i] for i in at.tolist()], [starts[i] for i in at.tolist()], longest, out.device)
         runs.probability[name] = reads.probability(model, out[reads.places]).cpu().numpy()
     return runs
@@ -105,20 +105,6 @@ def restored(model: EditableModel, runs: Runs, plan: Plan) -> Iterator[np.ndarra
         at += n
 
 
-def select(frozen: Frozen, rows: Tensor) -> Frozen:
-    """`frozen.select(rows)`, with BLOOM's biases of attention, (rows * heads, 1, length), picked row by row too."""
-    chosen, n = frozen.select(rows), len(frozen.hidden)
-    if n == 0 or not any("alibi" in kwargs for _, kwargs in frozen.calls):
-        return chosen
-    calls = []
-    for (args, kwargs), (_, old) in zip(chosen.calls, frozen.calls, strict=True):
-        alibi = old.get("alibi")
-        if isinstance(alibi, Tensor) and alibi.dim() == 3:
-            kwargs = kwargs | {"alibi": alibi.unflatten(0, (n, -1))[rows].flatten(0, 1)}
-        calls.append((args, kwargs))
-    return replace(chosen, calls=calls)
-
-
 def places_of(case: Case, at: str) -> list[list[int]]:
     """Positions, counted from the subject's first token, that are restored together."""
     end, last = case.end - case.first, case.last - case.first
@@ -137,7 +123,7 @@ def _effects(model: EditableModel, runs: Runs, plan: Plan, rows: Sequence[tuple[
     device = runs.entered["clean"].device
     mask = mask.to(device)
     of_case, of_row = (torch.tensor(column, device=device) for column in zip(*rows, strict=True))
-    frozen = select(runs.frozen, of_case)
+    frozen = runs.frozen.select(of_case)
     cases = [runs.cases[c] for c, _ in rows]
     reads = target_reads(cases, [case.first for case in cases], mask.shape[1], device)
     found = np.zeros((len(rows), len(plan.kinds), len(plan.layers)))
