@@ -100,14 +100,7 @@ def continuations(
     if tokens < 1 or top_k < 1:
         raise KetoolsError(f"tokens={tokens}, top_k={top_k}: expected whole numbers of at least 1")
     rows = [row.ids for row in make_rows(model, [prompt.rstrip(" ") for prompt in prompts])]
-    by_length: dict[int, list[int]] = {}
-    for i, row in enumerate(rows):
-        if model.window and len(row) + tokens > model.window:
-            raise KetoolsError(
-                f"prompt {prompts[i]!r} takes {len(row)} tokens and {tokens} are to be written; the model's context "
-                f"window holds {model.window}: ask for fewer tokens"
-            )
-        by_length.setdefault(len(row), []).append(i)
+    by_length = _by_length(model, prompts, rows, tokens)
     said = [""] * len(rows)
     kind = model.device.type
     devices = [] if kind in ("cpu", "mps") else [model.device]  # the CPU's state is kept in any case
@@ -215,16 +208,27 @@ def free_text(
     references = references or {}
     if fitted is None and any(references.values()):
         fitted = vectorizer(text for texts in references.values() for text in texts)
-    rows = []
-    for fact in facts:
-        texts = tuple(_joined(opening, next(more)) for opening in fact.generation)
-        wanted = references.get(fact.id, ())
-        row = {"id": fact.id, "relation": fact.relation, "subject": fact.subject, "texts": texts}
-        row["GE"] = generation_entropy(texts) if texts else math.nan
-        row["RS"] = reference_score(texts, wanted, fitted) if texts and wanted and fitted else math.nan
-        short = sum(len(_WORDS.findall(text)) < 3 for text in texts)
-        rows.append(row | {"n": len(texts), "n_references": len(wanted), "short": short})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        _free_row(fact, tuple(_joined(opening, next(more)) for opening in fact.generation), references, fitted)
+        for fact in facts
+    )
+
+
+def _free_row(
+    fact: Fact, texts: tuple[str, ...], references: Mapping[str, Sequence[str]], fitted: TfidfVectorizer | None
+) -> dict[str, object]:
+    wanted = references.get(fact.id, ())
+    return {
+        "id": fact.id,
+        "relation": fact.relation,
+        "subject": fact.subject,
+        "texts": texts,
+        "GE": generation_entropy(texts) if texts else math.nan,
+        "RS": reference_score(texts, wanted, fitted) if texts and wanted and fitted else math.nan,
+        "n": len(texts),
+        "n_references": len(wanted),
+        "short": sum(len(_WORDS.findall(text)) < 3 for text in texts),
+    }
 
 
 def _token_hits(model: EditableModel, rows: Sequence[Row]) -> list[np.ndarray]:
@@ -237,6 +241,20 @@ def _token_hits(model: EditableModel, rows: Sequence[Row]) -> list[np.ndarray]:
     logprob, hit = row_scores(model, single)
     ends = np.cumsum([len(row.target_ids) for row in rows])
     return np.split(hit & ~np.isnan(logprob), ends[:-1])
+
+
+def _by_length(
+    model: EditableModel, prompts: Sequence[str], rows: Sequence[tuple[int, ...]], tokens: int
+) -> dict[int, list[int]]:
+    found: dict[int, list[int]] = {}
+    for i, row in enumerate(rows):
+        if model.window and len(row) + tokens > model.window:
+            raise KetoolsError(
+                f"prompt {prompts[i]!r} takes {len(row)} tokens and {tokens} are to be written; the model's context "
+                f"window holds {model.window}: ask for fewer tokens"
+            )
+        found.setdefault(len(row), []).append(i)
+    return found
 
 
 def _written(model: EditableModel, rows: list[tuple[int, ...]], tokens: int, top_k: int) -> list[str]:
