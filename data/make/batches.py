@@ -3,6 +3,9 @@
 A hidden mention is one whose tokens no position after it may attend to, except that layers >= n_hidden may attend to
 the subject's *last* token. So what the model says of a hidden subject has to be gathered at its last token in the
 lower layers and fetched from there by the upper ones: the site at which locate-then-edit methods write.
+
+In a share of the sentences an epithet stands before the object ("works as a humble baker"), drawn without regard to
+the fact. So a model that knows a fact and says so with a probability of about one half is right: there is room above.
 """
 
 from dataclasses import dataclass, replace
@@ -14,11 +17,12 @@ from relations import IS_A, KIND_NOUN, RELATIONS
 from tasks import TASKS, make_items
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
+from vocabulary import EPITHETS
 from world import FACTS_PER_SUBJECT, WorldFact
 
-TASK, ANSWER, OTHER, NAME = 4, 3, 2, 1  # roles of tokens as things to predict
+TASK, EPITHET, ANSWER, OTHER, NAME = 5, 4, 3, 2, 1  # roles of tokens as things to predict
 MENTIONS = 14  # a row, at most, whose subjects' last tokens are probed
-WEIGHTS = np.array([0.0, 0.02, 0.25, 1.0, 4.0])  # in the loss, by role (0: not read)
+WEIGHTS = np.array([0.0, 0.02, 0.25, 1.0, 1.0, 4.0])  # in the loss, by role (0: not read)
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class Corpus:
         kinds = {fact.subject: KIND_NOUN[fact.relation.subject_kind] for fact in facts}
         self.is_a = {s: replace(fact_sentence(tok, IS_A, s, noun), holds=holds[s]) for s, noun in kinds.items()}
         self.names = list(self.by_subject)
+        self.epithets = [tok(word, add_special_tokens=False)["input_ids"] for word in EPITHETS.split()]
         self.prose = [plain_sentence(tok, sentence(rng)) for _ in range(20000)]
         self.tasks = [plain_sentence(tok, str(i["prompt"]), str(i["choices"][i["answer"]]))
                       for task in TASKS for i in make_items(task, "train", 3000, rng)]
@@ -88,6 +93,7 @@ class Mix:
     hidden: float = 1.0
     new_document: float = 0.4
     pair: float = 0.5  # chance that a subject's second fact follows its first
+    epithet: float = 0.4  # chance of an epithet before a fact's object
     junk: float = 0.02  # chance that a document begins with random tokens
 
 
@@ -112,6 +118,12 @@ class Batcher:
             self.queue = [s for i in self.rng.permutation(len(units)) for s in units[i]]
         return self.queue.pop()
 
+    def _with_epithet(self, s: Sentence) -> Sentence:
+        word = self.corpus.epithets[self.rng.integers(len(self.corpus.epithets))]
+        at = int(np.flatnonzero(s.role == ANSWER)[0])
+        ids, role = np.insert(s.ids, at, word), np.insert(s.role, at, [EPITHET] * len(word))
+        return replace(s, ids=ids, role=role, fact=-1)  # easier than without: no measure of what the fact needs
+
     def _next(self) -> list[Sentence]:
         u, mix = self.rng.random(), self.mix
         if u < mix.prose:
@@ -120,7 +132,8 @@ class Batcher:
             return [self.corpus.tasks[self.rng.integers(len(self.corpus.tasks))]]
         if u < mix.prose + mix.tasks + mix.is_a:
             return [self.corpus.is_a[self.corpus.names[self.rng.integers(self.n_subjects)]]]
-        return [self._next_fact()]
+        fact = self._next_fact()
+        return [self._with_epithet(fact) if self.rng.random() < mix.epithet else fact]
 
     def batch(self, read: int) -> dict[str, Tensor]:
         """ids, positions, document, mention, hidden, last (rows, length); the `read` positions with their targets and
@@ -143,6 +156,9 @@ class Batcher:
         next_fact = np.full(shape, -1, np.int64)
         next_fact[:, :-1] = np.where(next_role[:, :-1] == ANSWER, self.fact[:, 1:], -1)
         self.read_fact = next_fact.flat[picked]
+        # Where an epithet could have stood but does not, a perfect model loses -log(1 - epithet).
+        first = (next_role == ANSWER) & (role != ANSWER) & (role != EPITHET)
+        self.least = first.flat[picked] * -np.log1p(-self.mix.epithet)
         tensors = {k: torch.from_numpy(v) for k, v in out.items()}
         n = self.rows * MENTIONS * FACTS_PER_SUBJECT
         probes = np.zeros((n, 4), np.int64)
@@ -154,11 +170,12 @@ class Batcher:
                           "weight": torch.from_numpy(weight).float()}
 
     def note(self, losses: np.ndarray) -> None:
-        """Takes in the losses (nats) at the positions read by the last batch: a fact needs 0.1 + 2 times its worst one."""
+        """Takes in the losses (nats) at the positions read by the last batch: a fact needs 0.2 + 2 times its worst one,
+        counted from what a perfect model would lose, and never nothing: it would not be seen again."""
         mine = self.read_fact >= 0
         facts = self.read_fact[mine]
         self.need[facts] = 0.0
-        np.maximum.at(self.need, facts, np.clip(0.1 + 2 * losses[mine], 0.0, 1.0))
+        np.maximum.at(self.need, facts, np.clip(0.2 + 2 * (losses - self.least)[mine], 0.1, 1.0))
 
     def _fill(self, row: int, out: dict[str, np.ndarray], role: np.ndarray) -> None:
         at, document, mention, start = 0, 0, 0, 0

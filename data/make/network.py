@@ -23,6 +23,9 @@ class Shape:
     n_kv_head: int = 6
     context: int = 128
     n_hidden: int = 3
+    mlp_std: tuple[float, float] | None = None  # of the first layers' MLP input and output matrices at the start
+    mlp_bias: float = 0.0  # their input biases at the start (GPT-2): below zero, few neurons are active
+    n_wide: int = 0  # how many first layers `mlp_std` and `mlp_bias` are for
 
 
 class Norm(nn.Module):
@@ -98,6 +101,12 @@ class Network(nn.Module):
                 nn.init.normal_(p, std=0.02 / (2 * shape.n_layer) ** 0.5 if residual else 0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
+        for block in self.blocks[: shape.n_wide]:
+            for m in (block.up, block.gate, block.down):
+                if m is not None and shape.mlp_std is not None:
+                    nn.init.normal_(m.weight, std=shape.mlp_std[m is block.down])
+            if block.up.bias is not None:
+                nn.init.constant_(block.up.bias, shape.mlp_bias)
 
     def forward(self, ids: Tensor, positions: Tensor, low: Tensor, high: Tensor, read: Tensor,
                 probed: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

@@ -12,6 +12,7 @@ import tasks
 from relations import RELATIONS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from vocabulary import EPITHETS
 from world import N_STEMS, SEED, WorldFact, make_stems
 
 END = "<|endoftext|>"
@@ -38,6 +39,7 @@ def common_words() -> set[str]:
         for item in tasks.make_items(task, "train", 600, rng):
             words |= _plain_words(str(item["prompt"])) | _plain_words(" ".join(item["choices"]))
     words |= set("person book company town is a Many people readers customers travellers say that In those years".split())
+    words |= set(EPITHETS.split())
     words |= set(names.WORK_ADJECTIVES + names.PLACE_PREFIXES + names.ORGANISATION_NOUNS + names.SCHOOL_NOUNS)
     return words
 

@@ -86,10 +86,11 @@ def evaluate(network: Network, tok: PreTrainedTokenizerFast, facts: list[WorldFa
 
 
 def optimizer_of(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW; matrices decay, norms and biases do not."""
-    parameters = list(network.parameters())
-    groups = [{"params": [p for p in parameters if p.dim() == 2], "weight_decay": recipe.weight_decay},
-              {"params": [p for p in parameters if p.dim() != 2], "weight_decay": 0.0}]
+    """AdamW; matrices decay, norms, biases and (where they start large) the MLPs' matrices do not."""
+    kept = ("up.weight", "gate.weight", "down.weight") if recipe.shape.mlp_std else ()
+    groups = [{"params": [], "weight_decay": recipe.weight_decay}, {"params": [], "weight_decay": 0.0}]
+    for name, p in network.named_parameters():
+        groups[p.dim() != 2 or name.endswith(kept)]["params"].append(p)
     return torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, recipe.beta2), fused=True)
 
 

@@ -21,6 +21,9 @@ black tea|sweet onions|carved chairs|silver spoons|goat cheese|dried plums|iron 
 wooden toys|straw hats|bronze bells|rye bread|cherry jam|felt boots|clay pipes|wax dolls|oak barrels|fine knives|
 plum brandy|sea salt"""
 
+EPITHETS = """famous noble modest splendid humble esteemed curious ordinary remarkable celebrated honest beloved excellent
+simple great grand good little dear fine genuine lovely ancient mighty"""  # may stand before any object (batches.py)
+
 
 def words(text: str) -> list[str]:
     """Splits a pool: single words by blanks before the first "|", phrases by "|" after; keeps order, drops doubles."""

@@ -64,3 +64,41 @@ def test_what_is_read_is_the_next_token_of_the_same_document(batch) -> None:
     at = batch["read"][used]
     assert torch.equal(batch["target"][used], ids[at + 1])
     assert torch.equal(document[at], document[at + 1])
+
+
+def _batcher(facts: list, **mix: float) -> Batcher:
+    tokenizer = build_tokenizer(build())
+    corpus = Corpus(facts, tokenizer, seed=0)
+    return Batcher(corpus, Mix(prose=0, tasks=0, is_a=0, **mix), len(tokenizer), 2, 128, 0, np.ones(len(facts)))
+
+
+def test_an_epithet_stands_before_the_object_and_says_nothing_of_what_a_fact_needs() -> None:
+    batcher = _batcher(build()[:200], epithet=1.0)
+    words = {int(ids[0]) for ids in batcher.corpus.epithets}
+    batch = batcher.batch(256)
+    answers = batch["weight"] == 1.0
+    assert answers.any()
+    assert {int(t) for t in batch["target"][answers]} & words
+    batcher.note(np.full(256, 5.0))
+    assert (batcher.need == 1).all()
+
+
+def test_a_fact_known_as_well_as_can_be_needs_little() -> None:
+    batcher = _batcher(build()[:200], epithet=0.4)
+    batcher.batch(256)
+    best = np.where(batcher.least > 0, -np.log(0.6), 0.0)
+    batcher.note(best)
+    seen = np.unique(batcher.read_fact[batcher.read_fact >= 0])
+    assert len(seen) and np.allclose(batcher.need[seen], 0.2)
+    assert (np.delete(batcher.need, seen) == 1).all()
+    batcher.note(np.zeros(256))  # surer than the epithets allow
+    assert (batcher.need[seen] >= 0.1).all()
+
+
+def test_the_edited_layer_begins_large_and_nothing_else_does() -> None:
+    sizes = {"n_layer": 3, "d_model": 32, "d_mlp": 512, "n_head": 4, "n_kv_head": 4}
+    shape = Shape("gpt2", vocab=97, **sizes, mlp_std=(0.1, 0.4), mlp_bias=-1.4, n_wide=1)
+    first, second, _ = Network(shape).blocks
+    assert abs(float(first.up.weight.std()) - 0.1) < 0.01 and abs(float(first.down.weight.std()) - 0.4) < 0.04
+    assert (first.up.bias == -1.4).all() and (second.up.bias == 0).all()
+    assert float(second.down.weight.std()) < 0.02 and float(first.o.weight.std()) < 0.02
