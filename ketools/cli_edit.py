@@ -105,6 +105,8 @@ def edit(
     found = preflight.inspect(
         loaded, known, how, batch=batch, statistics=text is not None or covariance is not None, **chosen
     )
+    if covariance is not None:
+        covariance.of(loaded, found.layers)
     _confirm(found, len(known), loaded.name, yes, quiet)
     if again:
         _clear(out)

@@ -15,7 +15,8 @@ from ketools.anatomy import check_finite
 from ketools.costs import Sizes, available, estimate, measure, weight_bytes
 from ketools.editing.checks import checked_rows
 from ketools.editing.hyper import Hyper
-from ketools.editing.methods import ALL, ENCORE, Method, method
+from ketools.editing.methods import ALL, ENCORE, Method
+from ketools.editing.methods import method as named_method
 from ketools.editing.rows import FactRows
 from ketools.errors import KetoolsError
 from ketools.facts import Fact, FactSet
@@ -64,7 +65,7 @@ class Preflight:
 def inspect(
     model: EditableModel,
     facts: Sequence[Fact] | None = None,
-    how: str | Method | None = None,
+    method: str | Method | None = None,
     *,
     batch: int | None = None,
     edits: int | None = None,
@@ -72,7 +73,7 @@ def inspect(
     trial: bool = True,
     **overrides: object,
 ) -> Preflight:
-    """Look at `model`, and at `facts` if there are any, as `how` would edit them (None: as ENCORE, costs of all methods).
+    """Look at `model`, and at `facts` if there are any, as `method` would edit them (None: as ENCORE, costs of all).
 
     `batch`: facts in one batch (None: all). `edits`: how many to estimate costs for (None: the facts, or 100).
     `statistics`: they are at hand, whatever the model's folder holds. `trial`: measure two short trials for the costs;
@@ -80,7 +81,7 @@ def inspect(
 
     Raises KetoolsError for an unknown method or setting and for weights that hold NaN or Inf, naming the layer.
     """
-    chosen = method(ENCORE if how is None else how)
+    chosen = named_method(ENCORE if method is None else method)
     hyper = chosen.settings(model, **overrides)
     assert hyper.layers is not None
     check_finite(model.model, model.name)
@@ -93,7 +94,7 @@ def inspect(
     costs, source = None, ""
     if trial:
         rates = measure(model)
-        costs = estimate(model, ALL if how is None else (chosen,), n, _sizes(found), rates, **overrides)
+        costs = estimate(model, ALL if method is None else (chosen,), n, _sizes(found), rates, **overrides)
         source = f"for {n:,} edits; {rates.text}; memory: from shapes"
         warnings += _too_large(model, costs)
     tokens = _tokens(model, known[:_SHOWN], found[:_SHOWN])

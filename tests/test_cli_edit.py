@@ -237,6 +237,11 @@ def test_stats(home, run, tmp_path):
         "--statistics", out, "--yes", "--quiet", *QUICK[:-2], "--layers", "1",
     )  # fmt: skip
     assert edited.exit_code == 0, edited.output
+    line = one_line(
+        run("edit", "--model", home / "model", "--facts", home / "facts.csv", "--out", tmp_path / "p", "--statistics",
+            out, "--yes", "--quiet", "--layers", "2"), 2
+    )  # fmt: skip
+    assert "the statistics hold layers [1, 3], not 2" in line and not (tmp_path / "p" / "run.json").exists()
     for more, said in (
         ((), "either --text"),
         (("--text", "x", "--npz", "1=x"), "either --text"),
