@@ -1,4 +1,4 @@
-"""The command line: `ketools demo`, `report`, `methods`; with cli_edit `inspect`, `edit`, `stats`; with cli_data `data`.
+"""The command line: `ketools demo`, `report`, `methods`, `glossary`; cli_edit: `inspect`, `edit`, `stats`; cli_data: `data`.
 
 Mistakes of the user and of the disk are one line on stderr and exit code 2; Ctrl-C is one line and exit code 130.
 torch and transformers are imported inside the commands, so that `--help` and `--version` answer at once.
@@ -17,6 +17,7 @@ import ketools
 from ketools import cli_edit
 from ketools.cli_common import writable
 from ketools.cli_data import data_app
+from ketools.cli_glossary import glossary
 from ketools.errors import KetoolsError
 from ketools.files import write_json
 
@@ -144,6 +145,7 @@ def methods(
 app.command()(cli_edit.inspect)
 app.command()(cli_edit.edit)
 app.command()(cli_edit.stats)
+app.command()(glossary)
 app.add_typer(data_app, name="data")
 
 
