@@ -17,6 +17,7 @@ from ketools.editing.methods import MPES, ProbabilityThreshold, Stopping
 from ketools.editing.readout import divergences, log_distribution, token_losses
 from ketools.editing.rows import FactRows, sharing
 from ketools.model import EditableModel
+from ketools.prompts import Row
 from ketools.replay import freeze
 
 _EVERY = {"cpu": 1}  # passes between two questions who is done, by device; 4 where not said
@@ -65,40 +66,34 @@ class Descent:
             None if rows[0].shares_kl else freeze(model, [f.kl for f in rows], [len(f.kl) - 1 for f in rows], layer)
         )
         self.device = self.pool.hidden.device
-        # One entry a target token: its row (fact * contexts + context), place behind the start, id, share of the mean.
-        entries = [
-            (i, p - start, token, 1 / len(row.target_ids))
-            for i, (row, start) in enumerate(zip(flat, starts, strict=True))
-            for p, token in zip(row.target_positions, row.target_ids, strict=True)
-        ]
-        row, *rest, share = zip(*entries, strict=True)
-        self.entries = [self._tensor(x) for x in (row, *rest)] + [torch.tensor(share, device=self.device)]
-        h0 = self.pool.hidden[:: self.width, 0].float()
-        full = lambda *shape, value=0, dtype=None: torch.full((self.n, *shape), value, device=self.device, dtype=dtype)  # noqa: E731
-        self.all = {
-            "h0": h0,
-            "delta": torch.zeros_like(h0),
-            "mean": torch.zeros_like(h0),
-            "square": torch.zeros_like(h0),
-        }
-        # Updates so far; MPES: the pass in which its condition first held; "official": in how many it has held.
-        self.all |= {
-            "age": full(),
-            "since": full(value=-1),
-            "held": full(),
-            "done": full(value=False, dtype=torch.bool),
-        }
-        nothing = torch.zeros(self.n, device=self.device)
-        self.out = {
-            "z": torch.zeros_like(h0), "delta_norm": nothing, "p_target": nothing.clone(), "loss": nothing.clone(),
-            "steps": full(), "trace": full(self.passes, value=torch.nan), "known": full(value=False, dtype=torch.bool),
-        }  # fmt: skip
+        self.entries = self._entries(flat, starts)
+        self.all, self.out = self._begin(self.pool.hidden[:: self.width, 0].float())
         # Adam's corrections of its moments by the number of updates, computed in double precision.
         self.corrections = [
             torch.tensor([1 - beta ** max(i, 1) for i in range(self.passes + 1)], device=self.device) for beta in _BETAS
         ]
         self.reference: Tensor | None = None  # of the facts being computed on, from their first pass
         self._take(list(range(self.at_once)), None)
+
+    def _entries(self, rows: Sequence[Row], starts: Sequence[int]) -> list[Tensor]:
+        # One entry a target token: its row (fact * contexts + context), place behind the start, id, share of the mean.
+        entries = [
+            (i, p - start, token, 1 / len(row.target_ids))
+            for i, (row, start) in enumerate(zip(rows, starts, strict=True))
+            for p, token in zip(row.target_positions, row.target_ids, strict=True)
+        ]
+        row, place, token, share = zip(*entries, strict=True)
+        return [*map(self._tensor, (row, place, token)), torch.tensor(share, device=self.device)]
+
+    def _begin(self, h0: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        # The state of all facts of the pool, and where their results go.
+        number, count = h0.new_zeros(self.n), self._tensor([0] * self.n)
+        state = {"h0": h0} | {name: torch.zeros_like(h0) for name in ("delta", "mean", "square")}
+        # Updates so far; MPES: the pass in which its condition first held; "official": in how many it has held.
+        state |= {"age": count.clone(), "since": count - 1, "held": count.clone(), "done": count > 0}
+        results = {"z": torch.zeros_like(h0), "trace": h0.new_full((self.n, self.passes), torch.nan)}
+        results |= {name: number.clone() for name in ("delta_norm", "p_target", "loss")}
+        return state, results | {"steps": count.clone(), "known": count > 0}
 
     def run(self, progress: Callable[[int], None] | None = None) -> Targets:
         """All facts of the pool; `progress` hears how many more are done."""
