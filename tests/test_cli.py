@@ -230,7 +230,8 @@ def test_report_of_nothing(run, tmp_path):
 
 def test_a_real_ctrl_c_in_a_process_of_its_own(tmp_path):
     code = (
-        "import sys, time\n"
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         "from ketools.runs import demo\n"
         "import ketools.cli as cli\n"
         "def slow(**_):\n"
