@@ -58,7 +58,8 @@ def test_places_restored_together_equal_the_plain_loop(tiny_model, tiny_facts, a
 
 def test_without_noise_everything_is_recovered_exactly(tiny_model, known_facts):
     frame = trace(tiny_model, known_facts(tiny_model), KINDS, noise=0.0)
-    assert (frame["p"] == frame["p_clean"]).all() and (frame["effect"] == 0).all()
+    # To rounding: with several threads a product's last bits depend on how many rows share a batch.
+    assert np.allclose(frame["p"], frame["p_clean"], rtol=1e-5) and (frame["effect"].abs() <= 1e-5).all()
 
 
 def test_full_restoration_recovers_everything_exactly(tiny_model, known_facts):
