@@ -1,4 +1,6 @@
-"""The one exception that users meet."""
+"""The one exception that users meet, and how messages name many things."""
+
+from collections.abc import Sequence
 
 
 class KetoolsError(ValueError):
@@ -7,3 +9,9 @@ class KetoolsError(ValueError):
     The message says what was got, what was expected and the way out; the command line prints it as one line
     (exit code 2). Broken invariants of our own are `assert`ed instead.
     """
+
+
+def named(names: Sequence[str], most: int) -> str:
+    """The first `most` of `names` with commas, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"

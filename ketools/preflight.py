@@ -18,7 +18,7 @@ from ketools.editing.hyper import Hyper
 from ketools.editing.methods import ALL, ENCORE, Method
 from ketools.editing.methods import method as named_method
 from ketools.editing.rows import FactRows
-from ketools.errors import KetoolsError
+from ketools.errors import KetoolsError, named
 from ketools.facts import Fact, FactSet
 from ketools.model import EditableModel
 from ketools.prompts import Row, target_logprobs
@@ -204,16 +204,11 @@ def _of_facts(model: EditableModel, facts: list[Fact], known: list[Fact], batch:
         already = [repr(fact.id) for fact, top in zip(asked, best, strict=True) if top]
         if already:
             of = f"the first {_ASKED} facts" if len(known) > _ASKED else f"{len(asked)} facts"
-            warnings.append(f"the target is the model's top answer already: {_some(already)} of {of}")
+            warnings.append(f"the target is the model's top answer already: {named(already, _NAMED)} of {of}")
     later = FactSet(facts).conflicts() if len(facts) > batch else []
     if later:
-        warnings.append(f"later batches overwrite earlier ones: {_some([str(clash) for clash in later])}")
+        warnings.append(f"later batches overwrite earlier ones: {named([str(clash) for clash in later], _NAMED)}")
     return warnings
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"{', '.join(names[:_NAMED])}{more}"
 
 
 def _sizes(rows: list[FactRows]) -> Sizes:

@@ -8,7 +8,7 @@ import torch
 
 from ketools.editing.hyper import Hyper
 from ketools.editing.rows import FactRows, fact_rows
-from ketools.errors import KetoolsError
+from ketools.errors import KetoolsError, named
 from ketools.facts import Fact, check_conflicts
 from ketools.model import EditableModel
 
@@ -39,10 +39,9 @@ def warn_of_known(facts: Sequence[Fact], known: Sequence[bool]) -> None:
     """One UserWarning naming the facts whose target was the model's most probable answer before the edit."""
     names = [repr(fact.id) for fact, known_already in zip(facts, known, strict=True) if known_already]
     if names:
-        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         warnings.warn(
             f"{len(names)} of {len(facts)} facts need no edit, their target is the model's top answer already: "
-            f"{', '.join(names[:_NAMED])}{more}",
+            f"{named(names, _NAMED)}",
             UserWarning,
             stacklevel=3,
         )

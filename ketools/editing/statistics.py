@@ -42,9 +42,10 @@ class Statistics:
     ) -> "Statistics":
         """C of all `layers` in one pass over `texts`, until `max_tokens` tokens are read (None: `default_tokens`).
 
-        A text counts up to its first `length` tokens (at most the model's context window). The pass ends at the highest of the layers. `progress` is called
-        with the number of tokens read since the last call. With `partial`, sums are written to this file every `every`
-        tokens, and a pass that finds it goes on there, to the same bits; remove it once the result is saved.
+        A text counts up to its first `length` tokens (at most the model's context window). The pass ends at the highest
+        of the layers. `progress` is called with the number of tokens read since the last call. With `partial`, sums are
+        written to this file every `every` tokens, and a pass that finds it goes on there, to the same bits; remove it
+        once the result is saved.
 
         Raises KetoolsError if the texts hold no tokens, if keys are not finite, for an edited model, and for a
         `partial` that belongs to another pass.

@@ -26,7 +26,7 @@ from ketools.errors import KetoolsError
 from ketools.facts import Fact
 from ketools.model import EditableModel
 
-__all__ = ["Targets", "compute_targets", "not_finite", "padding"]
+__all__ = ["Targets", "compute_targets", "not_finite"]
 
 _TOKENS_ON_CPU = 1536  # suffix tokens computed on at once: enough for full-speed matrix products, little memory
 _TOKENS = (512, 16384)  # on an accelerator, at least and at most
@@ -62,13 +62,6 @@ def compute_targets(
     whole = Targets(**{f.name: torch.cat([getattr(part, f.name) for part in parts])[order] for f in fields(Targets)})
     _check_finite(model, whole, facts)
     return whole
-
-
-def padding(rows: Sequence[FactRows], pools: Sequence[Sequence[int]]) -> float:
-    """Share of the computed suffix positions that is padding when the facts of each pool are padded to its longest."""
-    live = sum(len(row.ids) - row.subject_last for fact in rows for row in fact.contexts)
-    whole = sum(len(pool) * len(rows[0].contexts) * max(rows[i].suffix for i in pool) for pool in pools)
-    return 1 - live / whole
 
 
 def _tokens_at_once(model: EditableModel, hyper: Hyper) -> int:

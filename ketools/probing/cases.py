@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ketools.editing.readout import token_losses
-from ketools.errors import KetoolsError
+from ketools.errors import KetoolsError, named
 from ketools.evaluation.scoring import score_pairs
 from ketools.facts import Fact
 from ketools.model import EditableModel
@@ -89,10 +89,9 @@ def known_cases(
             "no recall to trace; give facts that it knows, or target='new' after an edit"
         )
     if out:
-        more = f" and {len(out) - _NAMED} more" if len(out) > _NAMED else ""
         warnings.warn(
             f"{len(out)} of {len(cases)} facts left out, the model does not answer them rightly: "
-            f"{', '.join(map(repr, out[:_NAMED]))}{more}",
+            f"{named([*map(repr, out)], _NAMED)}",
             UserWarning,
             stacklevel=stacklevel,
         )
