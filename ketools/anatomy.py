@@ -18,6 +18,7 @@ from ketools.errors import KetoolsError
 # By model_type: fields of Anatomy that structure would get wrong.
 _EXCEPTIONS: dict[str, dict[str, str]] = {}
 # Attention and recurrences too end in a matrix to d_model; their modules' names say so in every model of transformers.
+_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}  # kinds of layers without a state
 _NOT_MLP = ("att", "mixer", "mamba", "ssm", "conv", "recurrent")
 # A norm between the MLP and the residual stream has one of these names (Gemma 2 and 3, OLMo 2 and 3, EXAONE 4; GLM 4).
 _POST_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm")
@@ -56,10 +57,10 @@ def anatomy_of(model: PreTrainedModel, name: str = "model") -> Anatomy:
     """
     config = model.config.get_text_config()
     d_model = config.hidden_size
-    if getattr(model, "_is_stateful", False):
+    if recurrent(model) and not _kinds(config) & {*_ATTENTION, "hybrid"}:
         raise KetoolsError(
             f"model {name!r} ({config.model_type}) carries a recurrent state instead of keys and values of attention; "
-            "these methods replay a model from the middle and need attention"
+            "these methods read what attention moves from the subject to the answer, and need some"
         )
     layers_path, layers = _layers(model, config.num_hidden_layers, name)
     out_path, out = _mlp_out(layers[0], d_model, name)
@@ -82,6 +83,15 @@ def anatomy_of(model: PreTrainedModel, name: str = "model") -> Anatomy:
     }
     found |= _EXCEPTIONS.get(config.model_type, {})
     return Anatomy(type(model).__name__, len(layers), d_model, d_mlp, tied=tied, transposed=transposed, **found)
+
+
+def recurrent(model: PreTrainedModel) -> bool:
+    """Whether layers carry a state from token to token beside keys and values: state-space layers, convolutions."""
+    return bool(getattr(model, "_is_stateful", False) or _kinds(model.config.get_text_config()) - _ATTENTION)
+
+
+def _kinds(config: PretrainedConfig) -> set[str]:
+    return {*(getattr(config, "layer_types", None) or ()), *(getattr(config, "layers_block_type", None) or ())}
 
 
 def refuse_config(config: PretrainedConfig, name: str) -> None:

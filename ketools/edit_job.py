@@ -2,8 +2,7 @@
 
 OUT/edit.safetensors     all batches as one Edit, once they are done
 OUT/facts.parquet        a row per fact: what the model made of it before and after
-OUT/edits, OUT/state     each batch's edit, and what is needed to go on after it
-OUT/run.json, progress.json   settings and provenance; how far it is
+OUT/run.json, batches, edits, state   settings and provenance; each batch, and what is needed to go on after it
 """
 
 import hashlib
@@ -20,7 +19,6 @@ from tqdm.auto import tqdm
 from ketools.editing.edit import Edit
 from ketools.editing.editor import Editor
 from ketools.editing.methods import Method
-from ketools.editing.state import SequentialState
 from ketools.editing.statistics import Statistics
 from ketools.errors import KetoolsError
 from ketools.evaluation.edits import evaluate
@@ -29,6 +27,7 @@ from ketools.files import write_atomic
 from ketools.model import EditableModel
 from ketools.runs.lifelong import Interrupted
 from ketools.runs.provenance import plain, provenance
+from ketools.runs.resume import begin, restore
 from ketools.runs.store import Store
 
 
@@ -61,19 +60,20 @@ class Job:
         if not len(self.facts):
             raise KetoolsError("no facts to edit; give at least one")
         store = Store(self.out)
-        done = store.begin(self._settings(), provenance(self.model, self.seed, self.method))
-        try:
-            before = evaluate(self.model, self.facts)
-            self._batches(store, done, progress)
-            after = evaluate(self.model, self.facts)
-        except KeyboardInterrupt as stop:
-            kept = store.progress()["edits"]
-            what = f"{kept} of {len(self.facts)} facts are kept in {self.out}" if kept else "no fact was edited yet"
-            raise Interrupted(f"stopped; {what}") from stop
-        edit, report = merged(self.model.edits), _report(self.facts, before, after)
-        with store.writing():
-            edit.save(self.out / "edit.safetensors")
-            write_atomic(self.out / "facts.parquet", report.to_parquet(index=False))
+        with store.locked():
+            done = begin(store, self._settings(), provenance(self.model, self.seed, self.method))
+            try:
+                before = evaluate(self.model, self.facts)
+                self._batches(store, done, progress)
+                after = evaluate(self.model, self.facts)
+            except KeyboardInterrupt as stop:
+                kept = store.progress()["edits"]
+                what = f"{kept} of {len(self.facts)} facts are kept in {self.out}" if kept else "no fact was edited yet"
+                raise Interrupted(f"stopped; {what}") from stop
+            edit, report = merged(self.model.edits), _report(self.facts, before, after)
+            with store.writing():
+                edit.save(self.out / "edit.safetensors")
+                write_atomic(self.out / "facts.parquet", report.to_parquet(index=False))
         return edit, report
 
     def _settings(self) -> dict[str, Any]:
@@ -91,9 +91,10 @@ class Job:
         }
 
     def _batches(self, store: Store, done: int, progress: bool) -> None:
-        state = SequentialState.load(store.state_path(done)) if done else None
-        for number in range(1, done + 1):
-            Edit.load(store.edit_path(number)).apply_to(self.model)
+        if not store.batch_path(0).is_file():
+            with store.writing():
+                store.start({}, {})
+        state = restore(store, self.model, done)
         editor = Editor(
             self.model, self.method, state, statistics=self.statistics, seed=self.seed, **(self.overrides or {})
         )
@@ -105,9 +106,8 @@ class Job:
                     warnings.filterwarnings("ignore", "[0-9]+ of [0-9]+ facts need no edit")  # preflight says so
                     edit = editor.apply(part, bar.update)
                 with store.writing():
-                    edit.save(store.edit_path(number))
-                    editor.state.save(store.state_path(number))
-                    store.commit(number, min(number * self.batch, total))
+                    store.put(number, min(number * self.batch, total), edit, editor.state)
+        editor.finish()
 
 
 def merged(edits: Sequence[Edit]) -> Edit:
@@ -127,7 +127,7 @@ def merged(edits: Sequence[Edit]) -> Edit:
             left, right = torch.eye(len(left)), total.T.float().contiguous()
         layers[i] = (left, right)
     record = dict(edits[0].record)
-    for name in ("facts", "steps", "p_target", "delta_norm"):
+    for name in ("facts", "steps", "p_target", "delta_norm", "padding"):
         if name in record:
             record[name] = [value for edit in edits for value in edit.record.get(name, [])]
     record |= {"batches": len(edits), "seconds": _summed([edit.record.get("seconds", {}) for edit in edits])}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ketools.anatomy import Anatomy, anatomy_of, check_finite, refuse_config, refuse_weights
+from ketools.anatomy import Anatomy, anatomy_of, check_finite, recurrent, refuse_config, refuse_weights
 from ketools.errors import KetoolsError
 from ketools.paths import model_dir, model_names
 
@@ -81,6 +81,11 @@ class EditableModel:
         """The MLP's output matrix of layer `index` as a view (d_model, d_mlp): writing to it edits the model."""
         weight = self.mlp_out(index).weight.detach()
         return weight.T if self.anatomy.transposed else weight
+
+    @property
+    def replays(self) -> bool:
+        """Whether a pass can go on from frozen keys and values: not if layers carry a recurrent state beside them."""
+        return not recurrent(self.model)
 
     @property
     def final_norm(self) -> nn.Module:
@@ -213,9 +218,20 @@ def _moved(
             f"model {name!r} is spread over several devices by its device_map; leave out device={device!r}, or load it "
             "without a device_map"
         )
-    if target is None and (dtype is None or model.dtype == dtype):
-        return model
-    return model.to(device=target, dtype=dtype)
+    model = model if target is None else model.to(device=target)
+    return model if dtype is None or model.dtype == dtype else _cast(model, dtype)
+
+
+def _cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    # As from_pretrained does: what a model computes for itself and stores in no file (frequencies of rotary positions)
+    # keeps its precision.
+    stored = model.state_dict().keys()
+    own = {path: buffer for path, buffer in model.named_buffers() if path not in stored}
+    model = model.to(dtype=dtype)
+    for path, buffer in own.items():
+        place, _, name = path.rpartition(".")
+        model.get_submodule(place).register_buffer(name, buffer, persistent=False)
+    return model
 
 
 def _tokenizer(given: PreTrainedTokenizerBase | str | Path | None, name: str) -> PreTrainedTokenizerBase:

@@ -21,7 +21,8 @@ from ketools.editing.rows import FactRows
 from ketools.errors import KetoolsError, named
 from ketools.facts import Fact, FactSet
 from ketools.model import EditableModel
-from ketools.prompts import Row, target_logprobs
+from ketools.prompts import Row
+from ketools.scoring import target_logprobs
 
 _SHOWN = 3  # facts whose tokens are shown
 _ASKED = 500  # facts whose answers are looked at

@@ -1,4 +1,4 @@
-"""Text to rows of tokens, with the subject's last token and the target's positions located; scoring of targets.
+"""Text to rows of tokens, with the subject's last token and the target's positions located.
 
 Positions are found through the character offsets that a fast tokenizer gives, never by counting tokens of parts that
 were tokenised alone: tokens of a name differ with and without a space before it.
@@ -7,7 +7,6 @@ were tokenised alone: tokens of a name differ with and without a space before it
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -17,8 +16,6 @@ from ketools.facts import Fact
 from ketools.model import EditableModel
 
 Span = tuple[int, int]
-_TOKENS_AT_ONCE = 8192  # of a scoring batch: enough to fill two cores, little memory
-_LOGITS_AT_ONCE = 2**24  # entries of one block of logits: 64 MiB in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,87 +86,6 @@ def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tens
     ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
     return ids, mask
-
-
-@torch.no_grad()
-def target_logprobs(
-    model: EditableModel, prompts: Sequence[str], targets: Sequence[str] | Sequence[Sequence[str]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Teacher-forced scores of `targets` after `prompts`: mean token log-probability (nats) and all-argmax.
-
-    `targets` holds one text per prompt, giving two arrays (prompts,), float64 and bool; or k texts per prompt, giving
-    (prompts, k). A prompt's targets share its forward pass, the head is applied at target positions only.
-    """
-    nested = len(targets) > 0 and not isinstance(targets[0], str)
-    width = len(targets[0]) if nested else 1
-    pairs = [(p, t) for p, ts in zip(prompts, targets, strict=True) for t in (ts if nested else (ts,))]
-    assert len(pairs) == width * len(prompts), "every prompt needs the same number of targets"
-    if not pairs:
-        return np.zeros(0), np.zeros(0, dtype=bool)
-    rows = make_rows(model, [p for p, _ in pairs], [t for _, t in pairs])
-    logprob, correct = np.zeros(len(rows)), np.ones(len(rows), dtype=bool)
-    for owner, value, best in _token_scores(model, rows):
-        np.add.at(logprob, owner, value)
-        np.logical_and.at(correct, owner, best)
-    logprob /= [len(row.target_ids) for row in rows]
-    shape = (len(prompts), width) if nested else (len(prompts),)
-    return logprob.reshape(shape), correct.reshape(shape)
-
-
-def _token_scores(model: EditableModel, rows: Sequence[Row]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    # Yields (row, log-probability, is argmax) of target tokens, one array entry a token.
-    texts, home = _merge([row.ids for row in rows])
-    reads: dict[int, dict[int, list[tuple[int, int]]]] = {}
-    for i, row in enumerate(rows):
-        at = reads.setdefault(home[i], {})
-        for position, token in zip(row.target_positions, row.target_ids, strict=True):
-            at.setdefault(position, []).append((i, token))
-    for batch in _batches(texts):
-        ids, mask = pad_right([texts[t] for t in batch], model.device)
-        states = model.body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        places = [(b, position) for b, t in enumerate(batch) for position in reads[t]]
-        wanted = [(n, *pair) for n, (b, position) in enumerate(places) for pair in reads[batch[b]][position]]
-        b, position = (torch.tensor(column, device=ids.device) for column in zip(*places, strict=True))
-        n, owner, token = (np.array(column) for column in zip(*wanted, strict=True))
-        picked = states[b, position]
-        step = max(1, _LOGITS_AT_ONCE // model.config.vocab_size)
-        for start in range(0, len(places), step):
-            here = (n >= start) & (n < start + step)
-            value, best = _read(model, picked[start : start + step], n[here] - start, token[here])
-            yield owner[here], value, best
-
-
-def _read(model: EditableModel, states: Tensor, at: np.ndarray, token: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    logits = model.logits(states).float()
-    at_, token_ = torch.from_numpy(at).to(logits.device), torch.from_numpy(token).to(logits.device)
-    value = logits[at_, token_]
-    best = value >= logits.amax(-1)[at_]
-    value = value - torch.logsumexp(logits, -1)[at_]
-    return value.double().cpu().numpy(), best.cpu().numpy()
-
-
-def _merge(texts: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[int]]:
-    # Distinct texts, without those that another one begins with: causal attention makes their states the same there.
-    order = sorted(range(len(texts)), key=lambda i: texts[i], reverse=True)
-    kept: list[tuple[int, ...]] = []
-    home = [0] * len(texts)
-    for i in order:  # in this order a text follows right after the longer ones that it begins
-        if not kept or kept[-1][: len(texts[i])] != texts[i]:
-            kept.append(texts[i])
-        home[i] = len(kept) - 1
-    return kept, home
-
-
-def _batches(texts: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:
-    # Sorted by length, so that little is padding.
-    batch: list[int] = []
-    for t in sorted(range(len(texts)), key=lambda t: len(texts[t])):
-        if batch and len(texts[t]) * (len(batch) + 1) > _TOKENS_AT_ONCE:
-            yield batch
-            batch = []
-        batch.append(t)
-    if batch:
-        yield batch
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[tuple[list[int], list[Span]]]:

@@ -9,10 +9,15 @@ change behind layer L leaves all layers up to L alone. The engine therefore
 
 `Frozen.run` then calls the model's own layers above L with the model's own arguments, as often as one likes. Nothing
 of an architecture is written again here: masks, rotations and caches are those that transformers made.
+
+Rows whose attention sees a window only share no beginnings (ketools.prefix). A model that carries a recurrent state
+beside keys and values (LFM2, Falcon-H1, RecurrentGemma) cannot go on from a cache that stays as it is: its rows are kept
+whole, and only the layers up to L are spared. The engine warns of it, and `first` says where a row's change begins.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +25,11 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from ketools.errors import KetoolsError
+from ketools.hooks import Call, listening, only
 from ketools.model import EditableModel
-from ketools.prefix import Enough, FrozenLayer, Prefix, extend, prefill, stopped_at
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]  # arguments of a layer
+from ketools.prefix import Enough, FrozenLayer, Prefix, extend, prefill
+from ketools.prompts import pad_right
 
 
 @dataclass
@@ -32,6 +38,8 @@ class Frozen:
 
     `hidden` (rows, longest suffix, d_model) is what the model passes to layer L+1, suffixes padded on the right;
     `lengths` are the suffixes' true lengths. `calls` holds for each layer above L the other arguments of its call.
+    `first` (rows,): where the suffix proper begins, 0 unless rows had to be kept whole (None: 0 in all rows).
+    `backend`: of torch.compile, for the layers but the top one; None: they run as they are.
     """
 
     model: EditableModel
@@ -40,6 +48,29 @@ class Frozen:
     lengths: Tensor
     calls: list[Call]
     cache: Cache
+    first: Tensor | None = None
+    backend: str | None = None
+
+    @property
+    def begin(self) -> Tensor:
+        """States (rows, d_model) at the suffixes' first tokens."""
+        return self.hidden[:, 0] if self.first is None else self.hidden[self._every, self.first]
+
+    def shifted(self, delta: Tensor) -> Tensor:
+        """`hidden` with `delta` (rows, d_model) added at the suffixes' first tokens; differentiable."""
+        if self.first is None:
+            return torch.cat([self.hidden[:, :1] + delta[:, None].to(self.hidden.dtype), self.hidden[:, 1:]], dim=1)
+        places = (self._every, self.first)
+        return self.hidden.index_put(places, delta.to(self.hidden.dtype), accumulate=True)
+
+    def places(self, rows: Tensor, after: Tensor | int = 0) -> Tensor:
+        """Flat places, as `run` takes them, of the tokens `after` the suffixes' first ones in `rows`."""
+        flat = rows * self.hidden.shape[1] + after
+        return flat if self.first is None else flat + self.first[rows]
+
+    @property
+    def _every(self) -> Tensor:
+        return torch.arange(len(self.hidden), device=self.hidden.device)
 
     def run(self, hidden: Tensor, reads: Tensor) -> Tensor:
         """States (n, d_model) before the final norm at `reads`, flat places row * longest + position, int64.
@@ -49,8 +80,11 @@ class Frozen:
         top = self.model.anatomy.n_layer - 1
         for offset, (args, kwargs) in enumerate(self.calls):
             index = self.layer + 1 + offset
-            with _only(self.model, index, reads) if index == top else ExitStack():
-                hidden = _first(self.model.layer(index)(hidden, *args, **kwargs))
+            layer: Callable[..., Any] = self.model.layer(index)
+            if self.backend is not None and index < top:
+                layer = torch.compile(layer, backend=self.backend, dynamic=True)  # torch keeps what it has compiled
+            with only(self.model, index, reads) if index == top else ExitStack():
+                hidden = _first(layer(hidden, *args, **kwargs))
         return hidden.reshape(-1, hidden.shape[-1]).index_select(0, reads.to(hidden.device))
 
     def select(self, rows: Tensor) -> "Frozen":
@@ -61,7 +95,8 @@ class Frozen:
         chosen: dict[int, Any] = {id(self.cache): cache}
         calls = [_select(call, rows, len(self.hidden), chosen) for call in self.calls]
         own = rows.to(self.hidden.device)
-        return Frozen(self.model, self.layer, self.hidden[own], self.lengths[own], calls, cache)
+        first = None if self.first is None else self.first[own]
+        return Frozen(self.model, self.layer, self.hidden[own], self.lengths[own], calls, cache, first, self.backend)
 
 
 @torch.no_grad()
@@ -71,32 +106,52 @@ def freeze(
     starts: Sequence[int],
     layer: int,
     levels: Sequence[Sequence[int]] = (),
+    *,
+    whole: bool = False,
 ) -> Frozen:
-    """Freeze `rows` (token ids) before position `starts[i]` and at the output of `layer`; `levels` as in `prefill`."""
+    """Freeze `rows` (token ids) before position `starts[i]` and at the output of `layer`; `levels` as in `prefill`.
+
+    A model with a recurrent state is refused (KetoolsError), unless `whole` says that the caller minds `Frozen.first`.
+    """
+    if not model.replays:
+        return _freeze_whole(model, rows, starts, layer, whole)
     prefix = prefill(model, [row[:start] for row, start in zip(rows, starts, strict=True)], levels)
     suffixes = [row[start:] for row, start in zip(rows, starts, strict=True)]
-    top = model.anatomy.n_layer - 1
-    above = range(layer + 1, top + 1)
     cache = Cache(layers=[FrozenLayer(c.keys, c.values) for c in prefix.cache.layers])
-    heard: dict[int, Call] = {}
-    with ExitStack() as stack:
-        for index in above or (top + 1,):
-            module = model.layer(index) if index <= top else model.final_norm
-
-            def hear(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], index: int = index) -> None:
-                heard[index] = (args, kwargs)
-
-            stack.callback(module.register_forward_pre_hook(hear, with_kwargs=True).remove)
-        if above:
-            stack.enter_context(stopped_at(model, top))
+    with listening(model, layer) as heard:
         extend(model, Prefix(cache, prefix.mask), suffixes, left=False)
     hidden = _hidden(*heard[layer + 1])
     lengths = torch.tensor([len(s) for s in suffixes], device=hidden.device)
+    above = range(layer + 1, model.anatomy.n_layer)
     # Layers up to `layer` are never asked again.
     kept = [c if i in above else FrozenLayer(c.keys[:, :, :0], c.values[:, :, :0]) for i, c in enumerate(cache.layers)]
     known = {id(cache): Cache(layers=kept)}
     calls = [_select(_others(*heard[index]), None, 0, known) for index in above]
     return Frozen(model, layer, hidden, lengths, calls, known[id(cache)])
+
+
+def _freeze_whole(
+    model: EditableModel, rows: Sequence[Sequence[int]], starts: Sequence[int], layer: int, allowed: bool
+) -> Frozen:
+    kind = model.config.model_type
+    if not allowed:
+        raise KetoolsError(
+            f"model {model.name!r} ({kind}) carries a recurrent state beside keys and values of attention: it cannot be "
+            "replayed from the middle, which this measurement needs; take a model of attention layers"
+        )
+    warnings.warn(
+        f"model {model.name!r} ({kind}) carries a recurrent state: beginnings of prompts cannot be frozen, so that whole "
+        "prompts are run in every pass, which is slower",
+        UserWarning,
+        stacklevel=4,
+    )
+    ids, mask = pad_right([list(row) for row in rows], model.device)
+    with listening(model, layer) as heard, suppress(Enough):
+        model.body(input_ids=ids, attention_mask=mask, use_cache=False)
+    hidden = _hidden(*heard[layer + 1])
+    calls = [_others(*heard[index]) for index in range(layer + 1, model.anatomy.n_layer)]
+    lengths, first = (torch.tensor(n, device=hidden.device) for n in ([len(row) for row in rows], list(starts)))
+    return Frozen(model, layer, hidden, lengths, calls, Cache(layers=[]), first)
 
 
 @torch.no_grad()
@@ -114,28 +169,36 @@ def read_last(
     """
     top = max(-1 if layer is None else layer for layer in (key_layer, state_layer))
     got: dict[str, Tensor] = {}
+    ends = None if model.replays else torch.tensor([len(row) - 1 for row in rows], device=model.device)
 
     def key(_: nn.Module, args: tuple[Any, ...]) -> None:
-        got["key"] = _last(args[0], len(rows))
+        got["key"] = _last(args[0], len(rows), ends)
         if state_layer is None or state_layer < top:
             raise Enough
 
     def state(_: nn.Module, args: tuple[Any, ...], out: Tensor | tuple[Tensor, ...]) -> None:
-        got["state"] = _last(_first(out), len(rows))
+        got["state"] = _last(_first(out), len(rows), ends)
         if state_layer == top:
             raise Enough
 
-    prefix = prefill(model, [row[:-1] for row in rows], levels, upto=top, whole=False)
-    rests = [row[stem:] for row, stem in zip(rows, prefix.mask.sum(1).tolist(), strict=True)]
-    longest = max(map(len, rests))
+    prefix = None
+    if model.replays:
+        prefix = prefill(model, [row[:-1] for row in rows], levels, upto=top, whole=False)
     with ExitStack() as stack:
         if key_layer is not None:
             stack.callback(model.mlp_out(key_layer).register_forward_pre_hook(key).remove)
         if state_layer is not None:
             stack.callback(model.layer(state_layer).register_forward_hook(state).remove)
-        ends = torch.arange(longest - 1, len(rows) * longest, longest, device=model.device)
-        stack.enter_context(_only(model, top, ends))
-        extend(model, prefix, rests, left=True)
+        if prefix is None:
+            stack.enter_context(suppress(Enough))
+            ids, mask = pad_right([list(row) for row in rows], model.device)
+            model.body(input_ids=ids, attention_mask=mask, use_cache=False)
+        else:
+            rests = [row[stem:] for row, stem in zip(rows, prefix.mask.sum(1).tolist(), strict=True)]
+            longest = max(map(len, rests))
+            reads = torch.arange(longest - 1, len(rows) * longest, longest, device=model.device)
+            stack.enter_context(only(model, top, reads))
+            extend(model, prefix, rests, left=True)
     return got.get("key"), got.get("state")
 
 
@@ -154,37 +217,13 @@ def run_until(model: EditableModel, layer: int, **inputs: Tensor) -> None:
         handle.remove()
 
 
-@contextmanager
-def _only(model: EditableModel, index: int, reads: Tensor) -> Iterator[None]:
-    # The MLP works token by token: it is given the read ones only, and answers 0 elsewhere, where nobody looks.
-    path = model.anatomy.mlp
-    if path is None:
-        yield
-        return
-    shapes: list[torch.Size] = []
-
-    def gather(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Tensor], dict] | None:
-        if len(args) != 1 or kwargs or args[0].dim() != 3:
-            return None
-        shapes.append(args[0].shape)
-        return (args[0].reshape(-1, args[0].shape[-1]).index_select(0, reads.to(args[0].device)),), {}
-
-    def scatter(_: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor | None:
-        if not shapes:
-            return None
-        rows, length, width = shapes.pop()
-        return out.new_zeros(rows * length, width).index_copy(0, reads.to(out.device), out).view(rows, length, width)
-
-    mlp = model.layer(index).get_submodule(path)
-    with ExitStack() as stack:
-        stack.callback(mlp.register_forward_pre_hook(gather, with_kwargs=True).remove)
-        stack.callback(mlp.register_forward_hook(scatter).remove)
-        yield
-
-
-def _last(states: Tensor, rows: int) -> Tensor:
+def _last(states: Tensor, rows: int, ends: Tensor | None) -> Tensor:
     # (rows, length, width); OPT's MLP sees (rows * length, width); (rows, width) where only last tokens were computed.
-    return states.reshape(rows, -1, states.shape[-1])[:, -1].clone()
+    # Rows end where they are padded on the left, or at `ends`.
+    states = states.reshape(rows, -1, states.shape[-1])
+    if ends is None:
+        return states[:, -1].clone()
+    return states[torch.arange(rows, device=states.device), ends.to(states.device)]
 
 
 def _first(out: Tensor | tuple[Tensor, ...]) -> Tensor:

@@ -11,7 +11,8 @@ from ketools.editing.methods import R_ROME, FixedSteps, Hyper
 from ketools.editing.statistics import Statistics
 from ketools.editing.targets import compute_targets
 from ketools.model import anatomy_of
-from ketools.prompts import make_rows, subject_span, target_logprobs
+from ketools.prompts import make_rows, subject_span
+from ketools.scoring import target_logprobs
 from tests import tokenizers
 from tests.reference.plain_targets import plain_target
 

@@ -235,3 +235,20 @@ def test_layers_out_of_range(tiny_gpt2):
     for index in (-1, 4):
         with pytest.raises(KetoolsError, match="layers 0 to 3"):
             tiny_gpt2.layer(index)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_cast_in_memory_is_the_one_read_in_that_type(tiny_llama, tmp_path, dtype):
+    # The frequencies of rotary positions are in no file: reading leaves them as computed, in float32.
+    tiny_llama.model.save_pretrained(tmp_path)
+    tiny_llama.tokenizer.save_pretrained(tmp_path)
+    read = load(tmp_path, dtype=dtype)
+    cast = load(tiny_llama.model, tokenizer=tiny_llama.tokenizer, dtype=dtype)
+    buffers = dict(cast.model.named_buffers())
+    assert buffers and all(buffer.dtype == torch.float32 for buffer in buffers.values())
+    for path, buffer in read.model.named_buffers():
+        assert torch.equal(buffer, buffers[path])
+    assert cast.dtype == dtype and cast.model.state_dict().keys() == read.model.state_dict().keys()
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        assert torch.equal(cast.model(ids).logits, read.model(ids).logits)

@@ -93,7 +93,7 @@ def test_every_problem_is_named_and_nothing_is_changed(tiny_gpt2):
 
 
 def test_targets_that_are_known_already(tiny_gpt2, tiny_facts):
-    from ketools.prompts import target_logprobs
+    from ketools.scoring import target_logprobs
 
     _, best = target_logprobs(tiny_gpt2, [f.text for f in tiny_facts], [f.target_true for f in tiny_facts])
     prompts = [f.prompt for f, top in zip(tiny_facts, best) if top]

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import processors
 
 from ketools import Fact, KetoolsError
-from ketools.prompts import make_rows, subject_span, target_logprobs
+from ketools.prompts import make_rows, subject_span
+from ketools.scoring import target_logprobs
+from tests.reference.plain_scores import plain_score
 
 
 def fact(prompt, subject, new="Vell"):
@@ -71,16 +72,6 @@ def test_mistakes(tiny_gpt2):
         make_rows(tiny_gpt2, ["Ada " * 200])
 
 
-def plain_scores(model, prompt, target):
-    ids = model.tokenizer(prompt)["input_ids"]
-    goal = model.tokenizer(" " + target)["input_ids"]
-    with torch.no_grad():
-        logprob = model.model(torch.tensor([ids + goal])).logits[0].log_softmax(-1)
-    values = [logprob[len(ids) - 1 + j, t].item() for j, t in enumerate(goal)]
-    best = [logprob[len(ids) - 1 + j].argmax() == t for j, t in enumerate(goal)]
-    return np.mean(values), all(best)
-
-
 def test_scores_equal_the_plain_forward(tiny_model, tiny_facts):
     prompts = [f.text for f in tiny_facts] + [p for f in tiny_facts for p in f.paraphrases]
     pairs = [(f.target_true, f.target_new) for f in tiny_facts] * 2
@@ -89,7 +80,7 @@ def test_scores_equal_the_plain_forward(tiny_model, tiny_facts):
     assert correct.any() and not correct.all()
     for i, prompt in enumerate(prompts):
         for j in (0, 1):
-            want = plain_scores(tiny_model, prompt, pairs[i][j])
+            want = plain_score(tiny_model, prompt, pairs[i][j])
             assert logprob[i, j] == pytest.approx(want[0], rel=1e-4, abs=1e-5)
             assert correct[i, j] == want[1]
     single, _ = target_logprobs(tiny_model, prompts, [t for t, _ in pairs])

@@ -1,4 +1,10 @@
-"""Step 1 as a plain loop: one fact, whole sequences through the whole model, logits everywhere, torch.optim.Adam."""
+"""Step 1 as a plain loop: one fact, whole sequences through the whole model, logits everywhere, torch.optim.Adam.
+
+It does the work that published code does (compute_z of kmeng01/memit, and of EasyEdit, AlphaEdit and ENCORE after it):
+the model's own forward gives logits at every position, of which the KL term reads one; the target's log-probabilities
+come from a second product with the head's matrix, at every position of the prompts again. The weights require no
+gradient there either, so that the backward pass ends at the edited layer and computes no gradient of a matrix.
+"""
 
 from dataclasses import dataclass
 
@@ -43,13 +49,18 @@ def plain_target(model, fact, contexts, stopping, hyper):
             states[i, place] += delta.to(states.dtype)
         return (states, *out[1:]) if isinstance(out, tuple) else states
 
+    def keep(_, args):
+        seen["normed"] = args[0]
+
     optimizer = torch.optim.Adam([delta], lr=hyper.lr)
     handle = model.layer(hyper.layers[-1]).register_forward_hook(add)
+    head = model.head.register_forward_pre_hook(keep)
     since, reference, held = None, None, 0
     try:
         for at in range(hyper.steps):
-            logprob = model.model(input_ids=ids, attention_mask=mask).logits.float().log_softmax(-1)
-            now = logprob[-1, subject_last[-1]]
+            logits = model.model(input_ids=ids, attention_mask=mask).logits
+            now = logits[-1, subject_last[-1]].float().log_softmax(-1)
+            logprob = model.logits(seen["normed"][:-1]).float().log_softmax(-1)
             reference = now.detach() if reference is None else reference
             nll = torch.stack(
                 [-sum(logprob[i, f + j, t] for j, t in enumerate(goal)) / len(goal) for i, f in enumerate(first)]
@@ -75,6 +86,7 @@ def plain_target(model, fact, contexts, stopping, hyper):
                     delta *= limit / delta.norm()
     finally:
         handle.remove()
+        head.remove()
     return PlainTarget((h0 + delta).detach(), h0, at, loss.item(), p)
 
 

@@ -59,9 +59,12 @@ def _put(stack, module, places, values):
     stack.callback(module.register_forward_hook(put).remove)
 
 
-def restored(model, case, plan, kind, layer, places, sample=0):
-    """The target's probability with the states at `places` (positions in the prompt) restored in the corrupted run."""
-    clean, corrupted = states(model, case)[0], states(model, case, plan, sample)[0]
+def restored(model, case, plan, kind, layer, places, sample=0, known=None):
+    """The target's probability with the states at `places` (positions in the prompt) restored in the corrupted run.
+
+    `known`: the states of the clean and the corrupted run, if they are at hand.
+    """
+    clean, corrupted = known or (states(model, case)[0], states(model, case, plan, sample)[0])
     name = next((name for name in ("mlp", "attention") if name in kind), None)
     with ExitStack() as stack:
         corrupting(stack, model, case, plan, sample)
