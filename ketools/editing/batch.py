@@ -21,8 +21,8 @@ from ketools.editing.updates import Protection, constrained, least_squares
 from ketools.errors import KetoolsError
 from ketools.facts import Fact
 from ketools.model import EditableModel
-from ketools.prompts import target_logprobs
 from ketools.replay import read_last
+from ketools.scoring import target_logprobs
 
 _STRIDE = 1_000_003  # between the seeds of two sequences: longer than any of them
 
@@ -95,6 +95,7 @@ class Batch:
                 stack.add(self.model, layer, *factors[layer])
             past[layer] = keys.float()
         record = {name: getattr(targets, name).tolist() for name in ("steps", "p_target", "delta_norm")}
+        record["padding"] = (1 - targets.tokens / targets.positions).tolist()
         return Outcome(factors, past, record | more, targets.known.tolist())
 
     def _pair(self, rows: list[FactRows], layer: int, keys: Tensor, residuals: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,10 +4,14 @@ A pool of facts is frozen at once (ketools.replay); `at_once` of them are comput
 moments, how many updates it has had) is its own, so that its result does not depend on its companions. Nothing is read
 back from the device within a pass; every few passes on an accelerator, and in each on a CPU, it is asked who is done.
 A finished fact that is still in the batch is not updated any more, so that this changes no result.
+
+A fact of which it is certain that its next pass is its last leaves too: nothing is left to find but its probability and
+its loss, and these are computed for many such facts together, without a gradient.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -32,6 +36,8 @@ class Targets:
     z, h0 (n, d_model); delta_norm (n,); steps (n,) int64, updates taken; p_target (n,), the target's probability when
     stopped, mean over contexts of exp(-mean token NLL); loss (n,); trace (n, passes): p_target before each update,
     NaN behind the last one; known (n,) bool: the target was the most probable answer to the bare prompt before.
+    positions, tokens (n,) int64: places that were computed for the fact, over all passes, and how many of them hold a
+    token of its prompts; the others are padding to the longest prompt of its pool.
     """
 
     z: Tensor
@@ -42,6 +48,13 @@ class Targets:
     loss: Tensor
     trace: Tensor
     known: Tensor
+    positions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    tokens: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+
+    @property
+    def padding(self) -> float:
+        """Share of padding in the places that were computed."""
+        return 1 - int(self.tokens.sum()) / max(1, int(self.positions.sum()))
 
 
 class Descent:
@@ -61,13 +74,17 @@ class Descent:
         flat = [row for fact in rows for row in fact.contexts]
         starts = [row.subject_last for row in flat]
         layer = hyper.layers[-1]
-        self.pool = freeze(model, [r.ids for r in flat], starts, layer, sharing(rows, range(self.width)))
-        self.kl_pool = (
-            None if rows[0].shares_kl else freeze(model, [f.kl for f in rows], [len(f.kl) - 1 for f in rows], layer)
-        )
+        self.pool = freeze(model, [r.ids for r in flat], starts, layer, sharing(rows, range(self.width)), whole=True)
+        self.kl_pool = None
+        if not rows[0].shares_kl:
+            ends = [len(fact.kl) - 1 for fact in rows]
+            self.kl_pool = freeze(model, [fact.kl for fact in rows], ends, layer, whole=True)
+        for frozen in (self.pool, self.kl_pool):
+            if frozen is not None:
+                frozen.backend = hyper.compile
         self.device = self.pool.hidden.device
         self.entries = self._entries(flat, starts)
-        self.all, self.out = self._begin(self.pool.hidden[:: self.width, 0].float())
+        self.all, self.out = self._begin(self.pool.begin[:: self.width].float())
         # Adam's corrections of its moments by the number of updates, computed in double precision.
         self.corrections = [
             torch.tensor([1 - beta ** max(i, 1) for i in range(self.passes + 1)], device=self.device) for beta in _BETAS
@@ -88,7 +105,7 @@ class Descent:
     def _begin(self, h0: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         # The state of all facts of the pool, and where their results go.
         number, count = h0.new_zeros(self.n), self._tensor([0] * self.n)
-        state = {"h0": h0} | {name: torch.zeros_like(h0) for name in ("delta", "mean", "square")}
+        state = {"h0": h0} | {name: torch.zeros_like(h0) for name in ("delta", "mean", "square", "first")}
         # Updates so far; MPES: the pass in which its condition first held; "official": in how many it has held.
         state |= {"age": count.clone(), "since": count - 1, "held": count.clone(), "done": count > 0}
         results = {"z": torch.zeros_like(h0), "trace": h0.new_full((self.n, self.passes), torch.nan)}
@@ -99,24 +116,53 @@ class Descent:
         """All facts of the pool; `progress` hears how many more are done."""
         waiting, entered, at = list(range(self.at_once, self.n)), [0] * self.at_once, 0
         every = _EVERY.get(self.device.type, 4)
+        closing: list[int] = []
         while self.active:
             youngest = at - max(entered)
             self._pass(slope=youngest < self.passes - 1)
             at += 1
-            if at % every and at - min(entered) < self.passes:
+            if at % every and at - min(entered) < self.passes - 1:
                 continue
-            done = self.now["done"].tolist()
-            if not any(done):
+            done, last = torch.stack([self.now["done"], self._certain()]).tolist()
+            stay = [i for i in range(len(done)) if not (done[i] or last[i])]
+            if len(stay) == len(done):
                 continue
-            if progress is not None:
+            if progress is not None and any(done):
                 progress(sum(done))
-            stay = [i for i, gone in enumerate(done) if not gone]
-            new, waiting = waiting[: sum(done)], waiting[sum(done) :]
+            closing += [fact for fact, gone, ends in zip(self.active, done, last, strict=True) if ends and not gone]
+            gone = len(done) - len(stay)
+            new, waiting = waiting[:gone], waiting[gone:]
             entered = [entered[i] for i in stay] + [at] * len(new)
             self._store()
             self._take([self.active[i] for i in stay] + new, stay)
+        self._close(closing, progress)
+        steps = self.out["steps"].cpu()
+        places = self.width * self.pool.hidden.shape[1]
+        tokens = self.pool.lengths.view(self.n, self.width).sum(1).cpu()
+        spent = {"positions": (steps + 1) * places, "tokens": (steps + 1) * tokens}
         out = {"h0": self.all["h0"]} | self.out
-        return Targets(**{name: value.cpu() for name, value in out.items()})
+        return Targets(**{name: value.cpu() for name, value in out.items()}, **spent)
+
+    def _certain(self) -> Tensor:
+        # Whose next pass is the last, whatever it finds.
+        now, last = self.now, self.now["age"] >= self.passes - 1
+        if isinstance(self.stopping, MPES) and self.hyper.compat != "official":
+            last = last | ((now["since"] >= 0) & (now["age"] - now["since"] >= self._patience))
+        return last & ~now["done"]
+
+    def _close(self, facts: list[int], progress: Callable[[int], None] | None) -> None:
+        # The last pass of facts that have had their last update.
+        for start in range(0, len(facts), self.at_once):
+            self.reference = None
+            self._take(facts[start : start + self.at_once], None)
+            self._pass(slope=False)
+            if progress is not None:
+                progress(len(self.active))
+
+    @property
+    def _patience(self) -> int:
+        assert isinstance(self.stopping, MPES)
+        return self.hyper.patience if self.stopping.patience is None else self.stopping.patience
 
     def _pass(self, slope: bool) -> None:
         # One forward pass, the stopping test, and the update of those that go on.
@@ -141,13 +187,15 @@ class Descent:
         n, width, h0 = len(self.active), self.width, self.now["h0"]
         with torch.set_grad_enabled(with_slope):
             delta = self.now["delta"].detach().requires_grad_(with_slope)
-            states = self.frozen.run(_shifted(self.frozen.hidden, delta.repeat_interleave(width, 0)), self.places)
+            with self._precision():
+                states = self.frozen.run(self.frozen.shifted(delta.repeat_interleave(width, 0)), self.places)
             n_token = len(self.row)
             nll, best = token_losses(self.model, states.index_select(0, self.entry[:n_token]), self.token)
             if self.kl is None:
                 kl_states = states.index_select(0, self.entry[n_token:])
             else:
-                kl_states = self.kl.run(_shifted(self.kl.hidden, delta), torch.arange(n, device=self.device))
+                with self._precision():
+                    kl_states = self.kl.run(self.kl.shifted(delta), self.kl.places(torch.arange(n, device=self.device)))
             kl = divergences(self.model, kl_states, self._references(kl_states.detach()), self.hyper.kl_direction)
             per_row = nll.new_zeros(n * width).index_add(0, self.row, nll * self.share)
             fit = per_row.view(n, width).mean(1) + self.hyper.kl_factor * kl
@@ -157,11 +205,20 @@ class Descent:
         slope = slope + (scale / norm.clamp_min(1e-30))[:, None] * delta
         return fit.detach() + scale * norm, (-per_row.detach()).exp().view(n, width).mean(1), best, slope
 
+    def _precision(self) -> AbstractContextManager[object]:
+        # Of the layers' products; norm, head and losses keep the weights' type.
+        if self.hyper.precision == "weights":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
     def _references(self, states: Tensor) -> Tensor:
-        # What is said after "{subject} is a" before any change: of new facts now, their delta being zero.
+        # What is said after "{subject} is a" before any change, by the states that a fact had in its first pass.
         known = 0 if self.reference is None else len(self.reference)
         if known < len(self.active):
-            new = log_distribution(self.model, states[known:])
+            fresh = self.now["age"][known:, None] == 0
+            first = torch.where(fresh, states[known:].float(), self.now["first"][known:])
+            self.now["first"] = torch.cat([self.now["first"][:known], first])
+            new = log_distribution(self.model, first.to(states.dtype))
             self.reference = new if self.reference is None else torch.cat([self.reference, new])
         assert self.reference is not None
         return self.reference
@@ -179,13 +236,12 @@ class Descent:
         at = torch.as_tensor(at, device=loss.device)
         stop = (loss < self.hyper.loss_floor) | (at >= self.passes - 1)
         match self.stopping:
-            case MPES(patience=patience):
-                patience = self.hyper.patience if patience is None else patience
+            case MPES():
                 if self.hyper.compat == "official":
                     now["held"] = now["held"] + (self._count(best, self.row % self.width > 0) == _OFFICIAL_COUNT)
-                    return stop | (now["held"] > patience)
+                    return stop | (now["held"] > self._patience)
                 now["since"] = torch.where((now["since"] < 0) & (self._count(~best) == 0), at, now["since"])
-                stop = stop | ((now["since"] >= 0) & (at - now["since"] >= patience))
+                stop = stop | ((now["since"] >= 0) & (at - now["since"] >= self._patience))
             case ProbabilityThreshold(p=p):
                 stop = stop | (chance > p)
         return stop
@@ -224,17 +280,11 @@ class Descent:
         row, place, token, share = self.entries
         stays = place_of[row] >= 0
         self.row, self.token, self.share = place_of[row[stays]], token[stays], share[stays]
-        longest = self.frozen.hidden.shape[1]
-        flat = self.row * longest + place[stays]
+        flat = self.frozen.places(self.row, place[stays])
         if self.kl is None:
-            flat = torch.cat([flat, torch.arange(len(facts), device=self.device) * self.width * longest])
+            bare = torch.arange(len(facts), device=self.device) * self.width
+            flat = torch.cat([flat, self.frozen.places(bare)])
         self.places, self.entry = torch.unique(flat, return_inverse=True)
 
     def _tensor(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)
-
-
-def _shifted(hidden: Tensor, delta: Tensor) -> Tensor:
-    # delta (rows, d_model) added at the first place, the subject's last token.
-    first = hidden[:, :1] + delta[:, None].to(hidden.dtype)
-    return torch.cat([first, hidden[:, 1:]], dim=1)

@@ -12,6 +12,7 @@ from ketools.editing.batch import Batch, Outcome, Progress, merged
 from ketools.editing.checks import checked_rows, memory_hint, warn_of_known
 from ketools.editing.contexts import contexts_of, generate_prefixes
 from ketools.editing.edit import Edit
+from ketools.editing.finish import finishing
 from ketools.editing.methods import LeastSquares, Method, NullSpace, Shift, method
 from ketools.editing.rows import FactRows
 from ketools.editing.state import SequentialState
@@ -138,12 +139,23 @@ class Editor:
         if not self.model.edits or self.model.edits[-1] is not self.history[-1]:
             raise KetoolsError("the last edit in the weights is not this editor's; take that one out first")
         stack.pop(self.model)
-        if self._keeps_past:
+        if self._keeps_past and not self.history[-1].record.get("finishes"):
             for i in self.layers:
                 self.state.past[i].pop()
                 if i in self._protections:
                     self._protections[i].drop()
         return self.history.pop()
+
+    def finish(self) -> Edit | None:
+        """What the method's post-processing does once, when all batches are in: one more Edit, in the weights; or None.
+
+        Only PRUNE does (`postprocess.Prune`). To go on with the sequence, take it out first (`undo`).
+        """
+        edit = finishing(self.model, self.method.post, self.layers)
+        if edit is not None:
+            stack.push(self.model, edit)
+            self.history.append(edit)
+        return edit
 
     def protection(self, layer: int) -> Protection:
         """The quadratic form A of `layer` as it stands, past keys included (built on first use)."""

@@ -10,7 +10,11 @@ from ketools.errors import KetoolsError
 from ketools.model import EditableModel
 
 # Settings that take one of a few words.
-_WORDS = {"kl_direction": ("reference", "edited"), "compat": ("exact", "official")}
+_WORDS = {
+    "kl_direction": ("reference", "edited"),
+    "compat": ("exact", "official"),
+    "precision": ("weights", "bfloat16"),
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class Hyper:
     ft_epsilon: float = 5e-4
     lora_rank: int = 8
     facts_at_once: int | None = None
+    precision: str = "weights"
+    compile: str | None = None
 
     def value(self, name: str, unit: float) -> float:
         """`name` as given in absolute terms, else `name`_relative times `unit`."""

@@ -111,7 +111,10 @@ class FineTune:
 
 
 Update = LeastSquares | NullSpace | Constraint | Shift | FineTune
-_STEP1 = ("lr", "steps", "clamp_norm_factor", "kl_factor", "kl_direction", "weight_decay", "loss_floor", "compat")
+_STEP1 = (
+    "lr", "steps", "clamp_norm_factor", "kl_factor", "kl_direction", "weight_decay", "loss_floor", "compat", "precision",
+    "compile",
+)  # fmt: skip
 _PREFIXES = ("prefix_count", "prefix_tokens")
 
 

@@ -66,6 +66,7 @@ def accumulate(
     max_tokens: int,
     length: int,
     *,
+    positions: str = "all",
     corpus: str = "",
     progress: Callable[[int], None] | None = None,
     partial: str | Path | None = None,
@@ -73,6 +74,8 @@ def accumulate(
     observe: Callable[[Moments], None] | None = None,
 ) -> Moments:
     """Sums over `texts`, each up to its first `length` tokens, until `max_tokens` tokens are read.
+
+    `positions` "last" counts the last token of each text alone (and so does `max_tokens`).
 
     With `partial`, sums are written to this file about every `every` tokens and at the end, and a pass that finds the
     file goes on from there: it ends with the same bits as one that was never stopped. `progress` is called with the
@@ -82,7 +85,7 @@ def accumulate(
     """
     about = {
         "fingerprint": model.fingerprint, "corpus": corpus, "length": length, "max_tokens": max_tokens,
-        "layers": list(layers),
+        "layers": list(layers), "positions": positions,
     }  # fmt: skip
     state = Moments({i: torch.zeros((model.anatomy.d_mlp,) * 2, dtype=torch.float64) for i in layers}, about)
     if partial is not None and Path(partial).exists():
@@ -92,9 +95,10 @@ def accumulate(
     if progress is not None and state.tokens:
         progress(state.tokens)
     saved = state.tokens
-    for pool, read in _pools(model, _hashed(source, digest), max_tokens - state.tokens, length):
+    for pool, read in _pools(model, _hashed(source, digest), max_tokens - state.tokens, length,
+                             last=positions == "last"):  # fmt: skip
         for batch in _split(pool):
-            n = _add(model, batch, state.sums)
+            n = _add(model, batch, state.sums, last=positions == "last")
             state.tokens += n
             if progress is not None:
                 progress(n)
@@ -151,14 +155,15 @@ def _skip(source: Iterator[str], state: Moments, digest: Any, partial: str | Pat
 
 
 def _pools(
-    model: EditableModel, texts: Iterator[str], max_tokens: int, length: int
+    model: EditableModel, texts: Iterator[str], max_tokens: int, length: int, *, last: bool
 ) -> Iterator[tuple[list[list[int]], int]]:
     # (rows of tokens, texts that they come from), in the texts' order; they end where a pool is full.
     pool: list[list[int]] = []
     taken = held = read = 0
     while taken < max_tokens and (text := next(texts, None)) is not None:
-        ids = model.tokenizer(text, truncation=True, max_length=length)["input_ids"][: max_tokens - taken]
-        read, taken, held = read + 1, taken + len(ids), held + len(ids)
+        ids = model.tokenizer(text, truncation=True, max_length=length)["input_ids"]
+        ids = ids if last else ids[: max_tokens - taken]
+        read, taken, held = read + 1, taken + (bool(ids) if last else len(ids)), held + len(ids)
         if ids:
             pool.append(ids)
         if held >= _POOL * _TOKENS_AT_ONCE:
@@ -179,9 +184,12 @@ def _split(pool: list[list[int]]) -> Iterator[list[list[int]]]:
         yield batch
 
 
-def _add(model: EditableModel, batch: list[list[int]], sums: dict[int, Tensor]) -> int:
+def _add(model: EditableModel, batch: list[list[int]], sums: dict[int, Tensor], *, last: bool) -> int:
     ids, mask = pad_right(batch, model.device)
-    live = mask.bool().reshape(-1)  # flat, as OPT's MLP sees its tokens
+    live = mask.bool()
+    if last:
+        live = live & (mask.cumsum(1) == mask.sum(1, keepdim=True))
+    live = live.reshape(-1)  # flat, as OPT's MLP sees its tokens
 
     with ExitStack() as stack:
         for index, total in sums.items():

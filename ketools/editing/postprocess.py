@@ -20,10 +20,17 @@ class Prune:
     """PRUNE: singular values of the accumulated update that exceed sigma_max(W_0) are drawn in.
 
     sigma -> ln(sigma) - ln(sigma_max) + sigma_max for sigma > sigma_max, the singular values of W + Delta - W_0; the
-    others stay (Ma et al., arXiv 2405.16821, section 4, with the logarithm as F). Published as one step at the end of
-    a sequence; here after every batch, on what the batches before have left, so that the weights are pruned at any
-    time. What changes is a sum of as many rank-one terms as there are such values.
+    others stay (Ma et al., arXiv 2405.16821, section 4, with the logarithm as F). `when`: "end", as published, one step
+    when all batches are in (`Editor.finish`; `ketools.editing.finish.finished` to measure on the way); "batch": after
+    every batch, on what the batches before have left, so that the weights are pruned at any time and later targets are
+    found on pruned weights. What changes is a sum of as many rank-one terms as there are such values.
     """
+
+    when: str = "end"
+
+    def __post_init__(self) -> None:
+        if self.when not in ("end", "batch"):
+            raise KetoolsError(f"Prune(when={self.when!r}): expected 'end' or 'batch'")
 
     def __call__(self, left: Tensor, right: Tensor, now: Tensor, original: Tensor) -> Pair:
         """Factors of the pruned update."""
@@ -128,7 +135,7 @@ Post = Prune | Rect | Sphere | Nas
 def processed(post: Post | None, pair: Pair, now: Tensor, original: Tensor) -> Pair:
     """`pair` after `post`, as float32 on the CPU; W and W_0 (d_model, d_mlp) may lie anywhere, in any precision."""
     left, right = pair
-    if post is None or isinstance(post, Nas):
+    if post is None or isinstance(post, Nas) or (isinstance(post, Prune) and post.when == "end"):
         return left.float().cpu(), right.float().cpu()
     precise = torch.float64 if now.device.type != "mps" else torch.float32
     w, w0 = now.to(precise), original.to(now.device, precise)

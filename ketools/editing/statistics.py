@@ -35,6 +35,7 @@ class Statistics:
         max_tokens: int | None = None,
         *,
         length: int = 256,
+        positions: str = "all",
         corpus: str = "",
         progress: Callable[[int], None] | None = None,
         partial: str | Path | None = None,
@@ -42,8 +43,9 @@ class Statistics:
     ) -> "Statistics":
         """C of all `layers` in one pass over `texts`, until `max_tokens` tokens are read (None: `default_tokens`).
 
-        A text counts up to its first `length` tokens (at most the model's context window). The pass ends at the highest
-        of the layers. `progress` is called with the number of tokens read since the last call. With `partial`, sums are
+        A text counts up to its first `length` tokens (at most the model's context window). With `positions="last"` only
+        the last token of each text counts: texts that end with a subject then give the keys that edits write to. The
+        pass ends at the highest of the layers. `progress` is called with the number of tokens read since the last call. With `partial`, sums are
         written to this file every `every` tokens, and a pass that finds it goes on there, to the same bits; remove it
         once the result is saved.
 
@@ -52,10 +54,13 @@ class Statistics:
         """
         max_tokens = default_tokens(model) if max_tokens is None else max_tokens
         _check(model, layers, max_tokens, length)
+        if positions not in ("all", "last"):
+            raise KetoolsError(f"positions={positions!r}: expected 'all' or 'last'")
         length = min(length, model.window or length)
         found = accumulate(
-            model, texts, layers, max_tokens, length, corpus=corpus, progress=progress, partial=partial, every=every
-        )
+            model, texts, layers, max_tokens, length, positions=positions, corpus=corpus, progress=progress,
+            partial=partial, every=every,
+        )  # fmt: skip
         if found.tokens == 0:
             raise KetoolsError("the texts for the statistics hold no tokens; give running text")
         for i, total in found.sums.items():
@@ -69,6 +74,7 @@ class Statistics:
             "dtype": str(model.dtype).removeprefix("torch."),
             "corpus": corpus,
             "length": length,
+            "positions": positions,
             "texts": found.texts,
             "texts_sha256": found.digest,
         }
@@ -94,6 +100,24 @@ class Statistics:
             if not self.layers[i].isfinite().all():
                 raise KetoolsError(f"C of layer {i} holds NaN or Inf; compute the statistics again")
         return self
+
+    def mixed(self, other: "Statistics", share: float) -> "Statistics":
+        """(1 - share) of this C and `share` of the other's, for the layers that both hold.
+
+        A mean over running text weighs a key by how often its like occurs; subjects' last tokens, where facts are
+        recalled, are few of a text's tokens. Mixing their own second moments in says how much they are to count.
+
+        Raises KetoolsError for a share outside 0 .. 1, another model's statistics, and no layer in common.
+        """
+        layers = [i for i in self.layers if i in other.layers]
+        if not 0 <= share <= 1 or not layers:
+            raise KetoolsError(f"share={share}, layers in common {layers}: expected a share from 0 to 1 and a layer")
+        if self.provenance.get("fingerprint") != other.provenance.get("fingerprint"):
+            raise KetoolsError("statistics of two models cannot be mixed; compute both for one model")
+        c = {i: (1 - share) * self.layers[i] + share * other.layers[i] for i in layers}
+        about = {"corpus": f"{1 - share:g} {self.provenance.get('corpus')} + {share:g} {other.provenance.get('corpus')}",
+                 "parts": [self.provenance, other.provenance], "share": share}  # fmt: skip
+        return Statistics(c, self.tokens + other.tokens, self.provenance | about)
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> Path:
         """Write one triangle a layer as safetensors in `dtype`, with the provenance; returns the path.

@@ -12,7 +12,7 @@ from ketools import Editor, Fact, KetoolsError
 from ketools.editing import batch, descent
 from ketools.editing.methods import ALL, FT, LORA, FineTune
 from ketools.editing.statistics import Statistics
-from ketools.prompts import target_logprobs
+from ketools.scoring import target_logprobs
 
 SETTINGS = {"clamp_norm_factor": 4.0, "lambda_p": 0.05, "lambda_n": 0.01, "steps": 6, "l2": 0.01}
 CLOSED = [m for m in ALL if not isinstance(m.update, FineTune)]

@@ -13,7 +13,7 @@ from ketools.editing.editor import Editor
 from ketools.editing.methods import ALL, MEMIT, MPES
 from ketools.editing.state import SequentialState
 from ketools.editing.statistics import Statistics
-from ketools.prompts import target_logprobs
+from ketools.scoring import target_logprobs
 from tests.conftest import SENTENCES
 
 PREFIXES = ["The tower of Vell", "Therefore you sang because"]

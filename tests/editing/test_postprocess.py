@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ketools import Edit, Editor, KetoolsError
 from ketools.editing.edit import edited
+from ketools.editing.finish import finished
 from ketools.editing.methods import ENCORE, FT, MEMIT, ROME
 from ketools.editing.postprocess import Nas, Prune, Rect, Sphere, processed
 from ketools.editing.statistics import Statistics
@@ -29,7 +30,7 @@ def problem(seed, size=1.0, d_model=5, d_mlp=9, rank=3):
 @given(seeds, st.sampled_from([0.01, 0.3, 1.0, 10.0]))
 def test_prune_draws_in_the_singular_values_of_the_accumulated_update(seed, size):
     left, right, now, original = problem(seed, size)
-    got = Prune()(left, right, now, original)
+    got = Prune("batch")(left, right, now, original)
     u, sigma, vh = torch.linalg.svd(now + left @ right.T - original, full_matrices=False)
     top = torch.linalg.svdvals(original)[0]
     pruned = u @ torch.diag(torch.where(sigma > top, sigma.log() - top.log() + top, sigma)) @ vh
@@ -87,7 +88,14 @@ def test_nas_gives_every_value_the_anchors_norm(seed, anchor):
 
 
 def test_what_makes_no_sense_is_refused():
-    for wrong in (lambda: Rect(0), lambda: Rect(1.5), lambda: Sphere(1.0), lambda: Sphere(0.5, 2), lambda: Nas(-1.0)):
+    for wrong in (
+        lambda: Prune("never"),
+        lambda: Rect(0),
+        lambda: Rect(1.5),
+        lambda: Sphere(1.0),
+        lambda: Sphere(0.5, 2),
+        lambda: Nas(-1.0),
+    ):
         with pytest.raises(KetoolsError, match="expected"):
             wrong()
     with pytest.raises(KetoolsError, match="Nas rescales the targets"):
@@ -112,7 +120,7 @@ def make(tiny_gpt2):
     return made
 
 
-@pytest.mark.parametrize("post", [Prune(), Rect(), Sphere(), Nas()], ids=str)
+@pytest.mark.parametrize("post", [Prune("batch"), Rect(), Sphere(), Nas()], ids=str)
 @pytest.mark.parametrize("how", [ENCORE, ROME], ids=lambda m: m.name)
 def test_goes_with_any_method_and_leaves_again(make, tiny_gpt2, tiny_facts, tmp_path, how, post):
     before = [w.clone() for w in tiny_gpt2.model.parameters()]
@@ -137,7 +145,9 @@ def test_rect_keeps_its_share_in_the_edit(make, tiny_facts):
 
 
 def test_pruned_weights_stay_within_the_bound(make, tiny_gpt2, tiny_facts):
-    loose, tight = (make(replace(MEMIT, post=post), lambda_p=1e-6, lr=3.0, layers=[1]) for post in (None, Prune()))
+    loose, tight = (
+        make(replace(MEMIT, post=post), lambda_p=1e-6, lr=3.0, layers=[1]) for post in (None, Prune("batch"))
+    )
     top = torch.linalg.svdvals(tiny_gpt2.weight(1))[0]
 
     def largest():
@@ -149,6 +159,45 @@ def test_pruned_weights_stay_within_the_bound(make, tiny_gpt2, tiny_facts):
     tight.apply(tiny_facts[:4])
     assert free > top and largest() < free
     assert largest() == pytest.approx(float(free.log() - top.log() + top), rel=1e-3)
+
+
+def test_at_the_end_the_whole_update_is_pruned_once(make, tiny_gpt2, tiny_facts):
+    it = make(replace(ENCORE, post=Prune()), lambda_p=1e-6, lr=3.0)
+    free = make(ENCORE, lambda_p=1e-6, lr=3.0)
+    for part in (tiny_facts[:2], tiny_facts[2:4]):
+        free.apply(part)
+    want = {i: tiny_gpt2.weight(i).clone() for i in it.layers}
+    free.undo(), free.undo()
+    for part in (tiny_facts[:2], tiny_facts[2:4]):
+        it.apply(part)
+    assert all(torch.equal(tiny_gpt2.weight(i), w) for i, w in want.items()), "nothing is pruned on the way"
+    with finished(tiny_gpt2, it.method.post, it.layers):
+        on_the_way = {i: tiny_gpt2.weight(i).clone() for i in it.layers}
+    assert all(torch.equal(tiny_gpt2.weight(i), w) for i, w in want.items())
+    last, blocks = it.finish(), {i: len(it.state.past[i]) for i in it.layers}
+    assert last is tiny_gpt2.edits[-1] and last.record["finishes"] and last.record["facts"] == []
+    for i in it.layers:
+        assert torch.equal(tiny_gpt2.weight(i), on_the_way[i])
+        original = tiny_gpt2.originals[i].double()
+        u, sigma, vh = torch.linalg.svd(want[i].double() - original, full_matrices=False)
+        top = torch.linalg.svdvals(original)[0]
+        assert (sigma > top).any()
+        pruned = u @ torch.diag(torch.where(sigma > top, sigma.log() - top.log() + top, sigma)) @ vh
+        assert torch.allclose(tiny_gpt2.weight(i).double() - original, pruned, atol=1e-5 * float(sigma[0]))
+    it.undo()
+    assert all(torch.equal(tiny_gpt2.weight(i), w) for i, w in want.items())
+    assert {i: len(it.state.past[i]) for i in it.layers} == blocks, "the sequence can go on"
+    it.undo(), it.undo()
+    assert it.finish() is None, "nothing was edited"
+
+
+@pytest.mark.parametrize("post", [None, Prune("batch"), Rect(), Prune()], ids=str)
+def test_most_sequences_need_no_end(make, tiny_gpt2, tiny_facts, post):
+    it = make(replace(MEMIT, post=post), lambda_p=1e6)  # small updates
+    it.apply(tiny_facts[:2])
+    assert it.finish() is None and len(tiny_gpt2.edits) == 1
+    with finished(tiny_gpt2, post, it.layers) as same:
+        assert same is tiny_gpt2 and len(tiny_gpt2.edits) == 1
 
 
 def test_nas_keeps_the_anchor_of_the_first_batch(make, tiny_gpt2, tiny_facts):

@@ -146,3 +146,29 @@ def test_too_few_tokens_say_rank_and_need(tiny_gpt2):
     got = Statistics.compute(tiny_gpt2, SENTENCES, [0], 20)
     with pytest.raises(KetoolsError, match=r"rank \d+ of 64.*at least 64 different tokens"):
         cholesky(got.layers[0], "C of layer 0")
+
+
+def test_last_positions_alone(tiny_model):
+    every = [Statistics.compute(tiny_model, [text], [0], max_tokens=1000) for text in SENTENCES]
+    shorter = [tiny_model.tokenizer.decode(tiny_model.tokenizer(text)["input_ids"][:-1]) for text in SENTENCES]
+    before = [Statistics.compute(tiny_model, [text], [0], max_tokens=1000) for text in shorter]
+    want = sum(a.layers[0] * a.tokens - b.layers[0] * b.tokens for a, b in zip(every, before, strict=True))
+    got = Statistics.compute(tiny_model, SENTENCES, [0], max_tokens=1000, positions="last")
+    assert got.tokens == len(SENTENCES)
+    assert torch.allclose(got.layers[0], want / len(SENTENCES), rtol=1e-4, atol=1e-5)
+    assert Statistics.compute(tiny_model, SENTENCES, [0], max_tokens=2, positions="last").tokens == 2
+    with pytest.raises(KetoolsError, match="'all' or 'last'"):
+        Statistics.compute(tiny_model, SENTENCES, [0], max_tokens=2, positions="subject")
+
+
+def test_mixed_statistics(tiny_model):
+    running = Statistics.compute(tiny_model, SENTENCES, [0, 1], 1000, corpus="text")
+    ends = Statistics.compute(tiny_model, SENTENCES, [0], 1000, positions="last", corpus="ends")
+    mixed = running.mixed(ends, 0.25)
+    assert list(mixed.layers) == [0]
+    assert torch.equal(mixed.layers[0], 0.75 * running.layers[0] + 0.25 * ends.layers[0])
+    assert mixed.of(tiny_model, [0]).provenance["corpus"] == "0.75 text + 0.25 ends"
+    with pytest.raises(KetoolsError, match="from 0 to 1"):
+        running.mixed(ends, 1.5)
+    with pytest.raises(KetoolsError, match="two models"):
+        running.mixed(Statistics(ends.layers, 1, {"fingerprint": "another"}), 0.5)

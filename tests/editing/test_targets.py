@@ -7,10 +7,11 @@ import torch
 
 from ketools.editing import descent
 from ketools.editing.descent import Descent
-from ketools.editing.methods import MPES, FixedSteps, Hyper, ProbabilityThreshold
+from ketools.editing.methods import MPES, FixedSteps, Hyper, ProbabilityThreshold, method
 from ketools.editing.rows import fact_rows
 from ketools.editing.targets import compute_targets
-from ketools.prompts import target_logprobs
+from ketools.errors import KetoolsError
+from ketools.scoring import target_logprobs
 from tests.reference.plain_targets import plain_target
 
 CONTEXTS = ["", "The tower of Vell. ", "Therefore you sang because. ", "I. "]
@@ -141,7 +142,7 @@ def test_delta_stays_in_the_ball(tiny_model, tiny_facts):
 def test_fused_losses_are_those_of_autograd(tiny_model, direction, monkeypatch):
     from ketools.editing import readout
 
-    monkeypatch.setattr(readout, "_ENTRIES", 1000)  # several blocks
+    monkeypatch.setitem(readout._ENTRIES, "cpu", 1000)  # several blocks
     model = tiny_model
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(9, model.anatomy.d_model, generator=generator, requires_grad=True)
@@ -173,3 +174,62 @@ def test_facts_that_take_the_place_of_finished_ones_come_to_the_same(tiny_model,
     assert got.steps.tolist() == whole.steps.tolist() and len(set(got.steps.tolist())) > 1
     for name in ("z", "h0", "p_target", "loss", "trace"):
         torch.testing.assert_close(getattr(got, name), getattr(whole, name), rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 15])
+@pytest.mark.parametrize("stopping", [FixedSteps(), MPES(0), MPES(2)], ids=str)
+def test_a_last_pass_without_gradient_finds_the_same(tiny_model, tiny_facts, monkeypatch, steps, stopping):
+    hyper = replace(HYPER, steps=steps)
+    early = compute_targets(tiny_model, tiny_facts, CONTEXTS, stopping, hyper)
+    monkeypatch.setattr(Descent, "_certain", lambda self: torch.zeros_like(self.now["done"]))
+    late = compute_targets(tiny_model, tiny_facts, CONTEXTS, stopping, hyper)
+    for name in ("z", "p_target", "loss", "trace", "delta_norm"):
+        torch.testing.assert_close(getattr(early, name), getattr(late, name), rtol=1e-5, atol=1e-5, equal_nan=True)
+    assert early.steps.tolist() == late.steps.tolist() and early.known.tolist() == late.known.tolist()
+
+
+def test_gradients_are_not_computed_for_last_passes(tiny_model, tiny_facts, monkeypatch):
+    passes = []
+    real = Descent._evaluate
+    monkeypatch.setattr(
+        Descent, "_evaluate", lambda self, slope: passes.append((slope, len(self.active))) or real(self, slope)
+    )
+    got = compute_targets(tiny_model, tiny_facts, CONTEXTS, FixedSteps(), HYPER)
+    assert sum(n for slope, n in passes if slope) == int(got.steps.sum())
+    assert sum(n for slope, n in passes if not slope) == len(tiny_facts)
+
+
+def test_padding_is_counted(tiny_model, tiny_facts):
+    got = compute_targets(tiny_model, tiny_facts, CONTEXTS, MPES(1), HYPER)
+    rows = fact_rows(tiny_model, tiny_facts, CONTEXTS)
+    live = [sum(len(row.ids) - row.subject_last for row in fact.contexts) for fact in rows]
+    assert got.tokens.tolist() == [(int(s) + 1) * n for s, n in zip(got.steps, live)]
+    assert (got.tokens <= got.positions).all() and 0 <= got.padding <= 0.15
+    alone = compute_targets(tiny_model, tiny_facts[:1], CONTEXTS, MPES(1), HYPER)
+    longest = max(len(row.ids) - row.subject_last for row in rows[0].contexts)
+    assert alone.positions.tolist() == [(int(alone.steps[0]) + 1) * len(CONTEXTS) * longest]
+
+
+def test_bfloat16_is_near_and_only_when_asked_for(tiny_model, tiny_facts):
+    stopping = FixedSteps()
+    exact = compute_targets(tiny_model, tiny_facts, CONTEXTS, stopping, HYPER)
+    rough = compute_targets(tiny_model, tiny_facts, CONTEXTS, stopping, replace(HYPER, precision="bfloat16"))
+    gap = (rough.z - exact.z).norm(dim=1) / exact.z.norm(dim=1)
+    assert 1e-5 < gap.max() < 0.3 and rough.z.dtype == torch.float32
+    assert torch.allclose(rough.p_target, exact.p_target, atol=0.1)
+    with pytest.raises(KetoolsError, match="precision is 'half'; expected one of weights, bfloat16"):
+        method("encore").settings(tiny_model, precision="half")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_layers_come_to_the_same(tiny_model, tiny_facts, monkeypatch):
+    compiled = []
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda layer, **how: compiled.append(layer) or real(layer, **how))
+    hyper = replace(HYPER, steps=4, layers=(0,))
+    want = compute_targets(tiny_model, tiny_facts[:3], CONTEXTS, FixedSteps(), hyper)
+    assert not compiled, "only when asked for"
+    got = compute_targets(tiny_model, tiny_facts[:3], CONTEXTS, FixedSteps(), replace(hyper, compile="aot_eager"))
+    assert set(compiled) == {tiny_model.layer(1), tiny_model.layer(2)}, "all above the edited one but the top"
+    torch.testing.assert_close(got.z, want.z, rtol=1e-5, atol=1e-5)
+    assert got.steps.tolist() == want.steps.tolist()

@@ -9,7 +9,7 @@ from ketools import Editor, KetoolsError
 from ketools.editing.rows import fact_rows
 from ketools.editing.state import SequentialState
 from ketools.editing.ultraedit import joined, moments, read_features, shift
-from ketools.prompts import target_logprobs
+from ketools.scoring import target_logprobs
 
 seeds = st.integers(0, 2**31)
 LAYERS = (1, 3)
