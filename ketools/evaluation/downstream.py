@@ -15,11 +15,11 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch.nn.functional import cross_entropy
 
 from ketools.errors import KetoolsError
-from ketools.evaluation.packing import batches
-from ketools.evaluation.scoring import choice_logprobs
 from ketools.model import EditableModel
+from ketools.packing import batches
 from ketools.paths import data_root
 from ketools.prompts import pad_right
+from ketools.scoring import choice_logprobs
 
 FIELDS = {"task": str, "split": str, "id": (str, int), "prompt": str, "choices": list, "answer": int}
 _LARGEST = 700.0  # nats a token: beyond it exp overflows

@@ -11,37 +11,49 @@ end* (all past edits on the final model) differ widely. `evaluate` scores the mo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import pandas as pd
 
 from ketools.errors import KetoolsError
-from ketools.evaluation.scoring import score_pairs
 from ketools.facts import Fact
 from ketools.model import EditableModel
+from ketools.scoring import score_pairs
 
 KINDS = ("efficacy", "paraphrase", "neighbourhood")
+BESIDE = ("two_hop", "locality")
+"""Kinds of prompts that have columns only where a fact has such prompts."""
 SHORT = {"efficacy": "ES", "paraphrase": "PS", "neighbourhood": "NS"}
 MEASURES = ("success", "accuracy", "magnitude")
 
 
 def evaluate(
-    model: EditableModel, facts: Iterable[Fact], *, paraphrases: int | None = None, neighbours: int | None = None
+    model: EditableModel,
+    facts: Iterable[Fact],
+    *,
+    paraphrases: int | None = None,
+    neighbours: int | None = None,
+    two_hop: int | None = None,
+    locality: int | None = None,
 ) -> pd.DataFrame:
-    """Score facts on the model as it stands: edit prompt, paraphrases and neighbours.
+    """Score facts on the model as it stands: edit prompt, paraphrases, neighbours, and what else they bring.
 
     Args:
         model: the model, edits included.
         facts: the facts, edited or not.
         paraphrases: at most so many paraphrases of each fact (None: all).
         neighbours: at most so many neighbours of each fact (None: all); neighbours are most of the cost.
+        two_hop, locality: the same of questions that follow from the fact, and of prompts that it must leave alone.
 
     Returns:
         One row per fact, in order: id, relation, subject; p_new, p_true on the edit prompt (float64, 0..1); and for
         each KIND the means over its prompts of success, accuracy (fractions) and magnitude (difference of
-        probabilities, wanted minus unwanted): `efficacy_success` .. `neighbourhood_magnitude`. NaN where the fact
-        has no such prompt; success, magnitude and p_true also where target_true is unknown (accuracy is not).
+        probabilities, wanted minus unwanted): `efficacy_success` .. `neighbourhood_magnitude`. Where a fact has
+        two-hop questions, the same of these (`two_hop_success` .., the answer after the edit is the wanted one); where
+        one has locality prompts, `locality_accuracy` (the answer is still given, every token the argmax) and
+        `locality_probability`. NaN where the fact has no such prompt; success, magnitude and p_true also where the
+        answer before the edit is unknown (accuracy is not).
 
     Raises:
         KetoolsError: no facts, or a negative limit.
@@ -49,42 +61,55 @@ def evaluate(
     facts = list(facts)
     if not facts:
         raise KetoolsError("nothing to evaluate: got 0 facts, expected at least one")
-    for name, limit in (("paraphrases", paraphrases), ("neighbours", neighbours)):
+    limits = {"paraphrases": paraphrases, "neighbours": neighbours, "two_hop": two_hop, "locality": locality}
+    for name, limit in limits.items():
         if limit is not None and limit < 0:
             raise KetoolsError(f"{name}={limit}: expected a number of prompts >= 0, or None for all")
-    asked = pd.DataFrame(_prompts(facts, paraphrases, neighbours), columns=["fact", "kind", "prompt"])
-    new, true = ([getattr(facts[i], f"target_{side}") for i in asked["fact"]] for side in ("new", "true"))
-    scored = [t if t is not None else n for t, n in zip(true, new, strict=True)]  # an unknown one only keeps its place
-    pairs = [(p, t) for side in (scored, new) for p, t in zip(asked["prompt"], side, strict=True)]
-    p, hit = (values.reshape(2, -1) for values in score_pairs(model, pairs))
-    p[0] = np.where([t is None for t in true], np.nan, p[0])
-    return _per_fact(facts, asked, p, hit)
-
-
-def _prompts(facts: list[Fact], paraphrases: int | None, neighbours: int | None) -> Iterator[tuple[int, str, str]]:
-    """(index of the fact, kind, prompt) for all that is asked."""
-    for i, fact in enumerate(facts):
-        asked = ((fact.text,), fact.paraphrases[:paraphrases], fact.neighbours[:neighbours])
-        for kind, prompts in zip(KINDS, asked, strict=True):
-            yield from ((i, kind, prompt) for prompt in prompts)
-
-
-def _per_fact(facts: list[Fact], asked: pd.DataFrame, p: np.ndarray, hit: np.ndarray) -> pd.DataFrame:
-    """Means over the prompts of each fact and kind; p, hit: (2, prompts), row 0 for target_true, row 1 for target_new."""
-    keep = (asked["kind"] == "neighbourhood").to_numpy()  # here the true object is the wanted one
-    wanted, unwanted = np.where(keep, p[0], p[1]), np.where(keep, p[1], p[0])
-    asked = asked.assign(
-        success=np.where(np.isnan(wanted + unwanted), np.nan, wanted > unwanted),
-        accuracy=np.where(keep, hit[0], hit[1]).astype(float),
+    asked = pd.DataFrame(_prompts(facts, limits), columns=["fact", "kind", "prompt", "wanted", "unwanted"])
+    rival = asked["unwanted"].notna().to_numpy()
+    pairs = [*zip(asked["prompt"], asked["wanted"], strict=True)]
+    pairs += zip(asked.loc[rival, "prompt"], asked.loc[rival, "unwanted"], strict=True)
+    p, hit = score_pairs(model, pairs)
+    wanted, unwanted = p[: len(asked)], np.full(len(asked), np.nan)
+    unwanted[rival] = p[len(asked) :]
+    scored = asked.assign(
+        success=np.where(rival, wanted > unwanted, np.nan),
+        accuracy=hit[: len(asked)].astype(float),
         magnitude=wanted - unwanted,
+        probability=wanted,
+        other=unwanted,
     )
-    means = asked.groupby(["kind", "fact"])[list(MEASURES)].mean()
+    return _per_fact(facts, scored)
+
+
+def _prompts(
+    facts: list[Fact], limits: Mapping[str, int | None]
+) -> Iterator[tuple[int, str, str, str | None, str | None]]:
+    """(index of the fact, kind, prompt, wanted and unwanted answer) for all that is asked."""
+    for i, fact in enumerate(facts):
+        true, new = fact.target_true, fact.target_new
+        yield i, "efficacy", fact.text, new, true
+        for prompt in fact.paraphrases[: limits["paraphrases"]]:
+            yield i, "paraphrase", prompt, new, true
+        for prompt in fact.neighbours[: limits["neighbours"]]:  # here the true object is the wanted one
+            yield i, "neighbourhood", prompt, true, new
+        for hop in fact.two_hop[: limits["two_hop"]]:
+            yield i, "two_hop", hop.question, hop.answer_new, hop.answer_true
+        for kept in fact.locality[: limits["locality"]]:
+            yield i, "locality", kept.prompt, kept.answer, None
+
+
+def _per_fact(facts: list[Fact], scored: pd.DataFrame) -> pd.DataFrame:
+    """Means over the prompts of each fact and kind."""
+    means = scored.groupby(["kind", "fact"])[[*MEASURES, "probability"]].mean()
     frame = pd.DataFrame({name: [getattr(f, name) for f in facts] for name in ("id", "relation", "subject")})
-    edit_prompt = (asked["kind"] == "efficacy").to_numpy()  # exactly one per fact, in order
-    frame["p_new"], frame["p_true"] = p[1][edit_prompt], p[0][edit_prompt]
-    for kind in KINDS:
-        some = means.loc[kind] if kind in means.index.get_level_values("kind") else means.iloc[:0].droplevel("kind")
-        for measure in MEASURES:
+    edit_prompt = (scored["kind"] == "efficacy").to_numpy()  # exactly one per fact, in order
+    for name, column in (("p_new", "probability"), ("p_true", "other")):
+        frame[name] = scored.loc[edit_prompt, column].to_numpy()
+    there = set(means.index.get_level_values("kind"))
+    for kind in (*KINDS, *(kind for kind in BESIDE if kind in there)):
+        some = means.loc[kind] if kind in there else means.iloc[:0].droplevel("kind")
+        for measure in MEASURES if kind != "locality" else ("accuracy", "probability"):
             frame[f"{kind}_{measure}"] = some[measure].reindex(range(len(facts))).to_numpy(dtype=float)
     return frame
 
@@ -102,13 +127,15 @@ def summary(frame: pd.DataFrame) -> dict[str, float]:
 
     Returns:
         ES, PS, NS (fractions), S their harmonic mean (NaN if one could not be measured); efficacy_accuracy,
-        paraphrase_accuracy, neighbourhood_accuracy; the three magnitudes; p_new, p_true; n (facts).
+        paraphrase_accuracy, neighbourhood_accuracy; the three magnitudes; the columns of two-hop questions and locality
+        prompts where there are some; p_new, p_true; n (facts).
         A fact weighs 1 however many paraphrases or neighbours it has, as in the authors' summaries.
     """
     scores = {SHORT[kind]: float(frame[f"{kind}_success"].mean()) for kind in KINDS}
     scores["S"] = harmonic_mean(scores.values())
     for measure in MEASURES[1:]:
         scores |= {f"{kind}_{measure}": float(frame[f"{kind}_{measure}"].mean()) for kind in KINDS}
+    scores |= {name: float(frame[name].mean()) for name in frame if name.startswith(BESIDE)}
     return scores | {"p_new": float(frame["p_new"].mean()), "p_true": float(frame["p_true"].mean()), "n": len(frame)}
 
 

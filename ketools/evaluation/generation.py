@@ -18,9 +18,9 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from ketools.errors import KetoolsError
-from ketools.evaluation.packing import row_scores
 from ketools.facts import Fact
 from ketools.model import EditableModel
+from ketools.packing import row_scores
 from ketools.prompts import Row, make_rows
 
 _TOKENS = 8192  # of one call of generate, prompts and answers

@@ -16,9 +16,9 @@ from sklearn.metrics import roc_auc_score
 
 from ketools.errors import KetoolsError
 from ketools.evaluation.edits import evaluate, recall
-from ketools.evaluation.scoring import score_pairs
 from ketools.facts import Fact
 from ketools.model import EditableModel
+from ketools.scoring import score_pairs
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 Numbers = Sequence[float] | np.ndarray | pd.Series
@@ -49,7 +49,7 @@ def natural_probability(model: EditableModel, facts: Iterable[Fact]) -> float:
 
 def edited_probability(model: EditableModel, facts: Iterable[Fact]) -> float:
     """Mean P(target_new) on the edit prompts of edited facts, whether the edit succeeded or not."""
-    return float(evaluate(model, facts, paraphrases=0, neighbours=0)["p_new"].mean())
+    return float(evaluate(model, facts, paraphrases=0, neighbours=0, two_hop=0, locality=0)["p_new"].mean())
 
 
 def overfit(p_edited: float, p_natural: float) -> pd.Series:

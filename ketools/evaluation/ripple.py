@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from ketools.errors import KetoolsError
-from ketools.evaluation.scoring import score_pairs
 from ketools.facts import Fact
 from ketools.model import EditableModel
+from ketools.scoring import score_pairs
 
 _KEYS = ["id", "question"]
 

@@ -9,6 +9,8 @@ import torch
 import ketools.evaluation.edits as edits
 from ketools import Fact, FactSet, KetoolsError
 from ketools.evaluation.edits import KINDS, evaluate, harmonic_mean, recall, summary
+from ketools.facts import Locality, TwoHop
+from tests.reference.plain_scores import plain_score
 
 
 def fact(**changes) -> Fact:
@@ -93,6 +95,37 @@ def test_without_neighbours_s_is_unknown(known):
     assert math.isnan(found["S"])
 
 
+def test_consequences_and_what_must_stay_have_columns_where_there_are_some(known):
+    model = KNOWN | {
+        ("H1", "After"): (0.6, True), ("H1", "Before"): (0.2, False),
+        ("H2", "After"): (0.1, False), ("H2", "Before"): (0.4, True),
+        ("H3", "After"): (0.3, True),
+        ("L1", "Stay"): (0.8, True), ("L2", "Stay"): (0.1, False),
+    }  # fmt: skip
+    hops = (TwoHop("H1", "Before", "After"), TwoHop("H2", "Before", "After"))
+    kept = (Locality("L1", "Stay"), Locality("L2", "Stay"))
+    facts = [
+        fact(two_hop=hops, locality=kept),
+        fact(id="2", subject="Other", two_hop=(TwoHop("H3", None, "After"),)),
+        fact(id="3", subject="Third"),
+    ]
+    frame = evaluate(model, facts)
+    one, two, three = frame.to_dict("records")
+    assert (one["two_hop_success"], one["two_hop_accuracy"]) == (0.5, 0.5)
+    assert one["two_hop_magnitude"] == pytest.approx((0.4 - 0.3) / 2)
+    assert (one["locality_accuracy"], one["locality_probability"]) == (0.5, pytest.approx(0.45))
+    assert math.isnan(two["two_hop_success"]) and math.isnan(two["two_hop_magnitude"])
+    assert two["two_hop_accuracy"] == 1.0, "an unknown answer before the edit does not hide the one after it"
+    assert math.isnan(three["two_hop_accuracy"]) and math.isnan(three["locality_accuracy"])
+    found = summary(frame)
+    assert found["two_hop_accuracy"] == 0.75
+    assert found["locality_accuracy"] == 0.5
+    assert "two_hop_accuracy" not in evaluate(model, facts[2:])
+    less = evaluate(model, facts, two_hop=0, locality=1)
+    assert "two_hop_accuracy" not in less
+    assert less["locality_accuracy"][0] == 1.0
+
+
 def test_nothing_to_evaluate_and_negative_limits_are_refused(known):
     with pytest.raises(KetoolsError, match="got 0 facts"):
         evaluate(KNOWN, [])
@@ -107,14 +140,9 @@ def test_harmonic_mean():
 
 
 def plain(model, prompt: str, target: str) -> tuple[float, bool]:
-    """One prompt, one target, no batch, the model's own logits."""
-    start = model.tokenizer(prompt)["input_ids"]
-    goal = model.tokenizer(f" {target}", add_special_tokens=False)["input_ids"]
-    ids = torch.tensor([[*start, *goal]])
-    with torch.no_grad():
-        logits = model.model(input_ids=ids).logits[0, len(start) - 1 : -1].double()
-    logprob = torch.log_softmax(logits, -1)[torch.arange(len(goal)), torch.tensor(goal)]
-    return float(logprob.mean().exp()), bool((logits.argmax(-1) == torch.tensor(goal)).all())
+    """Probability, argmax."""
+    logprob, hit = plain_score(model, prompt, target)
+    return math.exp(logprob), hit
 
 
 def test_equals_a_plain_loop(tiny_gpt2, facts):

@@ -21,7 +21,8 @@ from ketools.evaluation.generation import (
     references_of,
     vectorizer,
 )
-from ketools.prompts import make_rows, target_logprobs
+from ketools.prompts import make_rows
+from ketools.scoring import target_logprobs
 
 
 def plain_greedy(model, prompt, tokens):

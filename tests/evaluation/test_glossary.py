@@ -11,10 +11,10 @@ from ketools.editing.hyper import Hyper
 from ketools.editing.methods import FixedSteps
 from ketools.editing.statistics import Statistics
 from ketools.editing.targets import compute_targets
-from ketools.evaluation import downstream, edits, forgetting, generation, overfitting, ripple
+from ketools.evaluation import downstream, edits, forgetting, generation, harness, overfitting, ripple
 from ketools.evaluation.glossary import BETTER, entries, look_up, missing, of_table, table_names, to_frame
-from ketools.facts import TwoHop
-from ketools.norms import alignment, drift, residual, sample, spectra, targets, weights
+from ketools.facts import Locality, TwoHop
+from ketools.norms import alignment, drift, growth, residual, sample, spectra, targets, weights
 from ketools.probing import attribution, knockout, layers, lens, recall, tracing
 from tests.conftest import SENTENCES
 
@@ -69,11 +69,14 @@ def explained(table, *found):
 
 
 def test_evaluation_is_covered(tiny_gpt2, facts):
-    scored = edits.evaluate(tiny_gpt2, facts[:4])
+    beside = replace(facts[0], two_hop=(TwoHop("Ada lives in", "Vell", "Bay"),), locality=(Locality("Bo is", "Vell"),))
+    scored = edits.evaluate(tiny_gpt2, [beside, *facts[1:4]])
     explained("evaluate", scored, pd.Series(edits.summary(scored)))
     explained("recall", edits.recall(tiny_gpt2, facts[:4]))
     items = pd.DataFrame([{"task": "a", "prompt": "Ada was", "choices": [" born", " song"], "answer": 0}])
     explained("downstream", downstream.downstream(tiny_gpt2, items))
+    ran = {"results": {"t": {"acc,none": 1.0, "acc_stderr,none": 0.0}}, "n-samples": {"t": {"effective": 2}}}
+    explained("harness", harness.table(ran))
     explained("overfitting", overfitting.natural_probabilities(tiny_gpt2, facts[:4]), overfitting.overfit(0.9, 0.5))
     explained("overfitting", overfitting.quantiles([0.9, 0.8], [0.5]), overfitting.separation([0.9, 0.8], [0.5]))
     spilled = overfitting.spill(tiny_gpt2, facts[:2], facts)
@@ -102,6 +105,7 @@ def test_norms_are_covered(tiny_gpt2, tiny_facts):
     edit = Edit({1: (torch.ones(32, 1), torch.ones(64, 1))}, {"fingerprint": tiny_gpt2.fingerprint, "facts": ["a"]})
     edit.apply_to(tiny_gpt2)
     explained("norms", weights.frobenius(tiny_gpt2))
+    explained("growth", growth.growth([1.0, 2.0, 3.0]))
     explained("spectra", spectra.spectra(tiny_gpt2), spectra.value_table(tiny_gpt2, [1]))
     explained("spectra", spectra.update_spectra(edit, tiny_gpt2))
     bases = alignment.key_bases(tiny_gpt2, Statistics({1: torch.eye(64, dtype=torch.float64)}, 9), [1])

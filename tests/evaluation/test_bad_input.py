@@ -1,0 +1,76 @@
+"""Input that cannot be measured is answered by name, whichever measure is asked: nothing is dropped unsaid."""
+
+from dataclasses import replace
+
+import pytest
+
+from ketools import KetoolsError
+from ketools.evaluation.downstream import downstream, perplexity
+from ketools.evaluation.edits import evaluate, recall
+from ketools.evaluation.generation import answers, continuations
+from ketools.evaluation.overfitting import natural_probabilities, spill
+from ketools.evaluation.ripple import two_hop
+from ketools.facts import Locality, TwoHop
+from ketools.norms.drift import activation_norms, drift, hidden_states
+from ketools.norms.sample import subject_sample, text_sample
+from ketools.probing import recall as asked
+from ketools.probing.attribution import contributions
+from ketools.probing.lens import lens
+from tests.test_prompts import fact
+
+LONG = "Ada " * 200
+FAR = fact(f"{LONG}{{}} lives in", "Bo Tarn")
+HOP, KEPT = TwoHop(LONG, "Vell", "Bay"), Locality(LONG, "Vell")
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda m: evaluate(m, [FAR]),
+        lambda m: evaluate(m, [replace(fact("{} lives in", "Bo"), two_hop=(HOP,))]),
+        lambda m: evaluate(m, [replace(fact("{} lives in", "Bo"), locality=(KEPT,))]),
+        lambda m: recall(m, [FAR]),
+        lambda m: answers(m, [FAR]),
+        lambda m: natural_probabilities(m, [FAR]),
+        lambda m: spill(m, [fact("{} is", "Bo Tarn")], [replace(FAR, id="other")]),
+        lambda m: two_hop(m, [replace(FAR, two_hop=(HOP,))]),
+        lambda m: asked.surroundings(m, FAR),
+        lambda m: asked.answers(m, [LONG], ["Vell"]),
+        lambda m: lens(m, LONG),
+        lambda m: contributions(m, LONG),
+        lambda m: subject_sample(m, [FAR]),
+    ],
+)
+def test_a_prompt_longer_than_the_window_is_refused_with_both_lengths(tiny_gpt2, ask):
+    with pytest.raises(KetoolsError, match=r"takes \d+ tokens.*window holds 128"):
+        ask(tiny_gpt2)
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda m: text_sample(m, []), "without a token to read"),
+        (lambda m: text_sample(m, ["", "  \n"]), "2 texts, all blank"),
+        (lambda m: perplexity(m, []), "two tokens or more"),
+        (lambda m: perplexity(m, ["", " "]), "two tokens or more"),
+        (lambda m: continuations(m, [" "], 3), "blank prompt"),
+        (lambda m: subject_sample(m, []), "from 0 facts"),
+        (lambda m: downstream(m, n_per_task=0), "n_per_task=0"),
+    ],
+)
+def test_empty_samples_are_refused(tiny_gpt2, ask, said):
+    with pytest.raises(KetoolsError, match=said):
+        ask(tiny_gpt2)
+
+
+def test_states_of_a_collapsed_model_are_named_and_drift_counts_what_it_leaves_out(tiny_gpt2):
+    sample = text_sample(tiny_gpt2, ["Ada Lorn was born in Vell."])
+    states = hidden_states(tiny_gpt2, sample, [1])
+    silent = {1: states[1].clone()}
+    silent[1][0] = 0
+    row = drift(silent, states).iloc[0]
+    assert (row["left_out"], row["tokens"]) == (1, sample.tokens)
+    assert activation_norms(states)["tokens"].item() == sample.tokens
+    tiny_gpt2.weight(1).fill_(float("nan"))
+    with pytest.raises(KetoolsError, match="layer 1 .*not finite"):
+        hidden_states(tiny_gpt2, sample, [1])
