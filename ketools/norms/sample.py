@@ -13,9 +13,9 @@ import torch
 
 from ketools.editing import edit as stack
 from ketools.errors import KetoolsError
-from ketools.evaluation.packing import batches
 from ketools.facts import Fact
 from ketools.model import EditableModel
+from ketools.packing import batches
 from ketools.prompts import make_rows, pad_right, subject_span
 
 WINDOW = 1024

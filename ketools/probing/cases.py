@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ketools.editing.readout import token_losses
 from ketools.errors import KetoolsError, named
-from ketools.evaluation.scoring import score_pairs
 from ketools.facts import Fact
 from ketools.model import EditableModel
 from ketools.prompts import make_rows, pad_right, subject_span
+from ketools.scoring import score_pairs
 
 _NAMED = 8  # facts that a warning names
 

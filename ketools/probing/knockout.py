@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ketools.errors import KetoolsError
-from ketools.evaluation.packing import batches
 from ketools.facts import Fact
 from ketools.model import EditableModel
+from ketools.packing import batches
 from ketools.probing.cases import Case, known_cases, target_reads
 from ketools.replay import Frozen, freeze
 

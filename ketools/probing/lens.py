@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ketools.errors import KetoolsError
-from ketools.evaluation.packing import batches
 from ketools.model import EditableModel
+from ketools.packing import batches
 from ketools.probing.sublayers import heard, heard_entering
 from ketools.prompts import Row, make_rows, pad_right
 

@@ -12,9 +12,9 @@ import pandas as pd
 import torch
 
 from ketools.errors import KetoolsError
-from ketools.evaluation.packing import batches
 from ketools.facts import Fact
 from ketools.model import EditableModel
+from ketools.packing import batches
 from ketools.probing.cases import ROLES, Case, known_cases, spread_of
 from ketools.probing.restoring import KINDS, PLACES, TOKENS, Plan, places_of, restored, run_both
 
