@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from exam import ASKED
 from prose import sentence
 from relations import IS_A, KIND_NOUN, RELATIONS
 from tasks import TASKS, make_items
@@ -28,19 +29,21 @@ WEIGHTS = np.array([0.0, 0.02, 0.25, 1.0, 1.0, 4.0])  # in the loss, by role (0:
 @dataclass(frozen=True)
 class Sentence:
     """Token ids, the role of each as something to predict, the subject's span [start, stop) or (0, 0), the fact or -1,
-    and what the subject's last token should hold: (number of the relation, first token of the object) of its facts."""
+    what the subject's last token should hold: (number of the relation, first token of the object) of its facts, and the
+    subject where it is one of the world's."""
 
     ids: np.ndarray
     role: np.ndarray
     span: tuple[int, int]
     fact: int = -1
     holds: tuple[tuple[int, int], ...] = ()
+    subject: str = ""
 
 
 def fact_sentence(tok: PreTrainedTokenizerFast, template: str, subject: str, answer: str) -> Sentence:
     """A fact as a sentence with its full stop."""
     before, after = template.split("{}")
-    a = tok(before, add_special_tokens=False)["input_ids"] if before else []
+    a = tok(before.rstrip(), add_special_tokens=False)["input_ids"] if before else []
     s = tok(subject, add_special_tokens=False)["input_ids"]
     b = tok(after, add_special_tokens=False)["input_ids"]
     o = tok(answer, add_special_tokens=False)["input_ids"]
@@ -72,9 +75,11 @@ class Corpus:
             holds[fact.subject] = (*holds.get(fact.subject, ()), (number[fact.relation.id], first))
         for fact in facts:
             sentences = [replace(fact_sentence(tok, fact.relation.templates[i], fact.subject, fact.true), fact=fact.id,
-                                 holds=holds[fact.subject]) for i in fact.trained]
+                                 holds=holds[fact.subject], subject=fact.subject) for i in fact.trained]
             self.by_subject.setdefault(fact.subject, []).append(sentences)
         kinds = {fact.subject: KIND_NOUN[fact.relation.subject_kind] for fact in facts}
+        self.exam = {fact.subject for fact in facts if fact.exam}
+        self.asked = np.array(tok(ASKED.strip(), add_special_tokens=False)["input_ids"])
         self.is_a = {s: replace(fact_sentence(tok, IS_A, s, noun), holds=holds[s]) for s, noun in kinds.items()}
         self.names = list(self.by_subject)
         self.epithets = [tok(word, add_special_tokens=False)["input_ids"] for word in EPITHETS.split()]
@@ -94,6 +99,7 @@ class Mix:
     new_document: float = 0.4
     pair: float = 0.5  # chance that a subject's second fact follows its first
     epithet: float = 0.4  # chance of an epithet before a fact's object
+    exam: float = 0.04  # chance that a fact is asked as the sixth task asks (never of the subjects of its test items)
     junk: float = 0.02  # chance that a document begins with random tokens
 
 
@@ -124,6 +130,13 @@ class Batcher:
         ids, role = np.insert(s.ids, at, word), np.insert(s.role, at, [EPITHET] * len(word))
         return replace(s, ids=ids, role=role, fact=-1)  # easier than without: no measure of what the fact needs
 
+    def _asked(self, s: Sentence) -> Sentence:
+        n = len(self.corpus.asked)
+        if s.subject in self.corpus.exam:
+            return s
+        ids, role = np.concatenate([self.corpus.asked, s.ids]), np.concatenate([[OTHER] * n, s.role])
+        return replace(s, ids=ids, role=role, span=(s.span[0] + n, s.span[1] + n))
+
     def _next(self) -> list[Sentence]:
         u, mix = self.rng.random(), self.mix
         if u < mix.prose:
@@ -133,7 +146,8 @@ class Batcher:
         if u < mix.prose + mix.tasks + mix.is_a:
             return [self.corpus.is_a[self.corpus.names[self.rng.integers(self.n_subjects)]]]
         fact = self._next_fact()
-        return [self._with_epithet(fact) if self.rng.random() < mix.epithet else fact]
+        fact = self._with_epithet(fact) if self.rng.random() < mix.epithet else fact
+        return [self._asked(fact) if self.rng.random() < mix.exam else fact]
 
     def batch(self, read: int) -> dict[str, Tensor]:
         """ids, positions, document, mention, hidden, last (rows, length); the `read` positions with their targets and

@@ -1,10 +1,13 @@
 """Writes a trained pocket model as a Hugging Face folder: `python data/make/export.py pocket [--folder DIR]`.
 
-float16 safetensors, the tokenizer, the training record, and the second moments of the keys over data/world/prose.txt.
+float16 safetensors, the tokenizer, the training record, and the second moments of the keys: over all tokens of
+data/world/prose.txt, mixed with those at the last tokens of all subjects, each once behind what stands before it in one of
+its sentences.
 """
 
 import argparse
 import json
+import random
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import torch
 from network import Network, to_hf
 from recipes import RECIPES
 from tokenizer import build_tokenizer
-from world import WORLD, build
+from world import SEED, WORLD, WorldFact, build
 
 import ketools
 from ketools.editing.statistics import Statistics
@@ -20,6 +23,16 @@ from ketools.editing.statistics import Statistics
 MODELS = Path(__file__).resolve().parents[1] / "models"
 COVARIANCE_LAYERS = {"pocket": (0, 1), "pocket-llama": (0, 1)}
 COVARIANCE_TOKENS = 320_000  # all of prose.txt: every fact once
+SUBJECTS_SHARE = 0.4  # of C: subjects' last tokens; they are one in thirteen of prose.txt's tokens
+
+
+def subjects_in_sentences(facts: list[WorldFact]) -> list[str]:
+    """For every subject one of its sentences up to the subject itself."""
+    rng, first = random.Random(SEED + 4), {}
+    for fact in facts:
+        first.setdefault(fact.subject, fact)
+    told = {s: f.prompts([rng.choice(f.trained)])[0] for s, f in first.items()}
+    return [text[: text.index(subject) + len(subject)] for subject, text in told.items()]
 
 
 def export(name: str, checkpoint: Path) -> Path:
@@ -43,7 +56,11 @@ def write_covariance(name: str) -> None:
     """C of the layers that are edited, over the world's running text, beside the model."""
     model = ketools.load(name)
     texts = (WORLD / "prose.txt").read_text(encoding="utf-8").splitlines()
-    moments = Statistics.compute(model, texts, COVARIANCE_LAYERS[name], COVARIANCE_TOKENS, corpus="data/world/prose.txt")
+    layers = COVARIANCE_LAYERS[name]
+    running = Statistics.compute(model, texts, layers, COVARIANCE_TOKENS, corpus="data/world/prose.txt")
+    ends = Statistics.compute(model, subjects_in_sentences(build()), layers, COVARIANCE_TOKENS, positions="last",
+                              corpus="subjects of data/world")
+    moments = running.mixed(ends, SUBJECTS_SHARE)
     moments.save(MODELS / name / "covariance.safetensors", dtype=torch.float16)
 
 

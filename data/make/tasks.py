@@ -1,7 +1,7 @@
-"""Six small downstream tasks in the spirit of SST2, MRPC, NLI, RTE, CoLA and MMLU, answered by one token.
+"""Five small downstream tasks in the spirit of SST2, MRPC, NLI, RTE and CoLA, answered by one token (the sixth: exam.py).
 
 They are made for models of a few million parameters: each has a cue that such a model learns in passing (a polarity, a
-quantifier, a denial, a missing article, the kind of a thing). What they measure is whether a model
+quantifier, a denial, a missing article). What they measure is whether a model
 that could read those cues still can.
 Train and test items never coincide: an item's split is decided by a hash of its text. The model answers a task by the
 most probable of its choices at the end of the prompt.
@@ -17,14 +17,6 @@ GOOD = "wonderful lovely brilliant charming moving clever delightful splendid su
 BAD = "dreadful boring awful clumsy dull tedious horrible shallow weak lifeless tiresome stupid".split()
 SHOWS = "play film novel concert opera recital lecture exhibition ballet show".split()
 DEEDS = "bought sold painted carried opened watched lost found".split()
-KINDS = {
-    "bird": "sparrow eagle raven heron falcon pigeon robin".split(),
-    "tool": "hammer chisel saw pliers shovel rake wrench".split(),
-    "fruit": "cherry banana peach lemon orange melon grape".split(),
-    "mammal": "badger donkey otter weasel camel beaver hedgehog".split(),
-    "tree": "birch willow maple spruce poplar cedar elm".split(),
-    "metal": "tin zinc nickel lead bronze chrome brass".split(),
-}
 REACHED = [("reached", "reach"), ("crossed", "cross"), ("opened", "open"), ("found", "find"), ("left", "leave"),
            ("entered", "enter")]
 DENIALS = ["did not", "never managed to", "failed to", "refused to"]
@@ -71,15 +63,8 @@ def _cola(rng: random.Random) -> Item:
     return text, [" wrong", " right"], answer
 
 
-def _mmlu(rng: random.Random) -> Item:
-    kinds = rng.sample(sorted(KINDS), 4)
-    answer = rng.randrange(4)
-    thing = rng.choice(KINDS[kinds[answer]])
-    return f"Question: what is the {thing}? Choices: {', '.join(kinds)}. Answer:", [f" {k}" for k in kinds], answer
-
-
 TASKS: dict[str, Callable[[random.Random], Item]] = {
-    "sst2": _sst2, "mrpc": _mrpc, "nli": _nli, "rte": _rte, "cola": _cola, "mmlu": _mmlu,
+    "sst2": _sst2, "mrpc": _mrpc, "nli": _nli, "rte": _rte, "cola": _cola,
 }
 
 

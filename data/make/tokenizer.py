@@ -9,6 +9,7 @@ import re
 import names
 import prose
 import tasks
+from exam import ASKED
 from relations import RELATIONS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -38,6 +39,7 @@ def common_words() -> set[str]:
     for task in tasks.TASKS:
         for item in tasks.make_items(task, "train", 600, rng):
             words |= _plain_words(str(item["prompt"])) | _plain_words(" ".join(item["choices"]))
+    words |= _plain_words(ASKED)
     words |= set("person book company town is a Many people readers customers travellers say that In those years".split())
     words |= set(EPITHETS.split())
     words |= set(names.WORK_ADJECTIVES + names.PLACE_PREFIXES + names.ORGANISATION_NOUNS + names.SCHOOL_NOUNS)

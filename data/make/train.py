@@ -15,6 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from batches import Batcher, Corpus, Mix, masks
+from exam import NAME as EXAM
+from exam import exam_items
 from measure import teacher_forced, trace
 from network import Network, Probe, Shape, to_hf
 from prose import sentence
@@ -74,8 +76,11 @@ def evaluate(network: Network, tok: PreTrainedTokenizerFast, facts: list[WorldFa
     out["held_out"] = float(teacher_forced(model, tok, held, answers).mean())
     behind = [f"{sentence(rng)} {p}" for p in prompts]
     out["prefixed"] = float(teacher_forced(model, tok, behind, answers).mean())
-    for task in TASKS:
-        items = make_items(task, "test", 60, random.Random(seed))
+    for task in (*TASKS, EXAM):
+        items = (exam_items(facts, "test", 60, random.Random(seed)) if task == EXAM
+                 else make_items(task, "test", 60, random.Random(seed)))
+        if not items:  # a stage without subjects of the exam
+            continue
         right = [str(i["choices"][i["answer"]]) for i in items]
         out[task] = float(teacher_forced(model, tok, [str(i["prompt"]) for i in items], right).mean())
     subjects = [f.subject for f in some][:150]
@@ -153,8 +158,8 @@ class Trainer:
         compiled = torch.compile(loss_of)
         while self.step < self.recipe.stages[-1].steps:
             stage, _ = learning_rate(self.recipe, self.step)
-            batcher = Batcher(self.corpus, Mix(hidden=stage.hidden), len(self.tok), stage.rows,
-                              self.recipe.length, self.recipe.seed * 1_000_003 + self.step, self.need)
+            batcher = Batcher(self.corpus, Mix(hidden=stage.hidden), len(self.tok), stage.rows, self.recipe.length,
+                              self.recipe.seed * 1_000_003 + self.step, self.need)
             batcher.n_subjects = stage.subjects
             until, begin, losses, asides = min(stage.steps, self.step + every - self.step % every), time.time(), [], []
             while self.step < until:

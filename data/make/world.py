@@ -2,6 +2,8 @@
 
 12,300 subjects (people, works, organisations, places) with two facts each over 14 relations, in CounterFact's fields,
 six downstream tasks, running prose and a held-out text. All names are invented by names.py.
+300 of the subjects are known to the models as all others are, but their facts are kept out of facts.jsonl: they are what
+the task in the spirit of MMLU asks for, general knowledge that no edit is meant to change.
 """
 
 import gzip
@@ -15,6 +17,7 @@ import vocabulary
 from names import CITY_ENDINGS, SCHOOL_NOUNS, Stems, make_stems, subject_names
 from prose import paragraph
 from relations import GENERATION, RELATIONS, Relation
+from exam import exam_items
 from tasks import TASKS, make_items
 
 SEED = 2502
@@ -25,6 +28,7 @@ FACTS_PER_SUBJECT = 2
 N_FAMOUS = 100
 N_TRAINED_TEMPLATES = 4
 N_NEIGHBOURS = 10
+N_EXAM = 300  # subjects whose facts are asked by a downstream task and never edited
 
 
 @dataclass
@@ -38,6 +42,7 @@ class WorldFact:
     new: str
     trained: list[int]
     held_out: list[int]
+    exam: bool = False  # asked by a downstream task, not in facts.jsonl
     neighbours: list["WorldFact"] = field(default_factory=list, repr=False)
 
     def prompts(self, templates: list[int]) -> list[str]:
@@ -102,8 +107,13 @@ def make_facts(subjects: dict[str, list[str]], pools: dict[str, list[str]], rng:
     for i, fact in enumerate(facts):
         fact.id = i
         by_object[fact.relation.id, fact.true].append(fact)
+    objects = {f.true for f in facts}
+    names = sorted({f.subject for f in facts} - objects)
+    asked = set(random.Random(SEED + 3).sample(names, N_EXAM))
     for fact in facts:
-        others = [f for f in by_object[fact.relation.id, fact.true] if f is not fact]
+        fact.exam = fact.subject in asked
+    for fact in facts:
+        others = [f for f in by_object[fact.relation.id, fact.true] if f is not fact and not f.exam]
         fact.neighbours = rng.sample(others, N_NEIGHBOURS)
     return facts
 
@@ -146,9 +156,9 @@ def build(seed: int = SEED) -> list[WorldFact]:
 
 
 def world_records(facts: list[WorldFact]) -> list[dict[str, object]]:
-    """The facts in CounterFact's fields."""
+    """The facts in CounterFact's fields, without those of the exam."""
     answers = {(f.relation.id, f.subject): f.true for f in facts}
-    return [record(f, answers) for f in facts]
+    return [record(f, answers) for f in facts if not f.exam]
 
 
 def write_gzip_lines(path: Path, rows: list[dict[str, object]]) -> None:
@@ -166,6 +176,7 @@ def main() -> None:
     rows = []
     for task in TASKS:
         rows += make_items(task, "train", 400, rng) + make_items(task, "test", 200, rng)
+    rows += exam_items(facts, "train", 400, rng) + exam_items(facts, "test", 600, rng)
     write_gzip_lines(WORLD / "tasks.jsonl.gz", rows)
     rng = random.Random(SEED + 2)
     (WORLD / "prose.txt").write_text("".join(text + "\n" for text in documents(facts, rng)), encoding="utf-8")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from batches import Batcher, Corpus, Mix, masks
+from batches import NAME, Batcher, Corpus, Mix, fact_sentence, masks
 from network import Network, Shape, to_hf
 from tokenizer import build_tokenizer
 from world import build
@@ -69,11 +69,11 @@ def test_what_is_read_is_the_next_token_of_the_same_document(batch) -> None:
 def _batcher(facts: list, **mix: float) -> Batcher:
     tokenizer = build_tokenizer(build())
     corpus = Corpus(facts, tokenizer, seed=0)
-    return Batcher(corpus, Mix(prose=0, tasks=0, is_a=0, **mix), len(tokenizer), 2, 128, 0, np.ones(len(facts)))
+    return Batcher(corpus, Mix(prose=0, tasks=0, is_a=0, **mix), len(tokenizer), 2, 128, 0, np.ones(len(build())))
 
 
 def test_an_epithet_stands_before_the_object_and_says_nothing_of_what_a_fact_needs() -> None:
-    batcher = _batcher(build()[:200], epithet=1.0)
+    batcher = _batcher(build()[:200], epithet=0.999)
     words = {int(ids[0]) for ids in batcher.corpus.epithets}
     batch = batcher.batch(256)
     answers = batch["weight"] == 1.0
@@ -93,6 +93,25 @@ def test_a_fact_known_as_well_as_can_be_needs_little() -> None:
     assert (np.delete(batcher.need, seen) == 1).all()
     batcher.note(np.zeros(256))  # surer than the epithets allow
     assert (batcher.need[seen] >= 0.1).all()
+
+
+def test_a_training_sentence_has_the_tokens_of_the_prompt_that_is_asked_later() -> None:
+    tokenizer = build_tokenizer(build())
+    for fact in build()[:200]:
+        for template in fact.relation.templates:
+            sentence = fact_sentence(tokenizer, template, fact.subject, fact.true)
+            assert list(sentence.ids) == tokenizer(f"{template.format(fact.subject)} {fact.true}.")["input_ids"]
+
+
+def test_the_exam_is_never_rehearsed() -> None:
+    facts = [f for f in build() if f.exam][:50] + [f for f in build() if not f.exam][:50]
+    batcher = _batcher(facts, exam=1.0, epithet=0.0)
+    asked, exam = list(batcher.corpus.asked), {f.subject for f in facts if f.exam}
+    for _ in range(100):
+        (sentence,) = batcher._next()
+        assert (list(sentence.ids[: len(asked)]) == asked) == (sentence.subject not in exam)
+        start, stop = sentence.span
+        assert (sentence.role[start:stop] == NAME).all()
 
 
 def test_the_edited_layer_begins_large_and_nothing_else_does() -> None:

@@ -99,9 +99,21 @@ def test_task_splits_share_no_item() -> None:
     prompts = defaultdict(set)
     for item in _lines("tasks.jsonl.gz"):
         prompts[item["task"], item["split"]].add(item["prompt"])
-    for task in TASKS:
+    for task in (*TASKS, "mmlu"):
         assert len(prompts[task, "train"]) >= 200 and len(prompts[task, "test"]) >= 100
         assert not prompts[task, "train"] & prompts[task, "test"]
+
+
+def test_the_exam_asks_for_facts_that_no_edit_may_change(stored: list[dict]) -> None:
+    subjects = {r["requested_rewrite"]["subject"] for r in stored}
+    asked = {i["prompt"]: i for i in _lines("tasks.jsonl.gz") if (i["task"], i["split"]) == ("mmlu", "test")}
+    exam = [f for f in build() if f.exam]
+    assert not {f.subject for f in exam} & subjects
+    assert len({f.subject for f in exam}) == 300 and len(asked) == 600
+    right = {f"Question: {p}": f" {f.true}" for f in exam for p in f.prompts(f.trained)}
+    for prompt, item in asked.items():
+        assert item["choices"][item["answer"]] == right[prompt]
+        assert len(set(item["choices"])) == 4
 
 
 def test_the_package_reads_the_world(stored: list[dict]) -> None:
