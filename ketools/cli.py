@@ -1,4 +1,4 @@
-"""The command line: `ketools demo`, `report`, `methods`, `glossary`; cli_edit: `inspect`, `edit`, `stats`; cli_data: `data`.
+"""The command line: `ketools demo`, `methods`, `glossary`; cli_report: `report`, `compare`; cli_edit: `inspect`, `edit`, `stats`; cli_data: `data`.
 
 Mistakes of the user and of the disk are one line on stderr and exit code 2; Ctrl-C is one line and exit code 130.
 torch and transformers are imported inside the commands, so that `--help` and `--version` answer at once.
@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 import ketools
-from ketools import cli_edit
+from ketools import cli_edit, cli_report, cli_run
 from ketools.cli_common import writable
 from ketools.cli_data import data_app
 from ketools.cli_glossary import glossary
@@ -97,6 +97,7 @@ def demo(
         raise KetoolsError(f"--methods {methods!r} names no method; expected names with commas, such as {METHODS}")
     if json is not None:
         writable(json)
+    from ketools.report.write import write_report
     from ketools.runs import demo as job  # after the checks that need no torch
 
     if quiet:
@@ -105,7 +106,7 @@ def demo(
         logging.disable_progress_bar()
     result = job.demo(
         methods=chosen, model=model, edits=edits, seed=seed, out=out, batch=batch, checkpoint_every=checkpoint_every,
-        facts=facts, progress=not quiet, again=again,
+        facts=facts, progress=not quiet, again=again, report=write_report,
     )  # fmt: skip
     if json is not None:
         write_json(json, {key: value for key, value in result.items() if key != "records"})
@@ -115,21 +116,8 @@ def demo(
     typer.echo(f"\nReport: {out / 'report.html'}" + (f"\nFigures: {json}" if json is not None else ""))
 
 
-@app.command()
-def report(
-    folder: Annotated[Path, typer.Argument(help="Folder that `ketools demo` wrote.")] = Path("build/demo"),
-    to: Annotated[Path | None, typer.Option(help="The file to write; FOLDER/report.html if not given.")] = None,
-) -> None:
-    """Draw the report again from the records in FOLDER, without running anything; unfinished runs too."""
-    found = sorted(path.parent for path in folder.glob("*/run.json")) if folder.is_dir() else []
-    if not found:
-        raise KetoolsError(f"{folder}: no records of a run here; run `ketools demo --out {folder}` first")
-    from ketools.runs.report import write_report
-    from ketools.runs.store import RunRecord
-
-    records = {path.name: RunRecord.load(path) for path in found}
-    records = dict(sorted(records.items(), key=lambda item: str(item[1].provenance.get("started", ""))))
-    typer.echo(f"Report: {write_report(records, to or folder / 'report.html')}")
+app.command()(cli_report.report)
+app.command()(cli_report.compare)
 
 
 @app.command()
@@ -142,6 +130,11 @@ def methods(
     typer.echo(known.methods().to_string(index=False) if name is None else known.method(name).describe())
 
 
+app.command()(cli_run.run)
+app.command()(cli_run.status)
+app.command()(cli_run.resume)
+app.command()(cli_run.export)
+app.add_typer(cli_run.runs_app, name="runs")
 app.command()(cli_edit.inspect)
 app.command()(cli_edit.edit)
 app.command()(cli_edit.stats)

@@ -187,7 +187,7 @@ def _clear(out: Path) -> None:
         return
     if json_text.loads((out / "run.json").read_text(encoding="utf-8")).get("settings", {}).get("kind") != "edit":
         raise KetoolsError(f"{out} holds the run of another command; give another --out")
-    for name in ("edits", "state", "model"):
+    for name in ("batches", "edits", "state", "model"):
         shutil.rmtree(out / name, ignore_errors=True)
     for name in ("run.json", "progress.json", "edit.safetensors", "facts.parquet"):
         (out / name).unlink(missing_ok=True)

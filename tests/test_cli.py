@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import ketools
 from ketools import KetoolsError, cli
+from ketools.report.write import write_report
 from tests.test_facts import GOOD, changed, lines
 
 FIGURES = {
@@ -86,6 +87,7 @@ def test_demo_passes_everything_on_and_prints_table_and_sentences(run, job, tmp_
         "facts": "world",
         "progress": False,
         "again": False,
+        "report": write_report,
     }
     assert "3.40x" in result.output and "55.1%" in result.output and "The norm: it grew." in result.output
     written = json.loads((tmp_path / "deep" / "f.json").read_text(encoding="utf-8"))

@@ -257,11 +257,11 @@ def test_stats_stopped_goes_on(home, run, tmp_path, monkeypatch):
     monkeypatch.setattr(moments, "_TOKENS_AT_ONCE", 40)
     add, calls = moments._add, []
 
-    def stopped(*args):
+    def stopped(*args, **named):
         calls.append(1)
         if len(calls) == 12:
             raise KeyboardInterrupt
-        return add(*args)
+        return add(*args, **named)
 
     monkeypatch.setattr(moments, "_add", stopped)
     out = tmp_path / "c.safetensors"

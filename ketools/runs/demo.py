@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,19 @@ from ketools.editing.statistics import Statistics, load_statistics
 from ketools.errors import KetoolsError
 from ketools.facts import FactSet
 from ketools.facts import facts as read_facts
+from ketools.files import write_json
 from ketools.model import EditableModel, load
 from ketools.norms.weights import growing
 from ketools.runs.lifelong import lifelong
 from ketools.runs.panel import Panel, Sizes
 from ketools.runs.provenance import provenance
 from ketools.runs.sentences import sentences
+from ketools.runs.settle import settled
 from ketools.runs.store import RunRecord, Store
 
 METHODS = ("memit", "alphaedit", "encore")
+Report = Callable[[Mapping[str, RunRecord], Path], object]
+"""Draws records (method -> record) into a file; drawing lies above this room, so that the caller brings it."""
 
 
 @contextmanager
@@ -63,10 +67,10 @@ def demo(
     tasks: pd.DataFrame | None = None,
     texts: Sequence[str] | None = None,
     progress: bool = True,
-    report: bool = True,
+    report: Report | None = None,
     again: bool = False,
 ) -> dict[str, Any]:
-    """Run the methods one after another on the same facts; write demo.json and report.html into `out`.
+    """Run the methods one after another on the same facts; write demo.json and, with `report`, report.html into `out`.
 
     A job that was stopped goes on where it stopped when called again with the same arguments. One that was finished
     (demo.json is there) is done anew; `again` also throws away an unfinished one.
@@ -79,7 +83,7 @@ def demo(
         facts: "world", a file, or a FactSet.
         statistics: covariances of the keys; None: those stored with the model.
         sizes, tasks, texts: as in `ketools.runs.panel.Panel.take`.
-        progress: show progress bars; report: write report.html.
+        progress: show progress bars; report: writes report.html (`ketools.report.write.write_report`); None: there is none.
 
     Returns:
         {"methods": {name: {norm_ratio, ...}}, "sentences": [3], "provenance": {...}, "records": {name: RunRecord}};
@@ -92,7 +96,7 @@ def demo(
     chosen = {name: named_method(name) for name in methods}
     if not chosen:
         raise KetoolsError(f"no methods given, expected some of {', '.join(METHODS)}")
-    known = facts if isinstance(facts, FactSet) else read_facts(facts)
+    known = settled(facts if isinstance(facts, FactSet) else read_facts(facts))
     todo = known.sample(edits, seed)
     loaded = model if isinstance(model, EditableModel) else load(model)
     statistics = statistics or load_statistics(loaded)
@@ -128,7 +132,7 @@ def _prepare(out: Path, methods: Sequence[str], again: bool) -> None:
     store = Store(out)
     with store.writing():
         out.mkdir(parents=True, exist_ok=True)
-        store.write("demo.json.tmp", {})
+        write_json(out / "demo.json.tmp", {})
         (out / "demo.json.tmp").unlink()
         finished = (out / "demo.json").is_file()
         for name in methods:
@@ -137,15 +141,13 @@ def _prepare(out: Path, methods: Sequence[str], again: bool) -> None:
         (out / "demo.json").unlink(missing_ok=True)
 
 
-def _write(out: Path, result: dict[str, Any], records: dict[str, RunRecord], report: bool) -> None:
+def _write(out: Path, result: dict[str, Any], records: dict[str, RunRecord], report: Report | None) -> None:
     """demo.json, and the report."""
     store = Store(out)
     with store.writing():
-        store.write("demo.json", result)
-        if report:
-            from ketools.runs.report import write_report  # plotly is not needed for a run without a report
-
-            write_report(records, out / "report.html")
+        write_json(out / "demo.json", result)
+        if report is not None:
+            report(records, out / "report.html")
 
 
 def figures(record: RunRecord) -> dict[str, Any]:

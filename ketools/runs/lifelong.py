@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-from tqdm.auto import tqdm
-
-from ketools.editing.edit import Edit
-from ketools.editing.editor import Editor
+from ketools.editing.checks import checked_rows
 from ketools.editing.methods import Method
 from ketools.editing.methods import method as named_method
-from ketools.editing.state import SequentialState
 from ketools.editing.statistics import Statistics, load_statistics
 from ketools.errors import KetoolsError
-from ketools.evaluation.edits import SHORT, evaluate, summary
 from ketools.facts import FactSet
 from ketools.model import EditableModel
-from ketools.norms.weights import frobenius
+from ketools.runs.loop import Interrupted, Run
 from ketools.runs.panel import Panel, Sizes
 from ketools.runs.provenance import plain, provenance
+from ketools.runs.resume import begin, statistics_digest
+from ketools.runs.sealed import Damaged
+from ketools.runs.settle import settled
 from ketools.runs.store import RunRecord, Store
 
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C in a run; the message says what is kept and how to go on."""
+__all__ = ["Interrupted", "lifelong"]
 
 
 def lifelong(
@@ -46,14 +38,22 @@ def lifelong(
     statistics: Statistics | None = None,
     progress: bool = True,
     panel: Panel | None = None,
+    sizes: Sizes | None = None,
     overrides: Mapping[str, Any] | None = None,
+    conflicts: str = "last wins",
+    consolidate_every: int = 10,
+    config: Mapping[str, Any] | None = None,
+    force: bool = False,
 ) -> RunRecord:
     """Edit `edits` facts into the model in batches, measuring at every checkpoint; go on where a run in `out` stopped.
 
     At each checkpoint all edits so far are scored anew (ES, PS, NS, S and accuracies: "at the end" once it is the
-    last one), beside everything that `Panel.measure` asks of the rest of the model. Right after each batch its own
-    facts are scored ("at edit time"). After each batch the edit, the editor's state and the records are on disk; a
-    resumed run ends with the same bits as one never stopped.
+    last one), beside everything that `Panel.measure` and `inside` ask of the rest of the model. Right after each batch
+    its own facts are scored ("at edit time"). After each batch the edit, the editor's state and the records are on disk; a
+    run on a CPU that was killed at any moment and goes on ends with the same bits as one never stopped.
+
+    An update that is not finite ends the run: `RunRecord.collapse` says at which edits, and the last checkpoint is of the
+    weights before them.
 
     Args:
         model: unedited; it is left with all edits applied (and, on Ctrl-C, with those of the finished batches).
@@ -62,190 +62,64 @@ def lifelong(
         edits: how many; batch: facts per batch (the last may be smaller).
         checkpoint_every: edits between checkpoints; rounded up to whole batches; there is always one at 0 and at the end.
         seed: of the sample, the panel and the editor.
-        out: folder of the run.
+        out: folder of the run (ketools.runs.store says what is in it).
         statistics: covariances of the keys; None: those stored with the model.
         progress: show a progress bar.
-        panel: what to compare with; None: drawn here. Runs side by side on one model can share one.
+        panel: what to compare with; None: drawn here with `sizes`. Runs side by side on one model can share one.
         overrides: hyperparameters of the editor to change, by name.
+        conflicts: of facts that contradict each other "last wins", or "refuse".
+        consolidate_every: batches between two snapshots of the edited matrices, from which a run goes on.
+        config: kept with the run, for `ketools resume`.
+        force: go on with other settings, covariance or versions than the run had (KetoolsError otherwise).
 
     Returns:
         The run's record, the same as `RunRecord.load(out)`.
 
     Raises:
-        KetoolsError: more edits than facts, an edited model, an unwritable folder, a folder with another run.
+        KetoolsError: more edits than facts, a fact that cannot be edited, an edited model, an unwritable folder, a folder
+            with another run or one that another process works on.
         Interrupted: on Ctrl-C; finished batches are kept.
     """
-    for name, value in (("edits", edits), ("batch", batch), ("checkpoint_every", checkpoint_every)):
+    whole = {"edits": edits, "batch": batch, "checkpoint_every": checkpoint_every, "consolidate_every": consolidate_every}
+    for name, value in whole.items():
         if value < 1:
             raise KetoolsError(f"{name}={value}: expected a whole number of at least 1")
     if model.edits:
         raise KetoolsError(f"the model carries {len(model.edits)} edits already; a run starts from the unedited model")
     chosen, changed = named_method(method), dict(overrides or {})
+    facts = settled(facts, conflicts)
     todo = facts.sample(edits, seed)
+    hyper = chosen.settings(model, **changed)
+    if chosen.needs_statistics:
+        assert hyper.layers is not None
+        statistics = (statistics or load_statistics(model)).of(model, hyper.layers)
     settings = {
         "model": model.fingerprint,
         "method": plain(chosen),
-        "hyper": plain(chosen.settings(model, **changed)),
+        "hyper": plain(hyper),
         "facts": hashlib.sha256("\0".join(f"{f.id}\1{f.text}\1{f.target_new}" for f in todo).encode()).hexdigest(),
         "edits": edits,
         "batch": batch,
         "checkpoint_every": checkpoint_every,
         "seed": seed,
-        "sizes": plain(panel.sizes if panel else Sizes()),
+        "sizes": plain(panel.sizes if panel else sizes or Sizes()),
+        "statistics": statistics_digest(statistics if chosen.needs_statistics else None, hyper.layers or ()),
     }
-    store = Store(Path(out))
-    done = store.begin(settings, provenance(model, seed, chosen))
-    panel = panel or Panel.take(model, facts, todo, seed=seed)
-    statistics = statistics or load_statistics(model)
-    run = _Run(model, chosen, todo, store, panel, batch, checkpoint_every, statistics, seed, changed)
-    run.go(done, progress)
+    store, about = Store(Path(out)), provenance(model, seed, chosen) | {"config": plain(config)}
+    with store.locked():
+        done = begin(store, settings, about, force=force)
+        if not done:
+            for first in range(0, len(todo), batch):  # found out now, not after hours
+                checked_rows(model, todo[first : first + batch], ("",))
+        panel = panel or _panel(store, model, facts, todo, seed, sizes or Sizes())
+        run = Run(model, chosen, todo, store, panel, batch, checkpoint_every, statistics, seed, changed, consolidate_every)
+        run.go(done, progress)
     return RunRecord.load(out)
 
 
-@dataclass
-class _Run:
-    """One run in hand."""
-
-    model: EditableModel
-    method: Method
-    todo: FactSet
-    store: Store
-    panel: Panel
-    batch: int
-    every: int
-    statistics: Statistics
-    seed: int
-    overrides: dict[str, Any]
-    frames: dict[str, list[pd.DataFrame]] = field(default_factory=dict)
-
-    def go(self, done: int, progress: bool) -> None:
-        """Batches done + 1 .. last, with the checkpoints that are due."""
-        editor = self._editor(done)
-        self.frames = {name: [frame] for name, frame in self.store.frames().items() if len(frame)}
-        bar = tqdm(total=len(self.todo), initial=min(done * self.batch, len(self.todo)), unit="edit",
-                   desc=self.method.name, disable=not progress)  # fmt: skip
-        try:
-            with bar:
-                if "norms" not in self.frames:
-                    self._norms(0, None, editor)
-                self._checkpoint(done, editor)
-                for number in range(done + 1, self._batches() + 1):
-                    self._step(number, editor)
-                    bar.update(len(self._slice(number)))
-                    self._checkpoint(number, editor)
-        except KeyboardInterrupt as stop:
-            kept = self.store.progress()["edits"]
-            raise Interrupted(
-                f"stopped; {kept} of {len(self.todo)} edits with {self.method.name} are kept in {self.store.out}"
-            ) from stop
-
-    def _editor(self, done: int) -> Editor:
-        """A fresh editor, or the one that finished batch `done`, its edits put back into the weights."""
-        state = None
-        if done:
-            for number in range(1, done + 1):
-                Edit.load(self.store.edit_path(number)).apply_to(self.model)
-            state = SequentialState.load(self.store.state_path(done))
-        return Editor(self.model, self.method, state, statistics=self.statistics, seed=self.seed, **self.overrides)
-
-    def _batches(self) -> int:
-        return -(-len(self.todo) // self.batch)
-
-    def _slice(self, number: int) -> FactSet:
-        return self.todo[(number - 1) * self.batch : number * self.batch]
-
-    def _past(self, number: int) -> FactSet:
-        return self.todo[: number * self.batch]
-
-    def _step(self, number: int, editor: Editor) -> None:
-        """One batch: edit, score at edit time, write all, commit; whatever stops it leaves the weights as before."""
-        facts = self._slice(number)
-        start = time.perf_counter()
-        edit = editor.apply(facts)
-        seconds = time.perf_counter() - start
-        try:
-            self._keep(number, editor, edit, seconds)
-        except BaseException:
-            if self.store.progress()["batches"] < number:
-                editor.undo()
-            raise
-
-    def _keep(self, number: int, editor: Editor, edit: Edit, seconds: float) -> None:
-        start = time.perf_counter()
-        scores = evaluate(self.model, self._slice(number), neighbours=self.panel.sizes.neighbours)
-        row = _batch_row(number, len(self._past(number)), edit, seconds, scores)
-        self._add("batches", row.assign(seconds_scoring=time.perf_counter() - start))
-        self._add("facts", _fact_rows(number, edit, scores))
-        self._norms(number, edit, editor)
-        with self.store.writing():
-            edit.save(self.store.edit_path(number))
-            editor.state.save(self.store.state_path(number))
-            self.store.save_frames(**{name: self._frame(name) for name in ("batches", "facts", "norms")})
-            self.store.commit(number, len(self._past(number)))
-
-    def _norms(self, number: int, edit: Edit | None, editor: Editor) -> None:
-        """Norms of all MLP output matrices after batch `number` (0: before the first)."""
-        frame = frobenius(self.model, self.panel.norms, edited=editor.layers)
-        update = edit.record["update_norm"] if edit is not None else {}
-        frame["update_norm"] = [float(update.get(layer, np.nan)) for layer in frame["layer"]]
-        self._add("norms", frame.assign(batch=number, edits=len(self._past(number))))
-
-    def _checkpoint(self, number: int, editor: Editor) -> None:
-        """Measure after batch `number` if a checkpoint is due and not there yet."""
-        edits, last = len(self._past(number)), number == self._batches()
-        due = number == 0 or last or edits // self.every > len(self._past(number - 1)) // self.every
-        there = self._frame("checkpoints")
-        if not due or (len(there) and (there["edits"] == edits).any()):
-            return
-        start = time.perf_counter()
-        past = self._past(number)
-        row: dict[str, Any] = {"edits": edits, "batch": number}
-        changed = {}
-        if number:
-            sizes = self.panel.sizes
-            limit = sizes.neighbours_end if last else sizes.neighbours
-            scores = evaluate(self.model, past, neighbours=limit)
-            row["neighbours"] = max(len(fact.neighbours[:limit]) for fact in past)
-            row |= summary(scores)
-            at_edit = self._frame("facts")
-            row |= {f"at_edit_{SHORT[kind]}": float(at_edit[f"at_edit_{kind}_success"].mean()) for kind in SHORT}
-            if last:
-                self._end(scores)
-                changed["facts"] = self._frame("facts")
-        row |= self.panel.measure(self.model, past, row.get("p_new", float("nan")), editor.layers)
-        row["seconds"] = time.perf_counter() - start
-        self._add("checkpoints", pd.DataFrame([row]))
-        with self.store.writing():
-            self.store.save_frames(checkpoints=self._frame("checkpoints"), **changed)
-
-    def _end(self, scores: pd.DataFrame) -> None:
-        """Each fact's scores on the final model, beside those at edit time."""
-        facts = self._frame("facts")
-        kept = facts.drop(columns=[name for name in facts if name.startswith("end_")])
-        ends = scores.drop(columns=["id", "relation", "subject"]).add_prefix("end_")
-        self.frames["facts"] = [pd.concat([kept, ends], axis=1)]
-
-    def _add(self, name: str, frame: pd.DataFrame) -> None:
-        self.frames.setdefault(name, []).append(frame)
-
-    def _frame(self, name: str) -> pd.DataFrame:
-        parts = self.frames.get(name, [])
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-
-
-def _batch_row(number: int, edits: int, edit: Edit, seconds: float, scores: pd.DataFrame) -> pd.DataFrame:
-    """The row of `RunRecord.batches`."""
-    record, scored = edit.record, summary(scores)
-    steps, p_target = np.asarray(record["steps"], dtype=float), np.asarray(record["p_target"], dtype=float)
-    row = {"batch": number, "edits": edits, "facts": len(scores), "seconds": seconds}
-    row |= {f"seconds_{phase}": float(value) for phase, value in record["seconds"].items()}
-    row |= {"steps_mean": steps.mean(), "steps_max": steps.max(), "p_target_mean": p_target.mean()}
-    row |= {f"at_edit_{name}": scored[name] for name in ("ES", "PS", "NS", "S", "p_new", "efficacy_accuracy")}
-    return pd.DataFrame([row])
-
-
-def _fact_rows(number: int, edit: Edit, scores: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `RunRecord.facts` for one batch."""
-    about: Sequence[str] = ["id", "relation", "subject"]
-    frame = scores[about].assign(batch=number, steps=edit.record["steps"], p_target=edit.record["p_target"])
-    return pd.concat([frame, scores.drop(columns=about).add_prefix("at_edit_")], axis=1)
+def _panel(store: Store, model: EditableModel, facts: FactSet, todo: FactSet, seed: int, sizes: Sizes) -> Panel:
+    """The panel as the run took it before its first edit, or a new one."""
+    try:
+        return Panel.again(store.commit(0)["panel"], facts, sizes, seed)
+    except Damaged:
+        return Panel.take(model, facts, todo, sizes=sizes, seed=seed)

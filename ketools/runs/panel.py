@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from ketools.errors import KetoolsError
 from ketools.evaluation.downstream import downstream, load_heldout, load_tasks, perplexity
 from ketools.evaluation.edits import recall
 from ketools.evaluation.overfitting import overfit
@@ -22,7 +25,11 @@ class Sizes:
 
     unedited, same_subject: facts drawn; per_task: items of each downstream task; documents: of held-out text;
     neighbours: neighbours scored per fact at edit time and at checkpoints before the last; neighbours_end: at the
-    last one (None: all).
+    last one (None: all); past_edits: score all edits so far at checkpoints before the last (the last one always does);
+    spectra: singular values of the edited matrices; residual_tokens: tokens of the documents at which the sublayers'
+    shares in the residual stream are read. 0, or False, leaves a measure out.
+
+    Raises KetoolsError for a negative number.
     """
 
     unedited: int = 1000
@@ -31,6 +38,15 @@ class Sizes:
     documents: int = 50
     neighbours: int = 1
     neighbours_end: int | None = None
+    past_edits: bool = True
+    spectra: bool = True
+    residual_tokens: int = 1024
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value is not None and value < 0:
+                raise KetoolsError(f"{each.name}={value}: expected a number of at least 0")
 
 
 @dataclass(frozen=True)
@@ -39,7 +55,7 @@ class Panel:
 
     unedited: facts of subjects that are never edited, answered right before the first edit.
     same_subject: other facts of edited subjects, answered right before the first edit.
-    p_natural: mean P(target_true) of the unedited facts, before.
+    natural: P(target_true) of the unedited facts, before; p_natural: its mean.
     """
 
     unedited: tuple[Fact, ...]
@@ -49,7 +65,7 @@ class Panel:
     sizes: Sizes
     seed: int
     unedited_right: float
-    p_natural: float
+    natural: tuple[float, ...]
     f1: dict[str, float]
     perplexity: float
     norms: dict[int, float]
@@ -81,10 +97,12 @@ class Panel:
         subjects = {subject for subject, _ in pairs}
         others = _draw(facts.filter(lambda fact: _name(fact) not in subjects), sizes.unedited, seed)
         beside = facts.filter(lambda fact: _name(fact) in subjects and (_name(fact), fact.relation) not in pairs)
-        right, p_natural, share = _right(model, others)
+        right, natural, share = _right(model, others)
         right_beside, _, _ = _right(model, _draw(beside, sizes.same_subject, seed))
-        tasks = load_tasks() if tasks is None else tasks
-        texts = tuple(load_heldout(documents=sizes.documents) if texts is None else texts)
+        tasks = tasks if tasks is not None else load_tasks() if sizes.per_task else pd.DataFrame()
+        if texts is None:
+            texts = load_heldout(documents=sizes.documents) if sizes.documents else ()
+        texts = tuple(texts)
         return cls(
             unedited=right,
             same_subject=right_beside,
@@ -93,11 +111,50 @@ class Panel:
             sizes=sizes,
             seed=seed,
             unedited_right=share,
-            p_natural=p_natural,
+            natural=natural,
             f1=_f1(model, tasks, sizes.per_task, seed),
             perplexity=perplexity(model, texts) if texts else math.nan,
             norms=norms(model),
         )
+
+    @property
+    def p_natural(self) -> float:
+        """Mean of `natural`; NaN if the model knew none of the facts."""
+        return float(np.mean(self.natural)) if self.natural else math.nan
+
+    def kept(self) -> dict[str, Any]:
+        """What `again` needs, as JSON can hold it."""
+        ids = {name: [fact.id for fact in getattr(self, name)] for name in ("unedited", "same_subject")}
+        numbers = {name: getattr(self, name) for name in ("unedited_right", "natural", "f1", "perplexity")}
+        return ids | numbers | {"norms": {str(layer): norm for layer, norm in self.norms.items()}}
+
+    @classmethod
+    def again(cls, kept: Mapping[str, Any], facts: FactSet, sizes: Sizes, seed: int) -> Panel:
+        """The panel that `kept` is of, with the world's own tasks and text, without measuring anything again.
+
+        Raises KetoolsError if `facts` lack one of its facts.
+        """
+        by_id = {fact.id: fact for fact in facts}
+        if lost := [i for name in ("unedited", "same_subject") for i in kept[name] if i not in by_id]:
+            raise KetoolsError(
+                f"the run compares with {len(lost)} facts that are not among these, the first of them {lost[0]!r}: the facts "
+                "were changed since it began; give those that it began with"
+            )
+        chosen = {name: tuple(by_id[i] for i in kept[name]) for name in ("unedited", "same_subject")}
+        numbers = {name: math.nan if kept[name] is None else kept[name] for name in ("unedited_right", "perplexity")}
+        return cls(
+            **chosen, **numbers, natural=tuple(kept["natural"]), f1=kept["f1"], sizes=sizes, seed=seed,
+            norms={int(layer): norm for layer, norm in kept["norms"].items()},
+            tasks=load_tasks() if sizes.per_task else pd.DataFrame(),
+            texts=tuple(load_heldout(documents=sizes.documents)) if sizes.documents else (),
+        )  # fmt: skip
+
+    def above_natural(self, p_edited: Iterable[float]) -> float:
+        """Share of the edited probabilities above the natural 95% quantile (.05 where alike); NaN without either."""
+        found = np.asarray(list(p_edited), dtype=float)
+        if not self.natural or not len(found):
+            return math.nan
+        return float((found > np.quantile(self.natural, 0.95)).mean())
 
     def measure(
         self, model: EditableModel, past: Collection[Fact], p_edited: float, layers: Collection[int]
@@ -160,14 +217,14 @@ def _draw(facts: FactSet, n: int, seed: int) -> FactSet:
     return facts.sample(n, seed, unique_subjects=False) if n > 0 else facts[:0]
 
 
-def _right(model: EditableModel, facts: FactSet) -> tuple[tuple[Fact, ...], float, float]:
-    """(the facts answered right, their mean P(target_true), their share)."""
+def _right(model: EditableModel, facts: FactSet) -> tuple[tuple[Fact, ...], tuple[float, ...], float]:
+    """(the facts answered right, their P(target_true), the share that is right)."""
     if not facts:
-        return (), math.nan, math.nan
+        return (), (), math.nan
     frame = recall(model, facts, prompts="prompt")
     right = frame["accuracy"] == 1.0
     chosen = tuple(fact for fact, ok in zip(facts, right, strict=True) if ok)
-    return chosen, float(frame.loc[right, "p_true"].mean()), float(right.mean())
+    return chosen, tuple(frame.loc[right, "p_true"]), float(right.mean())
 
 
 def _kept(model: EditableModel, facts: Sequence[Fact]) -> tuple[float, float]:
@@ -180,7 +237,7 @@ def _kept(model: EditableModel, facts: Sequence[Fact]) -> tuple[float, float]:
 
 def _f1(model: EditableModel, tasks: pd.DataFrame, per_task: int, seed: int) -> dict[str, float]:
     """{task: weighted F1}."""
-    if tasks.empty:
+    if tasks.empty or not per_task:
         return {}
     return downstream(model, tasks, per_task, seed).set_index("task")["f1"].to_dict()
 

@@ -34,7 +34,7 @@ def plain(value: object) -> Any:  # noqa: ANN401 - what json.dumps takes
 def provenance(model: EditableModel, seed: int, method: object | None = None) -> dict[str, Any]:
     """Versions, machine, seed, method with its settings, model with its fingerprint, commit, time (UTC)."""
     about = {
-        "model": {"name": model.name, "fingerprint": model.fingerprint, "architecture": model.anatomy.architecture},
+        "model": {"name": model.name, "fingerprint": model.fingerprint, **_shape(model)},
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
@@ -45,6 +45,14 @@ def provenance(model: EditableModel, seed: int, method: object | None = None) ->
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     return about | ({"method": plain(method)} if method is not None else {})
+
+
+def _shape(model: EditableModel) -> dict[str, Any]:
+    # How much a matrix can hold is told by its width.
+    anatomy = model.anatomy
+    return {
+        "architecture": anatomy.architecture, "n_layer": anatomy.n_layer, "d_model": anatomy.d_model, "d_mlp": anatomy.d_mlp,
+    }  # fmt: skip
 
 
 def versions() -> dict[str, str]:

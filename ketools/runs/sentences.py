@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ketools.course.style import label, listed
+from ketools.runs.names import listed, title
 
 
 def sentences(methods: Mapping[str, Mapping[str, Any]], edits: int) -> list[str]:
@@ -24,7 +24,7 @@ def sentences(methods: Mapping[str, Mapping[str, Any]], edits: int) -> list[str]
 
 def _norm(methods: Mapping[str, Mapping[str, Any]], edits: int) -> str:
     each = [
-        f"{f['norm_ratio']:.2f} times with {label(name)} ({'still' if f['norm_still_growing'] else 'no longer'} growing)"
+        f"{f['norm_ratio']:.2f} times with {title(name)} ({'still' if f['norm_still_growing'] else 'no longer'} growing)"
         for name, f in methods.items()
     ]
     return f"The norm: after {edits:,} edits that of the most grown edited matrix is {listed(each)} what it was."
@@ -32,7 +32,7 @@ def _norm(methods: Mapping[str, Mapping[str, Any]], edits: int) -> str:
 
 def _model(methods: Mapping[str, Mapping[str, Any]]) -> str:
     each = [
-        f"{_percent(f['unedited_kept'])} with {label(name)}{_brackets(_falling(f), _downstream(f))}"
+        f"{_percent(f['unedited_kept'])} with {title(name)}{_brackets(_falling(f), _downstream(f))}"
         for name, f in methods.items()
     ]
     return f"The model: of the facts that it knew and that were not edited, it still has {listed(each)}."
@@ -40,7 +40,7 @@ def _model(methods: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _edits(methods: Mapping[str, Mapping[str, Any]], edits: int) -> str:
     each = [
-        f"{_percent(f['efficacy'])} with {label(name)} "
+        f"{_percent(f['efficacy'])} with {title(name)} "
         f"({_percent(f['paraphrase'])} in other words, mean probability {f['p_edited']:.2f})"
         for name, f in methods.items()
     ]

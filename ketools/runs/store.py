@@ -1,32 +1,52 @@
-"""What a run leaves on disk: a folder from which it can be read, judged and continued.
+"""What a run leaves on disk: a folder from which it can be read, judged and continued. Only ever added to.
 
-    run.json              settings and provenance, written once at the start
-    progress.json         the last batch that is wholly on disk; replaced last, so that it is the commit
-    batches.parquet       a row per batch
-    norms.parquet         a row per batch and layer (batch 0: before any edit)
-    facts.parquet         a row per edited fact
-    checkpoints.parquet   a row per checkpoint
-    edits/00001.safetensors, ..., state/00001.*      what is needed to go on after batch 1, ...
+    run.json                      settings, config and provenance; its copy is in batches/00000.json
+    batches/00000.json            before the first edit: norms, and what the panel measured
+    batches/00001.json            the rows of batch 1 and the checksums of its other files; written last, it is the commit
+    edits/00001.safetensors       its update, factored, float32
+    state/00001.safetensors       what it adds to the editor's state: its own keys, not those of the batches before
+    snapshots/00010.safetensors   every `consolidate_every` batches: the bits of the edited matrices; the last two stay
+    checkpoints/00005.json        what was measured after batch 5
+    collapse.json                 if the run ended in an update that is not finite: where, and why
+    progress.json, tables.json, *.parquet   the same in short, and as tables; made from the above, and anew if damaged
+    lock                          held by the process that works here
 
-A kill at any moment loses at most the batch (or checkpoint) in hand: rows beyond progress.json are not read.
+Each JSON file holds its own checksum, a commit those of its safetensors files, tables.json those of the parquet files.
+Every file is written to a temporary name, flushed and renamed: a kill at any moment loses at most the batch or the
+checkpoint in hand.
+
+How bits are kept: the weights after batch n are W_0 with the updates of batches 1 .. n added one after another, each sum
+in float64 and rounded once to the type of the weights. Nothing is ever merged or rounded again, so that the weights after
+any batch can be had from the factors; a snapshot only saves adding up those before it. A commit holds the sha256 of the
+edited matrices, against which restored ones are compared.
+
+Size: 4 (d_model + d_mlp) bytes a fact and edited layer for the updates, 4 d_mlp for the keys of methods that protect them,
+two snapshots, and about 500 bytes a fact for the rows.
+
+For readers: `RunRecord.load(folder)`. A folder with run.json and the parquet files alone is read as well.
 """
 
 from __future__ import annotations
 
 import io
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
+from torch import Tensor
 
+from ketools.editing.edit import Edit
+from ketools.editing.state import SequentialState
 from ketools.errors import KetoolsError
-from ketools.files import finite, write_atomic, write_json
+from ketools.files import write_atomic, write_tensors
+from ketools.runs.sealed import Damaged, file_digest, joined, pack, read_sealed, unpack, write_sealed
 
-FRAMES = ("batches", "norms", "facts", "checkpoints")
+FRAMES = ("batches", "norms", "facts", "checkpoints", "spectra", "residual")
+_OF_BATCH, _OF_CHECKPOINT = FRAMES[:3], FRAMES[3:]
 
 
 @dataclass(frozen=True)
@@ -34,16 +54,23 @@ class RunRecord:
     """A lifelong run, measured.
 
     batches: a row per batch: batch (1..), edits (so far), facts (in it), seconds (editing), seconds_targets ..
-        seconds_write, seconds_scoring (at edit time),
+        seconds_write, seconds_scoring (at edit time), known (facts whose target was the top answer already),
         steps_mean, steps_max, p_target_mean (when the target computation stopped), at_edit_ES .. at_edit_S and
         at_edit_p_new (the batch's facts right after the batch).
     norms: a row per batch (0: before any edit) and layer: batch, edits, layer, matrix, edited, norm, ratio (to before
         any edit), update_norm (Frobenius norm of this batch's update; NaN for unedited layers).
     facts: a row per edited fact: id, batch, relation, subject, steps, p_target, at_edit_* and, once the run is
         complete, end_*: the columns of `ketools.evaluation.edits.evaluate`.
-    checkpoints: a row per checkpoint: edits, then everything that `ketools.runs.panel` measures; ES .. S and the
-        accuracies are of all edits so far, scored now (the last row: at the end), NS on at most `neighbours` of each.
-    provenance: settings, versions, device, seed, method, model fingerprint, git commit.
+    checkpoints: a row per checkpoint: edits, then everything that `ketools.runs.panel` and `ketools.runs.inside`
+        measure; ES .. S and the accuracies are of all edits so far, scored now (the last row: at the end), NS on at most
+        `neighbours` of each.
+    spectra: a row per checkpoint and edited layer: edits, batch, layer and the columns of
+        `ketools.norms.spectra.shape_of`.
+    residual: a row per checkpoint and summand of the residual stream: edits, batch and the columns of
+        `ketools.norms.residual.contributions` (layer, kind, edited, norm, share, relative, projection, tokens).
+    provenance: settings, config, versions, device, seed, method, model fingerprint, git commit.
+    collapse: None, or {"batch", "first", "last", "edits", "why"}: the update of edits first .. last (batch) was not
+        finite; the run ended with the `edits` before it.
     """
 
     batches: pd.DataFrame
@@ -51,14 +78,17 @@ class RunRecord:
     facts: pd.DataFrame
     checkpoints: pd.DataFrame
     provenance: dict[str, Any]
+    spectra: pd.DataFrame = field(default_factory=pd.DataFrame)
+    residual: pd.DataFrame = field(default_factory=pd.DataFrame)
+    collapse: dict[str, Any] | None = None
 
     @classmethod
     def load(cls, out: str | Path) -> RunRecord:
-        """Read a run's folder, finished or not; KetoolsError if there is none."""
+        """Read a run's folder, finished or not; KetoolsError if there is none, or a file of it is damaged (named)."""
         store = Store(Path(out))
         if not store.exists():
             raise KetoolsError(f"{out}: no run here (run.json is missing); expected the folder that a run wrote")
-        return cls(**store.frames(), provenance=store.read("run.json"))
+        return cls(**store.frames(), provenance=store.about(), collapse=store.collapse())
 
 
 class Store:
@@ -69,7 +99,7 @@ class Store:
 
     def exists(self) -> bool:
         """Has a run been started here?"""
-        return (self.out / "run.json").is_file()
+        return (self.out / "run.json").is_file() or self.batch_path(0).is_file()
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -83,81 +113,174 @@ class Store:
                 "Make room or choose another output folder (out=, --out)"
             ) from error
 
-    def begin(self, settings: dict[str, Any], provenance: dict[str, Any]) -> int:
-        """Start, or go on with what lies here; returns the number of batches that are done.
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Within the block no other process works here; the lock goes with its process, however that ends.
 
-        Raises:
-            KetoolsError: the folder holds a run with other settings (names the first that differs), or cannot be
-                written.
+        Raises KetoolsError at once if there is one.
         """
-        settings = json.loads(json.dumps(finite(settings)))  # as it will be read back
-        if not self.exists():
-            with self.writing():
-                (self.out / "edits").mkdir(parents=True, exist_ok=True)
-                (self.out / "state").mkdir(exist_ok=True)
-                self.write("run.json", {"settings": settings, **provenance})
-            return 0
-        found = self.read("run.json").get("settings", {})
-        for name in settings:
-            if found.get(name) != settings[name]:
+        with self.writing():
+            self.out.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.out / "lock", timeout=0)
+            try:
+                lock.acquire()
+            except Timeout as error:
                 raise KetoolsError(
-                    f"{self.out} holds a run with {name} = {found.get(name)!r}, asked for is {settings[name]!r}; "
-                    "give the same settings to go on with it, or another output folder"
-                )
-        with self.writing():  # found out now, not after the first batch
-            self.write("progress.json", self.progress())
-        return int(self.progress()["batches"])
-
-    def progress(self) -> dict[str, int]:
-        """{"batches": done, "edits": done}."""
-        path = self.out / "progress.json"
-        return self.read("progress.json") if path.is_file() else {"batches": 0, "edits": 0}
-
-    def read(self, name: str) -> dict[str, Any]:
-        """A JSON file of the run."""
+                    f"another process is working on the run in {self.out}; wait for it, or choose another output folder"
+                ) from error
         try:
-            return json.loads((self.out / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise KetoolsError(
-                f"{self.out / name}: cannot be read ({error}); remove the folder to start anew"
-            ) from error
+            yield
+        finally:
+            lock.release()
 
-    def write(self, name: str, content: dict[str, Any]) -> None:
-        """A JSON file of the run, whole or not at all."""
-        write_json(self.out / name, content)
+    def about(self) -> dict[str, Any]:
+        """run.json, or its copy if the file itself is damaged. Raises Damaged if both are."""
+        try:
+            return read_sealed(self.out / "run.json")
+        except Damaged as error:
+            try:
+                return read_sealed(self.batch_path(0))["run"]
+            except Damaged:
+                raise error from None
+
+    def write_about(self, about: Mapping[str, Any]) -> None:
+        """run.json."""
+        write_sealed(self.out / "run.json", about, indent=2)
+
+    def batch_path(self, batch: int) -> Path:
+        """The commit of batch 1, 2, ...; 0: before the first edit."""
+        return self.out / "batches" / f"{batch:05d}.json"
 
     def edit_path(self, batch: int) -> Path:
         """Where the edit of batch 1, 2, ... lies."""
         return self.out / "edits" / f"{batch:05d}.safetensors"
 
     def state_path(self, batch: int) -> Path:
-        """Where the editor's state after batch 1, 2, ... lies (only the last is kept)."""
+        """Where what batch 1, 2, ... added to the editor's state lies."""
         return self.out / "state" / f"{batch:05d}.safetensors"
 
-    def save_frames(self, **frames: pd.DataFrame) -> None:
-        """Tables, each whole or not at all."""
-        for name, frame in frames.items():
-            assert name in FRAMES, name
-            buffer = io.BytesIO()
-            frame.to_parquet(buffer, index=False)
-            write_atomic(self.out / f"{name}.parquet", buffer.getvalue())
+    def snapshot_path(self, batch: int) -> Path:
+        """Where the edited matrices after batch 1, 2, ... lie, if they were kept."""
+        return self.out / "snapshots" / f"{batch:05d}.safetensors"
 
-    def commit(self, batch: int, edits: int) -> None:
-        """Everything up to this batch is on disk: say so, then drop the states before it."""
-        self.write("progress.json", {"batches": batch, "edits": edits})
-        for path in (self.out / "state").iterdir():
-            if not path.name.startswith(f"{batch:05d}"):
-                path.unlink()
+    def checkpoint_path(self, batch: int) -> Path:
+        """What was measured after batch 0, 1, ..."""
+        return self.out / "checkpoints" / f"{batch:05d}.json"
+
+    def batches(self) -> int:
+        """How many batches are committed, counted from 1 without a gap; their other files are not looked at."""
+        number = 0
+        while self.batch_path(number + 1).is_file():
+            number += 1
+        return number
+
+    def progress(self) -> dict[str, int]:
+        """{"batches": done, "edits": done}."""
+        number = self.batches()
+        return {"batches": number, "edits": int(self.commit(number)["edits"]) if number else 0}
+
+    def write_progress(self, batch: int, edits: int) -> None:
+        """progress.json, for others to look at: the truth is in batches/."""
+        write_sealed(self.out / "progress.json", {"batches": batch, "edits": edits})
+
+    def commit(self, batch: int) -> dict[str, Any]:
+        """The commit of a batch. Raises Damaged."""
+        return read_sealed(self.batch_path(batch))
+
+    def start(self, tables: Mapping[str, pd.DataFrame], panel: Mapping[str, Any]) -> None:
+        """Before the first edit: rows of the unedited model, and what the panel measured on it."""
+        packed = {name: pack(frame) for name, frame in tables.items()}
+        write_sealed(self.batch_path(0), {"edits": 0, "tables": packed, "panel": panel, "run": self.about()})
+
+    def put(
+        self,
+        batch: int,
+        edits: int,
+        edit: Edit,
+        state: SequentialState,
+        tables: Mapping[str, pd.DataFrame] | None = None,
+        *,
+        weights: Mapping[int, str] | None = None,
+        snapshot: Mapping[int, Tensor] | None = None,
+    ) -> None:
+        """Everything of one batch, then its commit.
+
+        Args:
+            batch, edits: its number (1..), and how many facts are edited with it.
+            edit, state: what it did; of the state only its own keys are written.
+            tables: its rows.
+            weights: sha256 of each edited matrix; snapshot: the matrices themselves, if they are to be kept.
+        """
+        edit.save(self.edit_path(batch))
+        replace(state, past={i: blocks[-1:] for i, blocks in state.past.items()}).save(self.state_path(batch))
+        files = [self.edit_path(batch), self.state_path(batch)]
+        if snapshot is not None:
+            files.append(self.snapshot_path(batch))
+            write_tensors(files[-1], {str(i): bits for i, bits in snapshot.items()}, {"format": "ketools-snapshot-1"})
+        content = {
+            "batch": batch,
+            "edits": edits,
+            "files": {path.relative_to(self.out).as_posix(): file_digest(path) for path in files},
+            "weights": {str(i): value for i, value in (weights or {}).items()},
+            "tables": {name: pack(frame) for name, frame in (tables or {}).items()},
+        }
+        write_sealed(self.batch_path(batch), content)
+        self.write_progress(batch, edits)
+        for path in self.snapshots()[:-2]:
+            path.unlink()
+
+    def snapshots(self) -> list[Path]:
+        """Snapshots that are there, in order."""
+        return sorted((self.out / "snapshots").glob("*.safetensors"))
+
+    def point(self, batch: int) -> dict[str, Any]:
+        """The packed tables of a checkpoint. Raises Damaged."""
+        return read_sealed(self.checkpoint_path(batch))
+
+    def put_checkpoint(self, batch: int, tables: Mapping[str, pd.DataFrame]) -> None:
+        """What was measured after a batch: tables of a checkpoint, and "ends", columns end_* of all facts."""
+        write_sealed(self.checkpoint_path(batch), {name: pack(frame) for name, frame in tables.items()})
+
+    def collapse(self) -> dict[str, Any] | None:
+        """How the run ended early; None if it did not."""
+        path = self.out / "collapse.json"
+        return read_sealed(path) if path.is_file() else None
+
+    def put_collapse(self, content: Mapping[str, Any]) -> None:
+        """The update of a batch was not finite: the run ends here."""
+        write_sealed(self.out / "collapse.json", content)
 
     def frames(self) -> dict[str, pd.DataFrame]:
-        """The tables as far as they are committed."""
-        done = self.progress()
-        return {name: self._frame(name, done) for name in FRAMES}
+        """The tables as far as they are committed. Raises Damaged, naming the file."""
+        if not (self.out / "batches").is_dir():
+            return {name: self._parquet(name) for name in FRAMES}
+        numbers = sorted(int(path.stem) for path in (self.out / "batches").glob("[0-9]*.json"))
+        last = numbers[-1] if numbers else 0
+        held = [self.commit(number)["tables"] for number in range(last + 1)] if numbers else []
+        points = [
+            read_sealed(path)
+            for path in sorted((self.out / "checkpoints").glob("[0-9]*.json"))
+            if int(path.stem) <= last
+        ]
+        found = {name: joined(unpack(part[name]) for part in held if name in part) for name in _OF_BATCH}
+        found |= {name: joined(unpack(part[name]) for part in points if name in part) for name in _OF_CHECKPOINT}
+        ends = [unpack(part["ends"]) for part in points if "ends" in part]
+        if ends:
+            found["facts"] = pd.concat([found["facts"], ends[-1]], axis=1)
+        return found
 
-    def _frame(self, name: str, done: dict[str, int]) -> pd.DataFrame:
+    def write_tables(self) -> None:
+        """The tables as parquet files, and their checksums."""
+        sums = {}
+        for name, frame in self.frames().items():
+            buffer = io.BytesIO()
+            frame.to_parquet(buffer, index=False)
+            sums[f"{name}.parquet"] = file_digest(write_atomic(self.out / f"{name}.parquet", buffer.getvalue()))
+        write_sealed(self.out / "tables.json", sums, indent=2)
+
+    def _parquet(self, name: str) -> pd.DataFrame:
         path = self.out / f"{name}.parquet"
-        if not path.is_file():
-            return pd.DataFrame()
-        frame = pd.read_parquet(path)
-        column = "edits" if name == "checkpoints" else "batch"
-        return frame[frame[column] <= done["edits" if name == "checkpoints" else "batches"]].reset_index(drop=True)
+        try:
+            return pd.read_parquet(path) if path.is_file() else pd.DataFrame()
+        except (OSError, ValueError) as error:
+            raise Damaged(f"{path}: cannot be read ({error})") from error

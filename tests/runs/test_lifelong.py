@@ -1,6 +1,5 @@
 """A lifelong run: what it records, that stopping does not change it, and what it refuses."""
 
-import json
 import math
 
 import numpy as np
@@ -8,31 +7,16 @@ import pandas as pd
 import pytest
 import torch
 
-import ketools.runs.lifelong as module
+import ketools.runs.loop as module
 from ketools import KetoolsError
 from ketools.editing.editor import Editor
 from ketools.evaluation.edits import evaluate, summary
 from ketools.norms.weights import norms
-from ketools.runs.lifelong import Interrupted, lifelong
-from ketools.runs.panel import Panel
-from ketools.runs.store import RunRecord, Store
-from tests.runs.conftest import SIZES, TASKS, TEXTS
+from ketools.runs.lifelong import Interrupted
+from ketools.runs.store import FRAMES, RunRecord, Store
+from tests.runs.conftest import CHANGED, SIZES
 
-CHANGED = {"steps": 3, "prefix_count": 2, "prefix_tokens": 3, "layers": (1, 2)}
 CLOCK = [f"seconds{phase}" for phase in ("", "_targets", "_keys", "_solve", "_write", "_scoring")]
-
-
-@pytest.fixture
-def run(tiny_gpt2, facts, statistics, tmp_path):
-    """Start a run of 8 edits in batches of 3 on the tiny model."""
-    panel = Panel.take(tiny_gpt2, facts, facts.sample(8, 0), sizes=SIZES, tasks=TASKS, texts=TEXTS)
-
-    def start(out="run", method="encore", **changes):
-        arguments = {"edits": 8, "batch": 3, "checkpoint_every": 4, "statistics": statistics, "progress": False}
-        arguments |= {"panel": panel, "overrides": CHANGED, "out": tmp_path / out}
-        return lifelong(tiny_gpt2, facts, method, **arguments | changes)
-
-    return start
 
 
 def weights(model):
@@ -46,7 +30,7 @@ def undo_all(model):
 
 def same(a: RunRecord, b: RunRecord) -> None:
     """Equal but for the clock."""
-    for name in ("batches", "norms", "facts", "checkpoints"):
+    for name in FRAMES:
         one, two = (getattr(r, name).drop(columns=CLOCK, errors="ignore") for r in (a, b))
         pd.testing.assert_frame_equal(one, two, check_exact=True)
 
@@ -94,13 +78,13 @@ def test_before_the_first_edit_nothing_has_changed(run):
     assert math.isnan(first["ES"])
 
 
-@pytest.mark.parametrize("stopped_in", ["apply", "evaluate", "save_frames", "commit", "_checkpoint"])
+@pytest.mark.parametrize("stopped_in", ["apply", "evaluate", "put", "put_checkpoint", "_checkpoint"])
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_a_run_that_was_stopped_ends_with_the_same_bits(run, tiny_gpt2, tmp_path, monkeypatch, stopped_in, at):
     whole = run("whole")
     final = weights(tiny_gpt2)
     undo_all(tiny_gpt2)
-    owner = {"apply": Editor, "evaluate": module, "save_frames": Store, "commit": Store, "_checkpoint": module._Run}
+    owner = {"apply": Editor, "evaluate": module, "put": Store, "put_checkpoint": Store, "_checkpoint": module.Run}
     with monkeypatch.context() as patch:
         stop_at_call(patch, owner[stopped_in], stopped_in, at)
         with pytest.raises(Interrupted, match="edits with encore are kept"):
@@ -185,8 +169,8 @@ def test_a_full_disk_is_one_clear_error_and_leaves_the_run_readable(run, tmp_pat
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    real = Store.commit
-    monkeypatch.setattr(Store, "commit", lambda self, batch, edits: full() if batch == 2 else real(self, batch, edits))
+    real = Store.put
+    monkeypatch.setattr(Store, "put", lambda self, batch, *a, **k: full() if batch == 2 else real(self, batch, *a, **k))
     with pytest.raises(KetoolsError, match=r"cannot write to .*: No space left on device; what was finished"):
         run()
     assert len(tiny_gpt2.edits) == 1
@@ -201,8 +185,3 @@ def test_reading_what_is_no_run(tmp_path):
         RunRecord.load(tmp_path)
 
 
-def test_only_the_last_state_is_kept(run, tmp_path):
-    run()
-    assert [path.name for path in (tmp_path / "run" / "state").iterdir()] == ["00003.safetensors"]
-    assert len(list((tmp_path / "run" / "edits").iterdir())) == 3
-    assert json.loads((tmp_path / "run" / "progress.json").read_text()) == {"batches": 3, "edits": 8}

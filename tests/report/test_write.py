@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from ketools import KetoolsError
-from ketools.runs.report import write_report
+from ketools.report.write import write_report
 from tests.course.sample import record, records
 
 EVIL = "</script><img src=x onerror=alert(1)>\"'&"
@@ -77,10 +77,10 @@ def test_it_stands_alone(written):
 def test_every_figure_has_a_description_a_caption_and_its_numbers(written):
     tags = read(written)
     figures = [attrs for tag, attrs in tags if attrs.get("class") == "plot"]
-    assert len(figures) == 8
+    assert len(figures) == 9
     assert all(attrs["role"] == "img" and len(attrs["aria-label"]) > 40 for attrs in figures)
     text = written.read_text(encoding="utf-8")
-    assert text.count("<figcaption>") == 8 == text.count("<summary>The numbers</summary>")
+    assert text.count("<figcaption>") == 9 == text.count("<summary>The numbers</summary>")
     data = json.loads(re.search(r'id="figures">(.*?)</script>', text).group(1))
     assert set(data) == {attrs["id"] for attrs in figures}
     assert all("title" not in figure["layout"] or not figure["layout"]["title"].get("text") for figure in data.values())

@@ -8,13 +8,15 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from ketools.course.tables import numbers
+
 CSS = """
-:root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --page: #ffffff; --card: #f6f8fa; --line: #d0d7de; --link: #0072b2 }
+:root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --page: #ffffff; --card: #f6f8fa; --line: #d0d7de; --link: #0072b2; --width: 68rem }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e9ed; --soft: #a3acb6; --page: #14171b; --card: #1d2127; --line: #3a424c; --link: #56b4e9 }
 }
 * { box-sizing: border-box }
-body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 68rem; background: var(--page); color: var(--ink);
+body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: var(--width); background: var(--page); color: var(--ink);
        font: 16px/1.55 system-ui, sans-serif }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .3rem }
 h2 { font-size: 1.15rem; line-height: 1.35; margin: 0 0 .4rem }
@@ -24,14 +26,19 @@ a { color: var(--link) }
 .soft, figcaption, caption { color: var(--soft); font-size: .9rem }
 section { margin: 2.6rem 0 0; padding-top: 1.4rem; border-top: 1px solid var(--line) }
 figure { margin: 0 }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 34rem), 1fr)); gap: 1.6rem 2rem }
+.pair > * { min-width: 0 }
+.broad { --width: 104rem }
+.bleed { width: min(96vw, 98rem); margin-left: calc(50% - min(48vw, 49rem)) }
 .plot { min-height: 380px; width: 100%; overflow: hidden }
-.wide { overflow: auto; max-height: 28rem; margin: .6rem 0 }
+.wide { overflow: auto; margin: .6rem 0 }
+details .wide { max-height: 28rem }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums }
 caption { text-align: left; padding: 0 0 .4rem }
 th, td { padding: .28rem .8rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
 th { background: var(--card) }
 th:first-child { text-align: left }
-tbody th { font-weight: 600; background: none; white-space: normal; min-width: 8rem }
+tbody th { font-weight: 600; background: none; white-space: normal; min-width: 12rem }
 thead th { position: sticky; top: 0 }
 details { margin: .6rem 0 }
 summary { cursor: pointer; color: var(--link); width: fit-content }
@@ -56,28 +63,38 @@ function coloured(layout) {
     Object.assign(copy[name], {gridcolor: line, zerolinecolor: line, linecolor: line, color: ink});
   return copy;
 }
-function draw() {
-  for (const [id, figure] of Object.entries(figures))
-    Plotly.react(id, figure.data, coloured(figure.layout), {responsive: true, displaylogo: false});
+const drawn = new Set(), waiting = Object.keys(figures);
+function draw(id) {
+  drawn.add(id);
+  Plotly.react(id, figures[id].data, coloured(figures[id].layout), {responsive: true, displaylogo: false});
 }
-draw();
-dark.addEventListener("change", draw);
+// One after another with a pause between, so that a page of many figures can be read and scrolled at once.
+function next() {
+  if (waiting.length) { draw(waiting.shift()); setTimeout(next); }
+}
+next();
+addEventListener("beforeprint", () => { while (waiting.length) draw(waiting.shift()); });
+dark.addEventListener("change", () => drawn.forEach(draw));
 """
 
 # The page may run its own script and nothing else: no address is ever contacted.
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
 
 
-def page(title: str, body: str, figures: dict[str, go.Figure]) -> str:
-    """The whole page as text; `body` is HTML that has a `<div id=KEY class="plot">` for every figure's key."""
+def page(title: str, body: str, figures: dict[str, go.Figure], *, broad: bool = False) -> str:
+    """The whole page as text; `body` is HTML that has a `<div id=KEY class="plot">` for every figure's key.
+
+    broad: room for figures beside each other.
+    """
     drawn = {key: json.loads(str(fig.to_json())) for key, fig in figures.items()}
     # "<" cannot end the script element early, whatever a method or a fact is called.
     data = json.dumps(drawn).replace("<", "\\u003c")
+    broadly = ' class="broad"' if broad else ""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n{body}\n"
+        f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body{broadly}>\n{body}\n"
         f'<script type="application/json" id="figures">{data}</script>\n'
         f"<script>{get_plotlyjs()}</script>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
@@ -98,24 +115,9 @@ def table(frame: pd.DataFrame, caption: str, formats: Sequence[Callable[[float],
 
 
 def figure_table(fig: go.Figure) -> tuple[pd.DataFrame, list[Callable[[float], str]]]:
-    """The numbers that a figure shows, and how to write them: a row per x, a column per trace (panel first).
-
-    For bars lying down, a row per bar.
-    """
-    panels = [note.text for note in fig.layout.annotations if note.name != "caption"]
-    columns: dict[str, pd.Series] = {}
-    formats: list[Callable[[float], str]] = []
-    for trace in fig.data:
-        lying = trace.type == "bar" and trace.orientation == "h"
-        keys, values = (trace.y, trace.x) if lying else (trace.x, trace.y)
-        panel = panels[int((trace.xaxis or "x")[1:] or 1) - 1] if panels else ""
-        name = f"{panel}: {trace.name}" if panel and trace.name != panel else str(trace.name)
-        columns[name] = pd.Series(list(values), index=list(keys))
-        formats.append(_share if fig.layout.yaxis.tickformat == ".0%" and not lying else short)
-    frame = pd.DataFrame(columns)
-    first = fig.layout.yaxis if fig.data[0].type == "bar" else fig.layout.xaxis
-    frame.index.name = str(first.title.text)
-    return frame, formats
+    """The numbers that a figure shows (`ketools.course.tables.numbers`), and how to write those of each column."""
+    frame = numbers(fig)
+    return frame, [_share if fig.layout.yaxis.tickformat == ".0%" else short] * len(frame.columns)
 
 
 def short(value: float) -> str:

@@ -1,0 +1,91 @@
+"""The figure of the README: the norm, what was not edited, and the edits, over a whole run, for all methods of one model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from ketools.course.findings import last, number, percent
+from ketools.course.lines import EDITS, add_lines, describe, scale
+from ketools.course.style import dress, label, plain, undressed, words
+from ketools.errors import KetoolsError
+from ketools.files import write_atomic
+from ketools.report.page import figure_table, page, table
+from ketools.report.seeds import pooled, ranged
+from ketools.runs.gather import Group
+
+PANELS = {
+    "norm_ratio": ("norm of the edited matrix (ratio)", ".2f"),
+    "unedited_kept": ("unedited facts still right (%)", ".1%"),
+    "ES": ("edits that hold, ES (%)", ".1%"),
+}
+
+
+def headline(groups: Sequence[Group]) -> go.Figure:
+    """Three panels over edits, a line a method, seeds as mean and range; title and caption are computed.
+
+    Raises KetoolsError where the runs lack one of the three, or are of several models.
+    """
+    if len({group.model for group in groups}) != 1:
+        raise KetoolsError(f"the figure is of one model; got {sorted({group.model for group in groups})}")
+    frame = pooled(groups, lambda record: record.checkpoints)
+    if missing := [name for name in PANELS if name not in frame or frame[name].isna().all()]:
+        raise KetoolsError(f"nothing to draw: the runs have no {', '.join(missing)}")
+    titles = [name for name, _ in PANELS.values()]
+    fig = make_subplots(1, 3, subplot_titles=titles, horizontal_spacing=0.06)
+    for panel, (name, (_, show)) in enumerate(PANELS.items(), 1):
+        add_lines(fig, frame, name, show, panel=panel)
+        if show.endswith("%"):
+            fig.update_yaxes(range=[0, 1.04], tickformat=".0%", col=panel)
+    fig.update_yaxes(**scale(frame["norm_ratio"], 8.0), col=1)
+    fig.update_xaxes(title=EDITS, rangemode="tozero")
+    known = frame.dropna(subset=["unedited_kept"])
+    seeds = max(len(group.runs) for group in groups)
+    mean = f"; mean of {seeds} seeds, their range behind it" if seeds > 1 else f"; seed {groups[0].seeds[0]}"
+    caption = f"{plain(groups[0].model)}{mean}. ES: edits that win over the object they replaced."
+    text = " ".join(describe(frame.dropna(subset=[name]), name, said, number) for name, (said, _) in PANELS.items())
+    dress(fig, finding(known), caption, text)
+    said = words(fig)
+    return ranged(fig, frame, tuple(PANELS)).update_layout(legend={"y": 1.12}, width=1200, title_y=0.95, meta=said)
+
+
+def finding(frame: pd.DataFrame) -> str:
+    """Who keeps most and who least of what was not edited, as one sentence."""
+    ends, span = last(frame, "unedited_kept")
+    best, worst = max(ends, key=ends.__getitem__), min(ends, key=ends.__getitem__)
+    said = f"After {span} edits the model has kept {percent(ends[best])} of what was not edited with {label(best)}"
+    return said if best == worst else f"{said}, {percent(ends[worst])} with {label(worst)}"
+
+
+def write_headline(groups: Sequence[Group], folder: str | Path) -> list[Path]:
+    """headline.html (stands alone, opens offline) and headline.png in `folder`; returns what was written.
+
+    The picture needs kaleido, which needs a Chromium; without it there is the page alone.
+    """
+    fig = headline(groups)
+    said = words(fig)
+    bare = undressed(fig).update_layout(width=None, legend={"y": 1.12})
+    numbers, formats = figure_table(fig)
+    body = (
+        f"<header><h1>{said['finding']}</h1></header><figure>"
+        f'<div class="plot" id="headline" role="img" aria-label="{said["description"]}"></div>'
+        f"<figcaption>{said['caption']}</figcaption></figure>"
+        f"<details><summary>The numbers</summary>{table(numbers, said['caption'], formats)}</details>"
+    )
+    written = [write_atomic(Path(folder) / "headline.html", page(said["finding"], body, {"headline": bare}))]
+    if (picture := _picture(fig)) is not None:
+        written.append(write_atomic(Path(folder) / "headline.png", picture))
+    return written
+
+
+def _picture(fig: go.Figure) -> bytes | None:
+    """The figure as PNG; None without kaleido."""
+    try:
+        return fig.to_image(format="png", scale=2)
+    except (ImportError, ValueError, RuntimeError):  # plotly says so without kaleido, and without a Chromium for it
+        return None
+

@@ -1,0 +1,132 @@
+"""What a table of runs says, in sentences computed from it: which part does which work, and where the paper saw otherwise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import pandas as pd
+
+from ketools.course.findings import percent, times
+from ketools.runs.names import listed, title
+
+PARTS = {"sequential-memit": "past keys", "memit+mpes": "MPES", "memit+norm": "the norm constraint"}
+"""MEMIT with one of ENCORE's three changes alone: what that one does."""
+_WAY: dict[str, tuple[str, Callable[[float], str], float]] = {
+    "unedited_kept": ("unedited facts still right", percent, 0.01),
+    "same_subject_kept": ("other facts of edited subjects still right", percent, 0.01),
+    "norm_ratio": ("the norm of the most grown matrix", times, 0.05),
+    "efficacy_accuracy": ("edits that are the model's answer at the end", percent, 0.01),
+    "S": ("score S at the end", percent, 0.01),
+    "perplexity_ratio": ("perplexity", times, 0.02),
+}
+# Gupta et al., arXiv 2502.01636: 10,000 edits of CounterFact; S of GPT2-XL (table 2), norms (figures 1 and 4).
+PAPER_S = {
+    "memit": 0.7422, "memit+mpes": 0.7368, "memit+norm": 0.7453, "encore": 0.7458, "alphaedit": 0.6920, "emmet+mpes": 0.7343,
+}  # fmt: skip
+
+
+def reading(table: pd.DataFrame) -> dict[str, list[str]]:
+    """Sentences about the table of `ketools.runs.compare.by_method`, by model: parts, costs, the paper.
+
+    Nothing is assumed of how it came out: each sentence is worded from the numbers, and what was not run is not spoken of.
+    """
+    said = {}
+    for model, part in table.groupby("model", sort=False):
+        rows = {str(row["method"]): row for _, row in part.iterrows()}
+        texts = [_collapsed(rows), _end(rows), *_parts(rows), _faster(rows), _norms(rows), _order(rows)]
+        said[str(model)] = [text for text in texts if text]
+    return said
+
+
+Rows = Mapping[str, pd.Series]
+
+
+def _collapsed(rows: Rows) -> str:
+    ended = [f"{title(m)} ({int(row['collapsed'])} of {int(row['seeds'])} runs)" for m, row in rows.items() if row["collapsed"]]
+    return f"An update was not finite, and the run ended there, with {listed(ended)}." if ended else ""
+
+
+def _end(rows: Rows) -> str:
+    """Who keeps most of the model, and who most of the edits."""
+    known = {m: row for m, row in rows.items() if pd.notna(row["unedited_kept"]) and pd.notna(row["S"])}
+    if len(known) < 2:
+        return ""
+    kept = max(known, key=lambda m: known[m]["unedited_kept"])
+    score = max(known, key=lambda m: known[m]["S"])
+    least = min(known, key=lambda m: known[m]["unedited_kept"])
+    edits = max(int(row["edits"]) for row in rows.values())
+    return (
+        f"After {edits:,} edits {title(kept)} has kept most of what was not edited "
+        f"({percent(known[kept]['unedited_kept'])}), {title(least)} least ({percent(known[least]['unedited_kept'])}); the "
+        f"highest score S is that of {title(score)} ({percent(known[score]['S'])})."
+    )
+
+
+def _parts(rows: Rows) -> list[str]:
+    """For each measure, how far each part alone goes on the way from MEMIT to ENCORE."""
+    if not {"memit", "encore"} <= set(rows) or not set(PARTS) & set(rows):
+        return []
+    said = []
+    for name, (what, show, least) in _WAY.items():
+        start, end = float(rows["memit"][name]), float(rows["encore"][name])
+        if not (math.isfinite(start) and math.isfinite(end)):
+            continue
+        if abs(end - start) < least:
+            said.append(f"{_upper(what)}: MEMIT ({show(start)}) and ENCORE ({show(end)}) hardly differ.")
+            continue
+        values = {m: float(rows[m][name]) for m in PARTS if m in rows and math.isfinite(float(rows[m][name]))}
+        ways = {m: (value - start) / (end - start) for m, value in values.items()}
+        each = [f"{PARTS[m]} {_way(ways[m])} ({show(value)})" for m, value in values.items()]
+        head = f"{_upper(what)}: {show(start)} with MEMIT, {show(end)} with ENCORE"
+        if not ways:
+            said.append(f"{head}.")
+            continue
+        most = max(ways, key=lambda m: ways[m])
+        tail = f"{PARTS[most]} alone goes furthest" if ways[most] > 0 else "none of them alone goes that way"
+        said.append(f"{head}. Of that way each part, added to MEMIT alone, goes: {listed(each)}; {tail}.")
+    return said
+
+
+def _way(way: float) -> str:
+    return f"{-way:.0%} the other way" if way < -0.005 else f"{way:.0%}"
+
+
+def _upper(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _faster(rows: Rows) -> str:
+    if not {"memit", "encore"} <= set(rows):
+        return ""
+    a, b = float(rows["memit"]["seconds_per_edit"]), float(rows["encore"]["seconds_per_edit"])
+    if not (a > 0 and b > 0):
+        return ""
+    if abs(b / a - 1) < 0.02:
+        return f"An edit takes {b:.3f} s with ENCORE and as long with MEMIT ({a:.3f} s)."
+    than = f"{percent(1 - b / a)} less" if b < a else f"{percent(b / a - 1)} more"
+    return f"An edit takes {b:.3f} s with ENCORE, {than} than with MEMIT ({a:.3f} s)."
+
+
+def _norms(rows: Rows) -> str:
+    """The paper: MEMIT beyond 10 times, AlphaEdit about 2, ENCORE near the original norm."""
+    paper = {"memit": "more than 10×", "alphaedit": "about 2×", "encore": "near 1×"}
+    here = [f"{title(m)} {times(float(rows[m]['norm_ratio']))} (there {said})" for m, said in paper.items() if m in rows]
+    return f"The largest norm ratio, against the paper's after 10,000 edits: {listed(here)}." if here else ""
+
+
+def _order(rows: Rows) -> str:
+    """The order of methods by S, here and in the paper."""
+    both = [m for m in PAPER_S if m in rows and pd.notna(rows[m]["S"])]
+    if len(both) < 3:
+        return ""
+    here = sorted(both, key=lambda m: -float(rows[m]["S"]))
+    there = sorted(both, key=lambda m: -PAPER_S[m])
+    if here == there:
+        return f"The order by S is the paper's on GPT2-XL: {', '.join(map(title, here))}."
+    pairs = [(a, b) for i, a in enumerate(here) for b in here[i + 1 :]]
+    same = sum(PAPER_S[a] > PAPER_S[b] for a, b in pairs)
+    return (
+        f"The order by S is {', '.join(map(title, here))}; in the paper on GPT2-XL it is "
+        f"{', '.join(map(title, there))}: {same} of {len(pairs)} pairs stand the same way round."
+    )

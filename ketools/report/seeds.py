@@ -1,0 +1,113 @@
+"""Several seeds of one method as one line: their mean, and the range that they span, in any figure of lines."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from ketools.course.parts import add_line
+from ketools.course.style import label, styles
+from ketools.runs.gather import Group
+from ketools.runs.store import RunRecord
+
+Rows = Callable[[RunRecord], pd.DataFrame]
+LOW, HIGH = "_low", "_high"
+_MOST = 26
+"""Points of a line: more than these hide each other's markers."""
+
+
+def pooled(groups: Sequence[Group], rows: Rows, over: str = "edits", *, keep: Sequence[str] = ()) -> pd.DataFrame:
+    """What `rows` makes of each record, over the seeds of its group.
+
+    Args:
+        groups: of one model.
+        rows: a record's rows; an empty table for a record that has none.
+        over: the column along the axis; keep: further columns that tell rows apart.
+
+    Returns:
+        A row per group and place that all seeds of it have: method (the group's label), `over`, `keep`, the mean of each
+        other column, NAME_low and NAME_high, and seeds (how many). A column of whole numbers that is no count to
+        average (layer) has the most frequent. Seeds without rows are left out.
+    """
+    parts = []
+    for group in groups:
+        frames = [frame for run in group.runs if len(frame := rows(run.record))]
+        if not frames:
+            continue
+        whole = pd.concat(frames, ignore_index=True)
+        by = whole.groupby([over, *keep], sort=True)
+        shared = by.size() == len(frames)
+        numbers = [name for name in whole.select_dtypes(["number", "bool"]).columns if name not in (over, *keep)]
+        mean, low, high = by[numbers].mean(), by[numbers].min(), by[numbers].max()
+        if "layer" in numbers:
+            mean["layer"] = by["layer"].agg(lambda values: values.mode().iloc[0])
+        part = mean.join(low.add_suffix(LOW)).join(high.add_suffix(HIGH))[shared].reset_index()
+        parts.append(part.assign(method=group.label, seeds=len(frames)))
+    frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["method", over, *keep])
+    return frame[["method", *frame.columns.drop("method")]]
+
+
+def thinned(frame: pd.DataFrame, over: str = "edits") -> pd.DataFrame:
+    """Every k-th place of each method, its first and its last among them, so that a line has at most some 26 points."""
+
+    def kept(places: pd.Series) -> pd.Series:
+        order = sorted(set(places))
+        step = max(1, -(-(len(order) - 1) // (_MOST - 1)))
+        return places.isin({*order[::-step], *order[:1]})
+
+    return frame[frame.groupby("method", sort=False)[over].transform(kept).astype(bool)] if len(frame) else frame
+
+
+def ranged(fig: go.Figure, frame: pd.DataFrame, columns: Sequence[str], over: str = "edits") -> go.Figure:
+    """The figure with a band from the lowest to the highest seed behind each line of several seeds; a figure of one is as it was.
+
+    Args:
+        fig: lines from `frame`, one a method and panel, named by their labels.
+        frame: from `pooled`; columns: what the first, second, ... panel shows.
+    """
+    several = frame[frame["seeds"] > 1] if "seeds" in frame else frame.iloc[:0]
+    if "edited" in several:  # the lines are of edited matrices; the others are one line for all
+        several = several[several["edited"].astype(bool)]
+    names = {label(method): method for method in dict.fromkeys(several["method"])}
+    looks = styles(dict.fromkeys(frame["method"]))
+    traces: list[go.Scatter] = []
+    for trace in fig.data:
+        panel = int((trace.xaxis or "x")[1:] or 1) - 1
+        if trace.type != "scatter" or trace.name not in names or panel >= len(columns):
+            traces.append(trace)
+            continue
+        method = names[trace.name]
+        mine = several[several["method"] == method].sort_values(over)
+        traces += _band_and_line(trace, mine, columns[panel], over, looks[method])
+    drawn = [trace for trace in traces if trace.hoverinfo == "skip"]
+    lines = [trace for trace in traces if trace.hoverinfo != "skip"]
+    fig.data = ()
+    fig.add_traces([*drawn, *lines])
+    if len(several):
+        _say(fig, several, bool(columns))
+    return fig
+
+
+def _band_and_line(trace: go.Scatter, mine: pd.DataFrame, column: str, over: str, look: object) -> list[go.Scatter]:
+    """The line drawn anew with its range, where the old one was."""
+    found = re.search(r"%\{y:([^}]*)\}", trace.hovertemplate or "")
+    part = go.Figure()
+    add_line(
+        part, mine[over].tolist(), mine[column].tolist(), trace.name, look, low=mine[f"{column}{LOW}"].tolist(),
+        high=mine[f"{column}{HIGH}"].tolist(), interval=f"range of {int(mine['seeds'].iloc[0])} seeds",
+        show=found.group(1) if found else ".3g", band=True, legend=bool(trace.showlegend in (None, True)),
+    )  # fmt: skip
+    for piece in part.data:
+        piece.update(xaxis=trace.xaxis, yaxis=trace.yaxis)
+    return list(part.data)
+
+
+def _say(fig: go.Figure, several: pd.DataFrame, lines: bool) -> None:
+    counts = " or ".join(map(str, sorted(set(several["seeds"].astype(int)))))
+    said = dict(fig.layout.meta)
+    ranges = f"Lines of several seeds are their mean, with the range of the {counts} behind it."
+    said["caption"] += f" {ranges if lines else f'Mean over {counts} seeds where there are several.'}"
+    fig.layout.meta = said

@@ -1,0 +1,189 @@
+"""Runs side by side: a table of what each came to, and on how many facts one method is right where another is not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from scipy.stats import false_discovery_control
+
+from ketools.errors import KetoolsError
+from ketools.evaluation.edits import harmonic_mean
+from ketools.evaluation.forgetting import mcnemar
+from ketools.runs.gather import Group, Run, arrange
+from ketools.runs.names import listed
+
+SCORES = ("ES", "PS", "NS")
+MEASURES = (
+    "ES", "PS", "NS", "S", "at_edit_ES", "at_edit_PS", "at_edit_NS", "at_edit_S", "efficacy_accuracy", "p_edited",
+    "unedited_kept", "same_subject_kept", "downstream_kept", "perplexity_ratio", "norm_ratio", "seconds_per_edit",
+)  # fmt: skip
+"""What a run is compared by, in the order of the table."""
+_SHARES = ("share_a", "share_b", "p_value")  # of McNemar's test; the rest are counts
+# Before any edit the same model, asked the same, says the same but for the rounding of another machine.
+_BEFORE, _ROUNDING = ("p_natural", "perplexity", "downstream_f1"), 1e-3
+
+
+def compare(runs: Sequence[Run], at: int | None = None) -> pd.DataFrame:
+    """A row per run: what it had come to after `at` edits.
+
+    Args:
+        runs: from `ketools.runs.gather.gather`.
+        at: a number of edits at which all of them were measured; None: the last such. A run that ended early, in an update
+            that is not finite, stands as it was at its end if that came before.
+
+    Returns:
+        run, model, method (the label that sets it apart), seed, edits (`at`), complete (whether these are all edits asked
+        for), collapsed (the run ended early, in an update that is not finite), then MEASURES: the scores of all edits so
+        far on the model as it then was, the same right after each edit's own batch (at_edit_*; S the harmonic mean of the
+        means), shares, ratios to before any edit, seconds_per_edit (editing alone, mean up to there). NaN where a run
+        has not recorded one.
+
+    Raises:
+        KetoolsError: no runs, runs that cannot be compared (other facts, another panel; it says which and why), or
+            without a checkpoint in common.
+    """
+    if not runs:
+        raise KetoolsError("no runs to compare; give at least one folder of a run")
+    comparable(runs)
+    point = _common(runs, at)
+    rows = []
+    for group in arrange(runs):
+        for run in group.runs:
+            here = min(point, run.edits)  # less than all only where the run ended early
+            head = {"run": run.name, "model": group.model, "method": group.label, "seed": run.seed, "edits": here}
+            ended = {"complete": run.complete and run.edits == here, "collapsed": run.collapsed}
+            rows.append(head | ended | _measures(run, here))
+    return pd.DataFrame(rows)
+
+
+def comparable(runs: Sequence[Run]) -> None:
+    """Raises KetoolsError, saying which two runs and why, if runs are not of the same facts and the same panel.
+
+    Runs of one seed have to edit the same facts; runs of other seeds as many, and facts of the same relations. All have
+    to ask the rest of the model equally much, and models of one name have to answer the same before any edit.
+    """
+    for one, two in combinations(runs, 2):
+        if why := _difference(one, two):
+            raise KetoolsError(
+                f"runs {one.name!r} and {two.name!r} can't be compared: {why}; compare runs of the same facts and panel"
+            )
+
+
+def paired_tests(groups: Sequence[Group], column: str = "end_efficacy_success") -> pd.DataFrame:
+    """McNemar's exact test between the methods, fact by fact, for each model and seed.
+
+    Args:
+        groups: from `ketools.runs.gather.arrange`; that they can be compared is the caller's to see to (`comparable`).
+        column: of `RunRecord.facts`, a success of each fact.
+
+    Returns:
+        A row per model, seed and pair of methods whose runs are complete: model, seed, a, b, the columns of
+        `ketools.evaluation.forgetting.mcnemar`, and p_adjusted (Benjamini and Hochberg over all rows: the share of false
+        findings among those below a bound is at most that bound). Empty where no two runs have the column. The facts of
+        one run share one model: the test speaks of these runs, seeds tell how far it carries.
+    """
+    held = [(group, run) for group in groups for run in group.runs if column in run.record.facts]
+    rows = []
+    for (group, one), (other, two) in combinations(held, 2):
+        if (group.model, one.seed) == (other.model, two.seed) and group.label != other.label:
+            found = mcnemar(one.record.facts, two.record.facts, column).to_dict()
+            pair = {name: value if name in _SHARES else int(value) for name, value in found.items()}
+            rows.append({"model": group.model, "seed": one.seed, "a": group.label, "b": other.label} | pair)
+    frame = pd.DataFrame(rows)
+    return frame.assign(p_adjusted=false_discovery_control(frame["p_value"])) if len(frame) else frame
+
+
+def by_method(table: pd.DataFrame) -> pd.DataFrame:
+    """The table of `compare` over seeds.
+
+    Returns:
+        A row per model and method: model, method, seeds (how many), seed_list ("0, 1, 2"), edits, complete (of all),
+        collapsed (how many), and for each of MEASURES its mean, NAME_min and NAME_max over seeds (NaN left out).
+    """
+    rows = []
+    for (model, method), part in table.groupby(["model", "method"], sort=False):
+        seeds = sorted(part["seed"])
+        row = {"model": model, "method": method, "seeds": len(seeds), "seed_list": listed([str(s) for s in seeds])}
+        row |= {"edits": int(part["edits"].max()), "complete": bool(part["complete"].all())}
+        row["collapsed"] = int(part["collapsed"].sum())
+        for name in MEASURES:
+            row |= {name: part[name].mean(), f"{name}_min": part[name].min(), f"{name}_max": part[name].max()}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _difference(one: Run, two: Run) -> str | None:
+    """Why these two cannot stand in one table; None if they can."""
+    a, b = one.settings, two.settings
+    if a.get("edits") != b.get("edits"):
+        return f"one is of {a.get('edits')} edits, the other of {b.get('edits')}"
+    if one.seed == two.seed and a.get("facts") != b.get("facts"):
+        return f"both are of seed {one.seed}, but they edit other facts (the content of their lists differs)"
+    if (relations := _relations(one, two)) is not None:
+        return relations
+    if a.get("sizes") != b.get("sizes"):
+        return f"another panel was asked ({_sizes(one, two)})"
+    return _other_answers(one, two) if (one.model, one.fingerprint) == (two.model, two.fingerprint) else None
+
+
+def _relations(one: Run, two: Run) -> str | None:
+    kinds = [set(run.record.facts["relation"]) if "relation" in run.record.facts else set() for run in (one, two)]
+    if all(kinds) and not kinds[0] & kinds[1]:
+        shown = [listed(sorted(map(str, kind))[:3]) for kind in kinds]
+        return f"they edit other facts (relations such as {shown[0]}, and such as {shown[1]})"
+    return None
+
+
+def _sizes(one: Run, two: Run) -> str:
+    a, b = (dict(run.settings.get("sizes") or {}) for run in (one, two))
+    apart = [name for name in {**a, **b} if a.get(name) != b.get(name)]
+    return ", ".join(f"{name} {a.get(name)} and {b.get(name)}" for name in apart)
+
+
+def _other_answers(one: Run, two: Run) -> str | None:
+    """Did the same unedited model answer another panel? Its facts differ by seed, its tasks and texts do not."""
+    first, second = (run.record.checkpoints for run in (one, two))
+    if first.empty or second.empty:
+        return None
+    tasks = [sorted(name for name in frame if name.startswith("f1_")) for frame in (first, second)]
+    if tasks[0] != tasks[1]:
+        return f"they ask other tasks ({_named(tasks[0])}; {_named(tasks[1])})"
+    for name in _BEFORE if one.seed == two.seed else ("perplexity",):
+        if not {name, "edits"} <= set(first) & set(second):
+            continue
+        a, b = (frame.loc[frame["edits"] == 0, name].to_numpy(dtype=float) for frame in (first, second))
+        if len(a) and len(b) and abs(a[0] - b[0]) > _ROUNDING * abs(a[0]):
+            return f"another panel was asked (before any edit, {name} is {a[0]:.4g} and {b[0]:.4g} with the same model)"
+    return None
+
+
+def _named(tasks: Sequence[str]) -> str:
+    return ", ".join(name.removeprefix("f1_") for name in tasks) or "none"
+
+
+def _common(runs: Sequence[Run], at: int | None) -> int:
+    """The number of edits at which all runs were measured that had come so far without ending early."""
+    going = [run for run in runs if not run.collapsed] or [max(runs, key=lambda run: run.edits)]
+    points = [set(run.record.checkpoints["edits"]) if len(run.record.checkpoints) else set() for run in going]
+    shared = sorted(int(n) for n in set.intersection(*points) if n > 0)
+    if not shared or not all(run.edits for run in runs):
+        ends = ", ".join(f"{run.name} up to {run.edits:,}" for run in runs)
+        raise KetoolsError(f"the runs have no checkpoint after an edit in common ({ends}); let them go on")
+    if at is not None and at not in shared:
+        raise KetoolsError(
+            f"not all runs were measured after {at:,} edits; all were after {', '.join(f'{n:,}' for n in shared)}"
+        )
+    return shared[-1] if at is None else at
+
+
+def _measures(run: Run, point: int) -> dict[str, float]:
+    checkpoints, batches = run.record.checkpoints, run.record.batches
+    row = checkpoints[checkpoints["edits"] <= point].iloc[-1]
+    found = {name: float(row[name]) if name in row else float("nan") for name in MEASURES}
+    found["at_edit_S"] = harmonic_mean([found[f"at_edit_{name}"] for name in SCORES])
+    done = batches[batches["edits"] <= point]
+    return found | {"seconds_per_edit": float(done["seconds"].sum() / done["facts"].sum()) if len(done) else np.nan}
+

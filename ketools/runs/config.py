@@ -1,0 +1,163 @@
+"""What a run is asked to do, as data: a TOML file or options of the command line, checked before any work."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ketools.errors import KetoolsError
+
+if TYPE_CHECKING:
+    from ketools.editing.methods import Method
+
+_WHOLE = ("edits", "batch", "checkpoint_every", "consolidate_every")
+# Least values of a method's settings; what is not named takes any number that is not negative.
+_LEAST = {"steps": 1, "prefix_tokens": 1, "ft_steps": 1, "lora_rank": 1, "facts_at_once": 1}
+_POSITIVE = ("lr", "clamp_norm_factor", "ft_lr", "ft_epsilon")
+_KINDS = {int: "a whole number", str: "a text", dict: "a table"}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A run of `ketools run`. Every field is a key of the TOML file; relative paths are seen from where it is started.
+
+    model: a pocket model, the folder of a model, or an id of the hub; facts: "world", a data set or a file; method:
+    "encore", or a method with what is added to it, "memit+mpes" (`composed`); edits, batch, seed, checkpoint_every,
+    consolidate_every, conflicts: as in `ketools.runs.lifelong.lifelong`; out: the run's folder; statistics: file of the
+    covariance (None: the model's own); device, dtype: of the model; settings: of the method (a table, [settings]);
+    measures: what checkpoints measure and how much of it (a table, [measures]: `ketools.runs.panel.Sizes`).
+    """
+
+    model: str = "pocket"
+    facts: str = "world"
+    method: str = "encore"
+    edits: int = 1000
+    batch: int = 50
+    seed: int = 0
+    out: str = ""
+    checkpoint_every: int = 250
+    consolidate_every: int = 10
+    conflicts: str = "last wins"
+    statistics: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    measures: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: str | Path) -> RunConfig:
+        """The config in a TOML file; `made` says what is checked. Raises KetoolsError naming the file."""
+        path = Path(path)
+        try:
+            content = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise KetoolsError(f"{path}: there is no such file; expected a config in TOML") from error
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise KetoolsError(f"{path}: no config in TOML ({error})") from error
+        try:
+            return cls.made(content)
+        except KetoolsError as error:
+            raise KetoolsError(f"{path}: {error}") from error
+
+    @classmethod
+    def made(cls, content: Mapping[str, Any]) -> RunConfig:
+        """The config with these keys. Raises KetoolsError for an unknown key (with the one that was meant), a value of
+        the wrong type, and a value that is not possible.
+        """
+        known_keys(content, [each.name for each in fields(cls)], "key")
+        for each in fields(cls):
+            wanted = {"int": int, "Mapping[str, Any]": dict}.get(str(each.type), str)
+            value = content.get(each.name)
+            if value is not None and (not isinstance(value, wanted) or isinstance(value, bool)):
+                raise KetoolsError(f"{each.name} = {value!r}: expected {_KINDS[wanted]}")
+        made = cls(**{name: value for name, value in content.items() if value is not None})
+        made._check()
+        return made
+
+    def changed(self, **options: object) -> RunConfig:
+        """The config with options that were given (not None) in the place of its own; tables are joined."""
+        given = {name: value for name, value in options.items() if value is not None}
+        for name in ("settings", "measures"):
+            if name in given:
+                given[name] = {**getattr(self, name), **given[name]}
+        return self.made(asdict(replace(self, **given)))
+
+    def as_dict(self) -> dict[str, Any]:
+        """As it is kept in run.json: `made` gives the same config."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def _check(self) -> None:
+        from ketools.runs.settle import POLICIES
+
+        for name in _WHOLE:
+            if getattr(self, name) < 1:
+                raise KetoolsError(f"{name} = {getattr(self, name)}: expected a whole number of at least 1")
+        if self.conflicts not in POLICIES:
+            raise KetoolsError(f"conflicts = {self.conflicts!r}: expected one of {', '.join(map(repr, POLICIES))}")
+        composed(self.method)
+        _check_settings(self.settings)
+        _check_measures(self.measures)
+
+
+def known_keys(content: Mapping[str, Any], known: list[str], what: str) -> None:
+    """Raise KetoolsError for the first key of `content` that is not in `known`, with the one that was meant."""
+    for name in content:
+        if name not in known:
+            near = get_close_matches(str(name), known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+            raise KetoolsError(f"unknown {what} {name!r}; {hint}")
+
+
+def composed(name: str) -> Method:
+    """The method of a name such as "encore", or "memit+mpes": a method, and what is changed in it.
+
+    mpes: step 1 stops early (MPES); past: keys of earlier edits are protected; norm: lambda_n I; prune, rect, sphere, nas:
+    post-processing. `ketools.runs.names.variant` is the way back.
+
+    Raises:
+        KetoolsError: an unknown method or part, or a part that the method has no place for.
+    """
+    from ketools.editing.methods import MPES, LeastSquares, Nas, Prune, Rect, Sphere
+    from ketools.editing.methods import method as named_method
+
+    base, *parts = (part.strip() for part in name.split("+"))
+    made, posts = named_method(base), {"prune": Prune, "rect": Rect, "sphere": Sphere, "nas": Nas}
+    known_keys(dict.fromkeys(part.lower() for part in parts), ["mpes", "past", "norm", *posts], f"part of {name!r}:")
+    for part in map(str.lower, parts):
+        if part == "mpes" and made.has_targets:
+            made = replace(made, stopping=MPES())
+        elif part in ("past", "norm") and isinstance(made.update, LeastSquares):
+            made = replace(made, update=replace(made.update, **{"past_keys" if part == "past" else "norm": True}))
+        elif part in posts:
+            made = replace(made, post=posts[part]())
+        else:
+            raise KetoolsError(f"method {name!r}: {base} has no place for {part!r}")
+    return made
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    from ketools.editing.hyper import Hyper
+
+    known_keys(settings, [each.name for each in fields(Hyper)], "setting")
+    for name, value in settings.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue  # words and lists of layers are checked where the model is known
+        least = _LEAST.get(name, 0)
+        if not value >= least or (name in _POSITIVE and not value > 0):
+            wanted = "above 0" if name in _POSITIVE else f"of at least {least}"
+            raise KetoolsError(f"setting {name} = {value}: expected a number {wanted}")
+
+
+def _check_measures(measures: Mapping[str, Any]) -> None:
+    from ketools.runs.panel import Sizes
+
+    known_keys(measures, [each.name for each in fields(Sizes)], "measure")
+    for name, value in measures.items():
+        switch = isinstance(getattr(Sizes, name), bool)
+        if isinstance(value, bool) != switch or not isinstance(value, int):
+            raise KetoolsError(f"measure {name} = {value!r}: expected {'true or false' if switch else 'a whole number'}")
+    Sizes(**measures)

@@ -1,0 +1,153 @@
+"""Is a run on disk what was written? Each file against its checksum, and up to which batch the run is whole."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ketools.errors import KetoolsError
+from ketools.runs.sealed import Damaged, file_digest, read_sealed
+from ketools.runs.store import Store
+
+_FOLDERS = ("batches", "edits", "state", "snapshots", "checkpoints")
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What `survey` found.
+
+    batches: batches that can be had again to the bit; the run goes on behind them. last: the highest batch of which there
+    is a file. damaged: {file (relative): what is wrong}; files: how many were looked at. leftovers: temporary files of a
+    process that was killed, and files beyond the last commit.
+    """
+
+    batches: int
+    last: int
+    damaged: dict[str, str]
+    files: int
+    leftovers: tuple[str, ...]
+
+    @property
+    def sound(self) -> bool:
+        """Nothing is damaged."""
+        return not self.damaged
+
+    def text(self) -> str:
+        """In a few lines."""
+        lines = [f"{name}: {why}" for name, why in self.damaged.items()]
+        lines += [f"{name}: left over by a process that was stopped, harmless" for name in self.leftovers]
+        what = "sound" if self.sound else f"{len(self.damaged)} damaged"
+        lines.append(f"{self.files} files, {what}; batches 1 to {self.batches} are whole" if self.batches else what)
+        if not self.sound:
+            lines.append(f"`ketools resume` does again what is damaged, from batch {self.batches + 1} on")
+        return "\n".join(lines)
+
+
+def survey(out: str | Path) -> Survey:
+    """Look at every file of the run in `out`; nothing is changed. Raises KetoolsError if there is no run."""
+    store = Store(Path(out))
+    if not store.exists():
+        raise KetoolsError(f"{out}: no run here (run.json is missing); expected the folder that a run wrote")
+    damaged, seen = dict(_sealed(store)), {"run.json", "batches/00000.json"}
+    numbers = {int(p.stem) for name in _FOLDERS for p in (store.out / name).glob("[0-9]*.*") if p.stem.isdigit()}
+    commits = {int(path.stem) for path in (store.out / "batches").glob("[0-9]*.json")}
+    last, whole = max(commits, default=0), True
+    batches = 0
+    for number in range(1, last + 1):
+        names, wrong = _batch(store, number)
+        seen |= names
+        damaged |= wrong
+        whole = whole and not any(not name.startswith("snapshots/") for name in wrong)
+        batches = number if whole else batches
+    seen |= {path.relative_to(store.out).as_posix() for path in (store.out / "checkpoints").glob("[0-9]*.json")}
+    seen |= {name for name in _tables(store)} | {"tables.json", "collapse.json", "progress.json", "lock"}
+    leftovers = tuple(sorted(_leftovers(store, seen)))
+    return Survey(batches, max(numbers, default=0), damaged, len(seen & set(_names(store))), leftovers)
+
+
+def cut(store: Store, found: Survey) -> None:
+    """Remove what is damaged, and everything behind the last whole batch; what can be made again is made by the run."""
+    for name in (*found.damaged, *found.leftovers):
+        if name not in ("run.json", "batches/00000.json"):
+            (store.out / name).unlink(missing_ok=True)
+    if any(name.endswith(".parquet") for name in found.damaged):
+        (store.out / "tables.json").unlink(missing_ok=True)  # all tables are written anew
+    for folder in _FOLDERS:
+        for path in (store.out / folder).glob("[0-9]*.*"):
+            if int(path.stem) > found.batches:
+                path.unlink()
+    if found.batches < found.last:
+        (store.out / "collapse.json").unlink(missing_ok=True)
+    if not (store.out / "batches").is_dir():  # a run that has not begun, or a copy of its tables alone
+        shutil.rmtree(store.out / "checkpoints", ignore_errors=True)
+
+
+def _sealed(store: Store) -> Iterator[tuple[str, str]]:
+    """Damaged JSON files that belong to no batch, and damaged tables."""
+    points = [path.relative_to(store.out) for path in (store.out / "checkpoints").glob("[0-9]*.json")]
+    begun = (store.out / "batches").is_dir()
+    wanted = [Path("run.json"), *([Path("batches/00000.json")] if begun else []), *points]
+    wanted += [Path(name) for name in ("collapse.json", "tables.json", "progress.json") if (store.out / name).is_file()]
+    for path in wanted:
+        if why := _trouble(store.out / path):
+            yield path.as_posix(), why
+    for name, wrong in _tables(store).items():
+        if wrong:
+            yield name, wrong
+
+
+def _tables(store: Store) -> dict[str, str | None]:
+    """{parquet file: what is wrong with it}."""
+    try:
+        sums = read_sealed(store.out / "tables.json")
+    except Damaged:
+        sums = {}
+    return {name: _file_trouble(store.out / name, value) for name, value in sums.items()}
+
+
+def _batch(store: Store, number: int) -> tuple[set[str], dict[str, str]]:
+    """(files of a batch, those damaged and why)."""
+    own = store.batch_path(number).relative_to(store.out).as_posix()
+    if why := _trouble(store.batch_path(number)):
+        near = (store.edit_path(number), store.state_path(number), store.snapshot_path(number))
+        return {own, *(path.relative_to(store.out).as_posix() for path in near)}, {own: why}
+    files = store.commit(number)["files"]
+    wrong = {}
+    for name, value in files.items():
+        dropped = name.startswith("snapshots/") and not (store.out / name).is_file()  # only the last two are kept
+        if not dropped and (why := _file_trouble(store.out / name, value)):
+            wrong[name] = why
+    return {own, *files}, wrong
+
+
+def _trouble(path: Path) -> str | None:
+    try:
+        read_sealed(path)
+    except Damaged as error:
+        return str(error).removeprefix(f"{path}: ")
+    return None
+
+
+def _file_trouble(path: Path, wanted: str) -> str | None:
+    if not path.is_file():
+        return "missing"
+    try:
+        return None if file_digest(path) == wanted else "its checksum does not fit, the file was changed or damaged"
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+
+
+def _names(store: Store) -> Iterator[str]:
+    for path in store.out.rglob("*"):
+        if path.is_file():
+            yield path.relative_to(store.out).as_posix()
+
+
+def _leftovers(store: Store, seen: set[str]) -> Iterator[str]:
+    """Files of the run's folders that no commit speaks of, and temporary files."""
+    for name in _names(store):
+        folder, _, rest = name.rpartition("/")
+        if rest.endswith(".part") or (folder in _FOLDERS and name not in seen):
+            yield name

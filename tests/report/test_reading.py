@@ -1,0 +1,61 @@
+"""Sentences about a table: worded from its numbers, whichever way they came out."""
+
+import math
+
+import pandas as pd
+
+from ketools.report.reading import reading
+from ketools.runs.compare import MEASURES
+
+
+def table(**methods):
+    """A table as of by_method, from {method: {measure: value}}."""
+    rows = []
+    for method, values in methods.items():
+        row = {"model": "pocket", "method": method.replace("_", "+") if "memit_" in method else method, "seeds": 3}
+        rows.append(row | {"edits": 10_000, "collapsed": 0} | dict.fromkeys(MEASURES, 0.5) | values)
+    return pd.DataFrame(rows)
+
+
+def test_parts_are_told_by_how_far_each_goes():
+    said = reading(
+        table(
+            memit={"unedited_kept": 0.4, "norm_ratio": 5.0, "seconds_per_edit": 0.10},
+            memit_mpes={"unedited_kept": 0.5, "norm_ratio": 4.0},
+            memit_norm={"unedited_kept": 0.8, "norm_ratio": 5.4},
+            encore={"unedited_kept": 0.9, "norm_ratio": 1.0, "seconds_per_edit": 0.05},
+        )
+    )["pocket"]
+    (unedited,) = [text for text in said if text.startswith("Unedited facts")]
+    assert unedited == (
+        "Unedited facts still right: 40% with MEMIT, 90% with ENCORE. Of that way each part, added to MEMIT alone, goes: "
+        "MPES 20% (50%) and the norm constraint 80% (80%); the norm constraint alone goes furthest."
+    )
+    (norm,) = [text for text in said if text.startswith("The norm of")]
+    assert "MPES 25% (4.00×) and the norm constraint 10% the other way (5.40×); MPES alone goes furthest" in norm
+    assert "Perplexity: MEMIT (0.50×) and ENCORE (0.50×) hardly differ." in said
+    assert "An edit takes 0.050 s with ENCORE, 50% less than with MEMIT (0.100 s)." in said
+
+
+def test_it_says_the_opposite_of_opposite_numbers():
+    said = reading(
+        table(
+            memit={"unedited_kept": 0.9, "S": 0.9, "norm_ratio": 1.0, "seconds_per_edit": 0.05},
+            memit_mpes={"unedited_kept": 0.95, "S": 0.95},
+            encore={"unedited_kept": 0.4, "S": 0.8, "norm_ratio": 5.0, "seconds_per_edit": 0.10},
+        )
+    )["pocket"]
+    assert said[0].startswith("After 10,000 edits MEMIT + MPES has kept most of what was not edited (95.0%), ENCORE least")
+    assert any("MPES 10% the other way (95.0%); none of them alone goes that way" in text for text in said)
+    assert any("100% more than with MEMIT" in text for text in said)
+    assert any(text.startswith("The order by S is MEMIT + MPES, MEMIT, ENCORE; in the paper") for text in said)
+
+
+def test_what_was_not_run_or_not_measured_is_not_spoken_of():
+    alone = " ".join(reading(table(alphaedit={"norm_ratio": 2.0}))["pocket"])
+    assert "MEMIT" not in alone and "ENCORE" not in alone and "AlphaEdit 2.00×" in alone
+    broken = table(memit={"norm_ratio": math.inf, "unedited_kept": math.nan}, encore={}, memit_mpes={})
+    said = " ".join(reading(broken)["pocket"])
+    assert "nan" not in said and "inf" not in said.replace("information", "")
+    ended = table(memit={"collapsed": 2}, encore={})
+    assert "not finite, and the run ended there, with MEMIT (2 of 3 runs)" in reading(ended)["pocket"][0]

@@ -1,0 +1,170 @@
+"""Reports of sets of runs: seeds as mean and range, models beside each other, capacity, what was not recorded."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from ketools import KetoolsError, cli
+from ketools.course.style import words
+from ketools.editing.methods import EMMET, MEMIT, MPES, SEQUENTIAL_MEMIT, LeastSquares
+from ketools.report.capacity import bends, capacity, capacity_curve, places
+from ketools.report.figures import CHARTS
+from ketools.report.headline import headline, write_headline
+from ketools.report.seeds import pooled, thinned
+from ketools.report.write import write_report
+from ketools.runs.gather import Run, arrange
+from tests.report.test_write import read
+from tests.runs.fakes import fake_record, fake_run
+
+ABLATIONS = (
+    "memit", SEQUENTIAL_MEMIT, replace(MEMIT, stopping=MPES()), replace(MEMIT, update=LeastSquares(norm=True)),
+    replace(EMMET, stopping=MPES()), "alphaedit", "encore",
+)  # fmt: skip
+
+
+def groups(*given, **shape):
+    """Groups of fake runs (method, seed)."""
+    return arrange([Run(f"{i}-{seed}", fake_record(m, seed, **shape)) for i, (m, seed) in enumerate(given)])
+
+
+def data(path):
+    text = path.read_text(encoding="utf-8")
+    return text, json.loads(re.search(r'id="figures">(.*?)</script>', text).group(1))
+
+
+def test_seeds_are_one_line_with_their_mean_and_range():
+    given = groups(("memit", 0), ("memit", 1), ("memit", 2), ("encore", 0))
+    values = [fake_record("memit", seed).checkpoints["unedited_kept"].iloc[-1] for seed in range(3)]
+    fig = CHARTS["unedited"].figure(given)
+    lines = {trace.name: trace for trace in fig.data if trace.name}
+    assert set(lines) == {"MEMIT", "ENCORE"}
+    assert lines["MEMIT"].y[-1] == pytest.approx(np.mean(values))
+    assert tuple(lines["MEMIT"].customdata[-1]) == pytest.approx((min(values), max(values)))
+    bands = [trace for trace in fig.data if trace.fill]
+    assert len(bands) == 1 and "range of the 3" in words(fig)["caption"]
+    assert fig.data[0].fill, "bands lie behind the lines"
+    alone = CHARTS["unedited"].figure(groups(("memit", 0), ("encore", 0)))
+    assert not [trace for trace in alone.data if trace.fill] and "seeds" not in words(alone)["caption"]
+
+
+def test_the_range_of_norms_is_that_of_the_edited_matrices():
+    fig = CHARTS["norm"].figure(groups(("memit", 0), ("memit", 2)))
+    (line,) = [trace for trace in fig.data if trace.name == "MEMIT"]
+    ends = [fake_record("memit", seed).norms.query("edits == 200 and edited")["ratio"].max() for seed in (0, 2)]
+    assert line.y[-1] == pytest.approx(np.mean(ends)) and tuple(line.customdata[-1]) == pytest.approx(tuple(ends))
+    assert list(line.x) == sorted(set(line.x)), "one point a place"
+
+
+def test_means_reach_as_far_as_all_seeds_do():
+    frame = pooled(groups(("memit", 0), ("memit", 1)), lambda record: record.checkpoints)
+    assert list(frame["edits"]) == [0, 100, 200] and (frame["seeds"] == 2).all()
+    short = arrange([Run("a", fake_record("memit", 0)), Run("b", fake_record("memit", 1, done=100))])
+    assert list(pooled(short, lambda record: record.checkpoints)["edits"]) == [0, 100]
+    assert pooled(short, lambda record: pd.DataFrame()).empty
+
+
+def test_long_lines_are_thinned_and_keep_their_ends():
+    frame = pd.DataFrame({"method": "memit", "edits": range(0, 10_100, 100), "ratio": 1.0})
+    kept = thinned(frame)
+    assert len(kept) <= 27 and kept["edits"].iloc[0] == 0 and kept["edits"].iloc[-1] == 10_000
+
+
+def test_every_chart_is_drawn_from_full_records_and_titles_follow_the_data():
+    given = groups(("memit", 0), ("encore", 0))
+    swapped = arrange([Run("a", fake_record("memit", growth=0.05, loss=0.0)), Run("b", fake_record("encore", growth=3.0, loss=0.9))])
+    for key, chart in CHARTS.items():
+        fig = chart.figure(given)
+        assert words(fig)["finding"] and words(fig)["caption"].endswith("."), key
+        if key in ("residual", "forgetting", "age", "norm", "unedited"):
+            assert words(chart.figure(swapped))["finding"] != words(fig)["finding"], key
+    share = words(CHARTS["residual"].figure(given))["finding"]
+    assert share.startswith("The edited layers' part of the residual stream grows with MEMIT, stays with ENCORE (")
+    kept = CHARTS["age"].figure(given).data[0]
+    assert max(kept.x) == 150, "the oldest batch has the edits of all others after it"
+
+
+def test_seven_runs_of_two_models(tmp_path):
+    for model, seeds in (("pocket", (0, 1)), ("pocket-llama", (0,))):
+        for i, method in enumerate(ABLATIONS):
+            for seed in seeds:
+                fake_run(tmp_path / f"{model}-{i}-{seed}", method, seed, changes={"model": model, "d_mlp": 64 * len(model)})
+    words_ = ["report", *map(str, sorted(tmp_path.iterdir())), "--to", str(tmp_path / "out" / "r.html")]
+    result = CliRunner().invoke(cli.app, words_)
+    assert result.exit_code == 0, result.output
+    path = tmp_path / "out" / "r.html"
+    tags = read(path)
+    text, figures = data(path)
+    assert path.stat().st_size < 12e6
+    ids = [attrs["id"] for _, attrs in tags if "id" in attrs]
+    assert len(ids) == len(set(ids)), "an id stands twice"
+    plots = {attrs["id"] for _, attrs in tags if attrs.get("class") == "plot"}
+    assert plots == set(figures) == {*CHARTS, *(f"{key}-2" for key in CHARTS), "capacity"}
+    assert text.count("<summary>The numbers</summary>") == len(plots) + 1, "a table beside every figure, and the tests"
+    assert "sequential MEMIT" in text and "MEMIT + norm constraint" in text and "Fact by fact" in text
+    assert "On pocket-llama, whose edited matrices take 1,536 independent keys" in text
+    names = [trace["name"] for trace in figures["unedited"]["data"] if trace.get("name")]
+    assert len(names) == len(set(names)) == 7
+    looks = {(t["line"]["color"], t["line"]["dash"]) for t in figures["unedited"]["data"] if t.get("name")}
+    assert len(looks) == 7, "two methods look alike"
+
+
+def test_what_was_not_recorded_or_not_finished_is_said(tmp_path):
+    given = arrange([Run("short", fake_record("memit", 0, done=100, residual=False))])
+    given[0].runs[0].about["model"].pop("d_mlp")
+    text, figures = data(write_report(given, tmp_path / "r.html"))
+    assert {"residual", "age", "capacity"}.isdisjoint(figures)
+    assert "residual: nothing to draw: it was not recorded" in text
+    assert "short reaches 100 of 200 edits" in text
+    assert "capacity: nothing to draw: the records do not say how wide" in text
+    ended = arrange([Run("broken", replace(fake_record("memit", 0, done=100), collapse={"edits": 100, "why": "<b>inf"}))])
+    assert "broken ended early, after 100 edits: &lt;b&gt;inf" in data(write_report(ended, tmp_path / "r.html"))[0]
+
+
+def test_the_commands_default_places(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fake_run(tmp_path / "demo" / "memit", "memit")
+    fake_run(tmp_path / "other", "encore")
+    assert "Report: demo/report.html" in CliRunner().invoke(cli.app, ["report", "demo"]).output
+    both = CliRunner().invoke(cli.app, ["report", "demo", "other"])
+    assert "Report: build/report.html" in both.output and (tmp_path / "build" / "report.html").is_file()
+    assert CliRunner().invoke(cli.app, ["report", "nowhere"]).exit_code == 2
+
+
+def test_capacity_counts_layers_times_width():
+    given = groups(("memit", 0), ("memit", 1), ("encore", 0))
+    assert places(given[0].runs[0]) == 2 * 512
+    frame = capacity(given)
+    memit = frame[frame["method"] == "memit"].set_index("edits")
+    scores = [fake_record("memit", seed).checkpoints["efficacy_accuracy"].iloc[-1] for seed in (0, 1)]
+    assert memit.loc[200, "load"] == 200 / 1024 and memit.loc[200, "held"] == pytest.approx(np.mean(scores))
+    assert memit.loc[200, "held_edits"] == pytest.approx(200 * np.mean(scores))
+    assert (memit.loc[200, "held_low"], memit.loc[200, "held_high"]) == (min(scores), max(scores))
+    assert 0 not in memit.index
+    fig = capacity_curve(frame)
+    assert words(fig)["finding"].startswith("pocket at 0.2 edits per key dimension holds")
+
+
+def test_bends_say_where_edits_begin_to_be_lost():
+    frame = pd.DataFrame(
+        {"model": "m", "method": ["a"] * 3 + ["b"] * 3 + ["c"] * 3, "edits": [100, 200, 300] * 3, "places": 100,
+         "load": [1.0, 2.0, 3.0] * 3, "held": [1, 0.95, 0.5, 1, 1, 0.9, 0.5, 0.4, 0.95]}
+    )  # fmt: skip
+    (said,) = bends(frame)
+    assert said.endswith("a up to 2 (then 50%), b to the end, 3 and c at no checkpoint, the first at 1.")
+
+
+def test_the_headline(tmp_path):
+    fig = headline(groups(("memit", 0), ("memit", 1), ("encore", 0)))
+    assert words(fig)["finding"].startswith("After 200 edits the model has kept 98.0% of what was not edited with ENCORE, ")
+    assert words(fig)["finding"].endswith("% with MEMIT")
+    with pytest.raises(KetoolsError, match="of one model"):
+        headline(arrange([Run("a", fake_record()), Run("b", fake_record(changes={"model": "pocket-llama"}))]))
+    written = write_headline(groups(("memit", 0), ("encore", 0)), tmp_path)
+    assert written[0].name == "headline.html" and read(written[0])
+    if len(written) > 1:  # kaleido and a Chromium are there
+        assert written[1].read_bytes().startswith(b"\x89PNG")
