@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from ketools.course.style import label, listed
+from ketools.course.style import label
+from ketools.runs.names import listed
 
 Values = Mapping[str, float]
 

@@ -1,7 +1,13 @@
-"""Figures of lifelong editing: each takes a table of `runs.lifelong` with a `method` column and returns a go.Figure.
+"""All figures by name. Here: lifelong editing, from tables of `runs.lifelong` with a `method` column (see `stack`).
 
-The title is the finding, computed from the data; axes name their units; `words(fig)` gives caption and description.
-`stack` puts the tables of several runs together.
+The others are in modules by theme and re-exported: `bars` (one edit); `probing_plots`, `tracing_plots`, `layer_plots`
+(ketools.probing); `norm_plots`, `update_plots`, `target_plots`, `stream_plots`, `drift_plots` (ketools.norms, and how C
+converges); `evaluation_plots`, `overfit_plots`, `method_plots` (ketools.evaluation). A name says what is drawn and how:
+bars, heat (a map), lines, profile (over layers), curve (over steps, tokens or edits), points, forest (with intervals).
+
+The title is the finding, computed from the data, and says so where there is none; axes name their units. A figure is for
+light pages, `themed(fig, dark=True)` for dark ones; `describe(fig)` tells it in words with its numbers, `words(fig)` gives
+finding, caption and description. `context=` (mode, model, n, seed) ends the caption. What comes from outside is escaped.
 """
 
 from collections.abc import Mapping
@@ -12,20 +18,101 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ketools.course import findings
-from ketools.course.lines import EDITS, add_lines, add_reference, describe, measured, need, scale
-from ketools.course.style import dress, label, styles
+from ketools.course.bars import before_after
+from ketools.course.drift_plots import activation_profile, drift_component_bars, drift_points, drift_profile
+from ketools.course.evaluation_plots import (
+    free_text_bars,
+    generation_bars,
+    harness_forest,
+    kept_bars,
+    recall_bars,
+    score_bars,
+    task_bars,
+)
+from ketools.course.layer_plots import attribution_bars, layer_evidence
+from ketools.course.lines import EDITS, add_lines, add_reference, measured, need, scale
+from ketools.course.lines import describe as told
+from ketools.course.method_plots import damage_bars, forgetting_lines, interval_forest, mcnemar_forest, mcnemar_heat
+from ketools.course.norm_plots import norm_bars, norm_fit_curve, spectra_bars, spectra_lines
+from ketools.course.overfit_plots import (
+    overfit_bars,
+    probability_curve,
+    quantile_lines,
+    ripple_bars,
+    spill_bars,
+    two_hop_bars,
+)
+from ketools.course.probing_plots import answer_bars, lens_heat, lens_lines, surroundings_bars, top_token_bars
+from ketools.course.stream_plots import stream_error_lines, stream_profile, stream_share_bars
+from ketools.course.style import dress, label, styles, themed, words
+from ketools.course.tables import describe, numbers
+from ketools.course.target_plots import target_curve, target_norm_points, target_summary_forest, target_trace_lines
+from ketools.course.tracing_plots import knockout_profile, trace_heat, trace_profile
+from ketools.course.update_plots import alignment_bars, convergence_curve, null_energy_bars, update_bars
 from ketools.errors import KetoolsError
 
 __all__ = [
+    "activation_profile",
+    "alignment_bars",
+    "answer_bars",
+    "attribution_bars",
+    "before_after",
+    "convergence_curve",
     "cost",
+    "damage_bars",
+    "describe",
     "downstream_kept",
+    "drift_component_bars",
+    "drift_points",
+    "drift_profile",
     "edit_scores",
+    "forgetting_lines",
+    "free_text_bars",
+    "generation_bars",
+    "harness_forest",
+    "interval_forest",
+    "kept_bars",
+    "knockout_profile",
+    "layer_evidence",
+    "lens_heat",
+    "lens_lines",
+    "mcnemar_forest",
+    "mcnemar_heat",
+    "norm_bars",
+    "norm_fit_curve",
     "norm_growth",
+    "null_energy_bars",
+    "numbers",
+    "overfit_bars",
     "perplexity",
     "probability",
+    "probability_curve",
+    "quantile_lines",
+    "recall_bars",
+    "ripple_bars",
     "same_subject_kept",
+    "score_bars",
+    "spectra_bars",
+    "spectra_lines",
+    "spill_bars",
     "stack",
+    "stream_error_lines",
+    "stream_profile",
+    "stream_share_bars",
+    "surroundings_bars",
+    "target_curve",
+    "target_norm_points",
+    "target_summary_forest",
+    "target_trace_lines",
+    "task_bars",
+    "themed",
+    "top_token_bars",
+    "trace_heat",
+    "trace_profile",
+    "two_hop_bars",
     "unedited_kept",
+    "update_bars",
+    "words",
 ]
 
 _SCORES = {
@@ -79,9 +166,7 @@ def norm_growth(norms: pd.DataFrame) -> go.Figure:
         "Each line follows the MLP output matrix that grew most among the edited layers; the grey line is the most "
         "changed of all other layers, with any method."
     )
-    return dress(
-        fig, findings.NORM.sentence(ends, span), caption, describe(most, "ratio", "norm ratio", findings.times)
-    )
+    return dress(fig, findings.NORM.sentence(ends, span), caption, told(most, "ratio", "norm ratio", findings.times))
 
 
 def unedited_kept(checkpoints: pd.DataFrame) -> go.Figure:
@@ -117,7 +202,7 @@ def perplexity(checkpoints: pd.DataFrame) -> go.Figure:
     fig.update_xaxes(title=EDITS, rangemode="tozero")
     fig.update_yaxes(title="perplexity (ratio to before any edit)", **scale(rows["perplexity_ratio"]))
     caption = "Perplexity on held-out text that the model never saw; 1 is the unedited model, lower is better."
-    text = describe(rows, "perplexity_ratio", "perplexity ratio", findings.times)
+    text = told(rows, "perplexity_ratio", "perplexity ratio", findings.times)
     return dress(fig, findings.PERPLEXITY.sentence(ends, span), caption, text)
 
 
@@ -138,7 +223,7 @@ def edit_scores(checkpoints: pd.DataFrame) -> go.Figure:
         "All edits so far, scored again at each checkpoint: what later edits undo is lost. Won: the wanted object is the more probable one. ES: the edit's "
         "own prompt; PS: other wordings; NS: other subjects with the old object, which must keep it."
     )
-    text = " ".join(describe(rows, score, name, findings.percent) for score, name in _SCORES.items())
+    text = " ".join(told(rows, score, name, findings.percent) for score, name in _SCORES.items())
     fig = dress(fig, findings.EFFICACY.sentence(ends, span), caption, text)
     return fig.update_layout(legend={"y": 1.09})
 
@@ -161,7 +246,7 @@ def probability(checkpoints: pd.DataFrame) -> go.Figure:
         "Edited facts: probability of the new object on the edit's own prompt, all edits so far. Natural facts: that of "
         "the true object where the unedited model answers right. Above the grey line is overfitting."
     )
-    text = describe(rows, "p_edited", "mean probability of edited facts", findings.number)
+    text = told(rows, "p_edited", "mean probability of edited facts", findings.number)
     text += f" Natural facts: {findings.number(natural)}."
     return dress(fig, findings.probability(ends, natural, span), caption, text)
 
@@ -212,4 +297,4 @@ def _share(frame: pd.DataFrame, column: str, verdict: findings.Verdict, axis: st
     add_lines(fig, rows, column, ".1%")
     fig.update_xaxes(title=EDITS, rangemode="tozero")
     fig.update_yaxes(title=axis, tickformat=".0%", range=[0, max(1.04, 1.04 * rows[column].max())])
-    return dress(fig, verdict.sentence(ends, span), caption, describe(rows, column, axis, findings.percent))
+    return dress(fig, verdict.sentence(ends, span), caption, told(rows, column, axis, findings.percent))

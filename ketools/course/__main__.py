@@ -1,0 +1,64 @@
+"""python -m ketools.course: what the Makefile calls for the notebooks."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ketools.errors import KetoolsError
+
+app = typer.Typer(help="Build, store and time the notebooks of the course.", no_args_is_help=True)
+_Folder = Annotated[Path, typer.Option(help="Where the notebooks lie.")]
+
+
+@app.command()
+def student(out: Path = Path("build/student"), notebooks: _Folder = Path("notebooks")) -> None:
+    """The student's version of every notebook: stubs, solutions folded up."""
+    from ketools.course.student import write_students
+
+    for path in write_students(notebooks, out):
+        typer.echo(path)
+
+
+@app.command()
+def build(out: Path = Path("build/course"), notebooks: _Folder = Path("notebooks")) -> None:
+    """Run every notebook and write pages that open offline, with an index."""
+    from ketools.course.site import build as run_all
+
+    for name, took in run_all(notebooks, out).items():
+        typer.echo(f"{name}: {took:.0f} s")
+    typer.echo(out / "index.html")
+
+
+@app.command()
+def store(
+    paths: list[Path],
+    seconds: Annotated[int, typer.Option(help="The most that a cell may take, on a busy machine.")] = 120,
+) -> None:
+    """Run notebooks from a fresh kernel and write them back with outputs and pictures, ready to be committed."""
+    from ketools.course.storing import store as run_one
+
+    for path in paths:
+        typer.echo(run_one(path, seconds=seconds))
+
+
+@app.command()
+def times(built: Path = Path("build/course"), notebooks: _Folder = Path("notebooks")) -> None:
+    """Write the table of times into notebooks/README.md."""
+    from ketools.course.timetable import write_times
+
+    typer.echo(write_times(notebooks, built))
+
+
+def main() -> None:
+    """Run a command; a mistake of the user's is one line and exit code 2."""
+    try:
+        app()
+    except KetoolsError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+"""Notebook 04: the batch's keys, two facts in one key, layers that share the work, exercises."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+from torch import Tensor
+
+from ketools.course.exercises import Exercise, Property, Wrong
+from ketools.course.findings import times
+from ketools.course.lessons.keys import key_of, moved
+from ketools.course.lessons.passes import GivenTargets
+from ketools.course.lessons.sequence import part_of
+from ketools.course.lessons.trades import FLAT_LINE, trade_lines
+from ketools.course.mode import Lab
+from ketools.editing.edit import Edit, edited
+from ketools.editing.editor import Editor
+from ketools.evaluation.downstream import perplexity
+from ketools.evaluation.edits import evaluate
+from ketools.facts import Fact, FactSet
+from ketools.probing.recall import answers
+
+Closed = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+_SHOWN = {
+    "efficacy_accuracy": "says_new", "paraphrase_accuracy": "paraphrases", "neighbourhood_accuracy": "neighbours",
+    "p_new": "p_new",
+}  # fmt: skip
+
+
+def keys_of_facts(lab: Lab, facts: Sequence[Fact], layer: int) -> Tensor:
+    """K1 (d_mlp, n) float64: the keys of `layer` at the subjects' last tokens, in the bare prompts."""
+    return torch.stack([key_of(lab.model, fact, layer) for fact in facts], dim=1)
+
+
+def keys_and_residuals(lab: Lab, editor: Editor, facts: Sequence[Fact]) -> tuple[Tensor, Tensor]:
+    """K1 (d_mlp, n), bare prompts' keys, and R = Z - H (d_model, n), both float64, at the editor's last layer."""
+    found = editor.targets(facts)
+    return keys_of_facts(lab, facts, editor.layers[-1]), (found.z - found.h0).double().T
+
+
+def closed_form(keys: Tensor, residuals: Tensor, covariance: Tensor, weight: float) -> Tensor:
+    """Delta (d_model, d_mlp) that minimises ||Delta K1 - R||^2 + weight tr(Delta C Delta^T).
+
+    keys K1 (d_mlp, n), residuals R (d_model, n), covariance C (d_mlp, d_mlp); all float64.
+    """
+    a = weight * covariance + keys @ keys.T
+    return torch.linalg.solve(a, keys @ residuals.T).T
+
+
+def as_edit(layer: int, delta: Tensor, rank: int) -> Edit:
+    """Delta (d_model, d_mlp) of at most `rank` as an Edit of `layer`."""
+    u, s, v = torch.linalg.svd(delta, full_matrices=False)
+    return Edit({layer: ((u * s)[:, :rank].float(), v[:rank].T.float().contiguous())}, {"method": "by hand"})
+
+
+def cosines(keys: Tensor, covariance: Tensor | None = None) -> Tensor:
+    """Cosines (n, n) of the keys (d_mlp, n); with C in the geometry of C^-1, k_i^T C^-1 k_j over the lengths there."""
+    gram = keys.T @ (keys if covariance is None else torch.linalg.solve(covariance, keys))
+    length = gram.diagonal().sqrt()
+    return gram / length / length[:, None]
+
+
+def bargain(frame: pd.DataFrame, chosen: float, context: str) -> go.Figure:
+    """The frame of `trades.trade_off`, lines with and without C; `chosen`: the lambda in use."""
+    at = {}
+    for line, mine in frame.groupby("line", sort=False):
+        row = mine.loc[(mine["dial"] - chosen).abs().idxmin()]
+        at[f"lambda in use, {line}"] = (row["moved"], row["missed"])
+    (near, missed), _ = at.values()
+    # Where the line without C misses as much, how much further it moves prose.
+    flat = frame[frame["line"] == FLAT_LINE].sort_values("missed")
+    far = float(np.interp(missed, flat["missed"], flat["moved"]))
+    finding = f"Facts written equally well: without the covariance prose moves {times(far / near)} as far"
+    caption = "Each point a weight lambda, small ones on the right."
+    return trade_lines(frame, finding, context, stars=at, caption=caption)
+
+
+def outcome(lab: Lab, edits: Mapping[str, Edit | None], facts: Sequence[Fact], texts: Sequence[str]) -> pd.DataFrame:
+    """What the model says of `facts` with each edit in its weights (None: unedited); a row an edit.
+
+    Columns: edit; says_new, paraphrases, neighbours (shares of prompts answered as wanted), p_new (mean probability of
+    the new object after the prompt), perplexity (of `texts`, if any). The weights are as before when this returns.
+    """
+    rows = []
+    for name, edit in edits.items():
+        with edited(lab.model, *([] if edit is None else [edit])):
+            found = evaluate(lab.model, facts, neighbours=2, two_hop=0, locality=0).mean(numeric_only=True)
+            rows.append({new: found[old] for old, new in _SHOWN.items()})
+            rows[-1] |= {"edit": name} | ({"perplexity": perplexity(lab.model, texts)} if texts else {})
+    return pd.DataFrame(rows).set_index("edit")
+
+
+def pairs(lab: Lab, n: int) -> FactSet:
+    """Two facts each of `n` subjects that the model knows, one after the other; empty where facts come alone."""
+    by_subject = lab.facts.by_subject()
+    both = [by_subject[fact.subject][:2] for fact in lab.known(n)]
+    return FactSet([fact for two in both if len(two) == 2 for fact in two])
+
+
+def together(lab: Lab, two: FactSet, editor: Editor) -> pd.DataFrame:
+    """One batch of the first fact of every subject, and one of both, with the same targets; no rows without pairs.
+
+    Columns: batch ("one fact a subject", "two facts a subject"), p_new and says_new (means over the batch's facts), size
+    (Frobenius norm of the update over that of the matrix). The weights are as before when this returns.
+    """
+    if not len(two):
+        return pd.DataFrame(columns=["batch", "p_new", "says_new", "size"])
+    settings = {"prefixes": editor.prefixes, "layers": editor.layers, "statistics": lab.statistics}
+    writer, rows = GivenTargets(lab.model, editor.method, seed=lab.seed, **settings), []
+    targets = editor.targets(two)
+    for name, part in (("one fact a subject", slice(0, None, 2)), ("two facts a subject", slice(None))):
+        some, writer.given = two[part], part_of(targets, part)
+        edit = writer.apply(some)
+        said = answers(lab.model, [f.text for f in some], [f.target_new for f in some])
+        writer.undo()
+        size = max(norm / float(lab.model.weight(i).norm()) for i, norm in edit.norms().items())
+        rows.append(
+            {"batch": name, "p_new": said["probability"].mean(), "says_new": said["right"].mean(), "size": size}
+        )
+    return pd.DataFrame(rows)
+
+
+def by_layer(lab: Lab, editor: Editor, edits: Mapping[str, Edit]) -> pd.DataFrame:
+    """Size of the updates by layer. Columns: edit, layer, norm (over that of the unedited matrix), moved (prose)."""
+    assert editor.statistics is not None
+    rows = []
+    for name, edit in edits.items():
+        for layer, norm in edit.norms().items():
+            weight, c = lab.model.weight(layer).double().cpu(), editor.statistics.layers[layer].cpu()
+            far = moved(edit.delta(layer), weight, c)
+            rows.append({"edit": name, "layer": layer, "norm": norm / float(weight.norm()), "moved": far})
+    return pd.DataFrame(rows)
+
+
+def problem(seed: int = 0, d_model: int = 4, d_mlp: int = 9, n: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    """Random K1 (d_mlp, n), R (d_model, n) and a C (d_mlp, d_mlp) that is far from the identity; float64."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = torch.randn(d_mlp, 3 * d_mlp, generator=generator, dtype=torch.float64)
+    draw *= torch.linspace(0.2, 3, d_mlp, dtype=torch.float64)[:, None]
+    keys, residuals = (torch.randn(d, n, generator=generator, dtype=torch.float64) for d in (d_mlp, d_model))
+    return keys, residuals, draw @ draw.T / (3 * d_mlp)
+
+
+def _shape(answer: Closed, editor: Editor, facts: Sequence[Fact]) -> bool:
+    keys, residuals, covariance = problem()
+    return answer(keys, residuals, covariance, 2.0).shape == (len(residuals), len(keys))
+
+
+def _free(answer: Closed, editor: Editor, facts: Sequence[Fact]) -> bool:
+    keys, residuals, covariance = problem()
+    return torch.allclose(answer(keys, residuals, covariance, 1e-9) @ keys, residuals, atol=1e-5)
+
+
+def _flat(answer: Closed, editor: Editor, facts: Sequence[Fact]) -> bool:
+    for weight in (0.3, 5.0):
+        keys, residuals, covariance = problem(1)
+        delta = answer(keys, residuals, covariance, weight)
+        slope = (delta @ keys - residuals) @ keys.T + weight * delta @ covariance
+        if slope.norm() > 1e-8 * (residuals @ keys.T).norm():
+            return False
+    return True
+
+
+def _packages(answer: Closed, editor: Editor, facts: Sequence[Fact]) -> bool:
+    assert editor.statistics is not None
+    (layer,), model = editor.layers, editor.model
+    found = editor.targets(facts)
+    edit = editor.apply(facts)
+    editor.undo()
+    keys = torch.stack([key_of(model, fact, layer) for fact in facts], dim=1)
+    c, residuals = editor.statistics.layers[layer].cpu(), (found.z - found.h0).double().T
+    want, delta = edit.delta(layer), answer(keys, residuals, c, editor.hyper.value("lambda_p", len(c)))
+    return float((delta - want).norm() / want.norm()) < 1e-3
+
+
+def _transposed(keys: Tensor, residuals: Tensor, covariance: Tensor, weight: float) -> Tensor:
+    return closed_form(keys, residuals, covariance, weight).T
+
+
+def _unprotected(keys: Tensor, residuals: Tensor, covariance: Tensor, weight: float) -> Tensor:
+    return residuals @ torch.linalg.pinv(keys)
+
+
+def _ridge(keys: Tensor, residuals: Tensor, covariance: Tensor, weight: float) -> Tensor:
+    return closed_form(keys, residuals, torch.eye(len(keys), dtype=keys.dtype), weight)
+
+
+def _alone(keys: Tensor, residuals: Tensor, covariance: Tensor, weight: float) -> Tensor:
+    one = [closed_form(keys[:, [i]], residuals[:, [i]], covariance, weight) for i in range(keys.shape[1])]
+    return torch.stack(one).sum(0)
+
+
+many = Exercise(
+    "Write many facts at once",
+    "medium",
+    15,
+    properties=(
+        Property(
+            "the update has the matrix's shape",
+            _shape,
+            "Delta is added to W, hence (d, d_mlp). torch.linalg.solve(A, B) gives A^-1 B; A is symmetric, so that "
+            "B^T A^-1 is the transpose of it.",
+        ),
+        Property(
+            "with nearly no protection every fact is written",
+            _free,
+            "With lambda near 0 only the fit is left, and Delta K1 = R. Are the n facts solved for together? A sum of n "
+            "single updates writes into keys that overlap more than once.",
+        ),
+        Property(
+            "the gradient is zero there",
+            _flat,
+            "The gradient (Delta K1 - R) K1^T + lambda Delta C is not zero at your Delta. Solve it for Delta: what "
+            "multiplies Delta is lambda C + K1 K1^T, what stands alone is R K1^T.",
+        ),
+        Property(
+            "the package writes the same",
+            _packages,
+            "Right on random matrices, yet not what the Editor writes. Does your function use its arguments alone?",
+        ),
+    ),
+    wrong=(
+        Wrong("gives the transpose", _transposed, "the update has the matrix's shape"),
+        Wrong("adds up single updates", _alone, "with nearly no protection every fact is written"),
+        Wrong("protects nothing", _unprotected, "the gradient is zero there"),
+        Wrong("takes the identity for the covariance", _ridge, "the gradient is zero there"),
+    ),
+)
+
+Asked = Callable[[float, Sequence[float]], Sequence[float]]
+
+
+def _first(answer: Asked) -> bool:
+    return abs(float(answer(12.0, [1.0, 1.0, 1.0])[0]) - 4.0) < 1e-9
+
+
+def _even(answer: Asked) -> bool:
+    return np.allclose(np.asarray(answer(12.0, [1.0, 1.0, 1.0]), dtype=float), 4.0)
+
+
+def _behind(answer: Asked) -> bool:
+    found = np.asarray(answer(12.0, [0.5, 0.5, 1.0]), dtype=float)
+    return len(found) == 3 and np.allclose(found, [4.0, 5.0, 7.5])
+
+
+def _once(total: float, delivered: Sequence[float]) -> list[float]:
+    return [total / len(delivered)] * len(delivered)
+
+
+def _same_divisor(total: float, delivered: Sequence[float]) -> list[float]:
+    asked, left = [], total
+    for share in delivered:
+        asked.append(left / len(delivered))
+        left -= share * asked[-1]
+    return asked
+
+
+asked = Exercise(
+    "Share the work among layers",
+    "easy",
+    8,
+    properties=(
+        Property("the first of three layers is asked for a third", _first, "Three layers are still to come: 12 / 3."),
+        Property(
+            "layers that deliver all are asked for equal parts",
+            _even,
+            "12 is missing, then 8, then 4. The divisor is the number of layers still to come, this one included: 3, 2, 1.",
+        ),
+        Property(
+            "what a layer leaves undone falls to those above",
+            _behind,
+            "Take off what was delivered, not what was asked for, and divide what is then left by the layers to come: "
+            "the model is read anew before each layer.",
+        ),
+    ),
+    wrong=(
+        Wrong("shares out once and for all", _once, "what a layer leaves undone falls to those above"),
+        Wrong("divides by all layers each time", _same_divisor, "layers that deliver all are asked for equal parts"),
+    ),
+)

@@ -1,0 +1,232 @@
+"""Notebook 07: what stopping step 1 earlier costs and saves, the patience dial, exercises."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+import ipywidgets as W
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from ketools.course.exercises import Exercise, Property, Wrong
+from ketools.course.lessons.passes import GivenTargets, Watched
+from ketools.course.lines import add_reference
+from ketools.course.mode import Lab
+from ketools.course.parts import add_line, checked, joined
+from ketools.course.style import OKABE_ITO, Style, dress
+from ketools.course.target_plots import target_trace_lines
+from ketools.course.widgets.base import View
+from ketools.evaluation.edits import evaluate, recall
+from ketools.facts import Fact
+from ketools.norms.targets import trace
+from ketools.probing.recall import answers
+from ketools.runs.demo import fresh
+
+Rule = Callable[[np.ndarray, int], np.ndarray]
+_LOOKS = {
+    "accuracy": ("edited prompts say the new object", Style(OKABE_ITO["blue"], "solid", "circle")),
+    "paraphrases": ("paraphrases say the new object", Style(OKABE_ITO["orange"], "dash", "square")),
+    "p_edited": ("mean probability of the new object", Style(OKABE_ITO["vermillion"], "dot", "diamond")),
+    "beside": ("the subjects' other facts still right", Style(OKABE_ITO["green"], "dashdot", "cross")),
+}
+
+
+def known_answer(facts: Iterable[Fact]) -> list[Fact]:
+    """The facts with their true object as the target: an edit that has nothing to change."""
+    bare = {"target_true": None, "neighbours": (), "two_hop": ()}
+    return [replace(fact, target_new=fact.need_true("a known answer as target"), **bare) for fact in facts]
+
+
+def beside(lab: Lab, facts: Iterable[Fact]) -> list[Fact]:
+    """The subjects' other facts, those that the model as it stands answers right (none where facts come alone)."""
+    by_subject = lab.facts.by_subject()
+    found = [other for fact in facts for other in by_subject[fact.subject] if other.relation != fact.relation]
+    found = [other for other in found if other.target_true is not None]
+    if not found:
+        return []
+    right = answers(lab.model, [o.text for o in found], [str(o.target_true) for o in found])["right"]
+    return [other for other, hit in zip(found, right, strict=True) if hit]
+
+
+def _scored(editor: GivenTargets, watched: Watched, steps: np.ndarray, others: Sequence[Fact]) -> dict[str, float]:
+    # The edit with targets stopped after `steps`, evaluated and taken out again.
+    editor.given = watched.stopped(steps)
+    editor.apply(watched.facts)
+    frame = evaluate(editor.model, watched.facts, neighbours=0, two_hop=0, locality=0)
+    kept = recall(editor.model, others, prompts="prompt")["accuracy"].mean() if others else np.nan
+    editor.undo()
+    means = frame[["p_new", "efficacy_accuracy", "paraphrase_accuracy"]].mean().tolist()
+    found = [np.mean(steps), editor.given.p_target.mean(), *means, kept]
+    return dict(
+        zip(("steps", "p_step1", "p_edited", "accuracy", "paraphrases", "beside"), map(float, found), strict=True)
+    )
+
+
+def ablation(
+    lab: Lab, watched: Watched, rule: Rule, patiences: Sequence[int], fixed: np.ndarray, others: Sequence[Fact]
+) -> pd.DataFrame:
+    """The same targets stopped earlier and later, written by MEMIT and evaluated.
+
+    `rule(right, patience)` gives the steps (n,), never more than `fixed` (n,), those without it; `others`: the subjects'
+    other facts, known before.
+
+    Returns:
+        A row per stopping: stopping ("+0", "+1", ..., "fixed steps"), patience (NaN for the last), steps (mean), p_step1,
+        p_edited (mean probability of the new object at the end of step 1, and after the edit), accuracy, paraphrases
+        (shares whose every token of the new object is first), beside (share of `others` still right).
+    """
+    editor = GivenTargets(lab.model, "memit", statistics=lab.statistics, seed=lab.seed)
+    rows: list[dict[str, object]] = []
+    with fresh(lab.model):
+        for n in patiences:
+            steps = np.minimum(rule(watched.right, n), fixed)
+            rows.append({"stopping": f"+{n}", "patience": n} | _scored(editor, watched, steps, others))
+        rows.append({"stopping": "fixed steps"} | _scored(editor, watched, fixed, others))
+    return pd.DataFrame(rows)
+
+
+def ablation_lines(frame: pd.DataFrame, natural: float, context: str) -> go.Figure:
+    """The frame of `ablation`, a line per measure, with the natural level."""
+    frame = checked(frame, "stopping", "steps", *_LOOKS, of="nb07.ablation", least=2)
+    fig = go.Figure()
+    for column, (name, look) in _LOOKS.items():
+        if frame[column].notna().any():
+            add_line(fig, frame["stopping"], frame[column], name, look)
+    add_reference(fig, list(frame["stopping"].iloc[[0, -1]]), [natural, natural], "natural probability", ".3f")
+    fig.update_xaxes(title="stopping (steps after the target first is most probable)", type="category")
+    fig.update_yaxes(title="share or probability (0 to 1)", range=[0, 1.04])
+    first, last = frame.iloc[0], frame.iloc[-1]
+    said = (
+        f"from {first['stopping']} to {last['stopping']} the mean probability goes from {first['p_edited']:.2f} to "
+        f"{last['p_edited']:.2f}, edits that hold from {first['accuracy']:.0%} to {last['accuracy']:.0%}"
+    )
+    caption = joined("The same step 1, stopped earlier or later; step 2 is MEMIT's each time.", context)
+    return dress(fig, f"Patience buys certainty: {said}", caption, f"Lines over stopping rules: {said}.", 440)
+
+
+class PatienceDial(View):
+    """Step 1 with a patience to choose: each fact's probability up to where it stops. Nothing is computed anew."""
+
+    kind, title = "patience", "Patience dial"
+
+    def __init__(
+        self, watched: Watched, rule: Rule, fixed: np.ndarray, frame: pd.DataFrame, *, context: str = ""
+    ) -> None:
+        """`rule`, `fixed` as in `ablation`; `frame`: its table, whose rows are what can be chosen."""
+        self.watched, self.rule, self.fixed, self.frame, self.context = watched, rule, fixed, frame, context
+        options = [(str(name), i) for i, name in enumerate(frame["stopping"])]
+        layout = W.Layout(width="min(40rem, 100%)")
+        slider = W.SelectionSlider(options=options, description="stopping", continuous_update=False, layout=layout)
+        super().__init__({"stopping": slider}, [["stopping"]])
+        self._listen("stopping")
+        self.refresh()
+
+    @property
+    def data(self) -> pd.DataFrame:
+        """`norms.targets.trace` of the facts, each up to where it stops."""
+        patience = self.frame["patience"].iloc[self.controls["stopping"].value]
+        steps = self.fixed
+        if np.isfinite(patience):
+            steps = np.minimum(self.rule(self.watched.right, int(patience)), steps)
+        return trace(self.watched.stopped(steps), self.watched.facts)
+
+    def figure(self) -> go.Figure:
+        """The lines of `target_trace_lines`."""
+        row = self.frame.iloc[self.controls["stopping"].value]
+        after = f"After step 2: mean probability {row['p_edited']:.2f}, {row['accuracy']:.0%} of edits hold."
+        return target_trace_lines(self.data, context=f"{after} {self.context}")
+
+
+_TRACE = np.array([[0.1, 0.5, 0.8, 0.9], [0.1, 0.2, 0.3, 0.4], [0.9, 0.2, 0.9, 0.9]])
+Stop = Callable[[np.ndarray, float], np.ndarray]
+
+
+def _per_fact(answer: Stop) -> bool:
+    return np.shape(answer(_TRACE, 0.7)) == (3,)
+
+
+def _first_above(answer: Stop) -> bool:
+    return list(np.asarray(answer(_TRACE, 0.7))[[0, 2]]) == [2, 0]
+
+
+def _never_above(answer: Stop) -> bool:
+    return int(answer(_TRACE, 0.7)[1]) == 3
+
+
+def _stop_at_level(p: np.ndarray, level: float) -> np.ndarray:
+    return (p > level).argmax(1)
+
+
+def _last_below(p: np.ndarray, level: float) -> np.ndarray:
+    return np.minimum((p <= level).sum(1), p.shape[1] - 1)
+
+
+at_level = Exercise(
+    "Stop at the natural level",
+    "medium",
+    10,
+    properties=(
+        Property("one number of steps a fact", _per_fact, "p is (facts, passes): the answer has one entry a fact."),
+        Property(
+            "a fact stops at the first pass above the level",
+            _first_above,
+            "A fact may begin above the level and dip below it later. It stops at the first pass above: argmax of a "
+            "boolean row gives the place of its first True.",
+        ),
+        Property(
+            "a fact that never gets there takes all steps",
+            _never_above,
+            "argmax of a row without any True is 0: no step at all, and nothing is written. Such a fact has to go on to "
+            "the last pass, p.shape[1] - 1.",
+        ),
+    ),
+    wrong=(
+        Wrong("forgets facts that never get there", _stop_at_level, "a fact that never gets there takes all steps"),
+        Wrong("counts the passes below", _last_below, "a fact stops at the first pass above the level"),
+    ),
+)
+
+Chance = Callable[[Sequence[float], Sequence[float]], float]
+
+
+def _apart(answer: Chance) -> bool:
+    return float(answer([0.8, 0.9], [0.1, 0.2, 0.3])) == 1.0 and float(answer([0.1], [0.5, 0.6])) == 0.0
+
+
+def _alike(answer: Chance) -> bool:
+    return abs(float(answer([0.1, 0.4, 0.7], [0.1, 0.4, 0.7])) - 0.5) < 1e-12
+
+
+def _pairs(answer: Chance) -> bool:
+    return abs(float(answer([0.2, 0.9], [0.1, 0.3, 0.5, 0.7])) - 0.625) < 1e-12
+
+
+def _means(edited: Sequence[float], natural: Sequence[float]) -> float:
+    return float(np.mean(edited) > np.mean(natural))
+
+
+def _no_ties(edited: Sequence[float], natural: Sequence[float]) -> float:
+    return float((np.asarray(edited)[:, None] > np.asarray(natural)[None]).mean())
+
+
+chance = Exercise(
+    "How often is an edited fact the surer one",
+    "easy",
+    8,
+    properties=(
+        Property(
+            "1 where all are surer, 0 where none is", _apart, "Compare each edited with each natural probability."
+        ),
+        Property(
+            "all pairs count",
+            _pairs,
+            "Compare every edited fact with every natural one and take the share of pairs that the edited fact wins: a "
+            "comparison of two means is one bit.",
+        ),
+        Property("equal sides come to one half", _alike, "Ties count one half: p > q, plus half of p == q."),
+    ),
+    wrong=(
+        Wrong("compares means", _means, "all pairs count"),
+        Wrong("lets ties lose", _no_ties, "equal sides come to one half"),
+    ),
+)

@@ -1,0 +1,246 @@
+"""Notebook 08: norms on the way, a control of the same size, how well keys tell subjects apart, exercises."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+from torch import Tensor
+
+from ketools.course.exercises import Exercise, Property, Wrong
+from ketools.course.lessons.keys import key_of
+from ketools.course.lessons.sequence import Sequence as Edits
+from ketools.course.mode import Lab
+from ketools.course.parts import add_line, checked, joined, layer_axis
+from ketools.course.style import dress, label, styles
+from ketools.editing.statistics import Statistics
+from ketools.evaluation.edits import evaluate
+from ketools.facts import Fact
+from ketools.norms.alignment import KeyBasis, alignment, key_bases
+from ketools.norms.residual import before_and_now
+from ketools.norms.sample import Sample
+from ketools.norms.spectra import accumulated, singular_values
+from ketools.norms.weights import frobenius, norms
+from ketools.runs.demo import fresh
+
+Rows = list[Mapping[str, object]]
+
+
+def norm_rows(lab: Lab) -> Callable[[Sequence[Fact]], Rows]:
+    """A measure for `sequence.in_batches`: norms of all layers relative to now, a row a layer."""
+    base = norms(lab.model)
+
+    def measure(done: Sequence[Fact]) -> Rows:
+        return frobenius(lab.model, base).to_dict("records")
+
+    return measure
+
+
+def by_method(found: Mapping[str, Edits]) -> pd.DataFrame:
+    """The tables of several sequences, one below the other, with a first column method; a layer counts as edited in all
+    rows if it is in the last.
+    """
+    frames = []
+    for name, sequence in found.items():
+        touched = {layer for edit in sequence.edits for layer in edit.layers}
+        table = sequence.table.assign(edited=sequence.table["layer"].isin(touched))
+        frames.append(table.assign(method=name)[["method", *table.columns]])
+    return pd.concat(frames, ignore_index=True)
+
+
+def grown(sequence: Edits, layer: int) -> pd.Series:
+    """Norm of a layer's matrix by edits so far, relative to before: what `norms.growth.growth` takes."""
+    rows = sequence.table[sequence.table["layer"] == layer]
+    return rows.set_index("edits")["ratio"]
+
+
+def random_update(lab: Lab, sequence: Edits, layer: int) -> tuple[float, float]:
+    """Growth of the largest singular value of W_0 (layer) by the sequence's whole update, and by a random one.
+
+    The control has the same Frobenius norm, in independent normal entries. Ratios to the largest value before.
+    """
+    with fresh(lab.model):
+        sequence.put_in(lab)
+        left, right = accumulated(lab.model)[layer]
+        before = lab.model.originals[layer].double().cpu()
+    delta = (left @ right.T).cpu()
+    drawn = torch.randn(delta.shape, generator=torch.Generator().manual_seed(lab.seed), dtype=torch.float64)
+    drawn *= delta.norm() / drawn.norm()
+    top = float(singular_values(before)[0])
+    return float(singular_values(before + delta)[0]) / top, float(singular_values(before + drawn)[0]) / top
+
+
+def stream(lab: Lab, sequence: Edits, samples: Mapping[str, Sample]) -> pd.DataFrame:
+    """`residual.before_and_now` with the sequence's edits in the weights, for each sample, in a first column sample."""
+    with fresh(lab.model):
+        sequence.put_in(lab)
+        frames = [before_and_now(lab.model, sample).assign(sample=name) for name, sample in samples.items()]
+    frame = pd.concat(frames, ignore_index=True)
+    return frame[["sample", *frame.columns.drop("sample")]]
+
+
+def holding(lab: Lab, sequence: Edits, facts: Sequence[Fact]) -> pd.Series:
+    """Means over the edited facts with all edits in the weights: p_new, efficacy_accuracy, paraphrase_accuracy, ..."""
+    with fresh(lab.model):
+        sequence.put_in(lab)
+        return evaluate(lab.model, facts, neighbours=1, two_hop=0, locality=0).mean(numeric_only=True)
+
+
+def key_shares(lab: Lab, facts: Sequence[Fact], covariances: Mapping[int, Tensor]) -> pd.DataFrame:
+    """How well the keys of different subjects can be told apart, layer by layer, in the unedited model.
+
+    Returns:
+        A row per layer: layer; weight, the norm of its matrix; common, the share of the mean key in the keys' squares,
+        ||mean k||^2 / mean ||k||^2 (1: all keys alike); effort, how large the least matrix is that gives every key an
+        output of its own, beside keys at right angles (1): sqrt(mean of s_i^-2) times the keys' root mean square norm, s
+        the singular values of the keys; least, C's smallest eigenvalue over its mean one (what the cheapest direction costs
+        under lambda_p C).
+    """
+    size, rows = norms(lab.model), []
+    for layer, covariance in covariances.items():
+        keys = torch.stack([key_of(lab.model, fact, layer) for fact in facts])  # (n, d_mlp) float64
+        square, singular = keys.square().sum(1).mean(), torch.linalg.svdvals(keys)
+        values = torch.linalg.eigvalsh(covariance.double())
+        rows.append(
+            {
+                "layer": layer,
+                "weight": size[layer],
+                "common": float(keys.mean(0).square().sum() / square),
+                "effort": float((singular.pow(-2).mean() * square).sqrt()),
+                "least": float(values[0].clamp_min(0) / values.mean()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def unused(lab: Lab, found: Mapping[str, Edits], statistics: Statistics, below: float = 1e-3) -> pd.DataFrame:
+    """How much of each update lies where running text has next to no keys.
+
+    A row per method and layer: method, layer, energy (share of ||Delta||_F^2 along eigenvectors of C whose eigenvalue is
+    under `below` times the mean one), chance (what a random update would have there), dim (how many they are).
+    """
+    bases: dict[int, KeyBasis] = {}
+    for layer, covariance in statistics.layers.items():
+        limit = below * float(covariance.trace()) / len(covariance)
+        bases |= key_bases(lab.model, statistics, [layer], limit)
+    frames = []
+    for name, sequence in found.items():
+        with fresh(lab.model):
+            sequence.put_in(lab)
+            frames.append(alignment(lab.model, bases=bases).assign(method=name))
+    table = pd.concat(frames, ignore_index=True)
+    names = {"null_energy": "energy", "null_chance": "chance", "null_dim": "dim"}
+    return table.rename(columns=names)[["method", "layer", "energy", "chance", "dim"]]
+
+
+def deep_lines(frame: pd.DataFrame, context: str) -> go.Figure:
+    """Norm ratio by layer at the end, a line a method, logarithmic; the frame of `by_method`."""
+    frame = checked(frame, "method", "edits", "layer", "ratio", "edited", of="nb08.by_method", least=2)
+    end = frame[frame["edits"] == frame.groupby("method")["edits"].transform("max")]
+    fig, said = go.Figure(), []
+    for method, look in styles(dict.fromkeys(end["method"])).items():
+        mine = end[end["method"] == method]
+        add_line(fig, mine["layer"], mine["ratio"], label(method), look, show=".4g")
+        most = mine.loc[mine["ratio"].idxmax()]
+        said.append(f"{label(method)} {most['ratio']:.4g} times in layer {int(most['layer'])}")
+    fig.update_xaxes(title="layer (index)", **layer_axis(end["layer"]))
+    fig.update_yaxes(title="Frobenius norm (ratio to before any edit)", type="log")
+    finding = f"The most grown matrix after {int(end['edits'].max())} edits: {'; '.join(said)}"
+    caption = joined("MLP output matrices of all layers; the scale is logarithmic.", context)
+    return dress(fig, finding, caption, f"Lines over layers. {'; '.join(said)}.")
+
+
+Norm = Callable[[Tensor, Tensor, Tensor], float]
+
+
+def _factors(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((6, 10), (6, 2), (10, 2))
+    weight, left, right = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    return weight, left, right
+
+
+def _nothing(answer: Norm) -> bool:
+    weight, left, right = _factors()
+    return abs(float(answer(weight, 0 * left, right)) - float(weight.norm())) < 1e-9
+
+
+def _alone(answer: Norm) -> bool:
+    weight, left, right = _factors()
+    return abs(float(answer(0 * weight, left, right)) - float((left @ right.T).norm())) < 1e-9
+
+
+def _whole(answer: Norm) -> bool:
+    return all(
+        abs(float(answer(*three)) - float((three[0] + three[1] @ three[2].T).norm())) < 1e-9
+        for three in (_factors(0), _factors(1))
+    )
+
+
+def _pythagoras(weight: Tensor, left: Tensor, right: Tensor) -> float:
+    return float((weight.square().sum() + ((left.T @ left) * (right.T @ right)).sum()).sqrt())
+
+
+def _product(weight: Tensor, left: Tensor, right: Tensor) -> float:
+    cross = ((weight @ right) * left).sum()
+    return float((weight.square().sum() + 2 * cross + left.square().sum() * right.square().sum()).sqrt())
+
+
+norm_after = Exercise(
+    "The norm without the matrix",
+    "medium",
+    12,
+    properties=(
+        Property("an update of zero changes nothing", _nothing, "With L = 0 the norm is that of W."),
+        Property(
+            "the update's own norm is right",
+            _alone,
+            "||L R^T||^2 is the trace of (L^T L)(R^T R), the sum of the entries' products of two small matrices; the "
+            "product of both norms is right for rank one only.",
+        ),
+        Property(
+            "W and the update may have a direction in common",
+            _whole,
+            "||W + D||^2 = ||W||^2 + 2 <W, D> + ||D||^2. Pythagoras alone holds if W and D are orthogonal. With factors "
+            "<W, L R^T> is the sum of the entries of (W R) * L.",
+        ),
+    ),
+    wrong=(
+        Wrong("leaves out what both have in common", _pythagoras, "W and the update may have a direction in common"),
+        Wrong("multiplies the norms of the factors", _product, "the update's own norm is right"),
+    ),
+)
+
+Rank = Callable[[Tensor], float]
+
+
+def _flat(answer: Rank) -> bool:
+    return abs(float(answer(torch.ones(7, dtype=torch.float64))) - 7) < 1e-9
+
+
+def _single(answer: Rank) -> bool:
+    return abs(float(answer(torch.tensor([3.0, 0.0, 0.0]))) - 1) < 1e-9
+
+
+def _between(answer: Rank) -> bool:
+    return abs(float(answer(torch.tensor([2.0, 1.0, 1.0]))) - 1.5) < 1e-6
+
+
+stable_rank = Exercise(
+    "Count directions",
+    "easy",
+    5,
+    properties=(
+        Property("seven equal values count as seven", _flat, "Seven directions of equal strength: the rank is 7."),
+        Property("one value counts as one", _single, "Zeros do not count, and the scale does not matter."),
+        Property(
+            "weak directions count for less",
+            _between,
+            "Values 2, 1, 1 come to (4 + 1 + 1) / 4 = 1.5: the sum of the squares over the largest square.",
+        ),
+    ),
+    wrong=(
+        Wrong("counts values above zero", lambda s: float((s > 0).sum()), "weak directions count for less"),
+        Wrong("forgets the squares", lambda s: float(s.sum() / s[0]), "weak directions count for less"),
+    ),
+)

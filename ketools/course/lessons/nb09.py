@@ -1,0 +1,161 @@
+"""Notebook 09: ENCORE's step 2 and its ablations (lessons.arms), exercises."""
+
+from collections.abc import Callable
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ketools.course.exercises import Exercise, Property, Wrong
+from ketools.course.lessons.arms import (
+    Arm,
+    Asked,
+    Written,
+    ablation_bars,
+    side_by_side,
+    stops,
+    strength,
+    table,
+    written,
+)
+from ketools.runs.grid import ALL_STEPS
+
+__all__ = [
+    "Arm", "Asked", "Written", "ablation_bars", "choose", "closed_form", "side_by_side", "stops", "strength", "table",
+    "update", "written",
+]  # fmt: skip
+
+Update = Callable[[Tensor, Tensor, Tensor, Tensor, float, float], Tensor]
+Matrices = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def _problem() -> Matrices:
+    # K1 (6, 3), R (4, 3), C (6, 6), K_p (6, 2), float64.
+    generator = torch.Generator().manual_seed(3)
+    draw = [
+        torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((6, 3), (4, 3), (6, 20), (6, 2))
+    ]
+    return draw[0], draw[1], draw[2] @ draw[2].T / 20, draw[3]
+
+
+def closed_form(
+    keys: Tensor, residuals: Tensor, covariance: Tensor, past: Tensor, lambda_p: float, lambda_n: float
+) -> Tensor:
+    """Delta (d_model, d_mlp) of ENCORE's step 2; keys (d_mlp, n), residuals (d_model, n), past (d_mlp, m)."""
+    eye = torch.eye(len(covariance), dtype=covariance.dtype)
+    a = lambda_p * covariance + lambda_n * eye + past @ past.T + keys @ keys.T
+    return torch.linalg.solve(a, keys @ residuals.T).T
+
+
+def _shape(answer: Update) -> bool:
+    return tuple(answer(*_problem(), 2.0, 0.5).shape) == (4, 6)
+
+
+def _memit(answer: Update) -> bool:
+    keys, residuals, covariance, past = _problem()
+    got = answer(keys, residuals, covariance, past[:, :0], 2.0, 0.0)
+    return torch.allclose(got, residuals @ keys.T @ torch.linalg.inv(2.0 * covariance + keys @ keys.T))
+
+
+def _flat(answer: Update) -> bool:
+    keys, residuals, covariance, past = _problem()
+    delta = answer(keys, residuals, covariance, past, 2.0, 0.5)
+    slope = 2.0 * delta @ covariance + 0.5 * delta + delta @ past @ past.T + (delta @ keys - residuals) @ keys.T
+    return float(slope.norm()) < 1e-9 * float((residuals @ keys.T).norm())
+
+
+def _smaller(answer: Update) -> bool:
+    sizes = [float(answer(*_problem(), 2.0, weight).norm()) for weight in (0.0, 1.0, 10.0, 100.0)]
+    return sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[-1]
+
+
+def _forgets_past(
+    keys: Tensor, residuals: Tensor, covariance: Tensor, past: Tensor, lambda_p: float, lambda_n: float
+) -> Tensor:
+    return closed_form(keys, residuals, covariance, past[:, :0], lambda_p, lambda_n)
+
+
+def _ones(
+    keys: Tensor, residuals: Tensor, covariance: Tensor, past: Tensor, lambda_p: float, lambda_n: float
+) -> Tensor:
+    a = lambda_p * covariance + lambda_n + past @ past.T + keys @ keys.T  # adds lambda_n to every entry
+    return torch.linalg.solve(a, keys @ residuals.T).T
+
+
+def _without_new(
+    keys: Tensor, residuals: Tensor, covariance: Tensor, past: Tensor, lambda_p: float, lambda_n: float
+) -> Tensor:
+    return torch.linalg.solve(lambda_p * covariance + lambda_n * torch.eye(6) + past @ past.T, keys @ residuals.T).T
+
+
+update = Exercise(
+    "Write ENCORE's step 2",
+    "medium",
+    10,
+    properties=(
+        Property("the update has the matrix's shape", _shape, "Delta is added to W (d_model, d_mlp): R K1^T A^-1, in that order."),
+        Property(
+            "without past keys and with lambda_n = 0 it is MEMIT's",
+            _memit,
+            "MEMIT's A is lambda_p C + K1 K1^T. Did you leave the new keys out of A?",
+        ),
+        Property(
+            "the gradient vanishes",
+            _flat,
+            "Some term of the objective does not stand in A. lambda_n stands on the diagonal alone; past keys enter as K_p K_p^T.",
+        ),
+        Property("more lambda_n, a smaller update", _smaller, "The norm of Delta has to fall as lambda_n rises."),
+    ),
+    wrong=(
+        Wrong("leaves the new keys out of A", _without_new, "without past keys and with lambda_n = 0 it is MEMIT's"),
+        Wrong("forgets past keys", _forgets_past, "the gradient vanishes"),
+        Wrong("adds lambda_n to every entry", _ones, "the gradient vanishes"),
+    ),
+)  # fmt: skip
+
+Choose = Callable[[pd.DataFrame, float], "pd.Series"]
+_GRID = pd.DataFrame(
+    {
+        "lambda_n": [0.0, 0.0, 1.0, 1.0, 5.0], "patience": [2, ALL_STEPS, 2, ALL_STEPS, ALL_STEPS],
+        "accuracy": [0.95, 1.0, 0.6, 0.97, 0.3], "moved": [0.3, 0.5, 0.1, 0.2, 0.05],
+    }
+)  # fmt: skip
+
+
+def _holds(answer: Choose) -> bool:
+    return float(answer(_GRID, 0.9)["accuracy"]) >= 0.9 and float(answer(_GRID, 0.99)["accuracy"]) >= 0.99
+
+
+def _least(answer: Choose) -> bool:
+    return float(answer(_GRID, 0.9)["moved"]) == 0.2 and float(answer(_GRID, 0.2)["moved"]) == 0.05
+
+
+def _gentlest(grid: pd.DataFrame, least: float) -> pd.Series:
+    return grid.loc[grid["moved"].idxmin()]
+
+
+def _most_accurate(grid: pd.DataFrame, least: float) -> pd.Series:
+    return grid.loc[grid["accuracy"].idxmax()]
+
+
+choose = Exercise(
+    "Choose the knobs",
+    "easy",
+    5,
+    properties=(
+        Property(
+            "enough edits hold",
+            _holds,
+            "The smallest change of weights is the one that writes nothing. First keep the rows whose edits hold.",
+        ),
+        Property(
+            "of these the change is smallest",
+            _least,
+            "Any row that meets the bar will do; among them take the smallest `moved`, not the largest accuracy.",
+        ),
+    ),
+    wrong=(
+        Wrong("takes the smallest change", _gentlest, "enough edits hold"),
+        Wrong("takes the most accurate", _most_accurate, "of these the change is smallest"),
+    ),
+)

@@ -1,0 +1,188 @@
+"""Notebook 10: a run that is stopped on purpose and goes on, what a long one would cost, exercises."""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pandas as pd
+
+from ketools.course.exercises import Exercise, Property, Wrong
+from ketools.course.mode import Lab
+from ketools.errors import KetoolsError
+from ketools.facts import Fact, FactSet
+from ketools.model import EditableModel
+from ketools.paths import data_root
+from ketools.runs.demo import fresh
+from ketools.runs.gather import Run, gather
+from ketools.runs.lifelong import Interrupted, lifelong
+from ketools.runs.panel import Panel, Sizes
+from ketools.runs.resume import weights_digest
+from ketools.runs.store import RunRecord
+
+
+@dataclass(frozen=True)
+class _Stopping(Panel):
+    # A panel that is interrupted when it is to measure after `at` edits.
+    at: int = 0
+
+    def measure(
+        self, model: EditableModel, past: Collection[Fact], p_edited: float, layers: Collection[int]
+    ) -> dict[str, float]:
+        if len(past) >= self.at:
+            raise KeyboardInterrupt
+        return super().measure(model, past, p_edited, layers)
+
+
+class Runs:
+    """Small lifelong runs of one lab, side by side on one panel, in a folder that goes with the notebook."""
+
+    def __init__(self, lab: Lab, facts: FactSet, **sizes: int) -> None:
+        """`facts`: what may be edited and compared with; `sizes` of the panel, as `ketools.runs.panel.Sizes` names them.
+
+        lab.sizes must have edits and batch.
+        """
+        self.lab, self.facts = lab, facts
+        self._folder = TemporaryDirectory(prefix="ketools-runs-")
+        todo = facts.sample(lab.sizes.edits, lab.seed)
+        small = Sizes(**{"per_task": 0, "documents": 8, "neighbours_end": 1, "residual_tokens": 0} | sizes)
+        self.panel = Panel.take(lab.model, facts, todo, sizes=small, seed=lab.seed, tasks=pd.DataFrame())
+
+    def path(self, name: str) -> Path:
+        """The folder of the run `name`."""
+        return Path(self._folder.name) / name
+
+    def go(
+        self, method: str, name: str | None = None, stop_at: int | None = None
+    ) -> tuple[RunRecord | None, dict[int, str]]:
+        """Start the run, or go on with it where it stopped; the model comes back unedited.
+
+        stop_at: raise KeyboardInterrupt, as Ctrl-C does, in the checkpoint after so many edits; it is not finished then.
+
+        Returns:
+            (the record, or None if the run was stopped; sha256 of each edited matrix as the run left it).
+        """
+        lab, panel = self.lab, self.panel
+        if stop_at is not None:
+            panel = _Stopping(**{each.name: getattr(panel, each.name) for each in fields(Panel)}, at=stop_at)
+        with fresh(lab.model):
+            try:
+                record: RunRecord | None = lifelong(
+                    lab.model, self.facts, method, edits=lab.sizes.edits, batch=lab.sizes.batch, seed=lab.seed,
+                    checkpoint_every=lab.sizes.every, out=self.path(name or method), statistics=lab.statistics,
+                    panel=panel, progress=False,
+                )  # fmt: skip
+            except Interrupted:
+                record = None
+            return record, weights_digest(lab.model, sorted({i for edit in lab.model.edits for i in edit.layers}))
+
+    def files(self, name: str) -> dict[str, int]:
+        """How many files of each kind the run's folder holds."""
+        out = self.path(name)
+        kinds = ("batches", "edits", "state", "snapshots", "checkpoints")
+        return {kind: len(list((out / kind).glob("[0-9]*"))) for kind in kinds}
+
+    def bytes_per_fact(self, name: str) -> float:
+        """Of the updates alone: the files of the run's edits, over its facts."""
+        sizes = [path.stat().st_size for path in (self.path(name) / "edits").iterdir()]
+        return sum(sizes) / self.lab.sizes.edits
+
+    def megabytes(self, name: str) -> float:
+        """Size of the run's folder."""
+        return sum(path.stat().st_size for path in self.path(name).rglob("*") if path.is_file()) / 1e6
+
+
+def stored() -> list[Run]:
+    """The reference runs that come with the package (data/results); [] if there are none."""
+    folder = data_root() / "results"
+    try:
+        return gather([folder]) if folder.is_dir() else []
+    except KetoolsError:
+        return []
+
+
+def same_tables(one: RunRecord, two: RunRecord) -> float:
+    """1.0 if two runs of one method hold the same rows in all tables, to the bit, but for the clock's columns."""
+    for name in ("batches", "facts", "norms", "checkpoints"):
+        left, right = getattr(one, name), getattr(two, name)
+        clock = [column for column in left if column.startswith("seconds")]
+        if not left.drop(columns=clock).equals(right.drop(columns=clock)):
+            return 0.0
+    return 1.0
+
+
+Forecast = Callable[[Sequence[float], int, int], float]
+
+
+def _constant(answer: Forecast) -> bool:
+    return abs(float(answer([2.0, 2.0, 2.0, 2.0], 10, 100)) - 20.0) < 1e-6
+
+
+def _growing(answer: Forecast) -> bool:
+    return abs(float(answer([1.0, 2.0, 3.0, 4.0], 10, 100)) - 55.0) < 1e-6
+
+
+def _mean_only(seconds: Sequence[float], batch: int, edits: int) -> float:
+    return float(np.mean(seconds)) * edits / batch
+
+
+def _by_edit(seconds: Sequence[float], batch: int, edits: int) -> float:
+    return float(np.mean(seconds)) * edits
+
+
+forecast = Exercise(
+    "Forecast the long run",
+    "medium",
+    10,
+    properties=(
+        Property("equal batches cost alike", _constant, "`seconds` are of batches, not of edits: 100 edits are 10 batches of 10."),
+        Property(
+            "growth is carried on",
+            _growing,
+            "Batches get dearer as past keys pile up. Fit a line over the batches (np.polyfit) and sum it over all of them.",
+        ),
+    ),
+    wrong=(
+        Wrong("takes batches for edits", _by_edit, "equal batches cost alike"),
+        Wrong("takes the mean of the beginning", _mean_only, "growth is carried on"),
+    ),
+)  # fmt: skip
+
+Lost = Callable[[Sequence[float], Sequence[float]], float]
+
+
+def _some(answer: Lost) -> bool:
+    return abs(float(answer([1, 1, 1, 1], [1, 0, 1, 0])) - 0.5) < 1e-12
+
+
+def _took(answer: Lost) -> bool:
+    return abs(float(answer([1, 1, 0, 0, 0], [1, 0, 0, 1, 0])) - 0.5) < 1e-12
+
+
+def _difference(at_edit: Sequence[float], at_end: Sequence[float]) -> float:
+    return float(np.mean(at_edit) - np.mean(at_end))
+
+
+def _missing(at_edit: Sequence[float], at_end: Sequence[float]) -> float:
+    return float(1 - np.mean(at_end))
+
+
+forgotten = Exercise(
+    "Count what was forgotten",
+    "easy",
+    5,
+    properties=(
+        Property("half of what took is lost", _some, "Compare fact by fact: 1 at edit time and 0 at the end."),
+        Property(
+            "what never took cannot be forgotten",
+            _took,
+            "An edit that failed at once is no loss later, and one that comes by luck makes up for none. Keep those with 1 at "
+            "edit time, then ask how many of them are 0.",
+        ),
+    ),
+    wrong=(
+        Wrong("subtracts two means", _difference, "what never took cannot be forgotten"),
+        Wrong("counts all that are wrong at the end", _missing, "what never took cannot be forgotten"),
+    ),
+)

@@ -1,0 +1,194 @@
+"""Notebook 11: a table of one's own facts, what others load of an edit, the same fact told in the prompt, exercises."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ketools.course.exercises import Exercise, Property, Wrong
+from ketools.course.mode import Lab
+from ketools.errors import KetoolsError
+from ketools.facts import Fact, FactSet
+from ketools.facts import facts as read_facts
+from ketools.model import EditableModel
+from ketools.probing.recall import answers
+
+_COLUMNS = ("id", "relation", "subject", "prompt", "target_true", "target_new", "paraphrases", "neighbours")
+
+
+class Folder:
+    """A folder of the notebook's own, gone with it; `folder / "name"` is a path in it."""
+
+    def __init__(self) -> None:
+        self._kept = TemporaryDirectory(prefix="ketools-")
+
+    def __truediv__(self, name: str) -> Path:
+        return Path(self._kept.name) / name
+
+    def refusal(self, name: str) -> str:
+        """What reading the file `name` is refused with, its folder left out; "" if it can be read."""
+        try:
+            read_facts(self / name)
+        except KetoolsError as error:
+            return str(error).replace(f"{self._kept.name}/", "")
+        return ""
+
+    def megabytes(self, name: str) -> float:
+        """Size of a file, or of all files in a folder."""
+        path = self / name
+        files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
+        return sum(each.stat().st_size for each in files) / 1e6
+
+
+def as_table(facts: Sequence[Fact]) -> pd.DataFrame:
+    """The facts as a table that a spreadsheet shows: a column per field, lists joined by " | ", at most three of each;
+    questions that follow from the fact as JSON."""
+    rows = [{name: getattr(fact, name) for name in _COLUMNS} for fact in facts]
+    lists = ("paraphrases", "neighbours")
+    short = [row | {name: " | ".join(row[name][:3]) for name in lists} for row in rows]
+    hops = [json.dumps([asdict(hop) for hop in fact.two_hop]) if fact.two_hop else "" for fact in facts]
+    return pd.DataFrame(short).assign(two_hop=hops)
+
+
+def without_ketools(folder: str | Path, text: str, adapter: str | Path | None = None) -> Tensor:
+    """Logits (vocabulary,) after `text` of the model in `folder`, by transformers (and peft, given an `adapter`) alone."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(adapter))
+    ids = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        return model.eval()(input_ids=ids).logits[0, -1]
+
+
+def logits(model: EditableModel, text: str) -> Tensor:
+    """Logits (vocabulary,) after `text`, float32 on the CPU."""
+    ids = model.tokenizer(text, return_tensors="pt")["input_ids"].to(model.device)
+    with torch.no_grad():
+        return model.model(input_ids=ids).logits[0, -1].float().cpu()
+
+
+def told(lab: Lab, facts: Sequence[Fact]) -> pd.DataFrame:
+    """The new object asked for without an edit, the new fact stated in the prompt first, as retrieval would do.
+
+    A row per fact: probability and right (every token first), as `probing.recall.answers`.
+    """
+    prompts = [f"{fact.text} {fact.target_new}. {fact.text}" for fact in facts]
+    return answers(lab.model, prompts, [fact.target_new for fact in facts])
+
+
+def consequences(lab: Lab, facts: Iterable[Fact], *, new: bool) -> pd.DataFrame:
+    """Two-hop questions of the facts to the model as it stands; a row a question, as `probing.recall.answers`.
+
+    The answer asked for is that which follows from the new object, or (`new` False) that which followed from the old one,
+    where it is known. Empty without such questions.
+    """
+    asked = [(hop.question, hop.answer_new if new else hop.answer_true) for fact in facts for hop in fact.two_hop]
+    asked = [(question, answer) for question, answer in asked if answer is not None]
+    if not asked:
+        return pd.DataFrame({"probability": [], "right": []})
+    return answers(lab.model, [question for question, _ in asked], [str(answer) for _, answer in asked])
+
+
+Reader = Callable[[Sequence[Mapping[str, str]]], FactSet]
+_ROWS = ({"who": "Ada Ruun", "town": "Velm"}, {"who": "Bo Tarsk", "town": "Orrin"})
+
+
+def _all(answer: Reader) -> bool:
+    found = list(answer(_ROWS))
+    return [fact.subject for fact in found] == ["Ada Ruun", "Bo Tarsk"] and [f.target_new for f in found] == [
+        "Velm",
+        "Orrin",
+    ]
+
+
+def _ids(answer: Reader) -> bool:
+    return len({fact.id for fact in answer(_ROWS)}) == len(_ROWS)
+
+
+def _relation(answer: Reader) -> bool:
+    twice = [*_ROWS, {"who": "Ada Ruun", "town": "Orrin"}]
+    return len(answer(twice).conflicts()) == 1
+
+
+def _same_id(rows: Sequence[Mapping[str, str]]) -> FactSet:
+    return FactSet(Fact("own", "home", "{} lives in", row["who"], None, row["town"]) for row in rows)
+
+
+def _own_relations(rows: Sequence[Mapping[str, str]]) -> FactSet:
+    made = [
+        Fact(str(i), f"r{i}", "{} lives in" + " the town of" * i, r["who"], None, r["town"]) for i, r in enumerate(rows)
+    ]
+    return FactSet(made)
+
+
+own_rows = Exercise(
+    "Turn rows into facts",
+    "easy",
+    8,
+    properties=(
+        Property("every row becomes a fact", _all, "Fact(id, relation, prompt, subject, None, target_new) for each row, in order."),
+        Property("ids differ", _ids, "Reports name facts by id: two facts of one id cannot be told apart."),
+        Property(
+            "contradictions are noticed",
+            _relation,
+            "Two towns for one person contradict each other only if both facts name the same relation.",
+        ),
+    ),
+    wrong=(
+        Wrong("gives all facts one id", _same_id, "ids differ"),
+        Wrong("gives each fact a relation of its own", _own_relations, "contradictions are noticed"),
+    ),
+)  # fmt: skip
+
+Sort = Callable[[pd.DataFrame], list[str]]
+_SCORES = pd.DataFrame(
+    {
+        "id": ["a", "b", "c", "d"], "efficacy_accuracy": [1.0, 1.0, 0.0, 1.0], "paraphrase_accuracy": [1.0, 0.5, 0.0, 1.0],
+        "neighbourhood_accuracy": [1.0, 1.0, 1.0, 0.5],
+    }
+)  # fmt: skip
+
+
+def _takes_failed(answer: Sort) -> bool:
+    return "c" in answer(_SCORES) and "b" in answer(_SCORES)
+
+
+def _takes_spilled(answer: Sort) -> bool:
+    return "d" in answer(_SCORES)
+
+
+def _leaves_good(answer: Sort) -> bool:
+    return sorted(answer(_SCORES)) == ["b", "c", "d"]
+
+
+def _prompt_only(frame: pd.DataFrame) -> list[str]:
+    return list(frame.loc[frame["efficacy_accuracy"] < 1, "id"])
+
+
+def _edit_only(frame: pd.DataFrame) -> list[str]:
+    return list(frame.loc[(frame["efficacy_accuracy"] < 1) | (frame["paraphrase_accuracy"] < 1), "id"])
+
+
+to_review = Exercise(
+    "Find the edits to look at",
+    "easy",
+    5,
+    properties=(
+        Property("edits that did not take, in any words", _takes_failed, "An edit that misses a paraphrase did not take either."),
+        Property("edits that spilled over", _takes_spilled, "Who loses a neighbour is to be looked at too, however well the edit took."),
+        Property("no others", _leaves_good, "Edits that took and left their neighbours alone are fine."),
+    ),
+    wrong=(
+        Wrong("asks the edited prompt alone", _prompt_only, "edits that did not take, in any words"),
+        Wrong("does not ask neighbours", _edit_only, "edits that spilled over"),
+    ),
+)  # fmt: skip

@@ -1,0 +1,79 @@
+"""For lessons: many facts in batches, one after another into the same weights, by several methods with the same targets."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from ketools.course.lessons.passes import GivenTargets
+from ketools.course.mode import Lab
+from ketools.course.parts import joined
+from ketools.course.style import dress, words
+from ketools.editing.edit import Edit
+from ketools.editing.methods import Method
+from ketools.editing.targets import Targets
+from ketools.facts import FactSet
+from ketools.runs.demo import fresh
+
+Measure = Callable[[FactSet], Mapping[str, object] | list[Mapping[str, object]]]
+
+
+@dataclass(frozen=True, eq=False)
+class Sequence:
+    """A sequence of edits that was made and taken out again: edits in order, and `table`, what was measured on the way."""
+
+    edits: tuple[Edit, ...]
+    table: pd.DataFrame
+
+    def put_in(self, lab: Lab) -> None:
+        """All edits into the lab's weights; do it within `ketools.runs.demo.fresh(lab.model)`."""
+        for edit in self.edits:
+            edit.apply_to(lab.model)
+
+
+def part_of(targets: Targets, part: slice) -> Targets:
+    """The targets of some of the facts."""
+    return Targets(**{each.name: getattr(targets, each.name)[part] for each in fields(Targets)})
+
+
+def in_batches(
+    lab: Lab,
+    how: str | Method,
+    facts: FactSet,
+    targets: Targets,
+    batch: int,
+    measure: Measure,
+    every: int = 1,
+    **overrides: object,
+) -> Sequence:
+    """Write `targets`, found on the unedited model, batch after batch; the weights are left as they were.
+
+    Step 1 is the same for all methods that are given the same targets, so that they differ in step 2 alone. (A full run,
+    `ketools.runs.lifelong`, finds each batch's targets on the weights as they then are.) `measure` is called before the
+    first batch, after every `every` of them and after the last, with the facts edited so far and the weights edited; its
+    row or rows get a column edits. `overrides`: settings of the editor, such as layers.
+    """
+    editor = GivenTargets(lab.model, how, statistics=lab.statistics, seed=lab.seed, **overrides)
+    rows: list[dict[str, object]] = []
+
+    def note(done: int) -> None:
+        found = measure(facts[:done])
+        rows.extend({"edits": done, **row} for row in (found if isinstance(found, list) else [found]))
+
+    with fresh(lab.model):
+        note(0)
+        for start in range(0, len(facts), batch):
+            stop = min(start + batch, len(facts))
+            editor.given = part_of(targets, slice(start, stop))
+            editor.apply(facts[start:stop])
+            if (start // batch + 1) % every == 0 or stop == len(facts):
+                note(stop)
+    return Sequence(tuple(editor.history), pd.DataFrame(rows))
+
+
+def in_context(fig: go.Figure, context: str) -> go.Figure:
+    """The same figure of `ketools.course.plots`, its caption ended by `context`."""
+    said = words(fig)
+    fig.layout.annotations = [note for note in fig.layout.annotations if note.name != "caption"]
+    return dress(fig, said["finding"], joined(said["caption"], context), said["description"])

@@ -1,0 +1,180 @@
+"""One switch for all notebooks: KETOOLS_MODE=quick (pocket, CPU, offline) or full (what full.toml names).
+
+`setup` is called once, in a notebook's first code cell.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from ketools.editing.editor import Editor
+from ketools.editing.methods import Method
+from ketools.editing.statistics import Statistics
+from ketools.errors import KetoolsError
+from ketools.facts import FactSet
+from ketools.facts import facts as read_facts
+from ketools.model import EditableModel, fingerprint_of, load
+from ketools.probing.recall import answers
+from ketools.runs.provenance import versions
+
+MODES = ("quick", "full")
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_AT_ONCE = 64  # facts asked at once by `known`
+
+
+@dataclass(frozen=True, eq=False)
+class Lab:
+    """What a notebook works with; made by `setup`, printed at its top.
+
+    mode ("quick" or "full"), number of the notebook, model (unedited when made), facts, sizes (by attribute), seed,
+    statistics (None: those in the model's folder), fingerprint of the model as loaded, source of the facts.
+    """
+
+    mode: str
+    number: str
+    model: EditableModel
+    facts: FactSet
+    sizes: SimpleNamespace
+    seed: int
+    statistics: Statistics | None
+    source: str
+
+    @property
+    def device(self) -> str:
+        """Type of the device that the model is on, such as "cpu"."""
+        return self.model.device.type
+
+    def __str__(self) -> str:
+        """Mode, model, facts, sizes, seed, versions: three lines."""
+        model, sizes = self.model, ", ".join(f"{name} {value}" for name, value in vars(self.sizes).items())
+        dtype = str(model.dtype).removeprefix("torch.")
+        about = ", ".join(f"{name} {number}" for name, number in versions().items())
+        return (
+            f"Mode {self.mode}: model {model.name} ({model.fingerprint[:8]}, {model.anatomy.n_layer} layers, {dtype}) on "
+            f"{self.device}, {len(self.facts):,} facts of {self.source}\n"
+            f"Sizes: {sizes or 'none'}; seed {self.seed}\nVersions: {about}"
+        )
+
+    def context(self, n: str, **more: object) -> str:
+        """The last sentence of a figure's caption: mode, model, n and seed; `more` are further settings.
+
+        >>> lab.context(n="40 facts", layers="1 to 3")                                # doctest: +SKIP
+        'Mode quick, model pocket, n = 40 facts, seed 0, layers 1 to 3.'
+        """
+        rest = "".join(f", {name.replace('_', ' ')} {value}" for name, value in more.items())
+        return f"Mode {self.mode}, model {self.model.name}, n = {n}, seed {self.seed}{rest}."
+
+    def editor(self, how: str | Method, **overrides: object) -> Editor:
+        """A fresh Editor of this lab's model with its statistics and seed; `overrides` as in `ketools.Editor`."""
+        return Editor(self.model, how, **{"statistics": self.statistics, "seed": self.seed} | overrides)
+
+    def known(self, n: int, relation: str | None = None) -> FactSet:
+        """`n` facts, no two with one subject, whose true object is the model's first choice after the edit prompt.
+
+        In the order of `FactSet.sample` with this lab's seed, so that fewer are the beginning of more. Asks the model
+        as it stands. Raises KetoolsError if it knows fewer than `n`.
+        """
+        chosen = self.facts.filter(lambda fact: fact.target_true is not None and relation in (None, fact.relation))
+        if not len(chosen):
+            have = ", ".join(sorted({fact.relation for fact in self.facts})[:8])
+            raise KetoolsError(f"no facts of relation {relation!r} in {self.source}; there are: {have}")
+        most = len({fact.subject.lower() for fact in chosen})
+        asked = chosen.sample(most, self.seed)
+        found: list[Any] = []
+        for start in range(0, most, _AT_ONCE):
+            some = asked[start : start + _AT_ONCE]
+            right = answers(self.model, [f.text for f in some], [str(f.target_true) for f in some])["right"]
+            found += [fact for fact, hit in zip(some, right, strict=True) if hit]
+            if len(found) >= n:
+                return FactSet(found[:n])
+        raise KetoolsError(
+            f"{self.model.name} answers {len(found)} of {most} facts of {self.source} right, {n} were asked for; "
+            "ask for fewer or take a model that knows them"
+        )
+
+    def clean(self) -> float:
+        """1.0 if the weights are, bit for bit, those that were loaded; else 0.0."""
+        return float(not self.model.edits and fingerprint_of(self.model.model) == self.model.fingerprint)
+
+
+def current_mode() -> str:
+    """What KETOOLS_MODE says, "quick" if it is not set. Raises KetoolsError for anything but "quick" and "full"."""
+    mode = os.environ.get("KETOOLS_MODE") or "quick"
+    if mode not in MODES:
+        raise KetoolsError(f"KETOOLS_MODE is {mode!r}; set it to quick (pocket, on the CPU) or full (see full.toml)")
+    return mode
+
+
+def setup(number: str, *, seed: int = 0, **sizes: int) -> Lab:
+    """Everything that notebook `number` ("03") works with, by the mode of KETOOLS_MODE.
+
+    `sizes` are those of quick mode, by name; full mode takes each from [sizes.NUMBER] of full.toml (KETOOLS_FULL names
+    another file). Figures are shown as plotly's own data, progress bars of loading are off.
+
+    Raises KetoolsError for an unknown mode, a size that only one of the two names, and what loading raises.
+    """
+    _quiet()
+    if current_mode() == "quick":
+        return Lab("quick", number, load("pocket"), read_facts("world"), SimpleNamespace(**sizes), seed, None, "world")
+    where, table = _full()
+    about = table["model"]
+    model = load(_near(about["name"], where), device=about.get("device") or _device(), dtype=_dtype(about))
+    statistics = Statistics.load(_near(about["statistics"], where)).of(model, ()) if "statistics" in about else None
+    known, chosen = read_facts(_near(about["facts"], where)), SimpleNamespace(**_sizes(table, number, sizes))
+    return Lab("full", number, model, known, chosen, seed, statistics, Path(about["facts"]).name)
+
+
+def _quiet() -> None:
+    # A notebook's outputs are compared: no bars. Without this, plotly adds its whole library to the first figure.
+    import plotly.io
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    plotly.io.renderers.default = "plotly_mimetype"
+
+
+def _full() -> tuple[Path | None, dict[str, Any]]:
+    named = os.environ.get("KETOOLS_FULL")
+    if not named:
+        return None, tomllib.loads(files("ketools.course").joinpath("full.toml").read_text(encoding="utf-8"))
+    path = Path(named).expanduser()
+    if not path.is_file():
+        raise KetoolsError(f"KETOOLS_FULL names {path}, which is no file; expected one like ketools/course/full.toml")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise KetoolsError(f"{path}: {error}; expected a file like ketools/course/full.toml") from error
+    if missing := [key for key in ("name", "facts") if key not in table.get("model", {})]:
+        raise KetoolsError(f"{path}: [model] lacks {' and '.join(missing)}; expected at least name and facts")
+    return path.parent, table
+
+
+def _near(name: str, folder: Path | None) -> str:
+    # A path relative to the file that names it, if there is such a thing; else a name.
+    return str(folder / name) if folder is not None and (folder / name).exists() else name
+
+
+def _sizes(table: Mapping[str, Any], number: str, quick: Mapping[str, int]) -> dict[str, int]:
+    full = table.get("sizes", {}).get(number, {})
+    if odd := sorted(set(full) ^ set(quick)):
+        side = "the notebook's set-up cell" if odd[0] in full else f"[sizes.{number}] of full.toml"
+        raise KetoolsError(f"size {odd[0]!r} of notebook {number} is missing in {side}; name it in both")
+    return dict(full)
+
+
+def _device() -> torch.device | None:
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+
+
+def _dtype(about: Mapping[str, Any]) -> torch.dtype | None:
+    name = about.get("dtype")
+    if name is not None and name not in _DTYPES:
+        raise KetoolsError(f"dtype is {name!r}; expected one of {', '.join(_DTYPES)}")
+    return _DTYPES.get(name)

@@ -1,0 +1,158 @@
+"""The ENCORE dial: lambda_n and patience, on a grid of runs that were made before."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import ipywidgets as W
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from ketools.course.findings import number, percent, times
+from ketools.course.parts import checked, gaps, joined
+from ketools.course.style import MAGNITUDE, NEUTRAL, OKABE_ITO, dress
+from ketools.course.widgets.base import View
+from ketools.errors import KetoolsError
+from ketools.runs.grid import ALL_STEPS
+
+# Name of each measure, how it is written, and whether more (1) or less (-1) of it is better.
+MEASURES: dict[str, tuple[str, Callable[[float], str], int]] = {
+    "unedited_kept": ("unedited facts still right", percent, 1),
+    "same_subject_kept": ("other facts of edited subjects still right", percent, 1),
+    "downstream_kept": ("downstream F1, of before", percent, 1),
+    "efficacy": ("efficacy at the end, ES", percent, 1),
+    "paraphrase": ("paraphrases, PS", percent, 1),
+    "neighbourhood": ("neighbours, NS", percent, 1),
+    "norm_ratio": ("norm of the most grown edited matrix (ratio)", times, -1),
+    "perplexity_ratio": ("perplexity (ratio)", times, -1),
+    "p_edited": ("mean probability of edited facts", number, 0),
+    "steps_mean": ("optimisation steps per fact (count)", number, -1),
+    "seconds_per_edit": ("time per edit (s)", number, -1),
+}
+_X, _Y = "efficacy", "unedited_kept"
+
+
+class EncoreDial(View):
+    """Turn ENCORE's two knobs; see what the edits reach and what they cost, and where every other pair of settings lies."""
+
+    kind, title, height = "dial", "ENCORE dial", 420
+
+    def __init__(self, grid: pd.DataFrame, *, context: str = "") -> None:
+        """`grid`: from `ketools.runs.grid.grid`; `context` (mode, model, n, seed) ends the caption.
+
+        Raises KetoolsError for another table, an empty one, or one that has a pair of settings twice.
+        """
+        checked(grid, "lambda_n", "patience", _X, _Y, of="runs.grid.grid")
+        if grid.duplicated(["lambda_n", "patience"]).any():
+            raise KetoolsError("the grid has a pair of lambda_n and patience twice; give the runs of one seed")
+        self.grid, self.context = grid, context
+        self._weights = sorted(set(grid["lambda_n"].astype(float)))
+        self._steps = sorted(set(grid["patience"].astype(int)), key=lambda n: math.inf if n == ALL_STEPS else n)
+        style, wide = {"description_width": "8rem"}, W.Layout(width="min(30rem, 100%)")
+        controls = {
+            "lambda_n": W.SelectionSlider(
+                options=[(f"{v:g}", v) for v in self._weights], value=self._weights[len(self._weights) // 2],
+                description="lambda_n", continuous_update=False, style=style, layout=wide,
+            ),
+            "patience": W.SelectionSlider(
+                options=[(_steps(n), n) for n in self._steps], value=self._steps[len(self._steps) // 2],
+                description="patience", continuous_update=False, style=style, layout=wide,
+            ),
+            "measure": W.Dropdown(
+                options=[(name, key) for key, (name, _, _) in MEASURES.items() if key in grid and grid[key].notna().any()],
+                value=_Y if grid[_Y].notna().any() else _X, description="map shows", style=style, layout=wide,
+            ),
+        }  # fmt: skip
+        super().__init__(controls, [["lambda_n", "patience"], ["measure"]])
+        self._listen(*controls)
+        self.refresh()
+
+    @property
+    def chosen(self) -> pd.Series | None:
+        """The grid's row at the present settings; None if that pair was not run."""
+        at = (self.grid["lambda_n"] == self.controls["lambda_n"].value) & (self.grid["patience"] == self.controls["patience"].value)
+        return self.grid[at].iloc[0] if at.any() else None
+
+    @property
+    def data(self) -> pd.DataFrame:
+        """The map: the chosen measure, a row per patience (ALL_STEPS last), a column per lambda_n; NaN where nothing was run."""
+        table = self.grid.pivot(index="patience", columns="lambda_n", values=self.controls["measure"].value)
+        return table.reindex(index=self._steps, columns=self._weights)
+
+    def figure(self) -> go.Figure:
+        """Left: every pair of settings by what its edits reach and what survives. Right: the measure as a map."""
+        name, show, _ = MEASURES[self.controls["measure"].value]
+        fig = make_subplots(1, 2, column_widths=[0.42, 0.58], horizontal_spacing=0.13, subplot_titles=["every pair", name])
+        self._cloud(fig)
+        self._map(fig, show)
+        fig.update_xaxes(title="efficacy at the end, ES (%)", tickformat=".0%", row=1, col=1)
+        fig.update_yaxes(title="unedited facts still right (%)", tickformat=".0%", row=1, col=1)
+        ticks = {"tickmode": "array"}
+        fig.update_xaxes(
+            title="lambda_n (times the mean eigenvalue of C)", tickvals=list(range(len(self._weights))),
+            ticktext=[f"{v:g}" for v in self._weights], **ticks, row=1, col=2,
+        )  # fmt: skip
+        fig.update_yaxes(
+            title="patience (steps)", tickvals=list(range(len(self._steps))), ticktext=[_steps(n) for n in self._steps],
+            **ticks, row=1, col=2,
+        )  # fmt: skip
+        caption = "Each pair is a run of its own on the same facts; the ring and the frame mark the chosen one."
+        rows = "; ".join(
+            f"patience {_steps(n)}: " + ", ".join(f"{v:g} {_shown(self.data.loc[n, v], show)}" for v in self._weights)
+            for n in self._steps
+        )
+        text = f"Points of all pairs, and a map of {name} by patience and lambda_n. {rows}."
+        return dress(fig, self._finding(), joined(caption, self.context), text, 380).update_layout(hovermode="closest")
+
+    def _cloud(self, fig: go.Figure) -> None:
+        names = [[f"{row.lambda_n:g}", _steps(int(row.patience))] for row in self.grid.itertuples()]
+        fig.add_scatter(
+            x=gaps(self.grid[_X]), y=gaps(self.grid[_Y]), mode="markers", name="all pairs", showlegend=False, customdata=names,
+            marker={"color": NEUTRAL, "size": 9},
+            hovertemplate="lambda_n %{customdata[0]}, patience %{customdata[1]}<br>ES %{x:.1%}, unedited %{y:.1%}<extra></extra>",
+            row=1, col=1,
+        )  # fmt: skip
+        if (row := self.chosen) is not None:
+            ring = {"color": OKABE_ITO["vermillion"], "size": 16, "symbol": "circle-open", "line": {"width": 3}}
+            fig.add_scatter(
+                x=gaps([row[_X]]), y=gaps([row[_Y]]), mode="markers", name="chosen", showlegend=False, marker=ring,
+                hoverinfo="skip", row=1, col=1,
+            )  # fmt: skip
+
+    def _map(self, fig: go.Figure, show: Callable[[float], str]) -> None:
+        z = self.data.to_numpy(dtype=float)
+        fig.add_heatmap(
+            z=[gaps(row) for row in z], x=list(range(z.shape[1])), y=list(range(z.shape[0])), colorscale=MAGNITUDE,
+            showscale=False, xgap=2, ygap=2, text=[[_shown(value, show) for value in row] for row in z],
+            texttemplate="%{text}", hovertemplate="%{text}<extra></extra>", name="map", row=1, col=2,
+        )  # fmt: skip
+        x, y = self._weights.index(self.controls["lambda_n"].value), self._steps.index(self.controls["patience"].value)
+        frame = {"color": OKABE_ITO["vermillion"], "width": 4}
+        fig.add_shape(x0=x - 0.5, x1=x + 0.5, y0=y - 0.5, y1=y + 0.5, line=frame, row=1, col=2)
+
+    def _finding(self) -> str:
+        at = f"lambda_n {self.controls['lambda_n'].value:g}, patience {_steps(self.controls['patience'].value)}"
+        row = self.chosen
+        if row is None:
+            return f"No run with {at}"
+        key = self.controls["measure"].value
+        shown = [k for k in dict.fromkeys((_X, _Y, "norm_ratio", key)) if k in row]
+        said = ", ".join(f"{MEASURES[k][0]} {_shown(row[k], MEASURES[k][1])}" for k in shown)
+        name, show, sign = MEASURES[key]
+        if sign == 0 or not self.grid[key].notna().any():
+            return f"{at}: {said}"
+        best = self.grid.loc[(sign * self.grid[key]).idxmax()]
+        if row[key] == best[key]:
+            return f"{at}: {said}; no pair of the grid does better in {name}"
+        where = f"lambda_n {best['lambda_n']:g}, patience {_steps(int(best['patience']))}"
+        return f"{at}: {said}; best in {name}: {where} ({_shown(best[key], show)})"
+
+
+def _steps(patience: int) -> str:
+    return "all steps" if patience == ALL_STEPS else f"+{patience}"
+
+
+def _shown(value: float, show: Callable[[float], str]) -> str:
+    return "–" if pd.isna(value) else show(float(value))

@@ -1,0 +1,298 @@
+"""The fact surgeon: one fact, one method, and what the edit does to the prompts around it."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import ipywidgets as W
+import pandas as pd
+import plotly.graph_objects as go
+
+from ketools.course.bars import before_after
+from ketools.course.findings import percent
+from ketools.course.probing_plots import surroundings_bars
+from ketools.course.style import label, plain
+from ketools.course.widgets.base import View
+from ketools.course.widgets.typed import Words, fact_of, with_old
+from ketools.editing.edit import Edit
+from ketools.editing.editor import Editor
+from ketools.editing.methods import method as named_method
+from ketools.editing.statistics import Statistics
+from ketools.errors import KetoolsError
+from ketools.facts import Fact, FactSet
+from ketools.model import EditableModel
+from ketools.norms.weights import norms
+from ketools.probing.recall import surroundings
+from ketools.runs.names import title
+
+_MADE_BY = "fact surgeon"
+_OWN = -1  # not None, which a dropdown shows as no choice at all
+_WAIT = "Editing; this takes some seconds."
+_FIELDS = ("prompt", "subject", "old", "new")
+
+
+@dataclass(frozen=True, eq=False)
+class Operation:
+    """What the surgeon shows: a fact, what the model said around it, and, once it is edited, the edit and its effects.
+
+    before, after: `probing.recall.surroundings`; norms: a row per edited layer: layer, before, after, ratio (Frobenius
+    norms of its MLP output matrix), update_norm.
+    """
+
+    fact: Fact
+    before: pd.DataFrame
+    edit: Edit | None = None
+    after: pd.DataFrame | None = None
+    norms: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+
+class FactSurgeon(View):
+    """Choose or type a fact, edit it into the weights by one click, see what changed around it, undo.
+
+    At most one edit of the surgeon is in the weights at a time: `apply` takes the one before out first. It leaves with
+    `undo`, with `close`, on leaving a `with` block, and when a new surgeon takes the model over (a cell that is run
+    again). While it is in the weights the picture stays with it; without one the picture follows the controls.
+
+    shown: the Operation in the picture. trials: a row per edit made so far: method, subject, new, p_before and p_after
+    (of the new answer at the prompt), paraphrases (their mean p_after), neighbours_kept and same_subject_kept (shares of
+    those answered rightly before that still are), norm_ratio (of the most grown matrix), steps, seconds.
+    """
+
+    kind, title = "surgeon", "Fact surgeon"
+
+    def __init__(
+        self,
+        model: EditableModel,
+        facts: FactSet,
+        *,
+        methods: Sequence[str] = ("memit", "alphaedit", "encore"),
+        world: FactSet | None = None,
+        statistics: Statistics | None = None,
+        seed: int = 0,
+        **overrides: object,
+    ) -> None:
+        """Offer `facts` to edit; `world` (None: `facts`) is where other facts of the same subject are looked for.
+
+        `statistics`, `seed` and `overrides` are the Editor's. Raises KetoolsError without facts or methods, for an
+        unknown method, and if later edits were made on top of one that an earlier surgeon left.
+        """
+        if not len(facts) or not methods:
+            raise KetoolsError("a fact surgeon needs at least one fact and one method to offer")
+        names = [named_method(name).name for name in methods]
+        for edit in [edit for edit in model.edits if edit.record.get("made_by") == _MADE_BY]:
+            edit.remove(model)
+        self.model, self.facts = model, facts
+        self._subjects = (facts if world is None else world).by_subject()
+        self._editor = {"statistics": statistics, "seed": seed, **overrides}
+        self._about = f"Model {model.name}, one fact, seed {seed}."
+        self.trials = pd.DataFrame()
+        super().__init__(_controls(facts, names), [["fact", "method"], ["prompt", "subject"], ["old", "new"], ["apply", "undo"]])
+        self._fill()
+        self.shown = self._look()
+        self.refresh()
+        self._wire()
+
+    @property
+    def edit(self) -> Edit | None:
+        """The surgeon's edit in the weights, if there is one."""
+        edit = self.shown.edit
+        return edit if any(edit is other for other in self.model.edits) else None
+
+    @property
+    def data(self) -> pd.DataFrame:
+        """A row per prompt: kind, prompt, true, new, p_true and p_new, each before and (with an edit) after."""
+        frame = self.shown.before[["kind", "prompt", "true", "new"]]
+        for when, source in (("before", self.shown.before), ("after", self.shown.after)):
+            for name in ("p_true", "p_new") if source is not None else ():
+                frame = frame.assign(**{f"{name}_{when}": source[name]})
+        return frame
+
+    def figure(self) -> go.Figure:
+        """Bars by kind of prompt: the new answer before and after the edit; without one, both answers now."""
+        shown = self.shown
+        if shown.after is None or shown.edit is None:
+            return surroundings_bars(shown.before, context=f'Before any edit. {self._about}')
+        context = f"{label(shown.edit.record['method'])}. {self._about}"
+        return before_after(shown.before, shown.after, plain(shown.fact.target_new), context)
+
+    def _said(self, fig: go.Figure) -> str:
+        """What the edit did to the new answer, to what should have stayed, and to the norm."""
+        said = super()._said(fig)
+        if self.shown.after is None:
+            return said
+        last = self.trials.iloc[-1]
+        names = {"neighbours_kept": "the neighbours", "same_subject_kept": "the subject's other facts"}
+        kept = [f"{percent(last[name])} of {what}" for name, what in names.items() if not pd.isna(last[name])]
+        stays = f" Still answered rightly: {' and '.join(kept)}." if kept else ""
+        return f"{said}{stays} The norm of the edited matrices changes by {100 * (last['norm_ratio'] - 1):+.3g}% at most."
+
+    def apply(self) -> Edit:
+        """Edit the fact that the controls spell into the weights, in place of this surgeon's edit before.
+
+        Raises KetoolsError, and shows its message, for input that cannot be edited; the weights are then as before.
+        """
+        with self._telling(), self._busy(), warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            fact = with_old(self.model, self._typed())
+            former, trials, had = self.shown, self.trials, self.edit
+            if had is not None:
+                had.remove(self.model)
+            try:
+                self._operate(fact)
+                self.refresh()
+            except BaseException:
+                self._take_out()
+                self.shown, self.trials = former, trials
+                if had is not None:
+                    had.apply_to(self.model)
+                raise
+        self.controls["undo"].disabled = False
+        self._say(" ".join(str(w.message) for w in heard if issubclass(w.category, UserWarning)))
+        assert self.shown.edit is not None
+        return self.shown.edit
+
+    def undo(self) -> None:
+        """Take this surgeon's edit out of the weights, bit for bit, and show the fact that the controls spell.
+
+        Raises KetoolsError, and shows its message, if there is none, or if other edits were made on top of it.
+        """
+        with self._telling():
+            if self.shown.edit is None:
+                raise KetoolsError("nothing to undo: no edit of this surgeon is in the weights")
+            if self.edit is not None:
+                self.edit.remove(self.model)
+            self._forget()
+        self._preview()
+
+    def close(self) -> None:
+        """Take the widget out of the page, and its edit out of the weights, also from under later ones."""
+        self._take_out()
+        self._forget()
+        super().close()
+
+    def _table(self, fig: go.Figure) -> pd.DataFrame:
+        return self.data.set_index("kind")
+
+    def _operate(self, fact: Fact) -> None:
+        was = norms(self.model)
+        before = self._around(fact)
+        start = time.perf_counter()
+        edit = Editor(self.model, self.controls["method"].value, **self._editor).apply([fact])
+        seconds = time.perf_counter() - start
+        edit.record["made_by"] = _MADE_BY
+        self.shown = Operation(fact, before, edit)  # from here on it can be taken out
+        after, now = self._around(fact), norms(self.model)
+        size = edit.norms()
+        grown = pd.DataFrame(
+            {"layer": i, "before": was[i], "after": now[i], "ratio": now[i] / was[i], "update_norm": size[i]} for i in size
+        )
+        self.shown = Operation(fact, before, edit, after, grown)
+        row = {"method": edit.record["method"], "subject": fact.subject, "new": fact.target_new, **_outcome(before, after)}
+        row |= {"norm_ratio": grown["ratio"].max(), "steps": edit.record.get("steps", [float("nan")])[0], "seconds": seconds}
+        self.trials = pd.concat([self.trials, pd.DataFrame([row])], ignore_index=True)
+
+    def _around(self, fact: Fact) -> pd.DataFrame:
+        beside = self._subjects.get(fact.subject, ())
+        return surroundings(self.model, fact, [other for other in beside if other.target_true and other.text != fact.text])
+
+    def _look(self) -> Operation:
+        fact = with_old(self.model, self._typed())
+        return Operation(fact, self._around(fact))
+
+    def _preview(self) -> None:
+        if self.shown.edit is not None:
+            fact, by = self.shown.fact, title(self.shown.edit.record["method"])
+            self._say(f"The picture shows the edit in the weights ({by}: {fact.text} … {fact.target_new}), until the next one or undo.")
+            return
+        with self._telling():
+            self.shown = self._look()
+            self.refresh()
+
+    def _typed(self) -> Fact:
+        place = self.controls["fact"].value
+        return fact_of(Words(*(self.controls[name].value for name in _FIELDS)), None if place == _OWN else self.facts[place])
+
+    def _take_out(self) -> None:
+        if self.edit is not None:
+            self.edit.remove(self.model, force=True)
+
+    def _forget(self) -> None:
+        self.shown = Operation(self.shown.fact, self.shown.before)
+        self.controls["undo"].disabled = True
+
+    def _fill(self) -> None:
+        """The words of the chosen fact into the text fields; for one of the user's own they stay as they are."""
+        if (place := self.controls["fact"].value) == _OWN:
+            return
+        fact, self._filling = self.facts[place], True
+        spelt = (fact.prompt, fact.subject, fact.target_true or "", fact.target_new)
+        for name, text in zip(_FIELDS, spelt, strict=True):
+            self.controls[name].value = text
+        self._filling = False
+
+    def _wire(self) -> None:
+        def chosen() -> None:
+            self._fill()
+            self._preview()
+
+        def typed() -> None:
+            if not self._filling:  # four fields that change together are one change
+                self._preview()
+
+        self.controls["apply"].on_click(self._on_click(self.apply))
+        self.controls["undo"].on_click(self._on_click(self.undo))
+        self.controls["fact"].observe(self._on_click(chosen), names="value")
+        for name in _FIELDS:
+            self.controls[name].observe(self._on_click(typed), names="value")
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        self._say(_WAIT)
+        self.controls["apply"].disabled = True
+        try:
+            yield
+        finally:
+            self.controls["apply"].disabled = False
+
+
+def _controls(facts: FactSet, methods: Sequence[str]) -> dict[str, W.DOMWidget]:
+    half, style = W.Layout(width="min(26rem, 100%)"), {"description_width": "6rem"}
+    offered = [(f"{fact.text} … {fact.target_new}", i) for i, fact in enumerate(facts)]
+
+    def text(description: str, hint: str) -> W.Text:
+        return W.Text(description=description, placeholder=hint, continuous_update=False, layout=half, style=style)
+
+    return {
+        "fact": W.Dropdown(
+            options=[*offered, ("a fact of your own: type it below", _OWN)], value=0, description="fact",
+            layout=W.Layout(width="min(36rem, 100%)"), style=style,
+        ),
+        "method": W.Dropdown(
+            options=[(title(name), name) for name in methods], description="method", layout=W.Layout(width="16rem"), style=style
+        ),
+        "prompt": text("prompt", "{} was born in"),
+        "subject": text("subject", "what stands for {}"),
+        "old": text("old answer", "empty: what the model says now"),
+        "new": text("new answer", "what it is to say"),
+        "apply": W.Button(description="Edit the weights", button_style="primary"),
+        "undo": W.Button(description="Undo", disabled=True),
+    }
+
+
+def _outcome(before: pd.DataFrame, after: pd.DataFrame) -> dict[str, float]:
+    """What a trial comes to; NaN where there is no such prompt."""
+    mean = after.groupby("kind")["p_new"].mean()
+    right = before["says_true"]
+    kept = after.loc[right].groupby("kind")["says_true"].mean()
+    unknown = float("nan")
+    return {
+        "p_before": float(before.loc[before["kind"] == "prompt", "p_new"].iloc[0]),
+        "p_after": float(mean["prompt"]),
+        "paraphrases": float(mean.get("paraphrase", unknown)),
+        "neighbours_kept": float(kept.get("neighbour", unknown)),
+        "same_subject_kept": float(kept.get("same subject", unknown)),
+    }

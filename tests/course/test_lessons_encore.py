@@ -1,0 +1,50 @@
+"""Helpers of notebooks 09 to 11: against the package's solve, and where they must find nothing."""
+
+import pytest
+import torch
+
+import ketools as ke
+from ketools.course.lessons import nb09, nb10, nb11
+from ketools.editing.updates import Protection, least_squares
+
+
+def test_the_written_out_update_is_the_packages():
+    keys, residuals, covariance, past = nb09._problem()
+    protection = Protection(2.0 * covariance + 0.5 * torch.eye(6, dtype=torch.float64))
+    protection.add(past)
+    left, right = least_squares(protection, keys, residuals)
+    torch.testing.assert_close(nb09.closed_form(keys, residuals, covariance, past, 2.0, 0.5), left @ right.T)
+
+
+def test_a_table_of_facts_reads_back(tiny_facts):
+    folder = nb11.Folder()
+    table = nb11.as_table(tiny_facts)
+    table.to_csv(folder / "mine.csv", index=False)
+    back = ke.facts(folder / "mine.csv")
+    assert [f.text for f in back] == [f.text for f in tiny_facts]
+    assert [f.target_new for f in back] == [f.target_new for f in tiny_facts]
+    assert folder.refusal("mine.csv") == "" and "slip.csv" in folder.refusal("slip.csv")
+
+
+def test_logits_without_ketools_are_the_models(tiny_model, tiny_facts):
+    from ketools.editing.export import export
+
+    folder = nb11.Folder()
+    export(tiny_model, folder / "model")
+    text = tiny_facts[0].text
+    torch.testing.assert_close(nb11.without_ketools(folder / "model", text), nb11.logits(tiny_model, text), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["batches", "facts", "norms", "checkpoints"])
+def test_runs_are_the_same_only_if_every_table_is(name):
+    import pandas as pd
+
+    from ketools.runs.store import RunRecord
+
+    def record(value: float, clock: float) -> RunRecord:
+        frames = {n: pd.DataFrame({"x": [1.0], "seconds": [clock]}) for n in ("batches", "facts", "norms", "checkpoints")}
+        frames[name] = pd.DataFrame({"x": [value], "seconds": [clock]})
+        return RunRecord(**frames, provenance={})
+
+    assert nb10.same_tables(record(1.0, 1.0), record(1.0, 2.0)) == 1.0
+    assert nb10.same_tables(record(1.0, 1.0), record(1.1, 1.0)) == 0.0

@@ -1,0 +1,126 @@
+"""The lifelong scrubber shows each run's last measurement up to the slider."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from ketools import KetoolsError
+from ketools.course.style import words
+from ketools.course.widgets import LifelongScrubber
+from tests.course.sample import record, records
+
+
+def measured(runs):
+    """The runs with spectra and shares of the residual stream at their checkpoints."""
+    for run in runs.values():
+        at = [(edits, layer) for edits in run.checkpoints["edits"] for layer in range(4)]
+        run.spectra = pd.DataFrame(
+            {"edits": e, "layer": i, "spectral_norm": 3 + e / 100, "effective_rank": 9 - i, "stable_rank": 4.0, "condition": math.inf}
+            for e, i in at if i in (1, 2)
+        )  # fmt: skip
+        run.residual = pd.DataFrame(
+            {"edits": e, "layer": i, "kind": kind, "share": 0.1 + e / 1000} for e, i in at for kind in ("mlp", "attention")
+        )
+    return runs
+
+
+def drawn(view):
+    (output,) = view._picture.outputs
+    return output["data"]["application/vnd.plotly.v1+json"]
+
+
+def values(view, panel, method):
+    rows = view.data[(view.data["panel"] == panel) & (view.data["method"] == method)]
+    return rows.set_index("item")["value"].to_dict(), set(rows["edits"])
+
+
+def test_the_slider_moves_every_panel():
+    runs = measured(records(("memit", "encore")))
+    view = LifelongScrubber(runs)
+    assert [edits for _, edits in view.controls["edits"].options] == [0, 50, 100, 150, 200]
+    for edits, point in ((0, 0), (50, 0), (100, 100), (150, 100), (200, 200)):
+        view.controls["edits"].value = edits
+        for method, run in runs.items():
+            norms = run.norms[(run.norms["edits"] == edits) & run.norms["edited"]]
+            assert values(view, "norm", method) == (norms.set_index("layer")["ratio"].to_dict(), {edits})
+            metrics, at = values(view, "metric", method)
+            row = run.checkpoints.set_index("edits").loc[point]
+            assert at == {point} and metrics["unedited facts"] == row["unedited_kept"]
+            assert values(view, "spectrum", method)[0]["spectral_norm"] == 3 + point / 100
+            assert values(view, "share", method)[0][3] == pytest.approx(0.1 + point / 1000)
+        assert [line["x0"] for line in drawn(view)["layout"]["shapes"]] == [edits] * 2
+        bars = [trace for trace in drawn(view)["data"] if trace["type"] == "bar"]
+        assert bars[0]["x"][3] == runs["memit"].checkpoints.set_index("edits").loc[point, "unedited_kept"]
+        assert f"At {edits} edits" in view.sentence()
+
+
+def test_methods_layer_and_measure_of_the_spectrum():
+    runs = measured(records())
+    view = LifelongScrubber(runs)
+    assert view.methods == ["memit", "encore"] and view.controls["layer"].value == 1, "the most grown layer"
+    view.controls["left"].value = "alphaedit"
+    assert set(view.data["method"]) == {"alphaedit", "encore"} and "AlphaEdit" in view.sentence()
+    view.controls["right"].value = "alphaedit"
+    assert view.methods == ["alphaedit"]
+    view.controls["layer"].value = 2
+    assert "norm of layer 2" in view.sentence()
+    line = drawn(view)["data"][0]
+    ratio = runs["alphaedit"].norms.query("layer == 2")["ratio"].tolist()
+    assert line["y"] == pytest.approx(ratio)
+    view.controls["spectral"].value = "effective_rank"
+    assert drawn(view)["data"][2]["y"] == [7.0] * 3
+    assert drawn(view)["layout"]["yaxis3"]["title"]["text"] == "effective rank (count)"
+    view.controls["spectral"].value = "condition"
+    assert drawn(view)["data"][2]["y"] == [None] * 3, "what is infinite is a gap"
+
+
+def test_without_spectra_and_shares_there_are_two_panels():
+    view = LifelongScrubber(records())
+    assert set(view.data["panel"]) == {"norm", "metric"} and "xaxis3" not in drawn(view)["layout"]
+    runs = records(("memit", "encore")) | measured(records(["alphaedit"]))
+    one = LifelongScrubber(runs)
+    one.controls["right"].value = "encore"
+    assert set(one.data["panel"]) == {"norm", "metric"}, "neither of the two was measured"
+    one.controls["left"].value = "alphaedit"
+    assert set(one.data.loc[one.data["panel"] == "share", "method"]) == {"alphaedit"}
+
+
+def test_runs_of_one_edit_without_checkpoints_and_with_holes():
+    short = record(2.0, 0.5, 0.9, edits=1, batch=1, every=1)
+    view = LifelongScrubber({"memit": short})
+    assert [edits for _, edits in view.controls["edits"].options] == [0, 1]
+    stopped = record(0.2, 0.1, 0.4)
+    stopped.checkpoints = pd.DataFrame()
+    stopped.norms.loc[stopped.norms["edits"] == 200, "ratio"] = math.inf
+    view = LifelongScrubber({"memit": record(2.0, 0.5, 0.9), "encore": stopped})
+    assert "ENCORE: norm of layer 1 beyond measure" in view.sentence()
+    assert values(view, "metric", "encore") == ({}, set())
+    assert not any(y != y or y == math.inf for trace in drawn(view)["data"] for y in (*trace["x"], *trace["y"]) if y is not None)
+
+
+def test_a_shorter_run_keeps_its_last_point():
+    view = LifelongScrubber({"memit": record(2.0, 0.5, 0.9, edits=100), "encore": record(0.2, 0.1, 0.4)})
+    assert values(view, "norm", "memit")[1] == {100} and values(view, "norm", "encore")[1] == {200}
+
+
+def test_names_are_text_not_markup():
+    runs = {"<img src=x onerror=alert(1)>": record(1.0, 0.1, 0.5)}
+    view = LifelongScrubber(runs)
+    page = str(drawn(view)) + view._sentence.value + view._below.value
+    assert "<img" not in page
+
+
+def test_words_and_refusals():
+    view = LifelongScrubber(records(), context="Mode test, seed 0.")
+    assert "seed 0" in words(view.figure())["caption"] and "ENCORE, metrics" in words(view.figure())["description"]
+    with pytest.raises(KetoolsError, match="no runs"):
+        LifelongScrubber({})
+    empty = record(1.0, 0.1, 0.5)
+    empty.norms = empty.norms.iloc[:0]
+    with pytest.raises(KetoolsError, match="no rows"):
+        LifelongScrubber({"memit": empty})
+    odd = measured(records(["memit"]))
+    odd["memit"].spectra = odd["memit"].spectra.drop(columns="condition")
+    with pytest.raises(KetoolsError, match="lacks condition"):
+        LifelongScrubber(odd)
