@@ -1,0 +1,129 @@
+"""What is made of notebooks: students' versions, stored versions, pages that open offline, the table of times."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from ketools import KetoolsError
+from ketools.course import cells, site, storing, timetable
+from ketools.course.student import student, write_students
+
+HEAD = "# Try it\n\n**You will be able to**\n\n1. add $a_1 + b_1$;\n2. draw.\n\n**Time**: 5 minutes\n\nSee [data](../data/x.md) and [next](01_more.ipynb)."
+DRAW = """import plotly.graph_objects as go
+import plotly.io
+plotly.io.renderers.default = "plotly_mimetype"
+fig = go.Figure(go.Bar(y=[1, 2]), layout={"title": {"text": "Two"}, "meta": {"description": "Two bars."}})
+fig"""
+EXERCISE = (
+    f"def add(a, b):\n    # a sum\n    {cells.BEGIN}\n    c = a\n    return c + b\n    {cells.END}\n\nprint(add(1, 2))"
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder notebooks/ with one small notebook of text, figure and exercise, and a README for the times."""
+    nb = new_notebook(
+        cells=[
+            new_markdown_cell(HEAD, id="a"),
+            new_code_cell(DRAW, id="b", metadata={"tags": ["figure"], "execution": {"x": "1"}}),
+            new_code_cell("import sys\nprint('w', file=sys.stderr)\nprint('<b>out</b>')", id="c"),
+            new_code_cell(EXERCISE, id="d", metadata={"tags": ["exercise"]}),
+        ],
+        metadata={"widgets": {}, "language_info": {"name": "python", "version": "3.0"}},
+    )
+    made = tmp_path / "notebooks"
+    made.mkdir()
+    nbformat.write(nb, made / "00_try.ipynb")
+    (made / "README.md").write_text(f"# x\n{timetable._BEGIN}\nold\n{timetable._END}\ny\n", encoding="utf-8")
+    return made
+
+
+def test_students_get_a_stub_and_the_solution_folded_up(folder):
+    nb = cells.read(folder / "00_try.ipynb")
+    made = student(nb)
+    stub = cells.code(made, "exercise")[0]
+    assert stub.source == 'def add(a, b):\n    # a sum\n    raise NotImplementedError("your turn")\n\nprint(add(1, 2))'
+    told = made.cells[-1].source
+    assert told.startswith("<details><summary>Solution</summary>") and "c = a\nreturn c + b\n" in told
+    assert all(not cell.outputs and cell.execution_count is None for cell in cells.code(made))
+    assert cells.BEGIN in nb.cells[-1].source, "the notebook itself is as before"
+    nbformat.validate(made)
+
+
+def test_links_lead_on_from_where_a_student_is(folder, tmp_path):
+    (path,) = write_students(folder, tmp_path / "build" / "student")
+    said = cells.read(path).cells[0].source
+    assert "](../../data/x.md)" in said and "](01_more.ipynb)" in said
+
+
+@pytest.mark.parametrize(
+    "source", ["x = 1", f"{cells.BEGIN}\n{cells.END}", f"{cells.END}\nx\n{cells.BEGIN}", EXERCISE * 2]
+)
+def test_an_exercise_without_one_solution_is_refused(source):
+    with pytest.raises(KetoolsError, match="one solution"):
+        cells.solution(source)
+
+
+def test_stored_notebooks_have_pictures_and_nothing_of_this_machine(folder):
+    drawn = []
+    path = storing.store(folder / "00_try.ipynb", draw=lambda figures: drawn.extend(figures) or ["AAAA"] * len(figures))
+    nb = cells.read(path)
+    ((cell, output),) = cells.figures(nb)
+    assert len(drawn) == 1 and output.data["image/png"] == "AAAA" and output.data["text/plain"] == "Two bars."
+    assert cell.metadata == {"tags": ["figure"]} and dict(nb.metadata["language_info"]) == {"name": "python"}
+    assert [c.execution_count for c in cells.code(nb)] == [1, 2, 3] and "widgets" not in nb.metadata
+    assert [out.text for out in nb.cells[2].outputs] == ["<b>out</b>\n"], "stderr is not stored"
+
+
+def test_a_cell_that_fails_leaves_the_file_alone(folder):
+    path = folder / "00_try.ipynb"
+    nb = cells.read(path)
+    nb.cells[2].source = "1 / 0"
+    nbformat.write(nb, path)
+    before = path.read_bytes()
+    with pytest.raises(KetoolsError, match="ZeroDivisionError"):
+        storing.store(path, draw=lambda figures: [])
+    assert path.read_bytes() == before
+
+
+def test_the_site_opens_offline_with_live_figures_and_the_times_come_from_it(folder, tmp_path):
+    out = tmp_path / "build" / "course"
+    took = site.build(folder, out)
+    page = (out / "00_try.html").read_text(encoding="utf-8")
+    assert "Plotly.newPlot" in page and 'aria-label="Two bars."' in page
+    for text in (page, (out / "index.html").read_text(encoding="utf-8")):
+        asked = re.findall(r"""(?:src|srcset|@import|url\()\s*=?\s*["']?(https?:)""", text) + re.findall(
+            r"<link[^>]*http", text
+        )
+        assert not asked and "require" not in text and "MathJax" not in text
+    assert (out / "plotly.min.js").stat().st_size > 1_000_000
+    assert "<math" in page and "$a_1" not in page and "&lt;b&gt;out&lt;/b&gt;" in page
+    index = (out / "index.html").read_text(encoding="utf-8")
+    assert 'href="00_try.html">Try it</a>' in index and "5 minutes" in index
+    table = timetable.write_times(folder, out)
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    assert (
+        f"| 00 | [Try it](00_try.ipynb) | 5 | {took['00_try']:.0f} |" in readme
+        and "old" not in readme
+        and table in readme
+    )
+    assert readme.startswith("# x\n") and readme.endswith("y\n")
+
+
+def test_a_notebook_that_was_not_run_has_no_time(folder):
+    with pytest.raises(KetoolsError, match="make course"):
+        timetable.write_times(folder, folder)
+
+
+def test_mathematics_becomes_mathml_and_code_stays():
+    made = site.mathml("Cost $5 and `$x$`; $W' k_1 = v^*$ and\n\n$$\\Delta = R K^T$$\n")
+    assert made.startswith("Cost $5 and `$x$`; <math") and made.count("<math") == 2 and 'display="block"' in made
+    assert "*" not in made.replace("&#42;", "") and "_1" not in made
+
+
+def test_a_folder_without_notebooks_is_said_so(tmp_path):
+    with pytest.raises(KetoolsError, match="no notebooks"):
+        cells.notebooks(Path(tmp_path))
