@@ -82,7 +82,6 @@ def one_seed(seed: int, options: argparse.Namespace) -> dict[str, Any]:
         seed,
         out,
         batch=options.batch,
-        report=False,
         progress=not options.quiet,
     )
     return {name: part for name, part in result.items() if name != "records"}

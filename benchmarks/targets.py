@@ -11,60 +11,85 @@ All in one process, interleaved, `--repeats` times, medians; ratios against (c).
 agreement of z and steps compare (a) with (c) on the same facts. The share of the FLOP bound is the time that the needed
 products (live suffix tokens in the layers above the edit, forward and backward with respect to the states, head at
 the read positions, no padding) would take at the measured rate of a large matrix product, over the time taken.
+`flops_plain_over_needed` is what the ratio would be if both ran at that rate; `padding_share` that of the places that
+replay computes. Float32 models run replay once more with its layers in bfloat16, and say what that does to z.
 """
 
 import argparse
 import contextlib
-import platform
-import statistics
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
-import transformers
-from tqdm import tqdm
 
-import ketools
-from benchmarks.measure import Cost, matmul_rate, measured
+from benchmarks.command import Work, finish, interleaved, medians, origin, parser, spreads
+from benchmarks.measure import Cost, matmul_rate
 from benchmarks.shapes import open_model
 from ketools.editing import descent
 from ketools.editing import targets as engine
 from ketools.editing.contexts import contexts_of, generate_prefixes
 from ketools.editing.methods import MPES, Hyper, method
 from ketools.editing.targets import FactRows, Targets, compute_targets, fact_rows
-from ketools.errors import KetoolsError
 from ketools.facts import Fact, facts
-from ketools.files import write_json
 from ketools.model import EditableModel
 from tests.reference.plain_batch import plain_targets
-from tests.reference.plain_targets import plain_target
+from tests.reference.plain_targets import PlainTarget, plain_target
 
-Work = Callable[[], Any]
+ROUGH = "replay in bfloat16"
+SAID = (
+    "flops_plain_over_needed", "max_relative_error_z", "same_steps_share", "mean_steps", "padding_share",
+    "flop_bound_share", "bfloat16_max_relative_error_z", "bfloat16_same_steps_share",
+)  # fmt: skip
 
 
 def needed_flops(model: EditableModel, rows: Sequence[FactRows], steps: Sequence[int], layer: int) -> float:
     """FLOPs that step 1 cannot do without, given the updates each fact took (attention's products left out).
 
-    A pass forward costs 2 a weight and token, its backward with respect to the states as much again. The prefix pass
-    and the layers up to `layer` are run once, forward only.
+    A pass forward costs 2 a weight and token, its backward with respect to the states as much again. Every different
+    beginning of a prompt is run once, forward only, and so are the layers up to `layer`; of the top layer's MLP only
+    what is read counts.
     """
-    size = [sum(p.numel() for p in model.layer(i).parameters() if p.dim() == 2) for i in range(model.anatomy.n_layer)]
-    above, below, head = sum(size[layer + 1 :]), sum(size[: layer + 1]), model.head.weight.numel()
+    below, above, mlp, head = _weights(model, layer)
+    flat = [row for fact in rows for row in fact.contexts]
+    begun = {row.ids[: i + 1] for row in flat for i in range(row.subject_last)}
+    begun |= {fact.kl[: i + 1] for fact in rows if not fact.shares_kl for i in range(len(fact.kl) - 1)}
+    total = 2.0 * (below + above - mlp) * len(begun)
+    for fact, taken in zip(rows, steps, strict=True):
+        extra = 0 if fact.shares_kl else 1
+        suffix = sum(len(row.ids) - row.subject_last for row in fact.contexts) + extra
+        asked = sum(len(row.target_ids) for row in fact.contexts) + 1
+        places = {(c, p) for c, row in enumerate(fact.contexts) for p in row.target_positions}
+        places |= {(-1, 0)} if extra else {(0, fact.contexts[0].subject_last)}
+        once = above * suffix - mlp * (suffix - len(places)) + head * asked
+        total += 2 * below * suffix + (4 * taken + 2) * once
+    return total
+
+
+def plain_flops(model: EditableModel, rows: Sequence[FactRows], steps: Sequence[int], layer: int) -> float:
+    """FLOPs of the plain loop's products, counted alike: over `needed_flops`, the ratio of the two at equal rates.
+
+    All rows, padded to the longest, through all layers and the head, the prompts through the head once more; backwards
+    as far as the edited layer.
+    """
+    below, above, _, head = _weights(model, layer)
     total = 0.0
     for fact, taken in zip(rows, steps, strict=True):
-        suffix = sum(len(row.ids) - row.subject_last for row in fact.contexts) + (0 if fact.shares_kl else 1)
-        read = sum(len(row.target_ids) for row in fact.contexts) + 1
-        whole = sum(len(row.ids) for row in fact.contexts) + (0 if fact.shares_kl else len(fact.kl))
-        total += (
-            2 * (above + below) * whole
-            + 4 * taken * (above * suffix + head * read)
-            + 2 * (above * suffix + head * read)
-        )
+        longest, n = max(len(row.ids) for row in fact.contexts), len(fact.contexts)
+        heads = head * (2 * n + 1)
+        forward, backward = (below + above) * (n + 1) + heads, above * (n + 1) + heads
+        total += 2 * longest * ((taken + 1) * forward + taken * backward)
     return total
+
+
+def _weights(model: EditableModel, layer: int) -> tuple[int, int, int, int]:
+    # Of the layers up to `layer`, those above, the top layer's MLP, and the head.
+    n, path = model.anatomy.n_layer, model.anatomy.mlp
+    size = [sum(p.numel() for p in model.layer(i).parameters() if p.dim() == 2) for i in range(n)]
+    mlp = 0 if path is None or layer == n - 1 else model.layer(n - 1).get_submodule(path)
+    inside = sum(p.numel() for p in mlp.parameters() if p.dim() == 2) if mlp else 0
+    return sum(size[: layer + 1]), sum(size[layer + 1 :]), inside, model.head.weight.numel()
 
 
 @contextlib.contextmanager
@@ -100,6 +125,8 @@ def variants(
         "replay": replay,
         "replay, one fact at a time": lambda: replay(facts_at_once=1),
     }
+    if model.dtype == torch.float32:
+        work[ROUGH] = lambda: replay(precision="bfloat16")
     for what in ("shared prefixes", "leaving when done", "buckets by length"):
         work[f"replay without {what}"] = lambda what=what: lacking(what)
     return work
@@ -128,17 +155,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     work = variants(model, chosen, contexts, hyper, stopping)
     if args.only:
         work = {name: work[name] for name in args.only.split(",")}
-    costs: dict[str, list[Cost]] = {name: [] for name in work}
-    results: dict[str, Any] = {}
-    bar = tqdm(total=args.repeats * len(work), disable=args.quiet)
     compute_targets(model, chosen[: min(8, len(chosen))], contexts, stopping, hyper)  # warm
-    for _ in range(args.repeats):
-        for name, job in work.items():
-            bar.set_description(name)
-            cost, results[name] = measured(job, model.device)
-            costs[name].append(cost)
-            bar.update()
-    bar.close()
+    costs, results = interleaved(work, args.repeats, model.device, args.quiet)
     return _figures(args, model, hyper, fact_rows(model, chosen, contexts), costs, results)
 
 
@@ -150,11 +168,11 @@ def _figures(
     costs: dict[str, list[Cost]],
     results: dict[str, Any],
 ) -> dict[str, Any]:
-    middle = {name: statistics.median(c.seconds for c in some) for name, some in costs.items()}
+    middle = medians(costs)
     out: dict[str, Any] = {
         "model": args.model, "facts": args.facts, "seed": args.seed, "layers": list(hyper.layers or ()),
         "seconds_per_edit": {name: s / args.facts for name, s in middle.items()},
-        "spread": {name: [min(c.seconds for c in some), max(c.seconds for c in some)] for name, some in costs.items()},
+        "spread": spreads(costs),
         "peak_mib_above_weights": {name: max(c.peak_mib for c in some) for name, some in costs.items()},
     }  # fmt: skip
     if "replay" in results:
@@ -164,60 +182,45 @@ def _figures(
         out |= {
             "ratio_over_replay": {name: s / base for name, s in middle.items()},
             "mean_steps": float(targets.steps.float().mean()),
+            "padding_share": targets.padding,
             "flop_bound_share": flops / rate / base,
             "matmul_tflops": rate / 1e12,
         }
         if "plain" in results:
             out["ratio_plain_over_replay"] = middle["plain"] / base
+            plain = plain_flops(model, rows, [t.steps for t in results["plain"]], hyper.layers[-1])
+            out["flops_plain_over_needed"] = plain / flops
             out |= agreement(results["plain"], targets)
-    out["provenance"] = {
-        "ketools": ketools.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
-        "python": sys.version.split()[0], "machine": platform.processor() or platform.machine(),
-        "device": str(model.device), "dtype": str(model.dtype), "threads": torch.get_num_threads(),
-        "repeats": args.repeats, "stopping": f"MPES({args.patience})",
-    }  # fmt: skip
+        if ROUGH in results:
+            exact = [PlainTarget(z, z, int(n), 0.0, 0.0) for z, n in zip(targets.z, targets.steps, strict=True)]
+            out |= {f"bfloat16_{name}": value for name, value in agreement(exact, results[ROUGH]).items()}
+    out["provenance"] = origin(args, model) | {"stopping": f"MPES({args.patience})"}
     return out
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", default="pocket", help="a shape of benchmarks/shapes.py, a pocket model or a folder")
-    parser.add_argument("--facts", type=int, default=100)
-    parser.add_argument("--source", default="world", help="facts: the built-in world, or a file")
-    parser.add_argument("--json", type=Path, default=None)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--patience", type=int, default=1)
-    parser.add_argument(
-        "--steps", type=int, default=None, help="forward passes at most, instead of the model's setting"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="variants, with commas")
-    parser.add_argument("--quiet", action="store_true")
-    return parser.parse_args(arguments)
+    made = parser(__doc__ or "")
+    made.add_argument("--patience", type=int, default=1)
+    made.add_argument("--steps", type=int, default=None, help="forward passes at most, instead of the model's setting")
+    made.add_argument("--only", default="", help="variants, with commas")
+    return made.parse_args(arguments)
+
+
+def table(figures: dict[str, Any]) -> list[str]:
+    """The figures as lines of text."""
+    lines = []
+    for name, seconds in figures["seconds_per_edit"].items():
+        ratio = figures.get("ratio_over_replay", {}).get(name, float("nan"))
+        peak = figures["peak_mib_above_weights"][name]
+        lines.append(f"{name:40} {seconds:9.4f} s/edit {ratio:7.2f} x replay {peak:9.0f} MiB")
+    return lines + [f"{name:40} {figures[name]:9.3g}" for name in SAID if name in figures]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, print the table, write the JSON file; returns the exit code."""
-    args = parse(arguments)
-    try:
-        figures = compare(args)
-    except KetoolsError as error:
-        print(f"targets: {error}", file=sys.stderr)
-        return 2
-    for name, seconds in figures["seconds_per_edit"].items():
-        ratio = figures.get("ratio_over_replay", {}).get(name, float("nan"))
-        peak = figures["peak_mib_above_weights"][name]
-        print(f"{name:40} {seconds:9.4f} s/edit {ratio:7.2f} x replay {peak:9.0f} MiB")
-    for name in ("max_relative_error_z", "same_steps_share", "mean_steps", "flop_bound_share"):
-        if name in figures:
-            print(f"{name:40} {figures[name]:9.3g}")
-    if args.json is not None:
-        write_json(args.json, figures)
-    return 0
+    return finish("targets", parse(arguments), compare, table)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -20,6 +20,8 @@ def test_every_variant_computes_the_same_targets(tiny_gpt2):
     work = bench.variants(tiny_gpt2, facts, CONTEXTS, hyper, MPES(1))
     results = {name: job() for name, job in work.items()}
     replayed = results.pop("replay")
+    rough = results.pop(bench.ROUGH)
+    assert 0 < (rough.z - replayed.z).norm() < 0.3 * replayed.z.norm()
     for name, other in results.items():
         if isinstance(other, list):
             z, steps = torch.stack([t.z for t in other]), [t.steps for t in other]
@@ -32,7 +34,7 @@ def test_every_variant_computes_the_same_targets(tiny_gpt2):
 def test_taking_a_refinement_away_takes_it_away(tiny_gpt2, monkeypatch):
     seen = []
     real = bench.descent.freeze
-    monkeypatch.setattr(bench.descent, "freeze", lambda *args: seen.append(args[4:]) or real(*args))
+    monkeypatch.setattr(bench.descent, "freeze", lambda *args, **more: seen.append(args[4:]) or real(*args, **more))
     facts = small_facts()[:2]
     hyper = method("encore").settings(tiny_gpt2, layers=(1,), steps=2)
     work = bench.variants(tiny_gpt2, facts, CONTEXTS, hyper, MPES(1))
@@ -46,14 +48,20 @@ def test_taking_a_refinement_away_takes_it_away(tiny_gpt2, monkeypatch):
 def test_needed_flops_are_those_counted_by_hand(tiny_gpt2):
     facts = small_facts()[:1]
     (row,) = rows = fact_rows(tiny_gpt2, facts, ("",))
-    attention, mlp, width, vocabulary = 4 * 32 * 32, 2 * 32 * 64, 32, len(tiny_gpt2.tokenizer)
+    attention, mlp, head = 4 * 32 * 32, 2 * 32 * 64, 32 * len(tiny_gpt2.tokenizer)
     one = attention + mlp
-    bare = row.contexts[0]
-    suffix = len(bare.ids) - bare.subject_last + (0 if row.shares_kl else 1)
-    whole = len(bare.ids) + (0 if row.shares_kl else len(row.kl))
+    bare, extra = row.contexts[0], 0 if row.shares_kl else 1
+    begun = bare.subject_last if not extra or row.kl[:-1] == bare.ids[: bare.subject_last] else None
+    assert begun is not None, "the fact is to begin with its subject"
+    suffix = len(bare.ids) - bare.subject_last + extra
+    places = len({*bare.target_positions, bare.subject_last}) if not extra else len(bare.target_positions) + 1
     reads = len(bare.target_ids) + 1
-    forward = 2 * (2 * one * suffix + vocabulary * width * reads)  # two layers above layer 1 of four
-    assert bench.needed_flops(tiny_gpt2, rows, [3], 1) == pytest.approx(2 * 4 * one * whole + 3 * 2 * forward + forward)
+    forward = 2 * (2 * one * suffix - mlp * (suffix - places) + head * reads)  # two layers above layer 1 of four
+    want = 2 * (4 * one - mlp) * begun + 2 * 2 * one * suffix + 3 * 2 * forward + forward
+    assert bench.needed_flops(tiny_gpt2, rows, [3], 1) == pytest.approx(want)
+    n = len(bare.ids)
+    forward, backward = (2 * (k * one * 2 + 3 * head) * n for k in (4, 2))  # the bare prompt and the KL prompt
+    assert bench.plain_flops(tiny_gpt2, rows, [3], 1) == pytest.approx(4 * forward + 3 * backward)
 
 
 def test_cost_and_rate_are_positive():
@@ -70,6 +78,8 @@ def test_the_command_writes_what_it_measured(tmp_path, capsys):
     figures = json.loads(out.read_text())
     assert code == 0
     assert figures["max_relative_error_z"] < 1e-4 and figures["same_steps_share"] == 1
+    assert 0 <= figures["padding_share"] <= 0.15 and figures["flops_plain_over_needed"] > 1
+    assert figures["bfloat16_same_steps_share"] <= 1 and figures["flop_bound_share"] > 0
     assert figures["ratio_plain_over_replay"] == pytest.approx(
         figures["seconds_per_edit"]["plain"] / figures["seconds_per_edit"]["replay"]
     )

@@ -1,0 +1,208 @@
+"""The paper's six findings, the ablation of past keys against lambda_n, and norm against damage, on a pocket model.
+
+    python -m benchmarks.findings --out build/findings                       seeds 0-4, 1,000 edits, all methods
+    python -m benchmarks.findings --model pocket-llama --write               and the tables into data/README.md
+    python -m benchmarks.findings --records data/results --edits 10000       use records that lie there, run what is missing
+
+A run that is finished is not run again, one that was stopped goes on. Writes MODEL.md and MODEL.json into --out; every
+verdict is computed from the numbers beside it. Records are used if model, method, seed, edits and batch are those asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.verdicts import METHODS, damage, judge, measure, student
+from ketools.errors import KetoolsError
+from ketools.facts import FactSet
+from ketools.facts import facts as read_facts
+from ketools.files import finite, write_atomic
+from ketools.model import EditableModel, load
+from ketools.runs.config import composed
+from ketools.runs.demo import fresh
+from ketools.runs.gather import Run, gather
+from ketools.runs.lifelong import lifelong
+from ketools.runs.names import title
+from ketools.runs.store import RunRecord, Store
+
+README = Path(__file__).resolve().parent.parent / "data" / "README.md"
+STATE = (
+    ("P(new) at edit time", "p_at_edit", "{:.2f}"), ("P natural", "natural", "{:.2f}"), ("norm ratio", "norm_ratio", "{:.2f}"),
+    ("exponent of growth", "exponent", "{:.2f}"), ("residual share", "share_end", "{:.3f}"),
+    ("downstream", "downstream_kept", "{:.1%}"), ("unedited", "unedited_kept", "{:.1%}"),
+    ("same subject", "same_subject_kept", "{:.1%}"), ("ES", "ES", "{:.1%}"), ("forgotten", "forgotten", "{:.1%}"),
+    ("steps", "steps", "{:.1f}"), ("s of step 1", "seconds_targets", "{:.3f}"),
+)  # fmt: skip
+
+
+def usable(run: Run, model: str, options: argparse.Namespace) -> bool:
+    """Is this record one of those asked for: this unedited model (its fingerprint), this many edits in these batches, done?"""
+    same = run.settings.get("batch") == options.batch and run.settings.get("edits") == options.edits
+    return same and run.fingerprint == model and (run.complete or run.collapsed)
+
+
+def collect(
+    options: argparse.Namespace, model: Callable[[], EditableModel], facts: Callable[[], FactSet], fingerprint: str,
+    **settings: Any,
+) -> list[Run]:  # fmt: skip
+    """The runs of all methods and seeds: those among the records, those of `options.out`, and what was missing.
+
+    `settings` are further arguments of `ketools.runs.lifelong.lifelong`.
+    """
+    there = gather(options.records) if options.records else []
+    known = {(run.method, run.seed): run for run in there if usable(run, fingerprint, options)}
+    runs = []
+    for seed in options.seeds:  # a seed is whole before the next begins: tables can be made after each
+        for method in options.methods:
+            if (method, seed) not in known:
+                out = Path(options.out) / f"{options.name}-{method.replace('+', '-')}-seed{seed}"
+                if not _done(out, fingerprint, options):
+                    with fresh(model()) as unedited:
+                        lifelong(
+                            unedited, facts(), composed(method), edits=options.edits, batch=options.batch, seed=seed,
+                            checkpoint_every=options.checkpoint_every, out=out, progress=not options.quiet, **settings,
+                        )  # fmt: skip
+                known[method, seed] = Run(out.name, RunRecord.load(out))
+            runs.append(known[method, seed])
+    return runs
+
+
+def _done(out: Path, fingerprint: str, options: argparse.Namespace) -> bool:
+    return Store(out).exists() and usable(Run(out.name, RunRecord.load(out)), fingerprint, options)
+
+
+def tables(runs: Sequence[Run], options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """All tables as markdown, and the same as data."""
+    rows = pd.DataFrame([{"method": run.method, "seed": run.seed} | measure(run) for run in runs])
+    judged, correlated = judge(rows), damage(runs)
+    holds = judged["verdict"] == "holds"
+    seeds = ", ".join(map(str, options.seeds))
+    text = [
+        f"`{options.model}`, {options.edits:,} sequential edits in batches of {options.batch}, seeds {seeds}; "
+        "`python -m benchmarks.findings`. Means and Student's 95% intervals over seeds; a claim *holds* where the whole "
+        "interval lies above the bound; where methods are compared, seed by seed.",
+        "",
+        f"{int(holds.sum())} of {len(judged)} claims hold:",
+        "",
+        _verdicts(judged),
+        "",
+        "What the methods come to (means over seeds):",
+        "",
+        _state(rows),
+        "",
+        "Norm against damage: Spearman's correlation of the edited norm's ratio with each measure, over the checkpoints of "
+        "all methods of a seed (they follow each other and are no independent draws; the interval is over seeds):",
+        "",
+        _damage(correlated),
+    ]  # fmt: skip
+    data = {
+        "rows": rows.to_dict("records"),
+        "claims": judged.to_dict("records"),
+        "damage": correlated.to_dict("records"),
+    }
+    return "\n".join(text) + "\n", data
+
+
+def _verdicts(judged: pd.DataFrame) -> str:
+    lines = ["| finding | claim | mean (95%) | above | seeds | verdict |", "|---|---|---|---|---|---|"]
+    for row in judged.itertuples():
+        form = "{:.1%}" if row.kind == "percent" else "{:.3f}"
+        lines.append(
+            f"| {row.finding} | {row.claim} | {_interval(row.mean, row.low, row.high, form)} | {form.format(row.than)} | "
+            f"{row.seeds} | {row.verdict} |"
+        )
+    return "\n".join(lines)
+
+
+def _state(rows: pd.DataFrame) -> str:
+    lines = ["| method | " + " | ".join(head for head, _, _ in STATE) + " |", "|---" * (len(STATE) + 1) + "|"]
+    for method, part in rows.groupby("method", sort=False):
+        means = [student(part[name])[0] for _, name, _ in STATE]
+        cells = ["-" if pd.isna(mean) else form.format(mean) for mean, (_, _, form) in zip(means, STATE, strict=True)]
+        lines.append(f"| {title(method)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _damage(correlated: pd.DataFrame) -> str:
+    lines = ["| measure | Spearman (95%) | seeds | checkpoints |", "|---|---|---|---|"]
+    for row in correlated.itertuples():
+        lines.append(
+            f"| {row.measure} | {_interval(row.mean, row.low, row.high, '{:.2f}')} | {row.seeds} | {row.checkpoints} |"
+        )
+    return "\n".join(lines)
+
+
+def _interval(mean: float, low: float, high: float, form: str) -> str:
+    if pd.isna(mean):
+        return "-"
+    return form.format(mean) + ("" if pd.isna(low) else f" ({form.format(low)} to {form.format(high)})")
+
+
+def written(text: str, block: str, name: str) -> str:
+    """`text` with `block` between the markers of `name`; they are put at the end where they are not there yet."""
+    begin, end = f"<!-- findings {name}: begin -->", f"<!-- findings {name}: end -->"
+    whole = f"{begin}\n{block}{end}"
+    if begin in text and end in text:
+        return re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: whole, text, flags=re.DOTALL)
+    head = "" if "## The paper's findings" in text else "\n## The paper's findings\n"
+    return f"{text.rstrip()}\n{head}\n{whole}\n"
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=lambda s: [int(x) for x in s.split(",")], default=[0, 1, 2, 3, 4], help="0,1,2")
+    parser.add_argument("--methods", type=lambda s: s.split(","), default=list(METHODS), help="memit,encore")
+    parser.add_argument("--model", default="pocket")
+    parser.add_argument("--edits", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=50)
+    parser.add_argument("--checkpoint-every", type=int, default=250)
+    parser.add_argument("--out", default="build/findings")
+    parser.add_argument("--records", nargs="*", default=[], help="folders of runs that are there already")
+    parser.add_argument("--write", action="store_true", help="put the tables into data/README.md")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    options = parser.parse_args(words)
+    options.name = Path(options.model).name
+    return options
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run what is missing, write the tables; returns the exit code."""
+    options = parse(words)
+    try:
+        model = load(options.model)
+        world: list[FactSet] = []
+
+        def facts() -> FactSet:
+            if not world:
+                world.append(read_facts("world"))
+            return world[0]
+
+        runs = collect(options, lambda: model, facts, model.fingerprint)
+    except KetoolsError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except KeyboardInterrupt as stop:
+        sys.stderr.write(f"{stop}; the same command goes on\n")
+        return 130
+    text, data = tables(runs, options)
+    out = Path(options.out)
+    write_atomic(out / f"{options.name}.md", text)
+    about = {"model": options.model, "fingerprint": model.fingerprint, "edits": options.edits, "batch": options.batch}
+    write_atomic(out / f"{options.name}.json", json.dumps(finite(about | data), indent=1) + "\n")
+    if options.write:
+        write_atomic(README, written(README.read_text(encoding="utf-8"), text, options.name))
+    sys.stdout.write(text)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,246 @@
+"""The reference runs: seven methods, 10,000 edits each, on the pocket models; their light records, table and reading.
+
+    python benchmarks/lifelong.py --list              the plan, and how far each run is
+    python benchmarks/lifelong.py                     start or resume the next unfinished run
+    python benchmarks/lifelong.py --all               one after another until all are done
+    python benchmarks/lifelong.py --only encore,seed0 only runs whose name has one of these words
+    python benchmarks/lifelong.py --pack              no run; pack what is finished, write table and figures
+
+Runs lie in build/lifelong (weights of every batch; resumed after Ctrl-C or a kill). What is finished is packed without
+weights into data/results, from which `ketools report data/results/*` draws everything on a fresh clone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from ketools.errors import KetoolsError
+from ketools.files import write_atomic
+from ketools.report.capacity import bends, capacity
+from ketools.report.headline import write_headline
+from ketools.report.reading import reading
+from ketools.runs.compare import by_method, compare, paired_tests
+from ketools.runs.config import RunConfig
+from ketools.runs.gather import Group, Run, arrange, gather
+from ketools.runs.job import execute
+from ketools.runs.light import pack, size
+from ketools.runs.names import title
+from ketools.runs.store import RunRecord, Store
+
+METHODS = ("memit", "sequential-memit", "alphaedit", "emmet+mpes", "memit+mpes", "memit+norm", "encore")
+SEEDS = {"pocket": (0, 1, 2), "pocket-llama": (0,)}
+BUDGET = 20 * 2**20  # bytes of all light records together
+COLUMNS = {
+    "ES": ("ES", "percent"), "PS": ("PS", "percent"), "NS": ("NS", "percent"), "S": ("S", "percent"),
+    "at_edit_ES": ("ES then", "percent"), "at_edit_PS": ("PS then", "percent"), "at_edit_NS": ("NS then", "percent"),
+    "at_edit_S": ("S then", "percent"), "unedited_kept": ("unedited", "percent"),
+    "same_subject_kept": ("same subject", "percent"), "downstream_kept": ("downstream", "percent"),
+    "perplexity_ratio": ("perplexity", "times"), "norm_ratio": ("norm", "times"), "seconds_per_edit": ("s/edit", "seconds"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of the plan."""
+
+    model: str
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{Path(self.model).name}-{self.method.replace('+', '-')}-seed{self.seed}"
+
+
+def plan(only: Sequence[str] = (), models: Sequence[str] | None = None) -> list[Planned]:
+    """The runs, the first seed of every method before the next; `only`: those whose name has one of these words whole."""
+    found = [
+        Planned(model, method, seed)
+        for seed in sorted({seed for seeds in SEEDS.values() for seed in seeds})
+        for model in (models or SEEDS)
+        for method in METHODS
+        if seed in SEEDS.get(model, SEEDS["pocket"])
+    ]
+    if not only:
+        return found
+    chosen = [run for run in found if any(word in (run.name, run.method, run.model, f"seed{run.seed}") for word in only)]
+    if not chosen:
+        raise KetoolsError(f"--only {','.join(only)}: no such run; there are {', '.join(run.name for run in found)}")
+    return chosen
+
+
+def done(folder: Path) -> bool:
+    """Is this run at its end?"""
+    return state(folder)[0] in ("complete", "ended early")
+
+
+def state(folder: Path) -> tuple[str, int]:
+    """("not started", "stopped", "complete" or "ended early", edits that are done and scored)."""
+    if not Store(folder).exists():
+        return "not started", 0
+    run = Run(folder.name, RunRecord.load(folder))
+    return "ended early" if run.collapsed else "complete" if run.complete else "stopped", run.edits
+
+
+def go(run: Planned, options: argparse.Namespace) -> None:
+    """Start or resume one run."""
+    sys.stderr.write(f"{run.name}: {options.edits:,} edits\n")
+    execute(
+        RunConfig.made(
+            {
+                "model": run.model, "method": run.method, "seed": run.seed, "edits": options.edits, "batch": options.batch,
+                "checkpoint_every": options.checkpoint_every, "out": str(options.out / run.name),
+            }
+        ),
+        progress=not options.quiet,
+    )  # fmt: skip
+
+
+def listing(runs: Sequence[Planned], out: Path) -> str:
+    """The plan and how far each run is."""
+    rows = [dict(zip(("run", "state", "edits"), (run.name, *state(out / run.name)))) for run in runs]
+    return pd.DataFrame(rows).to_string(index=False)
+
+
+def packed(runs: Sequence[Planned], out: Path, results: Path) -> list[Path]:
+    """The light records of the finished runs, made anew where the run is newer; raises KetoolsError above the budget."""
+    for run in runs:
+        if not done(out / run.name):
+            continue
+        target, about = results / run.name, Store(out / run.name).about()
+        if Store(target).exists():
+            if RunRecord.load(target).provenance.get("started") == about.get("started"):
+                continue
+            shutil.rmtree(target)
+        pack(out / run.name, target)
+    there = [folder for folder in sorted(results.iterdir()) if Store(folder).exists()] if results.is_dir() else []
+    if (total := sum(map(size, there))) > BUDGET:
+        largest = max(there, key=size)
+        raise KetoolsError(f"{results}: {total / 2**20:.1f} MiB of light records, more than 20; the largest is {largest}")
+    return there
+
+
+def cell(row: pd.Series, name: str, kind: str) -> str:
+    """Mean and, over seeds, range as a table's cell; "-" where nothing was measured."""
+    show = {"percent": lambda v: f"{100 * v:.1f}", "times": lambda v: f"{v:.2f}", "seconds": lambda v: f"{v:.3f}"}[kind]
+    if pd.isna(row[name]):
+        return "-"
+    mean, low, high = (show(row[f"{name}{end}"]) for end in ("", "_min", "_max"))
+    return f"{mean} ({low} to {high})" if low != high else mean
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table of `by_method`: a row per model and method."""
+    heads = ["model", "method", "seeds", *(head for head, _ in COLUMNS.values())]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for _, row in table.iterrows():
+        cells = [cell(row, name, kind) for name, (_, kind) in COLUMNS.items()]
+        ended = f" (ended early in {row['collapsed']} of {row['seeds']} runs)" if row["collapsed"] else ""
+        lines.append(f"| {' | '.join([row['model'], title(row['method']) + ended, row['seed_list'], *cells])} |")
+    return "\n".join(lines)
+
+
+def readme(groups: Sequence[Group]) -> str:
+    """data/results/README.md: the table and its reading, both from the records."""
+    runs = [run for group in groups for run in group.runs]
+    table = by_method(compare(runs))
+    pairs, edits = paired_tests(groups), int(table["edits"].max())
+    parts = [
+        "# Reference runs",
+        f"{edits:,} sequential edits of facts about different subjects, {_each(runs, 'batch')} a batch; written by "
+        "`python benchmarks/lifelong.py` from the records in this folder. `ketools report data/results/*` draws all "
+        "figures, `ketools compare data/results/*` puts the runs side by side, fact by fact.",
+        f"## After {edits:,} edits",
+        markdown(table),
+        "Mean over seeds (lowest to highest). ES, PS, NS, S in percent of all edits, scored again on the final model; \"then\": right "
+        "after each edit's own batch. unedited, same subject: facts still right, in percent of those right before; "
+        "downstream: weighted F1, in percent of before; perplexity and norm (of the most grown edited matrix): relative to "
+        "before any edit; s/edit: editing alone, on the machine that run.json names.",
+        "## What it says",
+        *(_model(model, texts) for model, texts in reading(table).items()),
+    ]  # fmt: skip
+    if len(pairs):
+        differ = int((pairs["p_adjusted"] < 0.05).sum())
+        parts.append(
+            f"Fact by fact, {differ} of {len(pairs)} pairs of runs on the same facts differ in efficacy at the end "
+            "(McNemar's exact test, Benjamini-Hochberg, below 0.05)."
+        )
+    return "\n\n".join([*parts, *_capacity(groups)]) + "\n"
+
+
+def _model(model: str, texts: Sequence[str]) -> str:
+    return "\n".join([f"### {model}", "", *(f"- {text}" for text in texts)])
+
+
+def _capacity(groups: Sequence[Group]) -> list[str]:
+    try:
+        frame = capacity(groups)
+    except KetoolsError:  # records that do not say how wide their model is
+        return []
+    return ["## How many edits these matrices hold", "\n".join(f"- {text}" for text in bends(frame))]
+
+
+def _each(runs: Sequence[Run], name: str) -> str:
+    return ", ".join(f"{value:,}" for value in sorted({int(run.settings[name]) for run in runs}))
+
+
+def publish(runs: Sequence[Planned], options: argparse.Namespace) -> list[Path]:
+    """Pack, then write table, reading and the figure of the README; nothing where no run is finished."""
+    there = packed(runs, options.out, options.results)
+    if not there:
+        return []
+    groups = arrange(gather(there))
+    written = [write_atomic(options.results / "README.md", readme(groups))]
+    first = [group for group in groups if group.model == groups[0].model]
+    return [*written, *write_headline(first, options.results)]
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", type=lambda s: s.split(","), default=[], help="encore,seed0: runs with one of these words")
+    parser.add_argument("--models", type=lambda s: s.split(","), default=None, help="others than pocket, pocket-llama")
+    parser.add_argument("--edits", type=int, default=10_000)
+    parser.add_argument("--batch", type=int, default=100)
+    parser.add_argument("--checkpoint-every", type=int, default=1000)
+    parser.add_argument("--out", type=Path, default=Path("build/lifelong"), help="folder of the runs, with weights")
+    parser.add_argument("--results", type=Path, default=Path("data/results"), help="folder of the light records")
+    parser.add_argument("--all", action="store_true", help="go on with the next run until all are done")
+    parser.add_argument("--list", action="store_true", help="say how far each run is, and leave")
+    parser.add_argument("--pack", action="store_true", help="start no run; pack what is finished")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run what is next, pack, write; returns the exit code."""
+    options = parse(words)
+    try:
+        runs = plan(options.only, options.models)
+        if options.list:
+            sys.stdout.write(f"{listing(runs, options.out)}\n")
+            return 0
+        waiting = [] if options.pack else [run for run in runs if not done(options.out / run.name)]
+        for run in waiting if options.all else waiting[:1]:
+            go(run, options)
+        for path in publish(plan((), options.models), options):
+            sys.stdout.write(f"{path}\n")
+    except KetoolsError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except KeyboardInterrupt as stop:
+        sys.stderr.write(f"{stop}\n")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,92 @@
+"""The reference runs: which is next, what is packed, and the table that is written from the records."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from ketools.runs.config import composed
+from ketools.runs.names import variant
+from ketools.runs.provenance import plain
+from tests.runs.fakes import fake_run
+
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "lifelong.py"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """The script as a module of its own; runs are made up, and remembered in script.ran."""
+    spec = importlib.util.spec_from_file_location("reference_runs", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "reference_runs", module)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    module.ran = []
+
+    def execute(config, *, progress):
+        module.ran.append(Path(config.out).name)
+        shape = {"edits": config.edits, "batch": config.batch, "every": config.checkpoint_every}
+        fake_run(Path(config.out), composed(config.method), config.seed, **shape, changes={"model": config.model})
+
+    monkeypatch.setattr(module, "execute", execute)
+    monkeypatch.setattr(module, "write_headline", lambda groups, folder: [])
+    return module
+
+
+@pytest.fixture
+def call(script, tmp_path):
+    places = ["--out", str(tmp_path / "runs"), "--results", str(tmp_path / "results"), "--quiet"]
+    return lambda *words: script.main([*places, "--edits", "200", "--batch", "50", "--checkpoint-every", "100", *words])
+
+
+def test_the_plan_is_that_of_the_paper(script):
+    runs = script.plan()
+    assert len(runs) == 7 * 4 == len({run.name for run in runs})
+    assert {run.seed for run in runs if run.model == "pocket"} == {0, 1, 2}
+    assert all(run.seed == 0 for run in runs[:14]), "every method once before the next seed"
+    assert [run.name for run in script.plan(["encore"])] == [
+        "pocket-encore-seed0", "pocket-llama-encore-seed0", "pocket-encore-seed1", "pocket-encore-seed2",
+    ]  # fmt: skip
+    assert all(variant(plain(composed(method))) == method for method in script.METHODS)
+
+
+def test_the_next_unfinished_run_is_started_and_what_is_finished_is_packed(script, call, tmp_path, capsys):
+    assert call("--only", "memit,encore", "--models", "pocket") == 0
+    assert call("--only", "memit,encore", "--models", "pocket") == 0
+    assert script.ran == ["pocket-memit-seed0", "pocket-encore-seed0"]
+    results = tmp_path / "results"
+    assert sorted(path.name for path in results.iterdir() if path.is_dir()) == sorted(script.ran)
+    text = (results / "README.md").read_text()
+    assert "| pocket | MEMIT | 0 | 86.5 |" in text and "### pocket" in text and "added to MEMIT alone" not in text
+    assert "1,024 independent keys" in text and "1 of 1 pairs" in text
+    capsys.readouterr()
+    assert call("--list") == 0
+    listed = capsys.readouterr().out
+    assert "pocket-memit-seed0    complete" in listed and "not started" in listed
+    assert call("--only", "memit,encore", "--models", "pocket", "--all") == 0
+    assert len(script.ran) == 6
+    assert "0, 1 and 2" in (results / "README.md").read_text() and " to " in (results / "README.md").read_text()
+
+
+def test_a_run_made_anew_is_packed_anew(script, call, tmp_path):
+    call("--only", "pocket-encore-seed0")
+    run = tmp_path / "runs" / "pocket-encore-seed0"
+    packed = tmp_path / "results" / "pocket-encore-seed0" / "run.json"
+    before = packed.stat().st_mtime_ns
+    call("--pack")
+    assert packed.stat().st_mtime_ns == before
+    import shutil
+
+    shutil.rmtree(run)
+    fake_run(run, composed("encore"), changes={"started": "2026-02-02"})
+    call("--pack")
+    assert "2026-02-02" in packed.read_text()
+
+
+def test_mistakes_are_one_line(script, call, capsys, monkeypatch):
+    assert call("--only", "magic") == 2
+    assert "no such run; there are pocket-memit-seed0" in capsys.readouterr().err
+    call("--only", "pocket-encore-seed0")
+    monkeypatch.setattr(script, "BUDGET", 10)
+    assert call("--pack") == 2
+    assert "MiB of light records" in capsys.readouterr().err
