@@ -7,17 +7,18 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
-SANITIZE  := $(wildcard tests/notebooks/sanitize.cfg)
-NBVAL     := $(if $(NOTEBOOKS),--nbval --nbval-current-env --nbval-cell-timeout=180 $(if $(SANITIZE),--nbval-sanitize-with $(SANITIZE)) $(NOTEBOOKS))
+NBVAL     := -p tests.notebooks.gate --nbval --nbval-current-env --nbval-cell-timeout=120 --nbval-sanitize-with tests/notebooks/sanitize.cfg
+COURSE     = $(QUIET) $(BIN)/python -m ketools.course
+NB        ?= $(NOTEBOOKS)
 
 # No progress bars in test logs, and no test that quietly reaches for the network.
 QUIET := TQDM_DISABLE=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo report test lint lab lock clean distclean
+.PHONY: help env demo report test test-faults course student store times test-mutations test-browser lint lab lock clean distclean
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo '  Settings: PYTHON=python3.12, VENV=.venv, OUT=build/demo, ARGS="--edits 200 --methods encore" (demo) or "-k facts" (test)'
 
 env: $(VENV)/.installed ## Environment in .venv with the exact versions of requirements.lock (rebuilt when they change)
@@ -40,7 +41,28 @@ report: env ## Draw build/demo/report.html again from the records of the last de
 	$(BIN)/ketools report $(OUT)
 
 test: env ## All tests, and every notebook against its stored output
-	$(QUIET) $(BIN)/python -m pytest tests $(NBVAL) $(ARGS)
+	$(QUIET) $(BIN)/python -m pytest $(NBVAL) tests $(NOTEBOOKS) $(ARGS)
+
+test-faults: env ## A run of 400 edits killed fifty times, and every fault of the disk: to the same bits
+	KETOOLS_KILLS=50 $(QUIET) $(BIN)/python -m pytest tests/runs/test_exact.py tests/runs/test_faults.py $(ARGS)
+
+course: env ## Run all notebooks into build/course: pages with live figures that open offline
+	$(COURSE) build
+
+student: env ## Students' notebooks in build/student: exercises as stubs, solutions folded up
+	$(COURSE) student
+
+store: env ## Run notebooks and store their outputs and pictures: make store NB=notebooks/00_first_edit.ipynb
+	$(COURSE) store $(NB) $(ARGS)
+
+times: course ## Table of times in notebooks/README.md, from a fresh run of all notebooks
+	$(COURSE) times
+
+test-mutations: env ## Break the science in twenty places; a claim of a notebook must fail each time
+	$(QUIET) $(BIN)/python -m tests.notebooks.harness $(ARGS)
+
+test-browser: env ## JupyterLab in a headless Chromium: run notebooks, turn their widgets, screenshots in build/browser
+	$(QUIET) $(BIN)/python -m pytest tests/notebooks/browser_check.py $(ARGS)
 
 lint: env ## Style, annotations, no print
 	$(BIN)/ruff check .
