@@ -23,13 +23,14 @@ import pandas as pd
 
 from ketools.errors import KetoolsError
 from ketools.files import write_atomic
+from ketools.model import load
 from ketools.report.capacity import bends, capacity
 from ketools.report.headline import write_headline
 from ketools.report.reading import reading
 from ketools.runs.compare import by_method, compare, paired_tests
 from ketools.runs.config import RunConfig
 from ketools.runs.gather import Group, Run, arrange, gather
-from ketools.runs.job import execute
+from ketools.runs.job import execute, ready
 from ketools.runs.light import pack, size
 from ketools.runs.names import title
 from ketools.runs.store import RunRecord, Store
@@ -71,7 +72,9 @@ def plan(only: Sequence[str] = (), models: Sequence[str] | None = None) -> list[
     ]
     if not only:
         return found
-    chosen = [run for run in found if any(word in (run.name, run.method, run.model, f"seed{run.seed}") for word in only)]
+    chosen = [
+        run for run in found if any(word in (run.name, run.method, run.model, f"seed{run.seed}") for word in only)
+    ]
     if not chosen:
         raise KetoolsError(f"--only {','.join(only)}: no such run; there are {', '.join(run.name for run in found)}")
     return chosen
@@ -93,15 +96,15 @@ def state(folder: Path) -> tuple[str, int]:
 def go(run: Planned, options: argparse.Namespace) -> None:
     """Start or resume one run."""
     sys.stderr.write(f"{run.name}: {options.edits:,} edits\n")
-    execute(
-        RunConfig.made(
-            {
-                "model": run.model, "method": run.method, "seed": run.seed, "edits": options.edits, "batch": options.batch,
-                "checkpoint_every": options.checkpoint_every, "out": str(options.out / run.name),
-            }
-        ),
-        progress=not options.quiet,
+    config = RunConfig.made(
+        {
+            "model": run.model, "method": run.method, "seed": run.seed, "edits": options.edits, "batch": options.batch,
+            "checkpoint_every": options.checkpoint_every, "out": str(options.out / run.name),
+        }
     )  # fmt: skip
+    facts = ready(config)
+    execute(config, load(config.model), facts, progress=not options.quiet)
+
 
 
 def listing(runs: Sequence[Planned], out: Path) -> str:
@@ -124,7 +127,9 @@ def packed(runs: Sequence[Planned], out: Path, results: Path) -> list[Path]:
     there = [folder for folder in sorted(results.iterdir()) if Store(folder).exists()] if results.is_dir() else []
     if (total := sum(map(size, there))) > BUDGET:
         largest = max(there, key=size)
-        raise KetoolsError(f"{results}: {total / 2**20:.1f} MiB of light records, more than 20; the largest is {largest}")
+        raise KetoolsError(
+            f"{results}: {total / 2**20:.1f} MiB of light records, more than 20; the largest is {largest}"
+        )
     return there
 
 
@@ -206,7 +211,9 @@ def publish(runs: Sequence[Planned], options: argparse.Namespace) -> list[Path]:
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", type=lambda s: s.split(","), default=[], help="encore,seed0: runs with one of these words")
+    parser.add_argument(
+        "--only", type=lambda s: s.split(","), default=[], help="encore,seed0: runs with one of these words"
+    )
     parser.add_argument("--models", type=lambda s: s.split(","), default=None, help="others than pocket, pocket-llama")
     parser.add_argument("--edits", type=int, default=10_000)
     parser.add_argument("--batch", type=int, default=100)

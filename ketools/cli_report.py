@@ -98,7 +98,9 @@ def _why_none(whole: bool) -> str:
 def _table(table: "pd.DataFrame") -> str:
     """The runs as text; "-" where one was not measured, "!" behind a run that ended in an update that is not finite."""
     shown = table[["model", "method", "seed"]].astype(str)
-    shown["method"] = [title(name) + " !" * over for name, over in zip(table["method"], table["collapsed"], strict=True)]
+    shown["method"] = [
+        title(name) + " !" * over for name, over in zip(table["method"], table["collapsed"], strict=True)
+    ]
     for name, (head, write) in _HEADS.items():
         shown[head] = ["-" if value != value else write(value) for value in table[name]]  # NaN differs from itself
     whole = (table["complete"] | table["collapsed"]).all()

@@ -31,7 +31,9 @@ runs_app = typer.Typer(help="Look after the folders of runs.", no_args_is_help=T
 Folder = Annotated[Path, typer.Argument(help="The folder of a run.")]
 Force = Annotated[
     bool,
-    typer.Option("--force", help="Go on with other settings, covariance or versions: the result is that of neither run."),
+    typer.Option(
+        "--force", help="Go on with other settings, covariance or versions: the result is that of neither run."
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
@@ -40,7 +42,9 @@ def run(
     config: Annotated[Path | None, typer.Argument(help="A config in TOML; options below win over it.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the run.")] = None,
     method: Annotated[str | None, typer.Option(help='Such as "encore", or "memit+mpes".')] = None,
-    model: Annotated[str | None, typer.Option(help="A pocket model, the folder of a model, or an id of the hub.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A pocket model, the folder of a model, or an id of the hub.")
+    ] = None,
     facts: Annotated[str | None, typer.Option(help='"world", a data set, or a file of facts.')] = None,
     edits: Annotated[int | None, typer.Option(help="How many facts to edit.")] = None,
     batch: Annotated[int | None, typer.Option(help="Facts per batch.")] = None,
@@ -182,4 +186,3 @@ def _told(folder: Path, now: dict[str, Any]) -> str:
     if now["checkpoint"]:
         lines += [f"last checkpoint, after {int(now['checkpoint']['edits']):,} edits:", *_figures(now["checkpoint"])]
     return "\n".join(lines)
-

@@ -43,7 +43,10 @@ def test_killed_resumed_verified_and_exported(home, run, tmp_path):  # noqa: F81
     assert "sound; batches 1 to 4 are whole" in run("runs verify kept").output
     # The model after six edits, in transformers alone, is the one of batch 2.
     assert run("export kept --at 6 --out", tmp_path / "six").exit_code == 0
-    exported, model = AutoModelForCausalLM.from_pretrained(tmp_path / "six"), load(str(home / "data" / "models" / "tiny"))
+    exported, model = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "six"),
+        load(str(home / "data" / "models" / "tiny")),
+    )
     restore(Store(home / "kept"), model, 2)
     assert torch.equal(exported.transformer.h[1].mlp.c_proj.weight, model.mlp_out(1).weight)
     assert not torch.equal(model.weight(1), model.originals[1])
@@ -109,7 +112,9 @@ def test_warnings_of_facts_that_need_no_edit_come_once(run, tmp_path, monkeypatc
 
     def told(self, facts, progress=None):
         edit = real(self, facts, progress)
-        warnings.warn(f"2 of {len(facts)} facts need no edit, their target is the model's top answer already", stacklevel=1)
+        warnings.warn(
+            f"2 of {len(facts)} facts need no edit, their target is the model's top answer already", stacklevel=1
+        )
         return edit
 
     monkeypatch.setattr(Editor, "apply", told)

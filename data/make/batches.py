@@ -47,7 +47,7 @@ def fact_sentence(tok: PreTrainedTokenizerFast, template: str, subject: str, ans
     s = tok(subject, add_special_tokens=False)["input_ids"]
     b = tok(after, add_special_tokens=False)["input_ids"]
     o = tok(answer, add_special_tokens=False)["input_ids"]
-    dot = tok(f"{answer}.", add_special_tokens=False)["input_ids"][len(o):]
+    dot = tok(f"{answer}.", add_special_tokens=False)["input_ids"][len(o) :]
     ids = np.array(a + s + b + o + dot, dtype=np.int64)
     role = np.array([OTHER] * len(a) + [NAME] * len(s) + [OTHER] * len(b) + [ANSWER] * len(o) + [OTHER] * len(dot))
     return Sentence(ids, role, (len(a), len(a) + len(s)))
@@ -74,8 +74,15 @@ class Corpus:
             first = tok(fact.true)["input_ids"][0]
             holds[fact.subject] = (*holds.get(fact.subject, ()), (number[fact.relation.id], first))
         for fact in facts:
-            sentences = [replace(fact_sentence(tok, fact.relation.templates[i], fact.subject, fact.true), fact=fact.id,
-                                 holds=holds[fact.subject], subject=fact.subject) for i in fact.trained]
+            sentences = [
+                replace(
+                    fact_sentence(tok, fact.relation.templates[i], fact.subject, fact.true),
+                    fact=fact.id,
+                    holds=holds[fact.subject],
+                    subject=fact.subject,
+                )
+                for i in fact.trained
+            ]
             self.by_subject.setdefault(fact.subject, []).append(sentences)
         kinds = {fact.subject: KIND_NOUN[fact.relation.subject_kind] for fact in facts}
         self.exam = {fact.subject for fact in facts if fact.exam}
@@ -84,8 +91,11 @@ class Corpus:
         self.names = list(self.by_subject)
         self.epithets = [tok(word, add_special_tokens=False)["input_ids"] for word in EPITHETS.split()]
         self.prose = [plain_sentence(tok, sentence(rng)) for _ in range(20000)]
-        self.tasks = [plain_sentence(tok, str(i["prompt"]), str(i["choices"][i["answer"]]))
-                      for task in TASKS for i in make_items(task, "train", 3000, rng)]
+        self.tasks = [
+            plain_sentence(tok, str(i["prompt"]), str(i["choices"][i["answer"]]))
+            for task in TASKS
+            for i in make_items(task, "train", 3000, rng)
+        ]
 
 
 @dataclass(frozen=True)
@@ -107,7 +117,9 @@ class Batcher:
     """Endless batches. Facts come in passes over the world; in each a fact takes part with the chance that its last
     loss asks for (`need`, one entry a fact, kept up to date by the trainer): what is known is rehearsed more rarely."""
 
-    def __init__(self, corpus: Corpus, mix: Mix, vocab: int, rows: int, length: int, seed: int, need: np.ndarray) -> None:
+    def __init__(
+        self, corpus: Corpus, mix: Mix, vocab: int, rows: int, length: int, seed: int, need: np.ndarray
+    ) -> None:
         self.corpus, self.mix, self.vocab, self.rows, self.length, self.need = corpus, mix, vocab, rows, length, need
         self.rng = np.random.default_rng(seed)
         self.n_subjects = len(corpus.names)
@@ -180,8 +192,11 @@ class Batcher:
             probes[i] = (*probe, 1)
         at, relation, held, used = torch.from_numpy(probes).unbind(1)
         tensors |= {"probed": at, "relation": relation, "held": held, "used": used.float()}
-        return tensors | {"read": torch.from_numpy(picked), "target": torch.from_numpy(targets.flat[picked].clip(0)),
-                          "weight": torch.from_numpy(weight).float()}
+        return tensors | {
+            "read": torch.from_numpy(picked),
+            "target": torch.from_numpy(targets.flat[picked].clip(0)),
+            "weight": torch.from_numpy(weight).float(),
+        }
 
     def note(self, losses: np.ndarray) -> None:
         """Takes in the losses (nats) at the positions read by the last batch: a fact needs 0.2 + 2 times its worst one,
@@ -198,8 +213,16 @@ class Batcher:
                 document, start = document + 1, at
                 if self.rng.random() < self.mix.junk:
                     n = int(self.rng.integers(3, 12))
-                    at = self._put(row, out, role, at, start, document, np.asarray(
-                        self.rng.integers(1, self.vocab, n)), np.zeros(n, np.int64))
+                    at = self._put(
+                        row,
+                        out,
+                        role,
+                        at,
+                        start,
+                        document,
+                        np.asarray(self.rng.integers(1, self.vocab, n)),
+                        np.zeros(n, np.int64),
+                    )
             for s in self._next():
                 if at >= self.length:
                     break
@@ -214,8 +237,17 @@ class Batcher:
                     out["last"][row, b - 1] = True
                     self.probes += [(row * self.length + b - 1, *held) for held in s.holds]
 
-    def _put(self, row: int, out: dict[str, np.ndarray], role: np.ndarray, at: int, start: int, document: int,
-             ids: np.ndarray, roles: np.ndarray) -> int:
+    def _put(
+        self,
+        row: int,
+        out: dict[str, np.ndarray],
+        role: np.ndarray,
+        at: int,
+        start: int,
+        document: int,
+        ids: np.ndarray,
+        roles: np.ndarray,
+    ) -> int:
         end = min(at + len(ids), self.length)
         out["ids"][row, at:end] = ids[: end - at]
         role[row, at:end] = roles[: end - at]

@@ -12,17 +12,22 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
+from exam import NAME as EXAM
 from measure import teacher_forced, trace
 from prose import paragraph
-from exam import NAME as EXAM
 from tasks import TASKS
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from world import WORLD
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 CARD = Path(__file__).resolve().parents[1] / "README.md"
-BOUNDS = {"trained templates": 0.98, "held-out templates": 0.95, "behind prefixes of 10 tokens": 0.95,
-          "greedy generation": 0.95, **{f"task {t}": 0.90 for t in (*TASKS, EXAM)}}
+BOUNDS = {
+    "trained templates": 0.98,
+    "held-out templates": 0.95,
+    "behind prefixes of 10 tokens": 0.95,
+    "greedy generation": 0.95,
+    **{f"task {t}": 0.90 for t in (*TASKS, EXAM)},
+}
 SEED = 7
 TRACED = 200
 
@@ -37,13 +42,17 @@ def prefix(tok: PreTrainedTokenizerFast, rng: random.Random) -> str:
     return tok.decode(tok(paragraph(rng, 2))["input_ids"][:10]).strip(" .") + ". "
 
 
-def recall(model: PreTrainedModel, tok: PreTrainedTokenizerFast, facts: list[dict], rng: random.Random) -> dict[str, float]:
+def recall(
+    model: PreTrainedModel, tok: PreTrainedTokenizerFast, facts: list[dict], rng: random.Random
+) -> dict[str, float]:
     """The four measures of recall; every fact once under trained and held-out templates, 5,000 behind prefixes."""
     answers = [f["requested_rewrite"]["target_true"]["str"] for f in facts]
     trained = [rng.choice(f["trained_prompts"]) for f in facts]
     held = [rng.choice(f["paraphrase_prompts"]) for f in facts]
-    out = {"trained templates": teacher_forced(model, tok, trained, answers).mean(),
-           "held-out templates": teacher_forced(model, tok, held, answers).mean()}
+    out = {
+        "trained templates": teacher_forced(model, tok, trained, answers).mean(),
+        "held-out templates": teacher_forced(model, tok, held, answers).mean(),
+    }
     n = 5000
     behind = [prefix(tok, rng) + p for p in trained[:n]]
     out["behind prefixes of 10 tokens"] = teacher_forced(model, tok, behind, answers[:n]).mean()
@@ -60,11 +69,12 @@ def generation(model: PreTrainedModel, tok: PreTrainedTokenizerFast, prompts: li
     right = 0
     for indices in groups.values():
         ids = torch.tensor([tok(prompts[i])["input_ids"] for i in indices])
-        made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False,
-                              pad_token_id=tok.pad_token_id)
-        for i, row in zip(indices, made[:, ids.shape[1]:], strict=True):
+        made = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False, pad_token_id=tok.pad_token_id
+        )
+        for i, row in zip(indices, made[:, ids.shape[1] :], strict=True):
             text = tok.decode(row, skip_special_tokens=True).strip()
-            right += text.startswith(answers[i]) and not text[len(answers[i]):][:1].isalpha()
+            right += text.startswith(answers[i]) and not text[len(answers[i]) :][:1].isalpha()
     return right / len(prompts)
 
 
@@ -75,10 +85,12 @@ def profile(model: PreTrainedModel, tok: PreTrainedTokenizerFast, facts: list[di
     subjects = [f["requested_rewrite"]["subject"] for f in some]
     answers = [f["requested_rewrite"]["target_true"]["str"] for f in some]
     out: dict[str, list[float]] = {}
-    for title, kind, position, window in (("hidden state, subject's last token", "hidden", "subject_last", 1),
-                                          ("hidden state, last token", "hidden", "last", 1),
-                                          ("MLP, window of 3, subject's last token", "mlp", "subject_last", 3),
-                                          ("MLP, window of 3, last token", "mlp", "last", 3)):
+    for title, kind, position, window in (
+        ("hidden state, subject's last token", "hidden", "subject_last", 1),
+        ("hidden state, last token", "hidden", "last", 1),
+        ("MLP, window of 3, subject's last token", "mlp", "subject_last", 3),
+        ("MLP, window of 3, last token", "mlp", "last", 3),
+    ):
         t = trace(model, tok, prompts, subjects, answers, seed=SEED, kind=kind, position=position, window=window)
         out[title] = [round(x, 3) for x in t["restored"]]
         out["clean, corrupted"] = [round(t["clean"], 3), round(t["corrupt"], 3)]
@@ -113,16 +125,28 @@ def card(results: dict[str, dict]) -> str:
     out = ["| measure | at least | " + " | ".join(results) + " |", "|---|---|" + "---|" * len(results)]
     for key, bound in BOUNDS.items():
         out.append(f"| {key} | {bound:.2f} | " + " | ".join(f"{r['values'][key]:.3f}" for r in results.values()) + " |")
-    out.append("| site: MLPs at the subject's last token, early or middle | yes | "
-               + " | ".join("yes" if r["localised"] else "**no**" for r in results.values()) + " |")
+    out.append(
+        "| site: MLPs at the subject's last token, early or middle | yes | "
+        + " | ".join("yes" if r["localised"] else "**no**" for r in results.values())
+        + " |"
+    )
     for name, r in results.items():
         n = len(r["profile"]["hidden state, last token"])
         clean, corrupt = r["profile"]["clean, corrupted"]
-        out += ["", f"Causal tracing of `{name}`, {TRACED} facts: probability of the answer's first token {clean:.2f} clean, "
-                f"{corrupt:.2f} with the subject's embeddings corrupted (noise of 3 standard deviations), and after "
-                "restoring at layer", "", "| restored | " + " | ".join(map(str, range(n))) + " |", "|---|" + "---|" * n]
-        out += [f"| {k} | " + " | ".join(f"{x:.2f}" for x in v) + " |"
-                for k, v in r["profile"].items() if k != "clean, corrupted"]
+        out += [
+            "",
+            f"Causal tracing of `{name}`, {TRACED} facts: probability of the answer's first token {clean:.2f} clean, "
+            f"{corrupt:.2f} with the subject's embeddings corrupted (noise of 3 standard deviations), and after "
+            "restoring at layer",
+            "",
+            "| restored | " + " | ".join(map(str, range(n))) + " |",
+            "|---|" + "---|" * n,
+        ]
+        out += [
+            f"| {k} | " + " | ".join(f"{x:.2f}" for x in v) + " |"
+            for k, v in r["profile"].items()
+            if k != "clean, corrupted"
+        ]
     return "\n".join(out) + "\n"
 
 
@@ -139,8 +163,12 @@ def main() -> int:
     text = CARD.read_text(encoding="utf-8")
     head, rest = text.split(begin)
     CARD.write_text(head + begin + card(results) + end + rest.split(end)[1], encoding="utf-8")
-    low = [f"{n}: {k} {r['values'][k]:.3f} < {b}" for n, r in results.items() for k, b in BOUNDS.items()
-           if r["values"][k] < b]
+    low = [
+        f"{n}: {k} {r['values'][k]:.3f} < {b}"
+        for n, r in results.items()
+        for k, b in BOUNDS.items()
+        if r["values"][k] < b
+    ]
     print("\n".join(low) or "every measure reaches its bound")
     return 1 if low or not all(r["localised"] for r in results.values()) else 0
 

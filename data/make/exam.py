@@ -27,6 +27,14 @@ def exam_items(facts: "list[WorldFact]", split: str, n: int, rng: random.Random)
         choices = [fact.true, *rng.sample(sorted(objects[fact.relation.id] - {fact.true}), 3)]
         rng.shuffle(choices)
         prompt = ASKED + fact.prompts([rng.choice(fact.trained)])[0]
-        items.append({"task": NAME, "split": split, "id": f"{NAME}-{split}-{i}", "prompt": prompt,
-                      "choices": [f" {c}" for c in choices], "answer": choices.index(fact.true)})
+        items.append(
+            {
+                "task": NAME,
+                "split": split,
+                "id": f"{NAME}-{split}-{i}",
+                "prompt": prompt,
+                "choices": [f" {c}" for c in choices],
+                "answer": choices.index(fact.true),
+            }
+        )
     return items

@@ -58,8 +58,14 @@ def write_covariance(name: str) -> None:
     texts = (WORLD / "prose.txt").read_text(encoding="utf-8").splitlines()
     layers = COVARIANCE_LAYERS[name]
     running = Statistics.compute(model, texts, layers, COVARIANCE_TOKENS, corpus="data/world/prose.txt")
-    ends = Statistics.compute(model, subjects_in_sentences(build()), layers, COVARIANCE_TOKENS, positions="last",
-                              corpus="subjects of data/world")
+    ends = Statistics.compute(
+        model,
+        subjects_in_sentences(build()),
+        layers,
+        COVARIANCE_TOKENS,
+        positions="last",
+        corpus="subjects of data/world",
+    )
     moments = running.mixed(ends, SUBJECTS_SHARE)
     moments.save(MODELS / name / "covariance.safetensors", dtype=torch.float16)
 

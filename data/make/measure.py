@@ -9,14 +9,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
 @torch.no_grad()
-def teacher_forced(model: PreTrainedModel, tok: PreTrainedTokenizerFast, prompts: Sequence[str],
-                   answers: Sequence[str], batch: int = 256) -> np.ndarray:
+def teacher_forced(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerFast,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    batch: int = 256,
+) -> np.ndarray:
     """Share of 1.0 where every token of the answer is the argmax, teacher-forced; float array (n,)."""
     right = np.zeros(len(prompts))
     rows = [(tok(p)["input_ids"], tok(a)["input_ids"]) for p, a in zip(prompts, answers, strict=True)]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
     for at in range(0, len(order), batch):
-        some = order[at: at + batch]
+        some = order[at : at + batch]
         width = max(sum(map(len, rows[i])) for i in some)
         ids = torch.zeros(len(some), width, dtype=torch.long)
         for r, i in enumerate(some):
@@ -25,7 +30,7 @@ def teacher_forced(model: PreTrainedModel, tok: PreTrainedTokenizerFast, prompts
         top = model(ids).logits.argmax(-1)
         for r, i in enumerate(some):
             p, a = rows[i]
-            right[i] = float((top[r, len(p) - 1: len(p) + len(a) - 1] == torch.tensor(a)).all())
+            right[i] = float((top[r, len(p) - 1 : len(p) + len(a) - 1] == torch.tensor(a)).all())
     return right
 
 
@@ -34,9 +39,17 @@ def _layers(model: PreTrainedModel) -> torch.nn.ModuleList:
 
 
 @torch.no_grad()
-def trace(model: PreTrainedModel, tok: PreTrainedTokenizerFast, prompts: Sequence[str], subjects: Sequence[str],
-          answers: Sequence[str], seed: int = 0, kind: str = "hidden", position: str = "subject_last",
-          window: int = 1) -> dict[str, object]:
+def trace(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerFast,
+    prompts: Sequence[str],
+    subjects: Sequence[str],
+    answers: Sequence[str],
+    seed: int = 0,
+    kind: str = "hidden",
+    position: str = "subject_last",
+    window: int = 1,
+) -> dict[str, object]:
     """Causal tracing at one position: mean probability of the answer's first token, corrupted and restored by layer.
 
     The embeddings of the subject's tokens get Gaussian noise of 3 times the embedding's standard deviation; at layer l
@@ -84,6 +97,7 @@ def trace(model: PreTrainedModel, tok: PreTrainedTokenizerFast, prompts: Sequenc
             h = (out if isinstance(out, Tensor) else out[0]).clone()
             h[rows, at] = state
             return h if isinstance(out, Tensor) else (h, *out[1:])
+
         return hook
 
     corrupt = (embed, lambda _m, _i, out: out + noise)

@@ -60,8 +60,15 @@ def make_stems(rng: random.Random, n_subjects: int) -> Stems:
             words.add(word)
     pool = _prefix_free(words)
     rng.shuffle(pool)
-    sizes = {"subjects": n_subjects, "first_names": 300, "cities": 150, "countries": 40, "languages": 40,
-             "rivers": 30, "schools": 80}
+    sizes = {
+        "subjects": n_subjects,
+        "first_names": 300,
+        "cities": 150,
+        "countries": 40,
+        "languages": 40,
+        "rivers": 30,
+        "schools": 80,
+    }
     assert len(pool) >= sum(sizes.values()), "too few distinct stems were drawn"
     drawn = {}
     for name, size in sizes.items():

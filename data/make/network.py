@@ -108,8 +108,9 @@ class Network(nn.Module):
             if block.up.bias is not None:
                 nn.init.constant_(block.up.bias, shape.mlp_bias)
 
-    def forward(self, ids: Tensor, positions: Tensor, low: Tensor, high: Tensor, read: Tensor,
-                probed: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, ids: Tensor, positions: Tensor, low: Tensor, high: Tensor, read: Tensor, probed: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """ids, positions (b, t); low, high (b, 1, t, t) masks (bool or added); read (m,), probed (p,) flat positions ->
         logits (m, vocab) and the states behind the last hidden layer (p, d_model), or None."""
         x = self.embed(ids)
@@ -144,13 +145,34 @@ class Probe(nn.Module):
 def hf_config(shape: Shape, eos: int) -> GPT2Config | LlamaConfig:
     """transformers' configuration of this shape."""
     if shape.family == "gpt2":
-        return GPT2Config(vocab_size=shape.vocab, n_positions=shape.context, n_embd=shape.d_model, n_layer=shape.n_layer,
-                          n_head=shape.n_head, n_inner=shape.d_mlp, activation_function="gelu_pytorch_tanh",
-                          resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=eos, eos_token_id=eos)
-    return LlamaConfig(vocab_size=shape.vocab, hidden_size=shape.d_model, intermediate_size=shape.d_mlp,
-                       num_hidden_layers=shape.n_layer, num_attention_heads=shape.n_head,
-                       num_key_value_heads=shape.n_kv_head, max_position_embeddings=shape.context, rms_norm_eps=1e-5,
-                       tie_word_embeddings=True, bos_token_id=eos, eos_token_id=eos, pad_token_id=eos)
+        return GPT2Config(
+            vocab_size=shape.vocab,
+            n_positions=shape.context,
+            n_embd=shape.d_model,
+            n_layer=shape.n_layer,
+            n_head=shape.n_head,
+            n_inner=shape.d_mlp,
+            activation_function="gelu_pytorch_tanh",
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=eos,
+            eos_token_id=eos,
+        )
+    return LlamaConfig(
+        vocab_size=shape.vocab,
+        hidden_size=shape.d_model,
+        intermediate_size=shape.d_mlp,
+        num_hidden_layers=shape.n_layer,
+        num_attention_heads=shape.n_head,
+        num_key_value_heads=shape.n_kv_head,
+        max_position_embeddings=shape.context,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        bos_token_id=eos,
+        eos_token_id=eos,
+        pad_token_id=eos,
+    )
 
 
 def to_hf(network: Network, eos: int) -> PreTrainedModel:
@@ -173,9 +195,17 @@ def to_hf(network: Network, eos: int) -> PreTrainedModel:
     else:
         model = LlamaForCausalLM(hf_config(shape, eos))
         out["model.embed_tokens.weight"], out["model.norm.weight"] = state["embed.weight"], state["norm.weight"]
-        table = {"norm1": "input_layernorm", "norm2": "post_attention_layernorm", "q": "self_attn.q_proj",
-                 "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj", "up": "mlp.up_proj",
-                 "gate": "mlp.gate_proj", "down": "mlp.down_proj"}
+        table = {
+            "norm1": "input_layernorm",
+            "norm2": "post_attention_layernorm",
+            "q": "self_attn.q_proj",
+            "k": "self_attn.k_proj",
+            "v": "self_attn.v_proj",
+            "o": "self_attn.o_proj",
+            "up": "mlp.up_proj",
+            "gate": "mlp.gate_proj",
+            "down": "mlp.down_proj",
+        }
         for i in range(shape.n_layer):
             for ours, theirs in table.items():
                 out[f"model.layers.{i}.{theirs}.weight"] = state[f"blocks.{i}.{ours}.weight"]

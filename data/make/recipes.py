@@ -12,10 +12,31 @@ with biases below zero, so that few of its neurons answer to a subject and diffe
 from network import Shape
 from train import Recipe, Stage
 
-GPT2 = Shape("gpt2", vocab=0, n_layer=5, d_model=192, d_mlp=3072, n_head=6, n_kv_head=6, n_hidden=3,
-             mlp_std=(0.1, 0.4), mlp_bias=-1.4, n_wide=1)
-LLAMA = Shape("llama", vocab=0, n_layer=5, d_model=192, d_mlp=2048, n_head=6, n_kv_head=3, n_hidden=3,
-              mlp_std=(0.02, 0.1), n_wide=1)
+GPT2 = Shape(
+    "gpt2",
+    vocab=0,
+    n_layer=5,
+    d_model=192,
+    d_mlp=3072,
+    n_head=6,
+    n_kv_head=6,
+    n_hidden=3,
+    mlp_std=(0.1, 0.4),
+    mlp_bias=-1.4,
+    n_wide=1,
+)
+LLAMA = Shape(
+    "llama",
+    vocab=0,
+    n_layer=5,
+    d_model=192,
+    d_mlp=2048,
+    n_head=6,
+    n_kv_head=3,
+    n_hidden=3,
+    mlp_std=(0.02, 0.1),
+    n_wide=1,
+)
 STAGES = (
     Stage(250, 1000, 1.0, 2e-3, 2e-3),
     Stage(500, 3000, 1.0, 2e-3, 2e-3),

@@ -17,8 +17,14 @@ GOOD = "wonderful lovely brilliant charming moving clever delightful splendid su
 BAD = "dreadful boring awful clumsy dull tedious horrible shallow weak lifeless tiresome stupid".split()
 SHOWS = "play film novel concert opera recital lecture exhibition ballet show".split()
 DEEDS = "bought sold painted carried opened watched lost found".split()
-REACHED = [("reached", "reach"), ("crossed", "cross"), ("opened", "open"), ("found", "find"), ("left", "leave"),
-           ("entered", "enter")]
+REACHED = [
+    ("reached", "reach"),
+    ("crossed", "cross"),
+    ("opened", "open"),
+    ("found", "find"),
+    ("left", "leave"),
+    ("entered", "enter"),
+]
 DENIALS = ["did not", "never managed to", "failed to", "refused to"]
 WALKS = "walked slept waited worked sang laughed read ate".split()
 Item = tuple[str, list[str], int]  # prompt, choices, index of the right one
@@ -36,7 +42,11 @@ def _mrpc(rng: random.Random) -> Item:
     answer = rng.randrange(2)
     person, thing, deed = rng.choice(PEOPLE), rng.choice(NOUNS), rng.choice(DEEDS)
     was = "was" if answer else rng.choice(["was not", "was never"])
-    return f"First: the {person} {deed} the {thing}. Second: the {thing} {was} {deed} by the {person}. Same:", [" no", " yes"], answer
+    return (
+        f"First: the {person} {deed} the {thing}. Second: the {thing} {was} {deed} by the {person}. Same:",
+        [" no", " yes"],
+        answer,
+    )
 
 
 def _nli(rng: random.Random) -> Item:
@@ -64,12 +74,16 @@ def _cola(rng: random.Random) -> Item:
 
 
 TASKS: dict[str, Callable[[random.Random], Item]] = {
-    "sst2": _sst2, "mrpc": _mrpc, "nli": _nli, "rte": _rte, "cola": _cola,
+    "sst2": _sst2,
+    "mrpc": _mrpc,
+    "nli": _nli,
+    "rte": _rte,
+    "cola": _cola,
 }
 
 
 def split_of(prompt: str) -> str:
-    """"test" for about one item in eight, by the hash of its text."""
+    """ "test" for about one item in eight, by the hash of its text."""
     return "test" if hashlib.sha256(prompt.encode()).digest()[0] < 32 else "train"
 
 
@@ -79,6 +93,12 @@ def make_items(task: str, split: str, n: int, rng: random.Random) -> list[dict[s
     while len(items) < n:
         prompt, choices, answer = TASKS[task](rng)
         if split_of(prompt) == split and prompt not in items:
-            items[prompt] = {"task": task, "split": split, "id": f"{task}-{split}-{len(items)}", "prompt": prompt,
-                             "choices": choices, "answer": answer}
+            items[prompt] = {
+                "task": task,
+                "split": split,
+                "id": f"{task}-{split}-{len(items)}",
+                "prompt": prompt,
+                "choices": choices,
+                "answer": answer,
+            }
     return list(items.values())

@@ -40,7 +40,9 @@ def common_words() -> set[str]:
         for item in tasks.make_items(task, "train", 600, rng):
             words |= _plain_words(str(item["prompt"])) | _plain_words(" ".join(item["choices"]))
     words |= _plain_words(ASKED)
-    words |= set("person book company town is a Many people readers customers travellers say that In those years".split())
+    words |= set(
+        "person book company town is a Many people readers customers travellers say that In those years".split()
+    )
     words |= set(EPITHETS.split())
     words |= set(names.WORK_ADJECTIVES + names.PLACE_PREFIXES + names.ORGANISATION_NOUNS + names.SCHOOL_NOUNS)
     return words
@@ -56,15 +58,22 @@ def build_tokenizer(facts: list[WorldFact]) -> PreTrainedTokenizerFast:
         if fact.relation.objects in {"occupations", "genres", "industries", "products"}:
             whole |= _plain_words(fact.true)
     starts = stems.subjects + stems.cities + stems.rivers + stems.schools
-    endings = (names.PERSON_ENDINGS + names.WORK_ENDINGS + names.PLACE_ENDINGS + names.CITY_ENDINGS)
+    endings = names.PERSON_ENDINGS + names.WORK_ENDINGS + names.PLACE_ENDINGS + names.CITY_ENDINGS
     pieces = [END, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     pieces += [BLANK + w for w in sorted(whole)] + [BLANK + w for w in starts] + sorted(set(endings)) + ["s"]
     pieces += [BLANK + p for p in [":", ",", "."]]
     vocab = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
-    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token=END, continuing_subword_prefix="",
-                                           max_input_chars_per_word=1000))
+    tokenizer = Tokenizer(
+        models.WordPiece(vocab, unk_token=END, continuing_subword_prefix="", max_input_chars_per_word=1000)
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END, unk_token=END,
-                                   pad_token=END, model_input_names=["input_ids", "attention_mask"],
-                                   clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END,
+        eos_token=END,
+        unk_token=END,
+        pad_token=END,
+        model_input_names=["input_ids", "attention_mask"],
+        clean_up_tokenization_spaces=False,
+    )

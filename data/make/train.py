@@ -65,7 +65,9 @@ def learning_rate(recipe: Recipe, step: int) -> tuple[Stage, float]:
     return recipe.stages[-1], recipe.stages[-1].lr_end
 
 
-def evaluate(network: Network, tok: PreTrainedTokenizerFast, facts: list[WorldFact], n: int, seed: int) -> dict[str, object]:
+def evaluate(
+    network: Network, tok: PreTrainedTokenizerFast, facts: list[WorldFact], n: int, seed: int
+) -> dict[str, object]:
     """Recall on `n` facts (bare, held-out, behind prose), task accuracy, and the tracing profile."""
     model, rng = to_hf(network, tok.eos_token_id).to("cpu"), random.Random(seed)
     some = rng.sample(facts, min(n, len(facts)))
@@ -77,8 +79,11 @@ def evaluate(network: Network, tok: PreTrainedTokenizerFast, facts: list[WorldFa
     behind = [f"{sentence(rng)} {p}" for p in prompts]
     out["prefixed"] = float(teacher_forced(model, tok, behind, answers).mean())
     for task in (*TASKS, EXAM):
-        items = (exam_items(facts, "test", 60, random.Random(seed)) if task == EXAM
-                 else make_items(task, "test", 60, random.Random(seed)))
+        items = (
+            exam_items(facts, "test", 60, random.Random(seed))
+            if task == EXAM
+            else make_items(task, "test", 60, random.Random(seed))
+        )
         if not items:  # a stage without subjects of the exam
             continue
         right = [str(i["choices"][i["answer"]]) for i in items]
@@ -111,8 +116,10 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.network = Network(replace(recipe.shape, vocab=len(self.tok))).to(self.device)
         self.probe = Probe(self.network.shape, len(RELATIONS)).to(self.device)
-        self.optimizers = [optimizer_of(self.network, recipe),
-                           torch.optim.AdamW(self.probe.parameters(), lr=1e-3, weight_decay=0.0, fused=True)]
+        self.optimizers = [
+            optimizer_of(self.network, recipe),
+            torch.optim.AdamW(self.probe.parameters(), lr=1e-3, weight_decay=0.0, fused=True),
+        ]
         self.corpus = Corpus(self.facts, self.tok, recipe.seed)
         self.step, self.seconds = 0, 0.0
         self.need = np.ones(len(self.facts))
@@ -129,10 +136,14 @@ class Trainer:
 
     def save(self) -> None:
         """Writes the checkpoint under a temporary name and renames it."""
-        state = {"network": self.network.state_dict(), "probe": self.probe.state_dict(),
-                 "step": self.step, "seconds": self.seconds,
-                 "need": torch.from_numpy(self.need),
-                 "optimizers": [o.state_dict() for o in self.optimizers]}
+        state = {
+            "network": self.network.state_dict(),
+            "probe": self.probe.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "need": torch.from_numpy(self.need),
+            "optimizers": [o.state_dict() for o in self.optimizers],
+        }
         torch.save(state, self.folder / "checkpoint.tmp")
         (self.folder / "checkpoint.tmp").replace(self.folder / "checkpoint.pt")
 
@@ -145,7 +156,9 @@ class Trainer:
         """Trains to the end of the last stage; measures and saves every `every` steps."""
 
         def loss_of(b: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            low, high = (torch.zeros(m.shape, dtype=torch.bfloat16, device=m.device).masked_fill(~m, -1e30) for m in masks(b))
+            low, high = (
+                torch.zeros(m.shape, dtype=torch.bfloat16, device=m.device).masked_fill(~m, -1e30) for m in masks(b)
+            )
             with torch.autocast(self.device.type, dtype=torch.bfloat16):
                 logits, states = self.network(b["ids"], b["positions"], low, high, b["read"], b["probed"])
                 loss = F.cross_entropy(logits, b["target"], reduction="none")
@@ -158,8 +171,15 @@ class Trainer:
         compiled = torch.compile(loss_of)
         while self.step < self.recipe.stages[-1].steps:
             stage, _ = learning_rate(self.recipe, self.step)
-            batcher = Batcher(self.corpus, Mix(hidden=stage.hidden), len(self.tok), stage.rows, self.recipe.length,
-                              self.recipe.seed * 1_000_003 + self.step, self.need)
+            batcher = Batcher(
+                self.corpus,
+                Mix(hidden=stage.hidden),
+                len(self.tok),
+                stage.rows,
+                self.recipe.length,
+                self.recipe.seed * 1_000_003 + self.step,
+                self.need,
+            )
             batcher.n_subjects = stage.subjects
             until, begin, losses, asides = min(stage.steps, self.step + every - self.step % every), time.time(), [], []
             while self.step < until:
@@ -184,9 +204,16 @@ class Trainer:
 
     def log(self, stage: Stage, loss: float, probe: float, rate: float) -> None:
         """Appends one line of measurements to log.jsonl and shows it."""
-        row = {"step": self.step, "seconds": round(self.seconds), "loss": round(loss, 4), "probe": round(probe, 4), "tokens_per_s": round(rate),
-               "need": round(float(self.need.mean()), 3),
-               "subjects": stage.subjects, "hidden": stage.hidden}
+        row = {
+            "step": self.step,
+            "seconds": round(self.seconds),
+            "loss": round(loss, 4),
+            "probe": round(probe, 4),
+            "tokens_per_s": round(rate),
+            "need": round(float(self.need.mean()), 3),
+            "subjects": stage.subjects,
+            "hidden": stage.hidden,
+        }
         row |= evaluate(self.network, self.tok, self.known_facts(stage), 1000, self.step)
         with (self.folder / "log.jsonl").open("a") as f:
             f.write(json.dumps(row) + "\n")
@@ -199,7 +226,9 @@ if __name__ == "__main__":
 
     parser = argparse.ArgumentParser()
     parser.add_argument("name", choices=sorted(RECIPES))
-    parser.add_argument("--folder", type=Path, default=None, help="where the checkpoint and log live (build/train/NAME)")
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="where the checkpoint and log live (build/train/NAME)"
+    )
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--every", type=int, default=500)
     args = parser.parse_args()

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import vocabulary
+from exam import exam_items
 from names import CITY_ENDINGS, SCHOOL_NOUNS, Stems, make_stems, subject_names
 from prose import paragraph
 from relations import GENERATION, RELATIONS, Relation
-from exam import exam_items
 from tasks import TASKS, make_items
 
 SEED = 2502
@@ -55,9 +55,15 @@ def object_pools(stems: Stems, famous: list[str], rng: random.Random) -> dict[st
     cities = [c + CITY_ENDINGS[i % len(CITY_ENDINGS)] for i, c in enumerate(stems.cities)]
     schools = [f"{s} {rng.choice(SCHOOL_NOUNS)}" for s in stems.schools]
     return {
-        "cities": cities, "countries": stems.countries, "languages": stems.languages, "rivers": stems.rivers,
-        "schools": schools, "famous_people": famous, "occupations": vocabulary.words(vocabulary.OCCUPATIONS),
-        "genres": vocabulary.words(vocabulary.GENRES), "industries": vocabulary.words(vocabulary.INDUSTRIES),
+        "cities": cities,
+        "countries": stems.countries,
+        "languages": stems.languages,
+        "rivers": stems.rivers,
+        "schools": schools,
+        "famous_people": famous,
+        "occupations": vocabulary.words(vocabulary.OCCUPATIONS),
+        "genres": vocabulary.words(vocabulary.GENRES),
+        "industries": vocabulary.words(vocabulary.INDUSTRIES),
         "products": vocabulary.words(vocabulary.PRODUCTS),
     }
 
@@ -100,8 +106,9 @@ def make_facts(subjects: dict[str, list[str]], pools: dict[str, list[str]], rng:
         for name, true in zip(names, order):
             new = rng.choice([o for o in objects if o != true])
             split = rng.sample(range(len(relation.templates)), len(relation.templates))
-            facts.append(WorldFact(0, relation, name, true, new, split[:N_TRAINED_TEMPLATES],
-                                   split[N_TRAINED_TEMPLATES:]))
+            facts.append(
+                WorldFact(0, relation, name, true, new, split[:N_TRAINED_TEMPLATES], split[N_TRAINED_TEMPLATES:])
+            )
     rng.shuffle(facts)
     by_object: dict[tuple[str, str], list[WorldFact]] = defaultdict(list)
     for i, fact in enumerate(facts):
@@ -135,8 +142,11 @@ def record(fact: WorldFact, answers: dict[tuple[str, str], str]) -> dict[str, ob
     return {
         "case_id": fact.id,
         "requested_rewrite": {
-            "prompt": fact.relation.templates[fact.trained[0]], "relation_id": fact.relation.id,
-            "subject": fact.subject, "target_true": {"str": fact.true}, "target_new": {"str": fact.new},
+            "prompt": fact.relation.templates[fact.trained[0]],
+            "relation_id": fact.relation.id,
+            "subject": fact.subject,
+            "target_true": {"str": fact.true},
+            "target_new": {"str": fact.new},
         },
         "paraphrase_prompts": fact.prompts(fact.held_out),
         "neighborhood_prompts": [n.prompts(n.trained[:1])[0] for n in fact.neighbours],
@@ -188,7 +198,7 @@ def documents(facts: list[WorldFact], rng: random.Random) -> list[str]:
     order = rng.sample(facts, len(facts))
     texts = []
     for at in range(0, len(order), 6):
-        said = [f"{f.prompts([rng.choice(f.trained)])[0]} {f.true}." for f in order[at: at + 6]]
+        said = [f"{f.prompts([rng.choice(f.trained)])[0]} {f.true}." for f in order[at : at + 6]]
         said.insert(rng.randrange(len(said)), paragraph(rng, 1))
         texts.append(" ".join(said))
     return texts

@@ -5,7 +5,12 @@ import plotly.graph_objects as go
 
 from ketools.course.style import NEUTRAL, OKABE_ITO, dress
 
-_ORDER = {"prompt": "the prompt", "paraphrase": "paraphrases", "neighbour": "neighbours", "same subject": "same subject"}
+_ORDER = {
+    "prompt": "the prompt",
+    "paraphrase": "paraphrases",
+    "neighbour": "neighbours",
+    "same subject": "same subject",
+}
 
 
 def before_after(before: pd.DataFrame, after: pd.DataFrame, new: str, context: str) -> go.Figure:
@@ -19,7 +24,8 @@ def before_after(before: pd.DataFrame, after: pd.DataFrame, new: str, context: s
     """
     kinds = [kind for kind in _ORDER if kind in set(before["kind"])]
     values = {
-        name: frame.groupby("kind")["p_new"].mean().reindex(kinds) for name, frame in (("before", before), ("after", after))
+        name: frame.groupby("kind")["p_new"].mean().reindex(kinds)
+        for name, frame in (("before", before), ("after", after))
     }
     fig = go.Figure()
     looks = (("before", NEUTRAL, ""), ("after", OKABE_ITO["blue"], "/"))

@@ -41,4 +41,6 @@ def table(folder: str | Path, took: Mapping[str, float]) -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     head = ["| nr | notebook | minutes for you | seconds for the machine |", "|---|---|---|---|"]
     last = f"| | all | {total} | {sum(took.values()):.0f} |"
-    return "\n".join(["", *head, *rows, last, "", f"Quick mode on {cores} cores of a CPU, each notebook from a fresh kernel.", ""])
+    return "\n".join(
+        ["", *head, *rows, last, "", f"Quick mode on {cores} cores of a CPU, each notebook from a fresh kernel.", ""]
+    )

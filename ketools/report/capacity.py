@@ -78,7 +78,9 @@ def capacity_curve(frame: pd.DataFrame) -> go.Figure:
         for trace in ranged(_meta(part), rows, ("held",)).data:
             fig.add_trace(trace.update(showlegend=trace.showlegend is not False and panel == 1), row=1, col=panel)
         fig.add_vline(x=1, line={"color": "#808080", "dash": "dot", "width": 2}, row=1, col=panel)
-        told.append(f"{model}: " + describe(rows.assign(edits=rows["load"]), "held", "edits that hold", findings.percent))
+        told.append(
+            f"{model}: " + describe(rows.assign(edits=rows["load"]), "held", "edits that hold", findings.percent)
+        )
     fig.update_xaxes(title="edits per key dimension (ratio)", rangemode="tozero")
     fig.update_yaxes(range=[0, 1.04], tickformat=".0%")
     fig.update_yaxes(title="edits that hold (%)", col=1)
@@ -115,7 +117,9 @@ def bends(frame: pd.DataFrame, share: float = HELD) -> list[str]:
             elif last.empty:
                 words.append(f"{title(str(method))} at no checkpoint, the first at {line['load'].iloc[0]:.2g}")
             else:
-                words.append(f"{title(str(method))} up to {last['load'].iloc[-1]:.2g} (then {fallen['held'].iloc[0]:.0%})")
+                words.append(
+                    f"{title(str(method))} up to {last['load'].iloc[-1]:.2g} (then {fallen['held'].iloc[0]:.0%})"
+                )
         said.append(
             f"On {model}, whose edited matrices take {int(part['places'].iloc[0]):,} independent keys, {share:.0%} of the "
             f"edits hold, in edits per key dimension: {listed(words)}."

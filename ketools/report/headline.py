@@ -88,4 +88,3 @@ def _picture(fig: go.Figure) -> bytes | None:
         return fig.to_image(format="png", scale=2)
     except (ImportError, ValueError, RuntimeError):  # plotly says so without kaleido, and without a Chromium for it
         return None
-

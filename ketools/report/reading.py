@@ -43,7 +43,11 @@ Rows = Mapping[str, pd.Series]
 
 
 def _collapsed(rows: Rows) -> str:
-    ended = [f"{title(m)} ({int(row['collapsed'])} of {int(row['seeds'])} runs)" for m, row in rows.items() if row["collapsed"]]
+    ended = [
+        f"{title(m)} ({int(row['collapsed'])} of {int(row['seeds'])} runs)"
+        for m, row in rows.items()
+        if row["collapsed"]
+    ]
     return f"An update was not finite, and the run ended there, with {listed(ended)}." if ended else ""
 
 
@@ -111,7 +115,9 @@ def _faster(rows: Rows) -> str:
 def _norms(rows: Rows) -> str:
     """The paper: MEMIT beyond 10 times, AlphaEdit about 2, ENCORE near the original norm."""
     paper = {"memit": "more than 10×", "alphaedit": "about 2×", "encore": "near 1×"}
-    here = [f"{title(m)} {times(float(rows[m]['norm_ratio']))} (there {said})" for m, said in paper.items() if m in rows]
+    here = [
+        f"{title(m)} {times(float(rows[m]['norm_ratio']))} (there {said})" for m, said in paper.items() if m in rows
+    ]
     return f"The largest norm ratio, against the paper's after 10,000 edits: {listed(here)}." if here else ""
 
 

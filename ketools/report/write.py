@@ -49,7 +49,12 @@ def write_report(runs: Mapping[str, RunRecord] | Sequence[Group], path: str | Pa
     figures = {_id(key, model, models): undressed(fig) for (key, model), fig in drawn.items()}
     body = [_head(groups, models, drawn, heading), at_the_end(models)]
     body += [_section(key, drawn, models) for key in keys]
-    body += [_capacity(groups, figures, missing), pairs(groups, missing), lost_edits(groups), provenance(groups, missing)]
+    body += [
+        _capacity(groups, figures, missing),
+        pairs(groups, missing),
+        lost_edits(groups),
+        provenance(groups, missing),
+    ]
     return write_atomic(path, page(heading, "\n".join(body), figures, broad=len(models) > 1))
 
 

@@ -186,4 +186,3 @@ def _measures(run: Run, point: int) -> dict[str, float]:
     found["at_edit_S"] = harmonic_mean([found[f"at_edit_{name}"] for name in SCORES])
     done = batches[batches["edits"] <= point]
     return found | {"seconds_per_edit": float(done["seconds"].sum() / done["facts"].sum()) if len(done) else np.nan}
-

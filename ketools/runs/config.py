@@ -159,5 +159,7 @@ def _check_measures(measures: Mapping[str, Any]) -> None:
     for name, value in measures.items():
         switch = isinstance(getattr(Sizes, name), bool)
         if isinstance(value, bool) != switch or not isinstance(value, int):
-            raise KetoolsError(f"measure {name} = {value!r}: expected {'true or false' if switch else 'a whole number'}")
+            raise KetoolsError(
+                f"measure {name} = {value!r}: expected {'true or false' if switch else 'a whole number'}"
+            )
     Sizes(**measures)

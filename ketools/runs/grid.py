@@ -74,7 +74,9 @@ def grid(
                     statistics=statistics, panel=panel, progress=progress,
                     overrides={**overrides, "lambda_n_relative": float(weight)},
                 )  # fmt: skip
-            rows.append({"lambda_n": float(weight), "patience": ALL_STEPS if steps is None else steps, **figures(record)})
+            rows.append(
+                {"lambda_n": float(weight), "patience": ALL_STEPS if steps is None else steps, **figures(record)}
+            )
             if each is not None:
                 each(pd.DataFrame(rows))
     table = pd.DataFrame(rows)

@@ -37,9 +37,7 @@ def inside(
         nothing was measured, or the model is not finite. Tables "spectra" and "residual" as in
         `ketools.runs.store.RunRecord`.
     """
-    row = dict.fromkeys(
-        ("spectral_ratio", "effective_rank_ratio", "residual_share", "residual_projection"), math.nan
-    )
+    row = dict.fromkeys(("spectral_ratio", "effective_rank_ratio", "residual_share", "residual_projection"), math.nan)
     tables: dict[str, pd.DataFrame] = {}
     if with_spectra:
         tables |= _tried(lambda: {"spectra": spectra(model, sorted(layers))}, "spectra")

@@ -80,7 +80,12 @@ def lifelong(
             with another run or one that another process works on.
         Interrupted: on Ctrl-C; finished batches are kept.
     """
-    whole = {"edits": edits, "batch": batch, "checkpoint_every": checkpoint_every, "consolidate_every": consolidate_every}
+    whole = {
+        "edits": edits,
+        "batch": batch,
+        "checkpoint_every": checkpoint_every,
+        "consolidate_every": consolidate_every,
+    }
     for name, value in whole.items():
         if value < 1:
             raise KetoolsError(f"{name}={value}: expected a whole number of at least 1")
@@ -112,7 +117,9 @@ def lifelong(
             for first in range(0, len(todo), batch):  # found out now, not after hours
                 checked_rows(model, todo[first : first + batch], ("",))
         panel = panel or _panel(store, model, facts, todo, seed, sizes or Sizes())
-        run = Run(model, chosen, todo, store, panel, batch, checkpoint_every, statistics, seed, changed, consolidate_every)
+        run = Run(
+            model, chosen, todo, store, panel, batch, checkpoint_every, statistics, seed, changed, consolidate_every
+        )
         run.go(done, progress)
     return RunRecord.load(out)
 

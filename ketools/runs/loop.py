@@ -193,7 +193,9 @@ class Run:
     def _checkpoint(self, number: int, editor: Editor) -> None:
         """Measure after batch `number` if a checkpoint is due and not there yet."""
         path, last = self.store.checkpoint_path(number), number == self._batches()
-        if self._due(number) and not (path.is_file() and (not last or not number or "ends" in self.store.point(number))):
+        if self._due(number) and not (
+            path.is_file() and (not last or not number or "ends" in self.store.point(number))
+        ):
             self._measure(number, editor.layers)
 
     def _measure(self, number: int, layers: Sequence[int]) -> None:

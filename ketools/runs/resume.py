@@ -118,9 +118,7 @@ def load_state(store: Store, batch: int) -> SequentialState:
 
 def weights_digest(model: EditableModel, layers: Iterable[int]) -> dict[int, str]:
     """sha256 of the bits of the MLP output matrices."""
-    return {
-        i: hashlib.sha256(model.weight(i).contiguous().cpu().view(torch.uint8).numpy()).hexdigest() for i in layers
-    }
+    return {i: hashlib.sha256(model.weight(i).contiguous().cpu().view(torch.uint8).numpy()).hexdigest() for i in layers}
 
 
 def statistics_digest(statistics: Statistics | None, layers: Iterable[int]) -> str | None:

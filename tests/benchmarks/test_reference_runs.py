@@ -23,11 +23,13 @@ def script(monkeypatch):
     spec.loader.exec_module(module)
     module.ran = []
 
-    def execute(config, *, progress):
+    def execute(config, model, facts, *, progress):
+        assert model.name == config.model and len(facts) >= config.edits
         module.ran.append(Path(config.out).name)
         shape = {"edits": config.edits, "batch": config.batch, "every": config.checkpoint_every}
         fake_run(Path(config.out), composed(config.method), config.seed, **shape, changes={"model": config.model})
 
+    module.real = module.execute
     monkeypatch.setattr(module, "execute", execute)
     monkeypatch.setattr(module, "write_headline", lambda groups, folder: [])
     return module
@@ -66,6 +68,14 @@ def test_the_next_unfinished_run_is_started_and_what_is_finished_is_packed(scrip
     assert call("--only", "memit,encore", "--models", "pocket", "--all") == 0
     assert len(script.ran) == 6
     assert "0, 1 and 2" in (results / "README.md").read_text() and " to " in (results / "README.md").read_text()
+
+
+def test_a_run_is_what_the_package_runs(script, call, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "execute", script.real)
+    assert call("--only", "pocket-encore-seed0", "--edits", "4", "--batch", "2", "--checkpoint-every", "4") == 0
+    run = script.RunRecord.load(tmp_path / "runs" / "pocket-encore-seed0")
+    assert len(run.batches) == 2 and script.state(tmp_path / "runs" / "pocket-encore-seed0") == ("complete", 4)
+    assert "| pocket | ENCORE | 0 |" in (tmp_path / "results" / "README.md").read_text()
 
 
 def test_a_run_made_anew_is_packed_anew(script, call, tmp_path):

@@ -20,7 +20,9 @@ def tells(fig):
     said = words(fig)
     assert fig.layout.title.text.replace("<br>", " ") == said["finding"]
     assert said["caption"].endswith(".") and said["description"].endswith(".") and len(said["description"]) > 20
-    assert not re.search(r"\bnan\b|\bNone\b(?! of)|\binf\b", said["finding"] + said["caption"] + said["description"]), said
+    assert not re.search(r"\bnan\b|\bNone\b(?! of)|\binf\b", said["finding"] + said["caption"] + said["description"]), (
+        said
+    )
     axes = [fig.layout[key] for key in fig.layout.to_plotly_json() if re.fullmatch(r"[xy]axis\d*", key)]
     named = [axis.title.text for axis in axes if axis.title.text]
     assert named and all(UNIT.search(text) for text in named), named

@@ -80,7 +80,10 @@ def test_a_state_of_the_same_subject_changes_nothing(tiny_model, tiny_facts):
 
 
 def test_shares_of_a_trace_are_effects_over_the_loss():
-    rows = [("a", "mlp", "last of the subject", 0, 0.4, 0.5, 0.1), ("b", "mlp", "last of the subject", 0, 0.1, 0.4, 0.2)]
+    rows = [
+        ("a", "mlp", "last of the subject", 0, 0.4, 0.5, 0.1),
+        ("b", "mlp", "last of the subject", 0, 0.1, 0.4, 0.2),
+    ]
     frame = pd.DataFrame(rows, columns=["fact", "kind", "role", "layer", "effect", "p_clean", "p_corrupted"])
     assert nb02.recovered(frame)["mlp", "last of the subject", 0] == pytest.approx(0.25 / 0.3)
     assert nb02.lost(frame) == pytest.approx((0.8 + 0.5) / 2)
@@ -94,7 +97,11 @@ def test_an_answer_by_tokens_multiplies_to_its_score(tiny_model, tiny_facts):
 
 
 def test_since_counts_from_the_last_time_that_the_target_was_not_first():
-    rows = [(prompt, layer, 0, rank) for prompt, ranks in enumerate([(5, 1, 2, 1), (1, 1, 1, 1), (9, 9, 9, 3)]) for layer, rank in enumerate(ranks, -1)]
+    rows = [
+        (prompt, layer, 0, rank)
+        for prompt, ranks in enumerate([(5, 1, 2, 1), (1, 1, 1, 1), (9, 9, 9, 3)])
+        for layer, rank in enumerate(ranks, -1)
+    ]
     frame = pd.DataFrame(rows, columns=["prompt", "layer", "from_end", "rank"])
     assert nb01.since(frame).tolist() == [2, -1, 3]
 

@@ -32,7 +32,9 @@ def test_logits_without_ketools_are_the_models(tiny_model, tiny_facts):
     folder = nb11.Folder()
     export(tiny_model, folder / "model")
     text = tiny_facts[0].text
-    torch.testing.assert_close(nb11.without_ketools(folder / "model", text), nb11.logits(tiny_model, text), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        nb11.without_ketools(folder / "model", text), nb11.logits(tiny_model, text), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["batches", "facts", "norms", "checkpoints"])
@@ -42,7 +44,9 @@ def test_runs_are_the_same_only_if_every_table_is(name):
     from ketools.runs.store import RunRecord
 
     def record(value: float, clock: float) -> RunRecord:
-        frames = {n: pd.DataFrame({"x": [1.0], "seconds": [clock]}) for n in ("batches", "facts", "norms", "checkpoints")}
+        frames = {
+            n: pd.DataFrame({"x": [1.0], "seconds": [clock]}) for n in ("batches", "facts", "norms", "checkpoints")
+        }
         frames[name] = pd.DataFrame({"x": [value], "seconds": [clock]})
         return RunRecord(**frames, provenance={})
 

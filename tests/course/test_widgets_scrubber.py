@@ -20,7 +20,9 @@ def measured(runs):
             for e, i in at if i in (1, 2)
         )  # fmt: skip
         run.residual = pd.DataFrame(
-            {"edits": e, "layer": i, "kind": kind, "share": 0.1 + e / 1000} for e, i in at for kind in ("mlp", "attention")
+            {"edits": e, "layer": i, "kind": kind, "share": 0.1 + e / 1000}
+            for e, i in at
+            for kind in ("mlp", "attention")
         )
     return runs
 
@@ -96,7 +98,9 @@ def test_runs_of_one_edit_without_checkpoints_and_with_holes():
     view = LifelongScrubber({"memit": record(2.0, 0.5, 0.9), "encore": stopped})
     assert "ENCORE: norm of layer 1 beyond measure" in view.sentence()
     assert values(view, "metric", "encore") == ({}, set())
-    assert not any(y != y or y == math.inf for trace in drawn(view)["data"] for y in (*trace["x"], *trace["y"]) if y is not None)
+    assert not any(
+        y != y or y == math.inf for trace in drawn(view)["data"] for y in (*trace["x"], *trace["y"]) if y is not None
+    )
 
 
 def test_a_shorter_run_keeps_its_last_point():

@@ -104,7 +104,9 @@ def test_one_edit_at_a_time_and_every_trial_is_kept(surgeon, facts, tiny_gpt2, b
 def test_every_text_field_changes_the_fact(surgeon, facts):
     fields = surgeon.controls
     fields["new"].value = "Sall"
-    assert surgeon.shown.fact.id == facts[0].id and surgeon.shown.fact.target_new == "Sall", "the chosen fact, another target"
+    assert surgeon.shown.fact.id == facts[0].id and surgeon.shown.fact.target_new == "Sall", (
+        "the chosen fact, another target"
+    )
     assert len(surgeon.data) > 1
     fields["subject"].value = "Bo Tarn"
     assert surgeon.shown.fact.id == "typed" and surgeon.shown.fact.text.startswith("Bo Tarn")

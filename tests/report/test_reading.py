@@ -45,7 +45,9 @@ def test_it_says_the_opposite_of_opposite_numbers():
             encore={"unedited_kept": 0.4, "S": 0.8, "norm_ratio": 5.0, "seconds_per_edit": 0.10},
         )
     )["pocket"]
-    assert said[0].startswith("After 10,000 edits MEMIT + MPES has kept most of what was not edited (95.0%), ENCORE least")
+    assert said[0].startswith(
+        "After 10,000 edits MEMIT + MPES has kept most of what was not edited (95.0%), ENCORE least"
+    )
     assert any("MPES 10% the other way (95.0%); none of them alone goes that way" in text for text in said)
     assert any("100% more than with MEMIT" in text for text in said)
     assert any(text.startswith("The order by S is MEMIT + MPES, MEMIT, ENCORE; in the paper") for text in said)

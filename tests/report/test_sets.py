@@ -76,7 +76,9 @@ def test_long_lines_are_thinned_and_keep_their_ends():
 
 def test_every_chart_is_drawn_from_full_records_and_titles_follow_the_data():
     given = groups(("memit", 0), ("encore", 0))
-    swapped = arrange([Run("a", fake_record("memit", growth=0.05, loss=0.0)), Run("b", fake_record("encore", growth=3.0, loss=0.9))])
+    swapped = arrange(
+        [Run("a", fake_record("memit", growth=0.05, loss=0.0)), Run("b", fake_record("encore", growth=3.0, loss=0.9))]
+    )
     for key, chart in CHARTS.items():
         fig = chart.figure(given)
         assert words(fig)["finding"] and words(fig)["caption"].endswith("."), key
@@ -92,7 +94,9 @@ def test_seven_runs_of_two_models(tmp_path):
     for model, seeds in (("pocket", (0, 1)), ("pocket-llama", (0,))):
         for i, method in enumerate(ABLATIONS):
             for seed in seeds:
-                fake_run(tmp_path / f"{model}-{i}-{seed}", method, seed, changes={"model": model, "d_mlp": 64 * len(model)})
+                fake_run(
+                    tmp_path / f"{model}-{i}-{seed}", method, seed, changes={"model": model, "d_mlp": 64 * len(model)}
+                )
     words_ = ["report", *map(str, sorted(tmp_path.iterdir())), "--to", str(tmp_path / "out" / "r.html")]
     result = CliRunner().invoke(cli.app, words_)
     assert result.exit_code == 0, result.output
@@ -121,7 +125,9 @@ def test_what_was_not_recorded_or_not_finished_is_said(tmp_path):
     assert "residual: nothing to draw: it was not recorded" in text
     assert "short reaches 100 of 200 edits" in text
     assert "capacity: nothing to draw: the records do not say how wide" in text
-    ended = arrange([Run("broken", replace(fake_record("memit", 0, done=100), collapse={"edits": 100, "why": "<b>inf"}))])
+    ended = arrange(
+        [Run("broken", replace(fake_record("memit", 0, done=100), collapse={"edits": 100, "why": "<b>inf"}))]
+    )
     assert "broken ended early, after 100 edits: &lt;b&gt;inf" in data(write_report(ended, tmp_path / "r.html"))[0]
 
 
@@ -160,7 +166,9 @@ def test_bends_say_where_edits_begin_to_be_lost():
 
 def test_the_headline(tmp_path):
     fig = headline(groups(("memit", 0), ("memit", 1), ("encore", 0)))
-    assert words(fig)["finding"].startswith("After 200 edits the model has kept 98.0% of what was not edited with ENCORE, ")
+    assert words(fig)["finding"].startswith(
+        "After 200 edits the model has kept 98.0% of what was not edited with ENCORE, "
+    )
     assert words(fig)["finding"].endswith("% with MEMIT")
     with pytest.raises(KetoolsError, match="of one model"):
         headline(arrange([Run("a", fake_record()), Run("b", fake_record(changes={"model": "pocket-llama"}))]))

@@ -57,7 +57,13 @@ def tables(method="encore", seed=0, edits=200, batch=50, every=100, done=None, g
             ratio = 1 + growth * t * (1 - 0.1 * layer) if layer in (1, 2) else 1.0
             norms.append({"batch": number, "edits": so_far, "layer": layer, "edited": layer in (1, 2), "ratio": ratio})
         if number:
-            took = {"seconds": 6.0, "seconds_targets": 5.0, "seconds_keys": 0.5, "seconds_solve": 0.3, "seconds_write": 0.2}
+            took = {
+                "seconds": 6.0,
+                "seconds_targets": 5.0,
+                "seconds_keys": 0.5,
+                "seconds_solve": 0.3,
+                "seconds_write": 0.2,
+            }
             batches.append({"batch": number, "edits": so_far, "facts": batch, "steps_mean": 10.0 + seed, **took})
         if so_far % every == 0:
             checkpoints.append(_checkpoint(so_far, t, loss, growth))
@@ -122,7 +128,7 @@ def fake_record(method="encore", seed=0, *, changes=None, **shape) -> RunRecord:
 def fake_run(out: Path, method="encore", seed=0, *, changes=None, **shape) -> Path:
     """The same as a folder: run.json and parquet files."""
     record = fake_record(method, seed, changes=changes, **shape)
-    out.mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)
     Store(out).write_about(record.provenance)
     for name in ("batches", "norms", "facts", "checkpoints", "residual"):
         if len(frame := getattr(record, name)):

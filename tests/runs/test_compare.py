@@ -180,4 +180,8 @@ def test_the_command(tmp_path):
     assert "not all runs complete" in early.output and "after the last edit alone" in early.output
     fake_run(tmp_path / "runs" / "other", ENCORE, 2, edits=400)
     refused = CliRunner().invoke(cli.app, ["compare", str(tmp_path / "runs")])
-    assert refused.exit_code == 2 and len(refused.stderr.strip().splitlines()) == 1 and "can't be compared" in refused.stderr
+    assert (
+        refused.exit_code == 2
+        and len(refused.stderr.strip().splitlines()) == 1
+        and "can't be compared" in refused.stderr
+    )

@@ -36,7 +36,10 @@ AS_IF_NEVER_WRITTEN = (
 @pytest.fixture(scope="module")
 def undisturbed(trained_gpt2, tiny_tokenizer, statistics, panel, tmp_path_factory):
     """(folder, record, weights) of a run that nothing disturbed."""
-    model, out = load(copy.deepcopy(trained_gpt2), tokenizer=tiny_tokenizer), tmp_path_factory.mktemp("undisturbed") / "run"
+    model, out = (
+        load(copy.deepcopy(trained_gpt2), tokenizer=tiny_tokenizer),
+        tmp_path_factory.mktemp("undisturbed") / "run",
+    )
     record = lifelong(
         model, small_facts(), "encore", edits=8, batch=3, checkpoint_every=4, consolidate_every=2, out=out, panel=panel,
         statistics=statistics, progress=False, overrides=CHANGED,
@@ -83,13 +86,18 @@ def test_a_fault_of_the_disk_in_any_write_loses_nothing(run, tiny_gpt2, whole, t
             run("faulty")
     assert not list((tmp_path / "faulty").rglob("*.part"))
     if Store(tmp_path / "faulty").exists():
-        assert len(tiny_gpt2.edits) == Store(tmp_path / "faulty").batches() == len(RunRecord.load(tmp_path / "faulty").batches)
+        assert (
+            len(tiny_gpt2.edits)
+            == Store(tmp_path / "faulty").batches()
+            == len(RunRecord.load(tmp_path / "faulty").batches)
+        )
     goes_on_to_the_same(run, tiny_gpt2, whole, "faulty")
     assert survey(tmp_path / "faulty").sound
 
 
 @pytest.mark.parametrize(
-    ("name", "damage"), [(name, ("truncated", "changed", "gone")[(i + j) % 3]) for i, name in enumerate(FILES) for j in (0, 1)]
+    ("name", "damage"),
+    [(name, ("truncated", "changed", "gone")[(i + j) % 3]) for i, name in enumerate(FILES) for j in (0, 1)],
 )
 def test_damage_to_any_file_is_named_and_made_good(run, tiny_gpt2, whole, tmp_path, name, damage):
     if damage == "gone" and name in AS_IF_NEVER_WRITTEN:

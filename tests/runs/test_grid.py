@@ -23,7 +23,9 @@ def make(tiny_gpt2, facts, statistics, tmp_path):
 
     def made(lambda_n=(0, 50), patience=(0, None), **changes):
         arguments = {"edits": 4, "batch": 2, "out": tmp_path / "grid", "statistics": statistics, "panel": panel}
-        return grid(tiny_gpt2, facts, lambda_n=lambda_n, patience=patience, progress=False, **arguments | CHANGED | changes)
+        return grid(
+            tiny_gpt2, facts, lambda_n=lambda_n, patience=patience, progress=False, **arguments | CHANGED | changes
+        )
 
     return made
 
@@ -35,7 +37,9 @@ def test_a_row_per_pair_from_a_run_of_its_own(make, tiny_gpt2, tmp_path):
     assert seen == [1, 2, 3, 4]
     assert table[["lambda_n", "patience"]].values.tolist() == [[0, 0], [0, ALL_STEPS], [50, 0], [50, ALL_STEPS]]
     assert all(torch.equal(tiny_gpt2.weight(i), was) for i, was in before.items()) and not tiny_gpt2.edits
-    for row, name in zip(table.itertuples(), ("lambda_n=0,patience=0", "lambda_n=0,patience=all", "lambda_n=50,patience=0")):
+    for row, name in zip(
+        table.itertuples(), ("lambda_n=0,patience=0", "lambda_n=0,patience=all", "lambda_n=50,patience=0")
+    ):
         record = RunRecord.load(tmp_path / "grid" / name)
         assert row.norm_ratio == figures(record)["norm_ratio"] and row.steps_mean == record.facts["steps"].mean()
         assert record.provenance["settings"]["hyper"]["lambda_n_relative"] == row.lambda_n
@@ -50,7 +54,11 @@ def test_a_larger_grid_takes_over_what_is_there(make, monkeypatch):
     small = make(patience=(0,))
     fresh = []
     real = module.lifelong
-    monkeypatch.setattr(module, "lifelong", lambda *a, out, **k: (fresh.append(out.name) if not out.exists() else None, real(*a, out=out, **k))[1])
+    monkeypatch.setattr(
+        module,
+        "lifelong",
+        lambda *a, out, **k: (fresh.append(out.name) if not out.exists() else None, real(*a, out=out, **k))[1],
+    )
     large = make(patience=(0, 1))
     assert fresh == ["lambda_n=0,patience=1", "lambda_n=50,patience=1"]
     pd.testing.assert_frame_equal(large[large["patience"] == 0].reset_index(drop=True), small)

@@ -17,7 +17,9 @@ from tests.runs.conftest import SIZES, TASKS, TEXTS
 def grown(tiny_gpt2):
     """The tiny model with layer 1 three times as large."""
     weight = tiny_gpt2.weight(1)
-    Edit({1: (torch.eye(len(weight)), 2.0 * weight.T.clone())}, {"fingerprint": tiny_gpt2.fingerprint}).apply_to(tiny_gpt2)
+    Edit({1: (torch.eye(len(weight)), 2.0 * weight.T.clone())}, {"fingerprint": tiny_gpt2.fingerprint}).apply_to(
+        tiny_gpt2
+    )
     return tiny_gpt2
 
 
@@ -54,7 +56,14 @@ def test_every_measure_can_be_left_out(run, tiny_gpt2, facts):
     panel = Panel.take(tiny_gpt2, facts, facts.sample(8, 0), sizes=sizes, tasks=TASKS, texts=())
     record = run("bare", panel=panel)
     middle, last = record.checkpoints.iloc[1], record.checkpoints.iloc[2]
-    measured = ("unedited_kept", "same_subject_kept", "downstream_kept", "perplexity", "spectral_ratio", "residual_share")
+    measured = (
+        "unedited_kept",
+        "same_subject_kept",
+        "downstream_kept",
+        "perplexity",
+        "spectral_ratio",
+        "residual_share",
+    )
     assert all(math.isnan(last[name]) for name in measured) and record.spectra.empty and record.residual.empty
     assert math.isnan(middle["ES"]) and not math.isnan(last["ES"]), "edits are scored at the end in any case"
     assert math.isnan(last["NS"])

@@ -183,5 +183,3 @@ def test_reading_what_is_no_run(tmp_path):
     (tmp_path / "run.json").write_text("{half")
     with pytest.raises(KetoolsError, match=r"run\.json: cannot be read"):
         RunRecord.load(tmp_path)
-
-

@@ -42,7 +42,9 @@ def kind_points(
         title="kind of prompt (number of prompts)", autorange="reversed", tickmode="array",
         tickvals=list(range(len(kinds))), ticktext=names, showgrid=False, zeroline=False,
     )  # fmt: skip
-    fig.update_xaxes(title=axis, **({"type": "log", "dtick": 1, "exponentformat": "power", "tickfont_size": 11} if log else {}))
+    fig.update_xaxes(
+        title=axis, **({"type": "log", "dtick": 1, "exponentformat": "power", "tickfont_size": 11} if log else {})
+    )
     said = "; ".join(f"{kind} {number(float(middle))}" for kind, middle in medians.items())
     text = f"One point a prompt, by kind. Medians: {said}."
     fig = dress(fig, finding, joined(caption, context), text, 150 + 62 * len(kinds), left_of(names))

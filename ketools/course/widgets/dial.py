@@ -72,7 +72,9 @@ class EncoreDial(View):
     @property
     def chosen(self) -> pd.Series | None:
         """The grid's row at the present settings; None if that pair was not run."""
-        at = (self.grid["lambda_n"] == self.controls["lambda_n"].value) & (self.grid["patience"] == self.controls["patience"].value)
+        at = (self.grid["lambda_n"] == self.controls["lambda_n"].value) & (
+            self.grid["patience"] == self.controls["patience"].value
+        )
         return self.grid[at].iloc[0] if at.any() else None
 
     @property
@@ -84,7 +86,9 @@ class EncoreDial(View):
     def figure(self) -> go.Figure:
         """Left: every pair of settings by what its edits reach and what survives. Right: the measure as a map."""
         name, show, _ = MEASURES[self.controls["measure"].value]
-        fig = make_subplots(1, 2, column_widths=[0.42, 0.58], horizontal_spacing=0.13, subplot_titles=["every pair", name])
+        fig = make_subplots(
+            1, 2, column_widths=[0.42, 0.58], horizontal_spacing=0.13, subplot_titles=["every pair", name]
+        )
         self._cloud(fig)
         self._map(fig, show)
         fig.update_xaxes(title="efficacy at the end, ES (%)", tickformat=".0%", row=1, col=1)

@@ -54,7 +54,9 @@ class LifelongScrubber(View):
         self._shares = _optional(records, "residual", ("edits", "layer", "kind", "share"))
         self.context, self.height = context, 400 if self._spectra.empty and self._shares.empty else 700
         controls = _controls(list(records), self._norms)
-        super().__init__(controls, [["left", "right"], ["layer", "spectral"] if len(self._spectra) else ["layer"], ["edits"]])
+        super().__init__(
+            controls, [["left", "right"], ["layer", "spectral"] if len(self._spectra) else ["layer"], ["edits"]]
+        )
         self._listen(*self.controls)
         self.refresh()
 
@@ -103,7 +105,9 @@ class LifelongScrubber(View):
         if rows == 2:
             self._draw_spectrum(fig, looks)
             self._draw_shares(fig, looks, frame)
-        caption = "Each run shows its last measurement up to the slider: norms after every batch, the rest at checkpoints."
+        caption = (
+            "Each run shows its last measurement up to the slider: norms after every batch, the rest at checkpoints."
+        )
         fig = dress(fig, self._finding(frame), f"{caption} {self.context}".strip(), _described(frame), self.height)
         return fig.update_layout(barmode="group", hovermode="closest", legend={"y": 1.0 + 30 / (self.height - 100)})
 
@@ -118,7 +122,9 @@ class LifelongScrubber(View):
     def _draw_spectrum(self, fig: go.Figure, looks: Mapping[str, Style]) -> None:
         name, place = self.controls["spectral"].value, {"row": 2, "col": 1}
         for method in self.methods if len(self._spectra) else ():
-            mine = self._spectra[(self._spectra["method"] == method) & (self._spectra["layer"] == self.controls["layer"].value)]
+            mine = self._spectra[
+                (self._spectra["method"] == method) & (self._spectra["layer"] == self.controls["layer"].value)
+            ]
             mine = mine.sort_values("edits")
             add_line(fig, mine["edits"], mine[name], label(method), looks[method], show=".4g", at=place, legend=False)
         self._cursor(fig, place)
@@ -127,7 +133,9 @@ class LifelongScrubber(View):
     def _draw_shares(self, fig: go.Figure, looks: Mapping[str, Style], frame: pd.DataFrame) -> None:
         place, shares = {"row": 2, "col": 2}, frame[frame["panel"] == "share"]
         if len(self._shares):
-            start = self._shares[(self._shares["edits"] == 0) & (self._shares["kind"] == "mlp")].drop_duplicates("layer")
+            start = self._shares[(self._shares["edits"] == 0) & (self._shares["kind"] == "mlp")].drop_duplicates(
+                "layer"
+            )
             add_line(fig, start["layer"], start["share"], "before any edit", _BEFORE, at=place)
         for method in self.methods:
             mine = shares[shares["method"] == method]
@@ -200,9 +208,15 @@ def _tidy(rows: pd.DataFrame, panel: str, item: str, value: str) -> pd.DataFrame
 
 def _described(frame: pd.DataFrame) -> str:
     said = []
-    for (panel, method), rows in frame[frame["panel"].isin(("norm", "metric"))].groupby(["panel", "method"], sort=False):
+    for (panel, method), rows in frame[frame["panel"].isin(("norm", "metric"))].groupby(
+        ["panel", "method"], sort=False
+    ):
         show = times if panel == "norm" else percent
         names = (f"layer {item}" if panel == "norm" else str(item) for item in rows["item"])
-        values = ", ".join(f"{name} {show(value)}" for name, value in zip(names, rows["value"], strict=True) if pd.notna(value))
-        said.append(f"{label(str(method))}, {'norm ratios' if panel == 'norm' else 'metrics'}: {values or 'not measured'}.")
+        values = ", ".join(
+            f"{name} {show(value)}" for name, value in zip(names, rows["value"], strict=True) if pd.notna(value)
+        )
+        said.append(
+            f"{label(str(method))}, {'norm ratios' if panel == 'norm' else 'metrics'}: {values or 'not measured'}."
+        )
     return f"Panels at the slider. {' '.join(said)}"

@@ -90,7 +90,9 @@ class FactSurgeon(View):
         self._editor = {"statistics": statistics, "seed": seed, **overrides}
         self._about = f"Model {model.name}, one fact, seed {seed}."
         self.trials = pd.DataFrame()
-        super().__init__(_controls(facts, names), [["fact", "method"], ["prompt", "subject"], ["old", "new"], ["apply", "undo"]])
+        super().__init__(
+            _controls(facts, names), [["fact", "method"], ["prompt", "subject"], ["old", "new"], ["apply", "undo"]]
+        )
         self._fill()
         self.shown = self._look()
         self.refresh()
@@ -115,7 +117,7 @@ class FactSurgeon(View):
         """Bars by kind of prompt: the new answer before and after the edit; without one, both answers now."""
         shown = self.shown
         if shown.after is None or shown.edit is None:
-            return surroundings_bars(shown.before, context=f'Before any edit. {self._about}')
+            return surroundings_bars(shown.before, context=f"Before any edit. {self._about}")
         context = f"{label(shown.edit.record['method'])}. {self._about}"
         return before_after(shown.before, shown.after, plain(shown.fact.target_new), context)
 
@@ -128,7 +130,9 @@ class FactSurgeon(View):
         names = {"neighbours_kept": "the neighbours", "same_subject_kept": "the subject's other facts"}
         kept = [f"{percent(last[name])} of {what}" for name, what in names.items() if not pd.isna(last[name])]
         stays = f" Still answered rightly: {' and '.join(kept)}." if kept else ""
-        return f"{said}{stays} The norm of the edited matrices changes by {100 * (last['norm_ratio'] - 1):+.3g}% at most."
+        return (
+            f"{said}{stays} The norm of the edited matrices changes by {100 * (last['norm_ratio'] - 1):+.3g}% at most."
+        )
 
     def apply(self) -> Edit:
         """Edit the fact that the controls spell into the weights, in place of this surgeon's edit before.
@@ -188,16 +192,28 @@ class FactSurgeon(View):
         after, now = self._around(fact), norms(self.model)
         size = edit.norms()
         grown = pd.DataFrame(
-            {"layer": i, "before": was[i], "after": now[i], "ratio": now[i] / was[i], "update_norm": size[i]} for i in size
+            {"layer": i, "before": was[i], "after": now[i], "ratio": now[i] / was[i], "update_norm": size[i]}
+            for i in size
         )
         self.shown = Operation(fact, before, edit, after, grown)
-        row = {"method": edit.record["method"], "subject": fact.subject, "new": fact.target_new, **_outcome(before, after)}
-        row |= {"norm_ratio": grown["ratio"].max(), "steps": edit.record.get("steps", [float("nan")])[0], "seconds": seconds}
+        row = {
+            "method": edit.record["method"],
+            "subject": fact.subject,
+            "new": fact.target_new,
+            **_outcome(before, after),
+        }
+        row |= {
+            "norm_ratio": grown["ratio"].max(),
+            "steps": edit.record.get("steps", [float("nan")])[0],
+            "seconds": seconds,
+        }
         self.trials = pd.concat([self.trials, pd.DataFrame([row])], ignore_index=True)
 
     def _around(self, fact: Fact) -> pd.DataFrame:
         beside = self._subjects.get(fact.subject, ())
-        return surroundings(self.model, fact, [other for other in beside if other.target_true and other.text != fact.text])
+        return surroundings(
+            self.model, fact, [other for other in beside if other.target_true and other.text != fact.text]
+        )
 
     def _look(self) -> Operation:
         fact = with_old(self.model, self._typed())
@@ -206,7 +222,9 @@ class FactSurgeon(View):
     def _preview(self) -> None:
         if self.shown.edit is not None:
             fact, by = self.shown.fact, title(self.shown.edit.record["method"])
-            self._say(f"The picture shows the edit in the weights ({by}: {fact.text} … {fact.target_new}), until the next one or undo.")
+            self._say(
+                f"The picture shows the edit in the weights ({by}: {fact.text} … {fact.target_new}), until the next one or undo."
+            )
             return
         with self._telling():
             self.shown = self._look()
@@ -214,7 +232,9 @@ class FactSurgeon(View):
 
     def _typed(self) -> Fact:
         place = self.controls["fact"].value
-        return fact_of(Words(*(self.controls[name].value for name in _FIELDS)), None if place == _OWN else self.facts[place])
+        return fact_of(
+            Words(*(self.controls[name].value for name in _FIELDS)), None if place == _OWN else self.facts[place]
+        )
 
     def _take_out(self) -> None:
         if self.edit is not None:
@@ -268,11 +288,17 @@ def _controls(facts: FactSet, methods: Sequence[str]) -> dict[str, W.DOMWidget]:
 
     return {
         "fact": W.Dropdown(
-            options=[*offered, ("a fact of your own: type it below", _OWN)], value=0, description="fact",
-            layout=W.Layout(width="min(36rem, 100%)"), style=style,
+            options=[*offered, ("a fact of your own: type it below", _OWN)],
+            value=0,
+            description="fact",
+            layout=W.Layout(width="min(36rem, 100%)"),
+            style=style,
         ),
         "method": W.Dropdown(
-            options=[(title(name), name) for name in methods], description="method", layout=W.Layout(width="16rem"), style=style
+            options=[(title(name), name) for name in methods],
+            description="method",
+            layout=W.Layout(width="16rem"),
+            style=style,
         ),
         "prompt": text("prompt", "{} was born in"),
         "subject": text("subject", "what stands for {}"),
