@@ -15,7 +15,7 @@ NB        ?= $(NOTEBOOKS)
 QUIET := TQDM_DISABLE=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo report test test-faults course student store times test-mutations test-browser lint lab lock clean distclean
+.PHONY: help env demo report test test-faults course student store times test-mutations browser test-browser lint lab lock clean distclean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -60,6 +60,10 @@ times: course ## Table of times in notebooks/README.md, from a fresh run of all 
 
 test-mutations: env ## Break the science in twenty places; a claim of a notebook must fail each time
 	$(QUIET) $(BIN)/python -m tests.notebooks.harness $(ARGS)
+
+browser: env ## Chromium for test-browser and the pictures of figures; from Debian's packages if there is none
+	@$(BIN)/python -c 'from ketools.course.browser import chromium; chromium()' 2>/dev/null || \
+	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; }
 
 test-browser: env ## JupyterLab in a headless Chromium: run notebooks, turn their widgets, screenshots in build/browser
 	$(QUIET) $(BIN)/python -m pytest tests/notebooks/browser_check.py $(ARGS)

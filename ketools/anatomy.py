@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ketools.errors import KetoolsError
+from ketools.errors import KetoolsError, NotFinite
 
 # By model_type: fields of Anatomy that structure would get wrong.
 _EXCEPTIONS: dict[str, dict[str, str]] = {}
@@ -136,7 +136,7 @@ def check_finite(model: PreTrainedModel, name: str) -> None:
         if not (torch.isfinite(low) and torch.isfinite(high)):
             layer = next((part for part in path.split(".") if part.isdigit()), None)
             where = f"layer {layer}, {path}" if layer is not None else path
-            raise KetoolsError(
+            raise NotFinite(
                 f"model {name!r}: the weights of {where} hold NaN or Inf; the file is damaged or the model was broken by "
                 "training or by an earlier edit: load an intact copy (float16 overflows at 65,504; try bfloat16)"
             )

@@ -1,4 +1,4 @@
-"""The one exception that users meet, and how messages name many things."""
+"""The exceptions that users meet, and how messages name many things."""
 
 from collections.abc import Sequence
 
@@ -8,6 +8,13 @@ class KetoolsError(ValueError):
 
     The message says what was got, what was expected and the way out; the command line prints it as one line
     (exit code 2). Broken invariants of our own are `assert`ed instead.
+    """
+
+
+class NotFinite(KetoolsError):
+    """Numbers left the finite ones: in weights, a covariance, keys, targets or a solve; the message names the layer.
+
+    A long run takes it for the model's collapse, records it and ends; it is told by this type, not by its words.
     """
 
 

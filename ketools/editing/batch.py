@@ -18,7 +18,7 @@ from ketools.editing.postprocess import processed
 from ketools.editing.rows import FactRows, sharing
 from ketools.editing.targets import Targets
 from ketools.editing.updates import Protection, constrained, least_squares
-from ketools.errors import KetoolsError
+from ketools.errors import NotFinite
 from ketools.facts import Fact
 from ketools.model import EditableModel
 from ketools.replay import read_last
@@ -113,7 +113,7 @@ class Batch:
         original = self.model.originals.get(layer, self.before[layer])
         left, right = processed(self.method.post, (left, right), self.model.weight(layer), original)
         if not (left.isfinite().all() and right.isfinite().all()):
-            raise KetoolsError(f"the update of layer {layer} is not finite; the weights were not touched")
+            raise NotFinite(f"the update of layer {layer} is not finite; the weights were not touched")
         return left, right
 
     def _anchored(

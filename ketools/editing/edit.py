@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ketools.errors import KetoolsError
+from ketools.errors import KetoolsError, NotFinite
 from ketools.files import read_tensors, write_tensors
 from ketools.model import EditableModel
 
@@ -254,7 +254,7 @@ def check(model: EditableModel, edit: Edit) -> None:
         if (len(left), len(right)) != shape or left.shape[1] != right.shape[1]:
             raise KetoolsError(f"layer {i} of the edit has the shape {(len(left), len(right))}; the model's is {shape}")
         if not (left.isfinite().all() and right.isfinite().all()):
-            raise KetoolsError(f"layer {i} of the edit holds NaN or Inf; the weights were not touched")
+            raise NotFinite(f"layer {i} of the edit holds NaN or Inf; the weights were not touched")
 
 
 def _compared(layer: int, edit: Edit, other: Edit) -> dict[str, float]:

@@ -23,7 +23,7 @@ from torch.func import functional_call
 from ketools.editing.export import lora_settings, module_name, peft
 from ketools.editing.methods import FineTune, Hyper
 from ketools.editing.rows import FactRows
-from ketools.errors import KetoolsError
+from ketools.errors import KetoolsError, NotFinite
 from ketools.model import EditableModel
 from ketools.prompts import pad_right
 
@@ -105,7 +105,7 @@ def _descend(
         last = step == hyper.ft_steps
         nll = torch.cat([_losses(model, chunk, trial, n, backward=not last) for chunk in chunks])
         if not nll.isfinite().all():
-            raise KetoolsError(
+            raise NotFinite(
                 f"fine-tuning: the loss is not finite after {step} steps; the model's weights hold NaN or Inf, or the "
                 f"rate is too high (ft_lr = {hyper.ft_lr})"
             )

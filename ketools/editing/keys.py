@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ketools.editing.rows import FactRows, sharing
-from ketools.errors import KetoolsError
+from ketools.errors import NotFinite
 from ketools.model import EditableModel
 from ketools.replay import read_last
 
@@ -32,7 +32,7 @@ def keys_and_states(model: EditableModel, rows: Sequence[FactRows], layer: int, 
         keys = (keys + other.double().view(len(rows), width, -1).mean(1)) / 2
     for what, value in ((f"keys of layer {layer}", keys), (f"states of layer {top}", states)):
         if not value.isfinite().all():
-            raise KetoolsError(
+            raise NotFinite(
                 f"{what} hold NaN or Inf: the model's weights are not finite, or overflow in {model.dtype}"
             )
     # Rounded once, so that keys kept in float32 for later batches are the very ones that were used.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ketools.editing.statistics import Statistics
-from ketools.errors import KetoolsError
+from ketools.errors import KetoolsError, NotFinite
 from ketools.model import EditableModel
 
 _SUM, _COUNT = "mom2.mom2", "mom2.count"
@@ -82,7 +82,7 @@ def _mean(total: np.ndarray, count: int, where: str, d_mlp: int) -> Tensor:
         )
     c = torch.from_numpy(np.ascontiguousarray(total, dtype=np.float64)) / count
     if not c.isfinite().all():
-        raise KetoolsError(f"{where}: holds NaN or Inf; copy it again from its publisher")
+        raise NotFinite(f"{where}: holds NaN or Inf; copy it again from its publisher")
     if (c - c.T).norm() > 1e-3 * c.norm() or (c.diagonal() < 0).any():
         raise KetoolsError(f"{where}: is not symmetric with a positive diagonal, hence no second moments")
     return (c + c.T) / 2  # summed in float32 by its publisher: symmetric but for rounding

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ketools.editing.moments import accumulate, symmetric, triangle, upper
 from ketools.editing.updates import cholesky
-from ketools.errors import KetoolsError
+from ketools.errors import KetoolsError, NotFinite
 from ketools.files import read_tensors, write_tensors
 from ketools.model import EditableModel
 
@@ -65,7 +65,7 @@ class Statistics:
             raise KetoolsError("the texts for the statistics hold no tokens; give running text")
         for i, total in found.sums.items():
             if not total.isfinite().all():
-                raise KetoolsError(
+                raise NotFinite(
                     f"keys of layer {i} hold NaN or Inf: the model's weights are not finite, or overflow in {model.dtype}"
                 )
         provenance = {
@@ -98,7 +98,7 @@ class Statistics:
                     f"C of layer {i} has shape {tuple(self.layers[i].shape)}; expected {(model.anatomy.d_mlp,) * 2}"
                 )
             if not self.layers[i].isfinite().all():
-                raise KetoolsError(f"C of layer {i} holds NaN or Inf; compute the statistics again")
+                raise NotFinite(f"C of layer {i} holds NaN or Inf; compute the statistics again")
         return self
 
     def mixed(self, other: "Statistics", share: float) -> "Statistics":

@@ -22,7 +22,7 @@ from ketools.editing.descent import Descent, Targets
 from ketools.editing.hyper import Hyper
 from ketools.editing.methods import Stopping
 from ketools.editing.rows import FactRows, fact_rows
-from ketools.errors import KetoolsError
+from ketools.errors import NotFinite
 from ketools.facts import Fact
 from ketools.model import EditableModel
 
@@ -95,7 +95,7 @@ def _check_finite(model: EditableModel, targets: Targets, facts: Sequence[Fact])
     bad = ~(targets.z.isfinite().all(1) & targets.loss.isfinite())
     if bad.any():
         fact = facts[int(bad.nonzero()[0, 0])]
-        raise KetoolsError(
+        raise NotFinite(
             f"fact {fact.id!r}: its target is not finite after {int(targets.steps[bad][0])} steps; {not_finite(model)}"
         )
 

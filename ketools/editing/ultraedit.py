@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ketools.editing.readout import token_losses
 from ketools.editing.rows import FactRows
 from ketools.editing.targets import not_finite
-from ketools.errors import KetoolsError
+from ketools.errors import NotFinite
 from ketools.model import EditableModel
 from ketools.prompts import pad_right
 
@@ -63,7 +63,7 @@ def read_features(
     for i in layers:
         for what, blocks in (("keys", [p.keys[i] for p in parts]), ("gradients", [p.slopes[i] for p in parts])):
             if not all(block.isfinite().all() for block in blocks):
-                raise KetoolsError(f"{what} of layer {i} are not finite; {not_finite(model)}")
+                raise NotFinite(f"{what} of layer {i} are not finite; {not_finite(model)}")
     counts = [len(p.fact) for p in parts]
     return Features(
         {i: torch.cat([p.keys[i] for p in parts], 1) for i in layers},
@@ -113,7 +113,7 @@ def shift(keys: Tensor, slopes: Tensor, past: Sequence[Tensor], rate: float, nam
     inner.diagonal().add_(1)
     right = torch.cholesky_solve(keys.T, torch.linalg.cholesky(inner)).T
     if not (values.isfinite().all() and right.isfinite().all()):
-        raise KetoolsError(f"the update of {name} is not finite; the weights were not touched")
+        raise NotFinite(f"the update of {name} is not finite; the weights were not touched")
     return values, right
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ketools.errors import KetoolsError
+from ketools.errors import KetoolsError, NotFinite
 
 _DRIFT = 1e-9  # relative residual of a solve from which on the factors are built anew
 
@@ -71,7 +71,7 @@ class Protection:
         if gap.norm() > _DRIFT * k.norm():
             x = x + self._apply(gap)
         if not x.isfinite().all():
-            raise KetoolsError(
+            raise NotFinite(
                 f"the update's linear system for {self.name} has no finite solution: keys hold NaN or Inf"
             )
         return x if self.basis is None else self.basis @ x
@@ -137,7 +137,7 @@ def least_squares(protection: Protection, keys: Tensor, residuals: Tensor, slack
     inner = (inner + inner.T) / 2 + slack * torch.eye(len(inner), dtype=x.dtype, device=x.device)
     lower, info = torch.linalg.cholesky_ex(inner)
     if info.any() or not lower.isfinite().all():
-        raise KetoolsError(
+        raise NotFinite(
             f"the update for {protection.name} has no finite solution: two facts of the batch have the same key "
             "(the same subject in the same words), and both cannot hold exactly; leave one out or use another method"
         )
@@ -156,7 +156,7 @@ def constrained(protection: Protection, keys: Tensor, residuals: Tensor, held: T
     x = protection.solve(keys)
     right, info = torch.linalg.solve_ex(x.T @ held.double().to(x.device), x.T)
     if info.any() or not right.isfinite().all():
-        raise KetoolsError(
+        raise NotFinite(
             f"the update for {protection.name} has no finite solution: a bare prompt's key is orthogonal to the averaged "
             "one's direction; use R-ROME, which takes the averaged key everywhere"
         )
@@ -182,7 +182,7 @@ def null_space(covariance: Tensor, threshold: float, name: str = "C") -> Tensor:
 def cholesky(matrix: Tensor, name: str) -> Tensor:
     """Lower factor of a symmetric positive definite matrix; raises KetoolsError with its rank where it is not."""
     if not matrix.isfinite().all():
-        raise KetoolsError(f"{name} holds NaN or Inf; compute the statistics again")
+        raise NotFinite(f"{name} holds NaN or Inf; compute the statistics again")
     lower, info = torch.linalg.cholesky_ex(matrix)
     if info.any():
         values = torch.linalg.eigvalsh(matrix)

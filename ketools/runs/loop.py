@@ -19,7 +19,7 @@ from ketools.editing.finish import finished
 from ketools.editing.methods import Method
 from ketools.editing.state import SequentialState
 from ketools.editing.statistics import Statistics
-from ketools.errors import KetoolsError
+from ketools.errors import NotFinite
 from ketools.evaluation.edits import SHORT, evaluate, summary
 from ketools.facts import FactSet
 from ketools.model import EditableModel
@@ -31,7 +31,6 @@ from ketools.runs.sealed import Damaged, joined
 from ketools.runs.store import Store
 
 _KNOWN = re.compile(r"(\d+) of \d+ facts need no edit")  # the editor's warning
-_BROKEN = re.compile(r"not finite|no finite solution|hold NaN or Inf")  # its errors when numbers leave the finite ones
 
 
 class Interrupted(KeyboardInterrupt):
@@ -132,9 +131,7 @@ class Run:
         start = time.perf_counter()
         try:
             edit, known = _edited(editor, facts)
-        except KetoolsError as error:
-            if not _BROKEN.search(str(error)):
-                raise
+        except NotFinite as error:
             self._collapse(number, str(error), editor)
             return False
         seconds = time.perf_counter() - start

@@ -12,6 +12,7 @@ from ketools import Editor, Fact, KetoolsError
 from ketools.editing import batch, descent
 from ketools.editing.methods import ALL, FT, LORA, FineTune
 from ketools.editing.statistics import Statistics
+from ketools.errors import NotFinite
 from ketools.scoring import target_logprobs
 
 SETTINGS = {"clamp_norm_factor": 4.0, "lambda_p": 0.05, "lambda_n": 0.01, "steps": 6, "l2": 0.01}
@@ -44,10 +45,11 @@ def same(before, model):
 def refused(tiny_gpt2):
     """Refused with the message, and nothing has changed."""
 
-    def check(it, facts, message):
+    def check(it, facts, message, kind=KetoolsError):
         before, past = bits(tiny_gpt2), {i: len(b) for i, b in it.state.past.items()}
-        with pytest.raises(KetoolsError, match=message):
+        with pytest.raises(KetoolsError, match=message) as error:
             it.apply(facts)
+        assert type(error.value) is kind
         assert same(before, tiny_gpt2) and tiny_gpt2.edits == [] and not tiny_gpt2.originals
         assert {i: len(b) for i, b in it.state.past.items()} == past and it.history == []
 
@@ -112,6 +114,7 @@ def test_weights_that_are_not_finite_name_the_layer(refused, tiny_gpt2, tiny_fac
         editor(tiny_gpt2, how),
         tiny_facts[:2],
         f"layer {layer}|keys of layer 1" if how == "ultraedit" else f"layer {layer}",
+        NotFinite,
     )
 
 
@@ -119,7 +122,7 @@ def test_covariances_that_are_not_finite_or_singular(refused, tiny_gpt2, tiny_fa
     def spoil(layers):
         layers[1][2, 3] = torch.nan
 
-    with pytest.raises(KetoolsError, match="C of layer 1 holds NaN or Inf"):
+    with pytest.raises(NotFinite, match="C of layer 1 holds NaN or Inf"):
         editor(tiny_gpt2, change=spoil)
 
     def thin(layers):
@@ -138,7 +141,8 @@ def test_a_solve_that_is_not_finite_names_the_layer(refused, tiny_gpt2, tiny_fac
 
     monkeypatch.setattr(batch, "least_squares", broken)
     monkeypatch.setattr(batch, "constrained", broken)
-    refused(editor(tiny_gpt2, how), tiny_facts[:2], "update of layer 1 is not finite; the weights were not touched")
+    said = "update of layer 1 is not finite; the weights were not touched"
+    refused(editor(tiny_gpt2, how), tiny_facts[:2], said, NotFinite)
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("no memory"), MemoryError(),

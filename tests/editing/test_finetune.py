@@ -160,5 +160,5 @@ def test_bad_settings_and_bad_weights(tiny_model, tiny_facts):
         with pytest.raises(KetoolsError, match=name):
             fine_tune(tiny_model, rows, FineTune("lora"), replace(HYPER, **{name: value}))
     tiny_model.weight(1)[0, 0] = torch.nan
-    with pytest.raises(KetoolsError, match="not finite"):
+    with pytest.raises(NotFinite, match="not finite"):
         fine_tune(tiny_model, rows, FineTune("ft"), HYPER)
