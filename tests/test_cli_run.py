@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from ketools import cli
 from ketools.editing.editor import Editor
+from ketools.errors import KetoolsError
 from ketools.model import load
 from ketools.runs.resume import restore
 from ketools.runs.store import RunRecord, Store
@@ -103,6 +104,16 @@ def test_an_update_that_is_not_finite_ends_the_run_with_a_record(home, run, tmp_
     assert "collapsed, 6 of 12 edits" in run("status", tmp_path / "broken").output
     monkeypatch.setattr(Editor, "apply", None)  # it is over: nothing is edited again
     assert "collapsed at edits 7 to 9" in run("resume --quiet", tmp_path / "broken").output
+
+
+def test_a_mistake_whose_message_speaks_of_numbers_is_no_collapse(run, tmp_path, monkeypatch):
+    def refuses(*_, **__):
+        raise KetoolsError("the target 'not finite' has no tokens")
+
+    monkeypatch.setattr(Editor, "apply", refuses)
+    ended = run(RUN.replace("--out kept", f"--out {tmp_path / 'refused'}"))
+    assert "'not finite' has no tokens" in one_line(ended, 2)
+    assert RunRecord.load(tmp_path / "refused").collapse is None
 
 
 def test_warnings_of_facts_that_need_no_edit_come_once(run, tmp_path, monkeypatch):

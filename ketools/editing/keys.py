@@ -32,9 +32,7 @@ def keys_and_states(model: EditableModel, rows: Sequence[FactRows], layer: int, 
         keys = (keys + other.double().view(len(rows), width, -1).mean(1)) / 2
     for what, value in ((f"keys of layer {layer}", keys), (f"states of layer {top}", states)):
         if not value.isfinite().all():
-            raise NotFinite(
-                f"{what} hold NaN or Inf: the model's weights are not finite, or overflow in {model.dtype}"
-            )
+            raise NotFinite(f"{what} hold NaN or Inf: the model's weights are not finite, or overflow in {model.dtype}")
     # Rounded once, so that keys kept in float32 for later batches are the very ones that were used.
     return keys.float().double().T.contiguous().cpu(), states.double().T.contiguous().cpu()
 

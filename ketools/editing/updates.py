@@ -13,6 +13,7 @@ the coordinates of a null-space basis U (d_mlp, r), with A = l2 I + K_p K_p^T th
 and stays factored: left (d_model, n), right (d_mlp, n), Delta = left right^T. All in float64.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -28,35 +29,45 @@ class Protection:
     """A = base + K_p K_p^T, solved through factors that grow with the keys.
 
     With base = L L^T and whitened keys Y = L^-1 K_p (d, m), A^-1 k = L^-T (I - Y (I + Y^T Y)^-1 Y^T) L^-1 k: a batch
-    of n keys costs O(d^2 n + d m n) instead of O(d^3). Once m exceeds half of d the keys are folded into L.
-    `basis` (d_mlp, r) restricts everything to its columns' span.
+    of n keys costs O(d^2 n + d m n) instead of O(d^3). Once m exceeds half of d the keys are folded: K_p K_p^T goes into
+    `base`, which is factored anew, and the keys are let go. What is held is at most 3.25 d^2 numbers, however many keys
+    there were. `basis` (d_mlp, r) restricts everything to its columns' span (d = r).
 
-    Raises KetoolsError, at the first solve, where `base` is not positive definite.
+    Raises KetoolsError, at the first `add` or `solve`, where `base` is not positive definite.
     """
 
     base: Tensor
     basis: Tensor | None = None
     name: str = "A"
-    _past: list[Tensor] = field(default_factory=list)  # in the basis' coordinates
-    _folded: int = 0  # so many of them are in _lower
+    _own: bool = False  # whether base is ours to write to
+    _loose: list[Tensor] = field(default_factory=list)  # keys since the last fold, in the basis' coordinates
     _lower: Tensor | None = None
     _white: Tensor | None = None
     _gram: Tensor | None = None
 
-    def add(self, keys: Tensor) -> None:
-        """Protect `keys` (d_mlp, n) of edits that were just made."""
-        self._past.append(self._coordinates(keys))
-        if self._lower is not None:
-            self._grow(self._past[-1])
+    def add(self, *blocks: Tensor) -> None:
+        """Protect `blocks` of keys (d_mlp, n) of edits that were made, a block a batch, in their order.
 
-    def drop(self) -> None:
-        """Forget the keys added last."""
-        self._past.pop()
-        if len(self._past) < self._folded or self._white is None or self._gram is None:
-            self._lower = None  # the factors hold them: built anew when next asked
-            return
-        left = sum(block.shape[1] for block in self._past[self._folded :])
-        self._white, self._gram = self._white[:, :left], self._gram[:left, :left]
+        The same bits whether blocks come one by one or together; together they are factored only behind the last fold.
+        """
+        folded = self._last_fold([block.shape[1] for block in blocks])
+        if folded:
+            self._fold(blocks[:folded])
+        elif self._lower is None:
+            self._factor()
+        for block in blocks[folded:]:
+            self._grow(self._coordinates(block))
+
+    def drop(self) -> bool:
+        """Forget the keys added last, to the bit. False, with nothing done, where they were folded: who has all the
+        other keys then makes another Protection of them, which has the bits of one that never saw these.
+        """
+        if not self._loose:
+            return False
+        assert self._white is not None and self._gram is not None
+        left = self._white.shape[1] - self._loose.pop().shape[1]
+        self._white, self._gram = self._white[:, :left].contiguous(), self._gram[:left, :left].contiguous()
+        return True
 
     def solve(self, keys: Tensor) -> Tensor:
         """X = A^-1 keys, (d_mlp, n) float64, by factors and one step of refinement.
@@ -65,44 +76,43 @@ class Protection:
         """
         k = self._coordinates(keys)
         if self._lower is None:
-            self._build()
+            self._factor()
         x = self._apply(k)
         gap = k - self._times(x)
         if gap.norm() > _DRIFT * k.norm():
             x = x + self._apply(gap)
         if not x.isfinite().all():
-            raise NotFinite(
-                f"the update's linear system for {self.name} has no finite solution: keys hold NaN or Inf"
-            )
+            raise NotFinite(f"the update's linear system for {self.name} has no finite solution: keys hold NaN or Inf")
         return x if self.basis is None else self.basis @ x
 
     def _coordinates(self, keys: Tensor) -> Tensor:
         keys = keys.double().to(self.base.device)
         return keys if self.basis is None else self.basis.T @ keys
 
-    def _build(self) -> None:
-        # The state after the same calls of `add`, to the bit: folds happen at the same places.
-        self._lower, self._folded = cholesky(self.base, self.name), 0
-        self._empty()
-        blocks, self._past = self._past, []
-        for block in blocks:
-            self._past.append(block)
-            self._grow(block)
+    def _factor(self) -> None:
+        self._lower = cholesky(self.base, self.name)
+        self._loose, self._white, self._gram = [], self.base.new_zeros(len(self.base), 0), self.base.new_zeros(0, 0)
 
-    def _empty(self) -> None:
-        self._white = self.base.new_zeros(len(self.base), 0)
-        self._gram = self.base.new_zeros(0, 0)
+    def _last_fold(self, widths: Sequence[int]) -> int:
+        # How many of the blocks to come are folded: all up to the last that makes the loose keys too many.
+        loose, last = sum(block.shape[1] for block in self._loose), 0
+        for number, width in enumerate(widths, 1):
+            loose += width
+            if loose > len(self.base) // 2:
+                loose, last = 0, number
+        return last
+
+    def _fold(self, blocks: Sequence[Tensor]) -> None:
+        # Always one block after another onto the same sum: the order, and with it the bits, are those of single calls.
+        if not self._own:
+            self.base, self._own = self.base.clone(), True
+        for block in (*self._loose, *map(self._coordinates, blocks)):
+            self.base.addmm_(block, block.T)
+        self._factor()
 
     def _grow(self, keys: Tensor) -> None:
         assert self._white is not None and self._gram is not None
-        n, m, d = keys.shape[1], self._white.shape[1], len(self.base)
-        if m + n > d // 2:
-            whole = self.base.clone()
-            for block in self._past:
-                whole.addmm_(block, block.T)
-            self._lower, self._folded = cholesky(whole, self.name), len(self._past)
-            self._empty()
-            return
+        n, m = keys.shape[1], self._white.shape[1]
         y = torch.linalg.solve_triangular(self._lower, keys, upper=False)
         # Cholesky factor of I + Y^T Y, one block row at a time.
         corner = torch.eye(n, dtype=y.dtype, device=y.device) + y.T @ y
@@ -111,6 +121,7 @@ class Protection:
         grown[:m, :m], grown[m:, :m] = self._gram, side.T
         grown[m:, m:] = cholesky(corner - side.T @ side, self.name)
         self._gram, self._white = grown, torch.cat([self._white, y], dim=1)
+        self._loose.append(keys)
 
     def _apply(self, k: Tensor) -> Tensor:
         y = torch.linalg.solve_triangular(self._lower, k, upper=False)
@@ -120,7 +131,7 @@ class Protection:
 
     def _times(self, x: Tensor) -> Tensor:
         out = self.base @ x
-        for block in self._past:
+        for block in self._loose:
             out.addmm_(block, block.T @ x)
         return out
 

@@ -10,7 +10,8 @@ import torch
 
 from ketools import Editor, Fact, KetoolsError
 from ketools.editing import batch, descent
-from ketools.editing.methods import ALL, FT, LORA, FineTune
+from ketools.editing.methods import ALL, FT, LORA, MEMIT, FineTune
+from ketools.editing.postprocess import Prune, Rect
 from ketools.editing.statistics import Statistics
 from ketools.errors import NotFinite
 from ketools.scoring import target_logprobs
@@ -133,7 +134,10 @@ def test_covariances_that_are_not_finite_or_singular(refused, tiny_gpt2, tiny_fa
     refused(empty, tiny_facts[:2], "layer 0 has no eigenvalue below null_threshold")
 
 
-@pytest.mark.parametrize("how", ["encore", "alphaedit", "rome", "emmet"])
+@pytest.mark.parametrize(
+    "how", ["encore", "alphaedit", "rome", "emmet", *(replace(MEMIT, post=post) for post in (Prune("batch"), Rect()))],
+    ids=lambda how: how if isinstance(how, str) else type(how.post).__name__,
+)  # fmt: skip
 def test_a_solve_that_is_not_finite_names_the_layer(refused, tiny_gpt2, tiny_facts, monkeypatch, how):
     def broken(protection, keys, residuals, *rest):
         value = torch.full_like(residuals, torch.nan) if protection.name == "layer 1" else residuals

@@ -10,6 +10,7 @@ from ketools.editing.edit import Edit, edited
 from ketools.editing.finetune import fine_tune
 from ketools.editing.methods import FineTune, Hyper
 from ketools.editing.rows import fact_rows
+from ketools.errors import NotFinite
 from ketools.scoring import target_logprobs
 
 KINDS = ("ft", "ft-l", "lora")

@@ -7,6 +7,7 @@ from ketools import Edit, KetoolsError, edited
 from ketools.editing import moments
 from ketools.editing.statistics import Statistics, default_tokens, load_statistics
 from ketools.editing.updates import cholesky
+from ketools.errors import NotFinite
 from tests.conftest import SENTENCES
 
 
@@ -138,7 +139,7 @@ def test_bad_settings(tiny_gpt2):
     with edited(tiny_gpt2, edit), pytest.raises(KetoolsError, match="carries 1 edits"):
         Statistics.compute(tiny_gpt2, SENTENCES, [0], 100)
     tiny_gpt2.weight(0)[0, 0] = float("nan")
-    with pytest.raises(KetoolsError, match="keys of layer 1 hold NaN or Inf"):
+    with pytest.raises(NotFinite, match="keys of layer 1 hold NaN or Inf"):
         Statistics.compute(tiny_gpt2, SENTENCES, [1], 100)
 
 
