@@ -20,7 +20,8 @@ def test_both_ways_agree_and_the_figures_are_whole(tmp_path, capsys):
     for row, d in zip(found["rows"], (64, 160), strict=True):  # at 64 keys are folded into the factors on the way
         assert row["d_mlp"] == d and row["relative_error"] <= 1e-8
         assert row["ratio"] == pytest.approx(row["seconds_dense"] / row["seconds_sequential"])
-        assert row["ratio_with_factors"] > 0
+        assert row["cpu_ratio"] == pytest.approx(row["cpu_seconds_dense"] / row["cpu_seconds_sequential"])
+        assert row["ratio_with_factors"] > 0 and row["cpu_ratio_with_factors"] > 0
 
 
 def test_without_past_keys():
