@@ -142,8 +142,8 @@ class Editor:
         if self._keeps_past and not self.history[-1].record.get("finishes"):
             for i in self.layers:
                 self.state.past[i].pop()
-                if i in self._protections:
-                    self._protections[i].drop()
+                if i in self._protections and not self._protections[i].drop():
+                    del self._protections[i]  # built anew from the state's keys
         return self.history.pop()
 
     def finish(self) -> Edit | None:
@@ -216,8 +216,7 @@ class Editor:
                 made = Protection(base + self.hyper.value("lambda_n", unit) * eye if norm else base, name=name)
             case _:
                 made = Protection(self.hyper.value("lambda_p", d) * covariance, name=name)
-        for block in self.state.past.get(layer, ()) if self._keeps_past else ():
-            made.add(block)
+        made.add(*(self.state.past.get(layer, ()) if self._keeps_past else ()))
         return made
 
     def _remember(self, past: dict[int, Tensor]) -> None:

@@ -185,6 +185,29 @@ def test_undo_takes_the_past_back(tiny_model, tiny_facts, statistics):
         assert torch.allclose(a, b, rtol=1e-6, atol=1e-7)
 
 
+def test_undo_gives_the_bits_back_beyond_a_fold(tiny_model, tiny_facts, statistics):
+    """Keys that went into the factors for good are taken out again by building these from the state's other keys."""
+
+    def fill(blocks):  # as if so many batches had been before: the next one is folded
+        state = SequentialState.fresh(tiny_model.fingerprint, 0)
+        state.past = {i: list(blocks) for i in (0, 1)}
+        return editor(tiny_model, statistics, state=state)
+
+    d = tiny_model.anatomy.d_mlp
+    g = torch.Generator().manual_seed(0)
+    blocks = [torch.randn(d, d // 8, generator=g) for _ in range(4)]
+    it = fill(blocks)
+    it.apply(tiny_facts[:2])
+    assert not it.protection(0)._loose, "the batch's keys were folded"
+    it.undo()
+    assert all(len(it.state.past[i]) == 4 for i in (0, 1))
+    it.apply(tiny_facts[2:4])
+    got = bits(tiny_model)
+    it.undo()
+    fill(blocks).apply(tiny_facts[2:4])
+    assert same(got, tiny_model)
+
+
 def test_ablation_is_one_line(tiny_model, tiny_facts, statistics):
     edit = editor(tiny_model, statistics, replace(MEMIT, stopping=MPES(1))).apply(tiny_facts)
     assert edit.record["stopping"] == "MPES(patience=1)"
