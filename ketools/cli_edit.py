@@ -17,6 +17,7 @@ from ketools.files import write_json
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ketools.editing.methods import Method
     from ketools.editing.statistics import Statistics
     from ketools.facts import FactSet
     from ketools.model import EditableModel
@@ -58,7 +59,7 @@ def inspect(
     found = preflight.inspect(load_model(model, device, dtype), known, method, batch=batch, edits=edits, **chosen)
     typer.echo(found.text())
     if json is not None:
-        write_json(json, _as_dict(found))
+        write_json(json, found.to_dict())
     if found.problems:
         raise typer.Exit(_BAD)
 
@@ -88,12 +89,8 @@ def edit(
     Stopped with Ctrl-C, the same command goes on where it stopped.
     """
     chosen = _overrides(layers, set_)
-    if text is not None and statistics is not None:
-        raise KetoolsError("--text and --statistics are two ways to the covariance; give one")
-    for path in (out / "edit.safetensors", *([json] if json is not None else [])):
-        writable(path)
+    _early(out, json, text, statistics)
     known = _facts(facts, limit)
-    from ketools import preflight
     from ketools.edit_job import Job
     from ketools.editing.methods import method as named_method
 
@@ -102,18 +99,12 @@ def edit(
         raise KetoolsError(f"{out / 'model'} is there already; --again makes the job anew, or give another --out")
     loaded = load_model(model, device, dtype)
     covariance = _stored(loaded, statistics) if how.needs_statistics and text is None else None
-    found = preflight.inspect(
-        loaded, known, how, batch=batch, statistics=text is not None or covariance is not None, **chosen
-    )
-    if covariance is not None:
-        covariance.of(loaded, found.layers)
-    _confirm(found, len(known), loaded.name, yes, quiet)
+    where = _agreed(loaded, known, how, batch, covariance, text, chosen, yes, quiet)
     if again:
         _clear(out)
     if how.needs_statistics and text is not None:
-        covariance = _from_text(loaded, found.layers, text, out / "statistics.safetensors", quiet)
-    job = Job(loaded, known, how, out, batch, seed, covariance, chosen)
-    _, report = job.run(progress=not quiet)
+        covariance = _from_text(loaded, where, text, out / "statistics.safetensors", quiet)
+    _, report = Job(loaded, known, how, out, batch, seed, covariance, chosen).run(progress=not quiet)
     _finish(loaded, report, out, export, json)
 
 
@@ -153,6 +144,14 @@ def stats(
     typer.echo(f"Covariance: {out}")
 
 
+def _early(out: Path, json: Path | None, text: str | None, statistics: Path | None) -> None:
+    # What can be said before a model is read.
+    if text is not None and statistics is not None:
+        raise KetoolsError("--text and --statistics are two ways to the covariance; give one")
+    for path in (out / "edit.safetensors", *([json] if json is not None else [])):
+        writable(path)
+
+
 def _overrides(layers: str | None, given: list[str] | None) -> dict[str, Any]:
     chosen = settings(given or [])
     return chosen if layers is None else chosen | {"layers": numbers(layers, "--layers")}
@@ -163,6 +162,28 @@ def _facts(source: str, limit: int | None) -> "FactSet":
 
     known = read_facts(source)
     return known if limit is None else known[:limit]
+
+
+def _agreed(
+    model: "EditableModel",
+    known: "FactSet",
+    how: "Method",
+    batch: int,
+    covariance: "Statistics | None",
+    text: str | None,
+    chosen: dict[str, Any],
+    yes: bool,
+    quiet: bool,
+) -> tuple[int, ...]:
+    """The layers to be edited, once all checks are passed and the question is answered."""
+    from ketools import preflight
+
+    at_hand = text is not None or covariance is not None
+    found = preflight.inspect(model, known, how, batch=batch, statistics=at_hand, **chosen)
+    if covariance is not None:
+        covariance.of(model, found.layers)
+    _confirm(found, len(known), model.name, yes, quiet)
+    return found.layers
 
 
 def _confirm(found: "Preflight", count: int, name: str, yes: bool, quiet: bool) -> None:
@@ -267,17 +288,3 @@ def _finish(model: "EditableModel", report: "pd.DataFrame", out: Path, export: b
         typer.echo(f"Figures: {json}")
     if export:
         typer.echo(f"Model: {model.export(out / 'model')}")
-
-
-def _as_dict(found: "Preflight") -> dict[str, Any]:
-    return {
-        "about": found.about,
-        "layers": list(found.layers),
-        "why": found.why,
-        "modules": found.modules.to_dict("records"),
-        "tokens": found.tokens.to_dict("records"),
-        "costs": found.costs.to_dict("records") if found.costs is not None else None,
-        "costs_from": found.costs_from,
-        "problems": list(found.problems),
-        "warnings": list(found.warnings),
-    }

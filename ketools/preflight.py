@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
+from typing import Any
 
 import pandas as pd
 from torch import Tensor
@@ -61,6 +62,11 @@ class Preflight:
             parts.append(f"{self.costs.to_string(index=False, float_format='{:.3g}'.format)}\n{self.costs_from}")
         parts += [f"problem: {text}" for text in self.problems] + [f"warning: {text}" for text in self.warnings]
         return "\n\n".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values, for JSON; tables as lists of rows."""
+        tables = {"modules": self.modules, "tokens": self.tokens, "costs": self.costs}
+        return vars(self) | {name: None if t is None else t.to_dict("records") for name, t in tables.items()}
 
 
 def inspect(

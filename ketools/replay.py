@@ -181,25 +181,27 @@ def read_last(
         if state_layer == top:
             raise Enough
 
-    prefix = None
-    if model.replays:
-        prefix = prefill(model, [row[:-1] for row in rows], levels, upto=top, whole=False)
+    prefix = prefill(model, [row[:-1] for row in rows], levels, upto=top, whole=False) if model.replays else None
     with ExitStack() as stack:
         if key_layer is not None:
             stack.callback(model.mlp_out(key_layer).register_forward_pre_hook(key).remove)
         if state_layer is not None:
             stack.callback(model.layer(state_layer).register_forward_hook(state).remove)
-        if prefix is None:
-            stack.enter_context(suppress(Enough))
-            ids, mask = pad_right([list(row) for row in rows], model.device)
-            model.body(input_ids=ids, attention_mask=mask, use_cache=False)
-        else:
-            rests = [row[stem:] for row, stem in zip(rows, prefix.mask.sum(1).tolist(), strict=True)]
-            longest = max(map(len, rests))
-            reads = torch.arange(longest - 1, len(rows) * longest, longest, device=model.device)
-            stack.enter_context(only(model, top, reads))
-            extend(model, prefix, rests, left=True)
+        _run_last(model, rows, prefix, top)
     return got.get("key"), got.get("state")
+
+
+def _run_last(model: EditableModel, rows: Sequence[Sequence[int]], prefix: Prefix | None, top: int) -> None:
+    # What is left of the rows on top of `prefix`; whole rows if there is none. Hooks end it with Enough.
+    if prefix is None:
+        ids, mask = pad_right([list(row) for row in rows], model.device)
+        with suppress(Enough):
+            model.body(input_ids=ids, attention_mask=mask, use_cache=False)
+        return
+    rests = [row[stem:] for row, stem in zip(rows, prefix.mask.sum(1).tolist(), strict=True)]
+    longest = max(map(len, rests))
+    with only(model, top, torch.arange(longest - 1, len(rows) * longest, longest, device=model.device)):
+        extend(model, prefix, rests, left=True)
 
 
 @torch.no_grad()

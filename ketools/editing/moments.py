@@ -87,18 +87,14 @@ def accumulate(
         "fingerprint": model.fingerprint, "corpus": corpus, "length": length, "max_tokens": max_tokens,
         "layers": list(layers), "positions": positions,
     }  # fmt: skip
-    state = Moments({i: torch.zeros((model.anatomy.d_mlp,) * 2, dtype=torch.float64) for i in layers}, about)
-    if partial is not None and Path(partial).exists():
-        state = Moments.load(partial, about)
-    source, digest = iter(texts), hashlib.sha256()
-    _skip(source, state, digest, partial)
+    source, digest, last = iter(texts), hashlib.sha256(), positions == "last"
+    state = _begun(model, about, source, digest, partial)
     if progress is not None and state.tokens:
         progress(state.tokens)
     saved = state.tokens
-    for pool, read in _pools(model, _hashed(source, digest), max_tokens - state.tokens, length,
-                             last=positions == "last"):  # fmt: skip
+    for pool, read in _pools(model, _hashed(source, digest), max_tokens - state.tokens, length, last=last):
         for batch in _split(pool):
-            n = _add(model, batch, state.sums, last=positions == "last")
+            n = _add(model, batch, state.sums, last=last)
             state.tokens += n
             if progress is not None:
                 progress(n)
@@ -145,13 +141,26 @@ def _hashed(texts: Iterator[str], digest: Any) -> Iterator[str]:  # noqa: ANN401
         yield text
 
 
-def _skip(source: Iterator[str], state: Moments, digest: Any, partial: str | Path | None) -> None:  # noqa: ANN401
+def _begun(
+    model: EditableModel,
+    about: dict[str, Any],
+    source: Iterator[str],
+    digest: Any,  # noqa: ANN401 - hashlib names no type
+    partial: str | Path | None,
+) -> Moments:
+    # The sums that `partial` holds, the texts that it has read taken from `source`; sums of zero without such a file.
+    if partial is None or not Path(partial).exists():
+        return Moments(
+            {i: torch.zeros((model.anatomy.d_mlp,) * 2, dtype=torch.float64) for i in about["layers"]}, about
+        )
+    state = Moments.load(partial, about)
     read = sum(1 for _, _ in zip(range(state.texts), _hashed(source, digest), strict=False))
     if read < state.texts or (state.texts and digest.hexdigest() != state.digest):
         raise KetoolsError(
             f"{partial} holds partial sums over {state.texts} texts, and these texts begin differently; give the same "
             "text to go on with it, or remove the file to start anew"
         )
+    return state
 
 
 def _pools(

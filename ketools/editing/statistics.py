@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ketools.editing.moments import accumulate, symmetric, triangle, upper
+from ketools.editing.moments import Moments, accumulate, symmetric, triangle, upper
 from ketools.editing.updates import cholesky
 from ketools.errors import KetoolsError, NotFinite
 from ketools.files import read_tensors, write_tensors
@@ -45,9 +45,9 @@ class Statistics:
 
         A text counts up to its first `length` tokens (at most the model's context window). With `positions="last"` only
         the last token of each text counts: texts that end with a subject then give the keys that edits write to. The
-        pass ends at the highest of the layers. `progress` is called with the number of tokens read since the last call. With `partial`, sums are
-        written to this file every `every` tokens, and a pass that finds it goes on there, to the same bits; remove it
-        once the result is saved.
+        pass ends at the highest of the layers. `progress` is called with the number of tokens read since the last call.
+        With `partial`, sums are written to this file every `every` tokens, and a pass that finds it goes on there, to
+        the same bits; remove it once the result is saved.
 
         Raises KetoolsError if the texts hold no tokens, if keys are not finite, for an edited model, and for a
         `partial` that belongs to another pass.
@@ -61,13 +61,7 @@ class Statistics:
             model, texts, layers, max_tokens, length, positions=positions, corpus=corpus, progress=progress,
             partial=partial, every=every,
         )  # fmt: skip
-        if found.tokens == 0:
-            raise KetoolsError("the texts for the statistics hold no tokens; give running text")
-        for i, total in found.sums.items():
-            if not total.isfinite().all():
-                raise NotFinite(
-                    f"keys of layer {i} hold NaN or Inf: the model's weights are not finite, or overflow in {model.dtype}"
-                )
+        _check_sums(model, found)
         provenance = {
             "fingerprint": model.fingerprint,
             "model": model.name,
@@ -177,6 +171,16 @@ def load_statistics(model: EditableModel) -> Statistics:
             "layers, max_tokens) with running text"
         )
     return Statistics.load(path).of(model, ())
+
+
+def _check_sums(model: EditableModel, found: Moments) -> None:
+    if found.tokens == 0:
+        raise KetoolsError("the texts for the statistics hold no tokens; give running text")
+    for i, total in found.sums.items():
+        if not total.isfinite().all():
+            raise NotFinite(
+                f"keys of layer {i} hold NaN or Inf: the model's weights are not finite, or overflow in {model.dtype}"
+            )
 
 
 def _check(model: EditableModel, layers: Sequence[int], max_tokens: int, length: int) -> None:
