@@ -121,7 +121,7 @@ def spectra_lines(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
             fig.add_trace(line, row=1, col=panel)
         lines.append((layer, *_compared(values["before"], values["now"])))
     fig.update_xaxes(title="singular value (place, largest first)", type="log")
-    fig.update_yaxes(type="log", dtick="D2").update_yaxes(title="singular value (absolute)", col=1)
+    fig.update_yaxes(type="log", tickvals=_ticks(frame["value"])).update_yaxes(title="singular value (absolute)", col=1)
     moved = [line for line in lines if abs(line[1] - 1) > 0.01 or abs(line[2] - 1) > 0.01]
     still = [line[0] for line in lines if line not in moved]
     said = [
@@ -134,6 +134,14 @@ def spectra_lines(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
     caption = joined("All singular values of the MLP output matrix, in order of size; both axes logarithmic.", context)
     text = f"Line charts of singular values. {'; '.join(said)}."
     return dress(fig, finding[0].upper() + finding[1:], caption, text).update_layout(legend={"y": 1.09})
+
+
+def _ticks(values: pd.Series) -> list[float]:
+    # Round numbers of a logarithmic axis, written out: plotly's own would say "2" for 20, and nothing else in one decade.
+    low, high = float(values[values > 0].min()), float(values[np.isfinite(values)].max())
+    steps = (1, 2, 5) if high > 30 * low else (1, 1.5, 2, 3, 4, 5, 6, 8)
+    powers = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
+    return [step * 10.0**power for power in powers for step in steps]
 
 
 def spectra_bars(frame: pd.DataFrame, *, context: str = "") -> go.Figure:

@@ -54,6 +54,24 @@ def grown(sequence: Edits, layer: int) -> pd.Series:
     return rows.set_index("edits")["ratio"]
 
 
+def on_the_way(lab: Lab, found: Mapping[str, Edits], layer: int) -> pd.DataFrame:
+    """Singular values of a layer's matrix after each edit of sequences that were measured after every batch.
+
+    A row per method, edits so far (0: before any) and index (1: the largest): method, edits, layer, index, value.
+    """
+    parts = []
+    for method, sequence in found.items():
+        counts = sorted(set(sequence.table["edits"]))
+        with fresh(lab.model):
+            for edits, edit in zip(counts, (None, *sequence.edits), strict=True):
+                if edit is not None:
+                    edit.apply_to(lab.model)
+                values = singular_values(lab.model.weight(layer))
+                rows = {"index": range(1, len(values) + 1), "value": values.numpy()}
+                parts.append(pd.DataFrame({"method": method, "edits": edits, "layer": layer, **rows}))
+    return pd.concat(parts, ignore_index=True)
+
+
 def random_update(lab: Lab, sequence: Edits, layer: int) -> tuple[float, float]:
     """Growth of the largest singular value of W_0 (layer) by the sequence's whole update, and by a random one.
 

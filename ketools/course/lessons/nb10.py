@@ -1,6 +1,6 @@
 """Notebook 10: a run that is stopped on purpose and goes on, what a long one would cost, exercises."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,17 +9,21 @@ import numpy as np
 import pandas as pd
 
 from ketools.course.exercises import Exercise, Property, Wrong
+from ketools.course.findings import percent
 from ketools.course.mode import Lab
-from ketools.errors import KetoolsError
 from ketools.facts import Fact, FactSet
 from ketools.model import EditableModel
 from ketools.paths import data_root
 from ketools.runs.demo import fresh
 from ketools.runs.gather import Run, gather
 from ketools.runs.lifelong import Interrupted, lifelong
+from ketools.runs.names import title
 from ketools.runs.panel import Panel, Sizes
 from ketools.runs.resume import weights_digest
-from ketools.runs.store import RunRecord
+from ketools.runs.store import RunRecord, Store
+
+COMPARED = ("memit", "alphaedit", "encore")
+"""Methods that reference runs are read for: without all three the notebook compares small runs."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,12 @@ class Runs:
                 record = None
             return record, weights_digest(lab.model, sorted({i for edit in lab.model.edits for i in edit.layers}))
 
+    def small(self, *methods: str) -> list[Run]:
+        """The runs of these methods, made where they are not done yet."""
+        for method in methods:
+            self.go(method)
+        return gather([self.path(method) for method in methods])
+
     def files(self, name: str) -> dict[str, int]:
         """How many files of each kind the run's folder holds."""
         out = self.path(name)
@@ -93,13 +103,45 @@ class Runs:
         return sum(path.stat().st_size for path in self.path(name).rglob("*") if path.is_file()) / 1e6
 
 
-def stored() -> list[Run]:
-    """The reference runs that come with the package (data/results); [] if there are none."""
-    folder = data_root() / "results"
-    try:
-        return gather([folder]) if folder.is_dir() else []
-    except KetoolsError:
-        return []
+def reference(lab: Lab, folder: Path | None = None) -> list[Run]:
+    """The reference runs (None: those in data/results) of this lab's model and seed, finished; [] unless all of COMPARED are there.
+
+    Finished: all edits, or an end before them in an update that is not finite. Raises KetoolsError for a damaged record.
+    """
+    folder = folder or data_root() / "results"
+    inside = [path for path in sorted(folder.iterdir()) if Store(path).exists()] if folder.is_dir() else []
+    runs = [
+        run
+        for run in (gather(inside) if inside else [])
+        if (run.fingerprint, run.seed) == (lab.model.fingerprint, lab.seed) and (run.complete or run.collapsed)
+    ]
+    return runs if set(COMPARED) <= {run.method for run in runs} else []
+
+
+def hours(records: Mapping[str, RunRecord]) -> str:
+    """What editing alone took, by method: "MEMIT 1.2 h, ENCORE 40 min"."""
+    took = {method: float(record.batches["seconds"].sum()) for method, record in records.items()}
+    return ", ".join(f"{title(method)} {_clock(seconds)}" for method, seconds in took.items())
+
+
+def _clock(seconds: float) -> str:
+    big = {"h": 3600, "min": 60, "s": 1}
+    unit = next((name for name, size in big.items() if seconds >= 1.5 * size), "s")
+    return f"{seconds / big[unit]:.1f} {unit}"
+
+
+def keeper(kept: pd.Series, apart: float = 0.05) -> tuple[str, dict[str, str]]:
+    """For a prediction: who of COMPARED kept most (or "undecided", if best and worst lie less than `apart` apart), and why not
+    the others. `kept`: shares by method.
+    """
+    kept = kept[[method for method in COMPARED if method in kept.index]]
+    best, between = str(kept.idxmax()), float(kept.max() - kept.min())
+    if between < apart:
+        return "undecided", dict.fromkeys(kept.index, "Nearly all of it is still there with every method that was run.")
+    why = {
+        method: f"It has kept {percent(share)}, {title(best)} {percent(kept[best])}." for method, share in kept.items()
+    }
+    return best, why | {"undecided": f"Best and worst lie {100 * between:.0f} of 100 facts apart."}
 
 
 def same_tables(one: RunRecord, two: RunRecord) -> float:

@@ -6,12 +6,17 @@ from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import ipywidgets as W
 import pandas as pd
+import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
 from ketools.course.exercises import Exercise, Property, Wrong
 from ketools.course.mode import Lab
+from ketools.course.parts import checked, gaps, joined
+from ketools.course.style import PATTERNS, dress, part_styles, plain
+from ketools.course.widgets.base import View
 from ketools.errors import KetoolsError
 from ketools.facts import Fact, FactSet
 from ketools.facts import facts as read_facts
@@ -96,6 +101,82 @@ def consequences(lab: Lab, facts: Iterable[Fact], *, new: bool) -> pd.DataFrame:
     if not asked:
         return pd.DataFrame({"probability": [], "right": []})
     return answers(lab.model, [question for question, _ in asked], [str(answer) for _, answer in asked])
+
+
+_ASKED = {
+    "p_new": "new object (probability)",
+    "p_true": "old object (probability)",
+    "efficacy_accuracy": "the prompt (share)",
+    "paraphrase_accuracy": "paraphrases (share)",
+    "neighbourhood_accuracy": "neighbours (share)",
+}
+
+
+class FactBrowser(View):
+    """One fact at a time, before the edit and now: what the model says of it, of its paraphrases, of its neighbours."""
+
+    kind, title, height = "browser", "Fact browser", 380
+
+    def __init__(self, facts: Sequence[Fact], before: pd.DataFrame, now: pd.DataFrame, *, context: str = "") -> None:
+        """`before`, `now`: frames of `evaluation.edits.evaluate` on `facts`; `context` ends the caption.
+
+        Raises KetoolsError for other tables or tables of other facts.
+        """
+        self.facts, self.context = {fact.id: fact for fact in facts}, context
+        frames = {"before": before, "now": now}
+        self.frames = {
+            k: checked(f, "id", *_ASKED, of="evaluation.edits.evaluate").set_index("id") for k, f in frames.items()
+        }
+        if odd := [name for name, frame in self.frames.items() if set(frame.index) != set(self.facts)]:
+            raise KetoolsError(
+                f"the scores {' and '.join(odd)} are of other facts than those given; evaluate these facts"
+            )
+        wide, style = W.Layout(width="min(40rem, 100%)"), {"description_width": "4rem"}
+        controls = {
+            "fact": W.Dropdown(options=self._options(False), description="fact", layout=wide, style=style),
+            "review": W.Checkbox(value=False, description="only facts to look at", indent=False),
+        }
+        super().__init__(controls, [["fact"], ["review"]])
+        controls["review"].observe(self._on_click(self._choose), names="value")
+        self._listen("fact")
+        self.refresh()
+
+    @property
+    def data(self) -> pd.DataFrame:
+        """The chosen fact's probabilities and shares: index as in `evaluate`, columns before and now."""
+        chosen = self.controls["fact"].value
+        return pd.DataFrame(
+            {name: frame.loc[chosen, list(_ASKED)].astype(float) for name, frame in self.frames.items()}
+        )
+
+    def figure(self) -> go.Figure:
+        """Bars of the chosen fact, before and now."""
+        fact, table, fig = self.facts[self.controls["fact"].value], self.data, go.Figure()
+        for state, look in part_styles(("before", "now")).items():
+            fig.add_bar(
+                x=list(_ASKED.values()), y=gaps(table[state]), name=state, hovertemplate=f"{state}: %{{y:.2f}}<extra></extra>",
+                marker={"color": look.colour, "pattern": {"shape": PATTERNS.get(state, "")}},
+            )  # fmt: skip
+        fig.update_xaxes(title="what is asked").update_yaxes(title="probability or share (0 to 1)", range=[0, 1.05])
+        p = table.loc["p_new"]
+        said = f"{plain(fact.text)} {plain(fact.target_new)}: probability {p['before']:.2f} before, {p['now']:.2f} now"
+        text = "; ".join(
+            f"{name} {table.loc[key, 'before']:.2f}, now {table.loc[key, 'now']:.2f}" for key, name in _ASKED.items()
+        )
+        caption = joined(
+            "Shares: of prompts whose wanted answer is the model's first choice; neighbours keep theirs.", self.context
+        )
+        return dress(fig, said, caption, f"Bars before and now. {text}.", 380)
+
+    def _options(self, review: bool) -> list[tuple[str, str]]:
+        right = self.frames["now"][[name for name in _ASKED if name.endswith("accuracy")]]
+        shown = set(right.index[(right < 1).any(axis=1)]) if review else set(self.facts)
+        return [(f"{fact.text} {fact.target_new}", key) for key, fact in self.facts.items() if key in shown]
+
+    def _choose(self) -> None:
+        options = self._options(bool(self.controls["review"].value))
+        self._say("" if options else "no fact to look at: all prompts, paraphrases and neighbours are as wanted")
+        self.controls["fact"].options = options or self._options(False)
 
 
 Reader = Callable[[Sequence[Mapping[str, str]]], FactSet]
