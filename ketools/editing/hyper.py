@@ -1,9 +1,11 @@
 """Settings of a method on a model, looked up in hyperparameters.toml or scaled to the model."""
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from importlib.resources import files
+from numbers import Integral, Real
 from typing import Any
 
 from ketools.errors import KetoolsError
@@ -15,6 +17,11 @@ _WORDS = {
     "compat": ("exact", "official"),
     "precision": ("weights", "bfloat16"),
 }
+# Numbers that have a least value other than 0, that have to be above 0, and that may be infinite.
+_LEAST = {"steps": 1, "prefix_tokens": 1, "facts_at_once": 1, "ft_steps": 1, "lora_rank": 1, "loss_floor": -math.inf}
+_ABOVE = ("lr", "clamp_norm_factor", "null_threshold", "null_threshold_relative", "shift_lr", "shift_lr_relative", "ft_lr",
+          "ft_epsilon")  # fmt: skip
+_ENDLESS = ("null_threshold", "null_threshold_relative")
 
 
 @dataclass(frozen=True)
@@ -63,10 +70,17 @@ def look_up(model: EditableModel, name: str, *given: Mapping[str, Any]) -> Hyper
     """Settings of the method `name` for `model`: the table's, then those of each mapping in `given`, later ones win.
 
     `compat="official"` brings the direction of the authors' KL term with it unless `kl_direction` is given too.
-    Raises KetoolsError for a name that is no setting, a word that is none of the known ones, and for layers that the
-    model does not have.
+    Raises KetoolsError for a name that is no setting, a value that makes no sense, and for layers that the model does
+    not have.
     """
-    values = _from_table(model, name)
+    hyper = scaled(name, *given, model_name=model.name)
+    layers = hyper.layers if hyper.layers is not None else _by_depth(hyper, model.anatomy.n_layer)
+    return replace(hyper, layers=_checked(layers, model))
+
+
+def scaled(name: str, *given: Mapping[str, Any], model_name: str = "") -> Hyper:
+    """As `look_up`, before a model's depth is known: `layers` is None where only `layers_depth` is given."""
+    values = _from_table(model_name, name)
     if any(mapping.get("compat") == "official" for mapping in given):
         values["kl_direction"] = "edited"
     for mapping in given:
@@ -81,14 +95,29 @@ def look_up(model: EditableModel, name: str, *given: Mapping[str, Any]) -> Hyper
     for key, words in _WORDS.items():
         if getattr(hyper, key) not in words:
             raise KetoolsError(f"setting {key} is {getattr(hyper, key)!r}; expected one of {', '.join(words)}")
-    layers = hyper.layers if hyper.layers is not None else _by_depth(hyper, model.anatomy.n_layer)
-    return replace(hyper, layers=_checked(layers, model))
+    for f in fields(Hyper):
+        _check_value(f.name, getattr(hyper, f.name), f.type)
+    return hyper
 
 
-def _from_table(model: EditableModel, name: str) -> dict[str, Any]:
+def _check_value(name: str, value: object, kind: object) -> None:
+    if name == "layers_depth" and not (isinstance(value, tuple) and len(value) == 2):
+        raise KetoolsError(f"setting {name} is {value!r}; expected two shares of the depth, such as (0.2, 0.35)")
+    whole = kind in (int, int | None)
+    if not (whole or kind in (float, float | None)) or (value is None and kind in (int | None, float | None)):
+        return
+    right = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    least = _LEAST.get(name, 0)
+    if right and (value > 0 if name in _ABOVE else value >= least) and (math.isfinite(value) or name in _ENDLESS):
+        return
+    wanted = "above 0" if name in _ABOVE else "" if least == -math.inf else f"of at least {least}"
+    raise KetoolsError(f"setting {name} is {value!r}; expected a {'whole ' if whole else ''}number {wanted}".rstrip())
+
+
+def _from_table(model_name: str, name: str) -> dict[str, Any]:
     table = tomllib.loads(files("ketools.editing").joinpath("hyperparameters.toml").read_text(encoding="utf-8"))
     values: dict[str, Any] = {}
-    for scope in (table["default"], table["models"].get(model.name.rstrip("/").rsplit("/", 1)[-1].lower(), {})):
+    for scope in (table["default"], table["models"].get(model_name.rstrip("/").rsplit("/", 1)[-1].lower(), {})):
         # A list of layers for the model must give way to nothing but a list for model and method.
         values |= {k: v for k, v in scope.items() if not isinstance(v, dict)}
         values |= scope.get(name, {})

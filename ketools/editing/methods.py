@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ketools.editing.hyper import Hyper, look_up
+from ketools.editing.hyper import Hyper, look_up, scaled
 from ketools.editing.postprocess import Nas, Post, Prune, Rect, Sphere
 from ketools.errors import KetoolsError
 from ketools.model import EditableModel
@@ -154,16 +154,20 @@ class Method:
         return look_up(model, self.name, self.hyper, overrides)
 
     def describe(self, model: EditableModel | None = None) -> str:
-        """Equation, stopping rule, post-processing, source and (for `model`) the settings that count, as text."""
+        """Equation, stopping rule, post-processing, source and the settings that count, as text.
+
+        Settings are those for `model`; without one, those that are scaled to a model that has no entry of its own
+        (hyperparameters.toml says how, and where they come from).
+        """
         lines = [f"{self.name} ({self.year}), {self.source}"]
         lines += [f"step 1: {self.stopping}", _prose(self.stopping)] if self.has_targets else ["step 1: none"]
         lines += [f"step 2: {self.update}", _prose(self.update)]
         if self.post is not None:
             lines += [f"afterwards: {self.post}", _prose(self.post)]
-        if model is not None:
-            hyper = self.settings(model)
-            shown = {name: getattr(hyper, name) for name in self._counting(hyper)}
-            lines += [f"  {name} = {value}" for name, value in shown.items() if value is not None]
+        hyper = scaled(self.name, self.hyper) if model is None else self.settings(model)
+        lines += ["settings, scaled to the model:" if model is None else f"settings for {model.name}:"]
+        shown = {name: getattr(hyper, name) for name in self._counting(hyper)}
+        lines += [f"  {name} = {value}{_times(name)}" for name, value in shown.items() if value is not None]
         return "\n".join(lines)
 
     def _counting(self, hyper: Hyper) -> tuple[str, ...]:
@@ -186,7 +190,15 @@ class Method:
             case FineTune(kind=kind):
                 more = {"ft-l": ("ft_epsilon",), "lora": ("lora_rank",)}.get(kind, ())
                 step2 = ("ft_lr", "ft_steps", "loss_floor", *more)
-        return ("layers", *step1, *step2, "facts_at_once")
+        return ("layers" if hyper.layers is not None else "layers_depth", *step1, *step2, "facts_at_once")
+
+
+def _times(name: str) -> str:
+    # What a relative setting is a multiple of, as the Editor takes it.
+    if not name.endswith("_relative"):
+        return ""
+    unit = {"lambda_p_relative": "d_mlp", "shift_lr_relative": "the rms of the matrix's outputs / d_mlp"}
+    return f" (times {unit.get(name, 'the mean eigenvalue of C')})"
 
 
 def _prose(part: object) -> str:

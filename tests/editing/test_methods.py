@@ -1,8 +1,11 @@
 """Methods as data: the table, what they say of themselves, settings by model and how they are scaled."""
 
+import math
+import re
 from dataclasses import fields, replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import ketools as ke
@@ -71,6 +74,22 @@ def test_each_describes_its_equation_and_the_settings_that_count(which):
     assert which.describe(model()).startswith(which.describe().splitlines()[0])
 
 
+def test_without_a_model_it_tells_what_is_scaled_to_one():
+    for which in ALL:
+        told = which.describe()
+        assert "layers_depth = (" in told and "layers = " not in told and "facts_at_once" not in told
+        assert ("patience = 2" in told) == (which.name == "encore")
+    told = ALPHAEDIT.describe()
+    assert "null_threshold_relative = 0.1 (times the mean eigenvalue of C)" in told
+    assert "l2_relative = 10.0 (times the mean eigenvalue of C)" in told
+    assert "lambda_p_relative = 1.5 (times d_mlp)" in ENCORE.describe()
+    assert "times the mean eigenvalue of C" in ENCORE.describe(model())
+    assert "layers_depth = (0.65, 0.93)" in ULTRAEDIT.describe() and "lora_rank = 8" in LORA.describe()
+    published = ALPHAEDIT.describe(model("openai-community/gpt2-xl", 48))
+    assert "null_threshold = 0.02" in published and "relative" not in published
+    assert "clamp_norm_factor = 3.0" in replace(MEMIT, hyper={"clamp_norm_factor": 3.0}).describe()
+
+
 def test_post_processing_shows():
     text = replace(MEMIT, post=Rect(0.3)).describe()
     assert "Rect(keep=0.3)" in text and "2401.04700" in text
@@ -115,6 +134,40 @@ def test_compat_brings_the_authors_divergence_unless_it_is_given():
     assert ENCORE.settings(model(), compat="official", kl_direction="reference").kl_direction == "reference"
     with pytest.raises(KetoolsError, match="compat is 'offical'; expected one of exact, official"):
         ENCORE.settings(model(), compat="offical")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"lr": "fast"}, "setting lr is 'fast'; expected a number above 0"),
+        ({"lr": 0.0}, "setting lr is 0.0; expected a number above 0"),
+        ({"steps": 2.5}, "setting steps is 2.5; expected a whole number of at least 1"),
+        ({"steps": True}, "setting steps is True; expected a whole number"),
+        ({"patience": -1}, "setting patience is -1; expected a whole number of at least 0"),
+        ({"lambda_n": math.nan}, "setting lambda_n is nan; expected a number of at least 0"),
+        ({"lambda_n": "10"}, "setting lambda_n is '10'; expected a number of at least 0"),
+        ({"lambda_p_relative": -1.0}, "setting lambda_p_relative is -1.0"),
+        ({"l2": math.inf}, "setting l2 is inf; expected a number of at least 0"),
+        ({"steps": None}, "setting steps is None"),
+        ({"layers_depth": 0.3}, "setting layers_depth is 0.3; expected two shares of the depth"),
+    ],
+)
+def test_values_that_make_no_sense(given, said):
+    with pytest.raises(KetoolsError, match=re.escape(said)):
+        ENCORE.settings(model(), **given)
+
+
+def test_values_that_look_odd_and_make_sense():
+    hyper = ALPHAEDIT.settings(
+        model(),
+        null_threshold=math.inf,
+        facts_at_once=None,
+        kl_factor=0,
+        steps=np.int64(3),
+        loss_floor=-1.0,
+        layers=[1],
+    )
+    assert hyper.null_threshold == math.inf and hyper.steps == 3 and hyper.layers == (1,)
 
 
 def test_unknown_names():
