@@ -106,8 +106,12 @@ def trace_profile(frame: pd.DataFrame, role: str | None = None, *, context: str 
         ends = (best["low"], best["high"]) if best["facts"] > 1 else (math.nan, math.nan)
         where = f"{_KINDS[kind][1]} layer {best['layer']}: {between(best['mean'], *ends)}"
         said.append((kind, bool(best["low"] > 0), where))
-    clear = [f"{_KINDS[kind][0]} most {where}" for kind, sure, where in said if sure]
-    unclear = [f"{_KINDS[kind][0]} nowhere clearly" for kind, sure, _ in said if not sure]
+    # Intervals, and the severed kinds beside the whole ones, would make the title a table: the description has them.
+    told = [
+        (kind, sure, where.partition(" [")[0]) for kind, sure, where in said if len(said) < 4 or "severed" not in kind
+    ]
+    clear = [f"{_KINDS[kind][0]} most {where}" for kind, sure, where in told if sure]
+    unclear = [f"{_KINDS[kind][0]} nowhere clearly" for kind, sure, _ in told if not sure]
     at = _ROLES.get(role, plain(role))
     finding = f"Restored at {at}, these bring the answer back: {'; '.join([*clear, *unclear])}"
     if not clear:

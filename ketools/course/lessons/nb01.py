@@ -18,7 +18,7 @@ from ketools.course.widgets.base import View
 from ketools.errors import KetoolsError
 from ketools.facts import Fact
 from ketools.model import EditableModel
-from ketools.probing.lens import lens
+from ketools.probing.lens import lens, lens_trace
 from ketools.probing.recall import answers
 from ketools.prompts import make_rows, subject_span
 
@@ -117,6 +117,24 @@ def wins(frame: pd.DataFrame, other: pd.DataFrame) -> pd.Series:
     """
     p, q = (f[f["from_end"] == 0].pivot(index="prompt", columns="layer", values="p") for f in (frame, other))
     return (p > q).mean().rename("wins")
+
+
+def contests(model: EditableModel, facts: Sequence[Fact], frame: pd.DataFrame) -> pd.DataFrame:
+    """Two contests at the last token, layer by layer, as shares won (`wins`); frame: `lens_trace` of the right answers.
+
+    Columns: right (the right answer against a random one of the same relation), kind (that random one against an object
+    of another relation; NaN where all facts have one relation).
+    """
+    texts = [fact.text for fact in facts]
+    random = lens_trace(model, texts, [fact.target_new for fact in facts])
+    strange = [
+        next((o.need_true("asking") for o in (*facts[i:], *facts[:i]) if o.relation != f.relation), None)
+        for i, f in enumerate(facts)
+    ]
+    found = {"right": wins(frame, random), "kind": float("nan")}
+    if None not in strange:
+        found["kind"] = wins(random, lens_trace(model, texts, strange))
+    return pd.DataFrame(found)
 
 
 class LensExplorer(View):

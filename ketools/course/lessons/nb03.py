@@ -97,9 +97,12 @@ def readers(lab: Lab, fact: Fact, editor: Editor, others: Sequence[Fact]) -> pd.
 def reader_points(frame: pd.DataFrame, context: str) -> go.Figure:
     """The frame of `readers`, of one fact or several, as points by kind."""
     middle = frame.groupby("kind", sort=False)["share"].median()
-    said = ", ".join(f"{kind} {number(float(value))}" for kind, value in middle.items())
+    reached, spared = (
+        ", ".join(f"{kind} {number(float(value))}" for kind, value in some.items())
+        for some in (middle[middle >= 0.5], middle[middle < 0.5])
+    )
     return kind_points(
-        frame, "share", f"Who reads the key of the edited subject (median share: {said})",
+        frame, "share", f"Most of the change arrives at: {reached or 'none'}; little at: {spared or 'none'} (median shares)",
         axis="share of the written change that arrives (1: all of it)",
         caption="Each point a prompt, its most concerned token; grey: the median.", context=context,
     )  # fmt: skip

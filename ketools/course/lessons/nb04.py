@@ -134,6 +134,13 @@ def by_layer(lab: Lab, editor: Editor, edits: Mapping[str, Edit]) -> pd.DataFram
     return pd.DataFrame(rows)
 
 
+def in_weakest(delta: Tensor, covariance: Tensor, part: float = 0.1) -> float:
+    """Share of ||Delta||^2 (d_model, d_mlp) along the `part` of C's eigenvectors with the least eigenvalues."""
+    vectors = torch.linalg.eigh(covariance).eigenvectors
+    weak = vectors[:, : max(1, int(part * len(covariance)))]
+    return float((delta @ weak).square().sum() / delta.square().sum())
+
+
 def problem(seed: int = 0, d_model: int = 4, d_mlp: int = 9, n: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     """Random K1 (d_mlp, n), R (d_model, n) and a C (d_mlp, d_mlp) that is far from the identity; float64."""
     generator = torch.Generator().manual_seed(seed)

@@ -2,13 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 
+import ipywidgets as W
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
+from ketools.course.findings import percent, times
 from ketools.course.parts import add_line, checked, joined
-from ketools.course.style import NEUTRAL, OKABE_ITO, Style, dress
+from ketools.course.style import NEUTRAL, OKABE_ITO, Style, dress, label
+from ketools.course.widgets.base import View
 from ketools.norms.alignment import KeyBasis
 
 C_LINE, FLAT_LINE, NULL_LINE = "with the covariance", "without it", "null space"
@@ -16,6 +20,12 @@ _LOOKS = {
     C_LINE: Style(OKABE_ITO["blue"], "solid", "circle"),
     FLAT_LINE: Style(OKABE_ITO["vermillion"], "dash", "square"),
     NULL_LINE: Style(OKABE_ITO["green"], "dashdot", "diamond"),
+}
+# Line -> name of its control, what is written beside it, and how a setting is written.
+_DIALS = {
+    C_LINE: ("lambda", "lambda, with C", "{:.3g}"),
+    FLAT_LINE: ("flat", "lambda, without", "{:.3g}"),
+    NULL_LINE: ("free", "free directions", "{:,.0f}"),
 }
 
 
@@ -100,3 +110,70 @@ def trade_lines(
     fig.update_yaxes(title="what the facts miss (% of R)", tickformat=".0%", range=[-0.04, 1.04])
     fig = dress(fig, finding, joined(caption, context), f"Lines. {'; '.join(said)}.")
     return fig.update_layout(hovermode="closest")
+
+
+def turned(
+    keys: Tensor, residuals: Tensor, weight: Tensor, covariance: Tensor, basis: KeyBasis, lam: float, l2: float
+) -> pd.DataFrame:
+    """Both dials over their whole range: MEMIT's lambda around `lam`, AlphaEdit's number of free directions up to all.
+
+    Shapes and columns as in `trade_off`; lines C_LINE and NULL_LINE.
+    """
+    d, r = len(covariance), basis.null
+    priced = trade_off(keys, residuals, weight, covariance, (lam * np.logspace(-4, 3, 15)).tolist())
+    sizes = sorted({max(1, r * i // 8) for i in range(1, 9)} | {r + (d - r) * i // 6 for i in range(1, 7)})
+    ruled = null_trade_off(keys, residuals, weight, covariance, basis, sizes, l2)
+    return pd.concat([priced[priced["line"] == C_LINE], ruled], ignore_index=True)
+
+
+def cost_lines(frame: pd.DataFrame, table: pd.DataFrame, context: str) -> go.Figure:
+    """The frame of `turned`, and the methods' own settings in it: `table` has a row a method, with moved and missed."""
+    stars = {label(str(name)): (row["moved"], row["missed"]) for name, row in table.iterrows()}
+    alpha, memit = table.loc["alphaedit"], table.loc["memit"]
+    finding = (
+        f"At their own settings AlphaEdit moves prose {times(alpha['moved'] / memit['moved'])} as far as MEMIT and misses "
+        f"{percent(alpha['missed'])} of the facts against {percent(memit['missed'])}"
+    )
+    caption = "Lines: MEMIT's lambda, and AlphaEdit's number of free directions; signs: the methods' own settings."
+    return trade_lines(frame, finding, context, stars=stars, caption=caption)
+
+
+class TradeDial(View):
+    """A dial for each line of a trade-off that was computed before: what the facts miss and how far prose moves there."""
+
+    kind, title, height = "trade", "Trade-off dial", 400
+
+    def __init__(self, frame: pd.DataFrame, *, context: str = "") -> None:
+        """`frame`: of `trade_off`, `null_trade_off` or `turned`; `context` (mode, model, n, seed) ends the caption."""
+        self.frame = checked(frame, "line", "dial", "missed", "moved", of="lessons.trades", least=2)
+        self.context, self._of = context, {}
+        style, wide = {"description_width": "8rem"}, W.Layout(width="min(30rem, 100%)")
+        for line, mine in frame.groupby("line", sort=False):
+            name, said, form = _DIALS[str(line)]
+            options = [(form.format(value), value) for value in sorted(mine["dial"])]
+            self._of[name] = (str(line), W.SelectionSlider(
+                options=options, value=options[len(options) // 2][1], description=said, continuous_update=False, style=style,
+                layout=wide,
+            ))  # fmt: skip
+        super().__init__({name: slider for name, (_, slider) in self._of.items()}, [list(self._of)])
+        self._listen(*self._of)
+        self.refresh()
+
+    @property
+    def data(self) -> pd.DataFrame:
+        """The chosen point of each line: line, dial, missed, moved."""
+        rows = [
+            self.frame[(self.frame["line"] == line) & (self.frame["dial"] == slider.value)]
+            for line, slider in self._of.values()
+        ]
+        return pd.concat(rows, ignore_index=True)
+
+    def figure(self) -> go.Figure:
+        """The lines of `trade_lines` with the chosen points on them."""
+        rows = list(self.data.itertuples())
+        said = [
+            f"{row.line}: prose moves by {row.moved:.3f}, {percent(row.missed)} of the facts is missed" for row in rows
+        ]
+        stars = {f"chosen, {row.line}": (row.moved, row.missed) for row in rows}
+        caption = "Each point a setting of its line's dial."
+        return trade_lines(self.frame, "; ".join(said), self.context, stars=stars, caption=caption)
