@@ -31,6 +31,7 @@ SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},  # cells out of sight are in the page too
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
 }
+RANGE = (("valuenow", "value"), ("valuemax", "max"))  # of noUiSlider, else of an input
 PROBE = """import itertools
 
 import pandas as pd
@@ -187,7 +188,8 @@ def _turn(page):
     before = widget.inner_html()
     handle = page.locator(".ketools-control .noUi-handle, .ketools-control input[type=range]").first
     handle.focus()
-    handle.press("ArrowRight")
+    now, end = (handle.evaluate(f"h => h.getAttribute('aria-{name}') ?? h[{other!r}]") for name, other in RANGE)
+    handle.press("ArrowLeft" if now == end else "ArrowRight")  # a slider may stand at its end
     for _ in range(120):
         page.wait_for_timeout(500)
         if widget.inner_html() != before:

@@ -92,7 +92,9 @@ class EncoreDial(View):
         self._cloud(fig)
         self._map(fig, show)
         fig.update_xaxes(title="efficacy at the end, ES (%)", tickformat=".0%", row=1, col=1)
-        fig.update_yaxes(title="unedited facts still right (%)", tickformat=".0%", row=1, col=1)
+        room = 0.1 * (1 - float(self.grid["unedited_kept"].min())) + 0.02  # points at 100% all alike have an axis too
+        span = [float(self.grid["unedited_kept"].min()) - room, 1 + room]
+        fig.update_yaxes(title="unedited facts still right (%)", tickformat=".1%", range=span, row=1, col=1)
         ticks = {"tickmode": "array"}
         fig.update_xaxes(
             title="lambda_n (times the mean eigenvalue of C)", tickvals=list(range(len(self._weights))),
