@@ -266,7 +266,7 @@ def cost(batches: pd.DataFrame) -> go.Figure:
     seconds = {m: float(rows["seconds"].sum() / total[m]) for m, rows in batches.groupby("method", sort=False)}
     methods, names = list(total), [label(m) for m in total]
     colours = [style.colour for style in styles(methods).values()]
-    fig = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.06, subplot_titles=["steps", "time"])
+    fig = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.06)  # the axes say what each half is
     fig.add_bar(
         y=names, x=list(steps.values()), orientation="h", marker={"color": colours}, name="steps", showlegend=False,
         texttemplate="%{x:.1f}", hovertemplate="%{y}: %{x:.2f} steps<extra></extra>", row=1, col=1,

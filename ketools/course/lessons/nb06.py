@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import binomtest
 from torch import Tensor
 
 from ketools.course.exercises import Exercise, Property, Wrong
@@ -26,14 +27,19 @@ def rings(lab: Lab, beside: Sequence[Fact], others: Sequence[Fact]) -> Measure:
     """A measure for `sequence.in_batches`, from the edited facts outwards; beside and others are known before.
 
     Row: ES, PS, NS, p_edited (of all edits so far; NaN before the first), p (their probabilities), same_subject_kept (of
-    the facts in `beside` whose subject was edited so far), unedited_kept (of `others`), norms.
+    the facts in `beside` whose subject was edited so far), unedited_kept (of `others`), others (right or not, each), norms.
     """
     base = norms(lab.model)
 
     def measure(done: FactSet) -> dict[str, object]:
         subjects = {fact.subject for fact in done}
         near = [fact for fact in beside if fact.subject in subjects]
-        row: dict[str, object] = {"unedited_kept": _kept(lab, others), "same_subject_kept": _kept(lab, near)}
+        hits, beside_kept = _right(lab, others), _right(lab, near)
+        row: dict[str, object] = {
+            "unedited_kept": _part(hits),
+            "same_subject_kept": _part(beside_kept),
+            "others": hits,
+        }
         row |= dict.fromkeys(("ES", "PS", "NS", "p_edited"), np.nan) | {"p": ()}
         row["norms"] = frobenius(lab.model, base).to_dict("records")
         if len(done):
@@ -46,14 +52,27 @@ def rings(lab: Lab, beside: Sequence[Fact], others: Sequence[Fact]) -> Measure:
     return measure
 
 
-def _kept(lab: Lab, facts: Sequence[Fact]) -> float:
+def _right(lab: Lab, facts: Sequence[Fact]) -> tuple[float, ...]:
+    return tuple(recall(lab.model, facts, prompts="prompt")["accuracy"]) if facts else ()
+
+
+def _part(hits: Sequence[float]) -> float:
     # Nothing asked, nothing lost.
-    return float(recall(lab.model, facts, prompts="prompt")["accuracy"].mean()) if facts else 1.0
+    return float(np.mean(hits)) if hits else 1.0
+
+
+def paired(one: Edits, two: Edits) -> float:
+    """p of McNemar's exact test between the ends of two sequences on the facts of other subjects that `rings` asked."""
+    a, b = (np.asarray(edits.table["others"].iloc[-1]) == 1 for edits in (one, two))
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
 def checkpoints(found: Mapping[str, Edits]) -> pd.DataFrame:
     """The measurements of several sequences, one below the other, with a first column method."""
-    frames = [sequence.table.drop(columns=["p", "norms"]).assign(method=name) for name, sequence in found.items()]
+    frames = [
+        sequence.table.drop(columns=["p", "norms", "others"]).assign(method=name) for name, sequence in found.items()
+    ]
     frame = pd.concat(frames, ignore_index=True)
     return frame[["method", *frame.columns.drop("method")]]
 
@@ -68,7 +87,7 @@ def records(found: Mapping[str, Edits]) -> dict[str, SimpleNamespace]:
             for edits, rows in zip(sequence.table["edits"], sequence.table["norms"], strict=True)
             for row in rows
         ]
-        points = sequence.table.drop(columns=["p", "norms"])
+        points = sequence.table.drop(columns=["p", "norms", "others"])
         made[name] = SimpleNamespace(batches=pd.DataFrame(), norms=pd.DataFrame(rows), checkpoints=points)
     return made
 

@@ -17,10 +17,16 @@ from ketools.course.style import OKABE_ITO, Style, dress
 from ketools.course.target_plots import target_trace_lines
 from ketools.course.widgets.base import View
 from ketools.evaluation.edits import evaluate, recall
+from ketools.evaluation.overfitting import natural_probabilities
 from ketools.facts import Fact
-from ketools.norms.targets import trace
+from ketools.norms.targets import overfitting_curve, trace
 from ketools.probing.recall import answers
 from ketools.runs.demo import fresh
+
+__all__ = [
+    "PatienceDial", "ablation", "ablation_lines", "at_level", "beside", "chance", "known_answer", "natural_probabilities",
+    "overfitting_curve",
+]  # fmt: skip
 
 Rule = Callable[[np.ndarray, int], np.ndarray]
 _LOOKS = {

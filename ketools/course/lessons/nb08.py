@@ -54,6 +54,15 @@ def grown(sequence: Edits, layer: int) -> pd.Series:
     return rows.set_index("edits")["ratio"]
 
 
+def cosine(lab: Lab, sequence: Edits, layer: int) -> float:
+    """Between W_0 and what the sequence added to it, as vectors of entries: 0 where both stand at right angles."""
+    with fresh(lab.model):
+        before = lab.model.weight(layer).double().cpu()
+        sequence.put_in(lab)
+        added = lab.model.weight(layer).double().cpu() - before
+    return float((before * added).sum() / (before.norm() * added.norm()))
+
+
 def on_the_way(lab: Lab, found: Mapping[str, Edits], layer: int) -> pd.DataFrame:
     """Singular values of a layer's matrix after each edit of sequences that were measured after every batch.
 

@@ -112,6 +112,15 @@ class EncoreDial(View):
         text = f"Points of all pairs, and a map of {name} by patience and lambda_n. {rows}."
         return dress(fig, self._finding(), joined(caption, self.context), text, 380).update_layout(hovermode="closest")
 
+    def _reach(self) -> list[float] | None:
+        # Points on one height: plotly would go from nothing to twice as much, as if it knew of more than all facts.
+        values = self.grid[_Y].dropna()
+        if values.empty:
+            return None
+        low, high = float(values.min()), float(values.max())
+        room = max(0.1 * (high - low), 0.02)
+        return [low - room, high + room]
+
     def _cloud(self, fig: go.Figure) -> None:
         names = [[f"{row.lambda_n:g}", _steps(int(row.patience))] for row in self.grid.itertuples()]
         fig.add_scatter(

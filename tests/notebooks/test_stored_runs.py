@@ -1,0 +1,66 @@
+"""Notebook 10 where reference runs lie in data/results: its cells on made-up records, without a model.
+
+The stored outputs of the notebook show one situation, with such runs or without; the other one must turn as well.
+"""
+
+import ast
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ketools.course import cells, check_claim, plots, predict
+from ketools.course.lessons import nb10
+from ketools.course.style import words
+from ketools.runs.light import pack
+from tests.runs.fakes import fake_run
+
+PATH = Path(__file__).resolve().parents[2] / "notebooks" / "10_ten_thousand_edits.ipynb"
+
+
+@pytest.fixture
+def state(tmp_path, monkeypatch):
+    """What the notebook knows after its set-up, with light records of three methods in the data folder."""
+    for method, loss in (("memit", 0.5), ("alphaedit", 0.45), ("encore", 0.3)):
+        run = fake_run(tmp_path / method, method, loss=loss)
+        (tmp_path / "data" / "results").mkdir(parents=True, exist_ok=True)
+        pack(run, tmp_path / "data" / "results" / f"pocket-{method}-seed0")
+    monkeypatch.setenv("KETOOLS_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("KETOOLS_MODE", "full")  # made-up numbers: a claim may fail, and says so
+    model = SimpleNamespace(fingerprint="pocket-fingerprint", name="pocket")
+    lab = SimpleNamespace(model=model, seed=0, context=lambda n: f"Mode quick, model pocket, n = {n}, seed 0.")
+    names = {"lab": lab, "model": model, "runs": None, "nb10": nb10, "check_claim": check_claim, "predict": predict}
+    exec("\n".join(_imports()), names)
+    return names
+
+
+def _imports():
+    source = cells.code(cells.read(PATH), "setup")[0].source
+    return [line for line in source.splitlines() if line.startswith(("import ", "from "))]
+
+
+def _between(first, last):
+    code = [cell.source for cell in cells.code(cells.read(PATH))]
+    start = next(i for i, source in enumerate(code) if first in source)
+    end = next(i for i, source in enumerate(code) if last in source)
+    return code[start : end + 1]
+
+
+def test_the_cells_that_read_records_turn_on_stored_ones(state, capsys):
+    said = {}
+    for source in _between("nb10.reference(lab)", "nb10.hours(records)"):
+        *body, last = ast.parse(source).body
+        if not isinstance(last, ast.Expr):
+            body.append(last)
+        exec(compile(ast.Module(body, []), "cell", "exec"), state)
+        if isinstance(last, ast.Expr):  # what Jupyter would show
+            said[ast.unparse(last)] = eval(compile(ast.Expression(last.value), "cell", "eval"), state)
+    out = capsys.readouterr().out
+    assert "stored runs: memit, alphaedit, encore; 200 edits a method" in out
+    assert "holds: all methods edited the same facts" in out and "holds: MEMIT's matrix grows more" in out
+    assert "ENCORE has kept most of what was not edited" in out, "the reading of the table"
+    figures = [value for value in said.values() if hasattr(value, "to_plotly_json") and "meta" in value.layout]
+    assert len(figures) == 2 and all("n = 200 edits a method" in words(figure)["caption"] for figure in figures)
+    assert plots.stack(state["records"], "batches")["method"].nunique() == 3
+    (answer,) = [value for last, value in said.items() if "second.reveal" in last]
+    assert "It is `encore`" in answer.text and "MEMIT" not in answer.text.split("Why not `memit`?")[0]
