@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ketools.editing.checks import checked_rows
+from ketools.editing.hyper import Hyper
 from ketools.editing.methods import Method
 from ketools.editing.methods import method as named_method
 from ketools.editing.statistics import Statistics, load_statistics
@@ -80,48 +81,61 @@ def lifelong(
             with another run or one that another process works on.
         Interrupted: on Ctrl-C; finished batches are kept.
     """
-    whole = {
-        "edits": edits,
-        "batch": batch,
-        "checkpoint_every": checkpoint_every,
-        "consolidate_every": consolidate_every,
-    }
-    for name, value in whole.items():
-        if value < 1:
-            raise KetoolsError(f"{name}={value}: expected a whole number of at least 1")
-    if model.edits:
-        raise KetoolsError(f"the model carries {len(model.edits)} edits already; a run starts from the unedited model")
-    chosen, changed = named_method(method), dict(overrides or {})
-    facts = settled(facts, conflicts)
-    todo = facts.sample(edits, seed)
-    hyper = chosen.settings(model, **changed)
-    if chosen.needs_statistics:
-        assert hyper.layers is not None
-        statistics = (statistics or load_statistics(model)).of(model, hyper.layers)
-    settings = {
-        "model": model.fingerprint,
-        "method": plain(chosen),
-        "hyper": plain(hyper),
-        "facts": hashlib.sha256("\0".join(f"{f.id}\1{f.text}\1{f.target_new}" for f in todo).encode()).hexdigest(),
-        "edits": edits,
-        "batch": batch,
-        "checkpoint_every": checkpoint_every,
-        "seed": seed,
-        "sizes": plain(panel.sizes if panel else sizes or Sizes()),
-        "statistics": statistics_digest(statistics if chosen.needs_statistics else None, hyper.layers or ()),
-    }
+    _possible(model, edits=edits, batch=batch, checkpoint_every=checkpoint_every, consolidate_every=consolidate_every)
+    chosen, changed, facts = named_method(method), dict(overrides or {}), settled(facts, conflicts)
+    todo, hyper = facts.sample(edits, seed), chosen.settings(model, **changed)
+    statistics = _needed(statistics, model, chosen, hyper)
+    asked: dict[str, Any] = {"edits": edits, "batch": batch, "checkpoint_every": checkpoint_every, "seed": seed}
+    asked["sizes"] = plain(panel.sizes if panel else sizes or Sizes())
+    settings = _described(model, chosen, hyper, todo, statistics) | asked
     store, about = Store(Path(out)), provenance(model, seed, chosen) | {"config": plain(config)}
     with store.locked():
         done = begin(store, settings, about, force=force)
         if not done:
-            for first in range(0, len(todo), batch):  # found out now, not after hours
-                checked_rows(model, todo[first : first + batch], ("",))
+            _editable(model, todo, batch)
         panel = panel or _panel(store, model, facts, todo, seed, sizes or Sizes())
         run = Run(
             model, chosen, todo, store, panel, batch, checkpoint_every, statistics, seed, changed, consolidate_every
         )
         run.go(done, progress)
     return RunRecord.load(out)
+
+
+def _possible(model: EditableModel, **whole: int) -> None:
+    """Raise KetoolsError for a number below 1, and for a model that is edited already."""
+    for name, value in whole.items():
+        if value < 1:
+            raise KetoolsError(f"{name}={value}: expected a whole number of at least 1")
+    if model.edits:
+        raise KetoolsError(f"the model carries {len(model.edits)} edits already; a run starts from the unedited model")
+
+
+def _needed(given: Statistics | None, model: EditableModel, method: Method, hyper: Hyper) -> Statistics | None:
+    """The covariances that the method asks for; None where it asks for none."""
+    if not method.needs_statistics:
+        return None
+    assert hyper.layers is not None
+    return (given or load_statistics(model)).of(model, hyper.layers)
+
+
+def _described(
+    model: EditableModel, method: Method, hyper: Hyper, todo: FactSet, statistics: Statistics | None
+) -> dict[str, Any]:
+    """What is kept of the model, the method and the facts, to tell whether it is the same run that goes on."""
+    texts = "\0".join(f"{f.id}\1{f.text}\1{f.target_new}" for f in todo)
+    return {
+        "model": model.fingerprint,
+        "method": plain(method),
+        "hyper": plain(hyper),
+        "facts": hashlib.sha256(texts.encode()).hexdigest(),
+        "statistics": statistics_digest(statistics, hyper.layers or ()),
+    }
+
+
+def _editable(model: EditableModel, todo: FactSet, batch: int) -> None:
+    """Raise KetoolsError for a fact that cannot be edited: found out now, not after hours."""
+    for first in range(0, len(todo), batch):
+        checked_rows(model, todo[first : first + batch], ("",))
 
 
 def _panel(store: Store, model: EditableModel, facts: FactSet, todo: FactSet, seed: int, sizes: Sizes) -> Panel:

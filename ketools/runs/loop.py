@@ -90,8 +90,8 @@ class Run:
             try:
                 self.store.commit(0)
                 return
-            except Damaged:
-                pass
+            except Damaged as error:
+                warnings.warn(f"{error}; what it held of the unedited model is measured again", stacklevel=4)
         layers = self.method.settings(self.model, **self.overrides).layers or ()
         with self.store.writing():
             self.store.start({"norms": self._norms(0, None, layers)}, self.panel.kept())

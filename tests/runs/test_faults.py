@@ -114,9 +114,11 @@ def test_damage_to_any_file_is_named_and_made_good(run, tiny_gpt2, whole, tmp_pa
         path.unlink()
     found = survey(tmp_path / "hurt")
     assert list(found.damaged) == [name] and name in found.text()
-    with pytest.warns(UserWarning, match=f"1 files were damaged .{name}"):
+    with pytest.warns(UserWarning, match=f"1 files were damaged .{name}") as said:
         goes_on_to_the_same(run, tiny_gpt2, whole, "hurt")
     assert survey(tmp_path / "hurt").sound
+    again = "what it held of the unedited model is measured again"
+    assert any(again in str(each.message) for each in said) == (name == "batches/00000.json" and damage != "gone")
 
 
 def test_a_checkpoint_that_is_gone_is_measured_again_on_the_weights_of_its_batch(run, tiny_gpt2, whole, tmp_path):
