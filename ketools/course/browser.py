@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 _WIDTH = 900  # pixels, about the width of a notebook's column
-_DRAW = """async ([figure, width]) => {
+_DRAW = """async ([figure, width, scale]) => {
     const place = document.createElement('div');
     document.body.append(place);
     const height = figure.layout.height || 460;
     await Plotly.newPlot(place, figure.data, {...figure.layout, width, height});
-    const url = await Plotly.toImage(place, {format: 'png', width, height});
+    const url = await Plotly.toImage(place, {format: 'png', width, height, scale});
     place.remove();
     return url;
 }"""
@@ -53,8 +53,11 @@ def headless() -> Iterator["Browser"]:
             browser.close()
 
 
-def pictures(figures: Sequence[dict[str, Any]]) -> list[str]:
-    """A PNG of each figure (plotly's JSON as dicts), base64, 900 pixels wide; no network is used."""
+def pictures(figures: Sequence[dict[str, Any]], scale: int = 1) -> list[str]:
+    """A PNG of each figure (plotly's JSON as dicts), base64, 900 pixels wide times `scale`; no network is used.
+
+    Raises KetoolsError without Chromium or without playwright.
+    """
     from plotly.offline import get_plotlyjs
 
     if not figures:
@@ -63,7 +66,7 @@ def pictures(figures: Sequence[dict[str, Any]]) -> list[str]:
         page = browser.new_page(viewport={"width": _WIDTH + 50, "height": 1000})
         page.set_content("<!doctype html><meta charset=utf-8><body></body>")
         page.add_script_tag(content=get_plotlyjs())
-        found = [page.evaluate(_DRAW, [figure, _WIDTH]) for figure in figures]
+        found = [page.evaluate(_DRAW, [figure, _WIDTH, scale]) for figure in figures]
     drawn = [url.partition("base64,")[2] for url in found]
     assert all(base64.b64decode(each).startswith(b"\x89PNG") for each in drawn), "the browser drew no PNG"
     return drawn

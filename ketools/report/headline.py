@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,9 +11,10 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from ketools.course.browser import pictures
 from ketools.course.findings import last, number, percent
 from ketools.course.lines import EDITS, add_lines, describe, scale
-from ketools.course.style import dress, label, plain, undressed, words
+from ketools.course.style import LEFT, dress, label, plain, undressed, words
 from ketools.errors import KetoolsError
 from ketools.files import write_atomic
 from ketools.report.page import figure_table, page, table
@@ -23,6 +26,8 @@ PANELS = {
     "unedited_kept": ("unedited facts still right (%)", ".1%"),
     "ES": ("edits that hold, ES (%)", ".1%"),
 }
+_ENTRIES = 4  # of the legend in a line
+_AXIS = 50  # pixels that ticks and titles of the x axes take
 
 
 def headline(groups: Sequence[Group]) -> go.Figure:
@@ -50,7 +55,24 @@ def headline(groups: Sequence[Group]) -> go.Figure:
     text = " ".join(describe(frame.dropna(subset=[name]), name, said, number) for name, (said, _) in PANELS.items())
     dress(fig, finding(known), caption, text)
     said = words(fig)
-    return ranged(fig, frame, tuple(PANELS)).update_layout(legend={"y": 1.12}, width=1200, title_y=0.95, meta=said)
+    return _laid_out(ranged(fig, frame, tuple(PANELS)).update_layout(meta=said), len(groups))
+
+
+def _laid_out(fig: go.Figure, methods: int) -> go.Figure:
+    """Title, panels, legend, caption below each other, for a picture of 900 pixels that is read at 800."""
+    legend = 24 * -(-methods // _ENTRIES) + 8  # pixels
+    layout = fig.layout
+    height, bottom = layout.height - 20 + legend, layout.margin.b + legend
+    fig.update_layout(
+        width=900, height=height, margin={"b": bottom, "t": layout.margin.t - 15, "l": 55, "r": 20},
+        legend={"yref": "container", "y": (bottom - _AXIS) / height, "yanchor": "top", "font": {"size": 13}},
+    )  # fmt: skip
+    for note in fig.layout.annotations:
+        if note.name == "caption":
+            note.update(yshift=-_AXIS - legend - 4, xshift=LEFT - 55 - 15)
+        else:
+            note.update(font={"size": 14}, yshift=4)
+    return fig.update_xaxes(title_standoff=6, nticks=4, tickformat=",d")
 
 
 def finding(frame: pd.DataFrame) -> str:
@@ -62,9 +84,10 @@ def finding(frame: pd.DataFrame) -> str:
 
 
 def write_headline(groups: Sequence[Group], folder: str | Path) -> list[Path]:
-    """headline.html (stands alone, opens offline) and headline.png in `folder`; returns what was written.
+    """headline.html (stands alone, opens offline) and headline.png (1,800 pixels wide) in `folder`; returns both.
 
-    The picture needs kaleido, which needs a Chromium; without it there is the page alone.
+    Raises KetoolsError as `headline` does; and, when the page is written already, where there is no Chromium to draw the
+    picture with.
     """
     fig = headline(groups)
     said = words(fig)
@@ -76,15 +99,9 @@ def write_headline(groups: Sequence[Group], folder: str | Path) -> list[Path]:
         f"<figcaption>{said['caption']}</figcaption></figure>"
         f"<details><summary>The numbers</summary>{table(numbers, said['caption'], formats)}</details>"
     )
-    written = [write_atomic(Path(folder) / "headline.html", page(said["finding"], body, {"headline": bare}))]
-    if (picture := _picture(fig)) is not None:
-        written.append(write_atomic(Path(folder) / "headline.png", picture))
-    return written
-
-
-def _picture(fig: go.Figure) -> bytes | None:
-    """The figure as PNG; None without kaleido."""
+    there = write_atomic(Path(folder) / "headline.html", page(said["finding"], body, {"headline": bare}))
     try:
-        return fig.to_image(format="png", scale=2)
-    except (ImportError, ValueError, RuntimeError):  # plotly says so without kaleido, and without a Chromium for it
-        return None
+        (picture,) = pictures([json.loads(str(fig.to_json()))], scale=2)
+    except KetoolsError as error:
+        raise KetoolsError(f"{there} is written, its picture headline.png is not: {error}") from error
+    return [there, write_atomic(Path(folder) / "headline.png", base64.b64decode(picture))]

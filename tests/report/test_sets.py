@@ -1,5 +1,6 @@
 """Reports of sets of runs: seeds as mean and range, models beside each other, capacity, what was not recorded."""
 
+import base64
 import json
 import re
 from dataclasses import replace
@@ -25,6 +26,9 @@ ABLATIONS = (
     "memit", SEQUENTIAL_MEMIT, replace(MEMIT, stopping=MPES()), replace(MEMIT, update=LeastSquares(norm=True)),
     replace(EMMET, stopping=MPES()), "alphaedit", "encore",
 )  # fmt: skip
+
+
+PNG = base64.b64encode(b"\x89PNG").decode()
 
 
 def groups(*given, **shape):
@@ -172,7 +176,29 @@ def test_the_headline(tmp_path):
     assert words(fig)["finding"].endswith("% with MEMIT")
     with pytest.raises(KetoolsError, match="of one model"):
         headline(arrange([Run("a", fake_record()), Run("b", fake_record(changes={"model": "pocket-llama"}))]))
-    written = write_headline(groups(("memit", 0), ("encore", 0)), tmp_path)
-    assert written[0].name == "headline.html" and read(written[0])
-    if len(written) > 1:  # kaleido and a Chromium are there
-        assert written[1].read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_headline_as_page_and_picture(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("ketools.report.headline.pictures", lambda *a, **more: asked.append((a, more)) or [PNG])
+    there, picture = write_headline(groups(("memit", 0), ("encore", 0)), tmp_path)
+    assert read(there) and picture.read_bytes() == base64.b64decode(PNG)
+    (((figure,),), more) = asked[0]
+    assert more == {"scale": 2} and figure["layout"]["title"]["text"].startswith("After 200 edits")
+
+
+def test_the_headline_without_a_browser_is_a_page_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("KETOOLS_CHROMIUM", str(tmp_path / "none"))
+    with pytest.raises(KetoolsError, match=r"headline.html is written, its picture headline.png is not: .*apt install"):
+        write_headline(groups(("memit", 0), ("encore", 0)), tmp_path)
+    assert read(tmp_path / "headline.html") and not (tmp_path / "headline.png").exists()
+
+
+def test_the_headline_s_legend_lies_below_the_axes_and_above_the_caption():
+    for given in (ABLATIONS, ABLATIONS[-2:]):
+        fig = headline(groups(*((method, 0) for method in given)))
+        layout, (caption,) = fig.layout, [note for note in fig.layout.annotations if note.name == "caption"]
+        top = layout.legend.y * layout.height  # pixels from the lower edge
+        assert layout.width == 900 and layout.legend.yanchor == "top"
+        assert layout.margin.b - 50 == pytest.approx(top) and layout.margin.b + caption.yshift < top - 24
+        assert layout.margin.b + caption.yshift > 18, "a line of the caption has room"
