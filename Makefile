@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 OUT    ?= build/demo
 ARGS   ?=
+JOBS   ?= 2
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -19,7 +20,7 @@ QUIET := TQDM_DISABLE=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
-	@echo '  Settings: PYTHON=python3.12, VENV=.venv, OUT=build/demo, ARGS="--edits 200 --methods encore" (demo) or "-k facts" (test)'
+	@echo '  Settings: PYTHON=python3.12, VENV=.venv, OUT=build/demo, JOBS=2 (tests side by side), ARGS="--edits 200 --methods encore" (demo) or "-k facts" (test)'
 
 env: $(VENV)/.installed ## Environment in .venv with the exact versions of requirements.lock (rebuilt when they change)
 
@@ -41,7 +42,7 @@ report: env ## Draw build/demo/report.html again from the records of the last de
 	$(BIN)/ketools report $(OUT)
 
 test: env ## All tests, and every notebook against its stored output
-	$(QUIET) $(BIN)/python -m pytest $(NBVAL) tests $(NOTEBOOKS) $(ARGS)
+	$(QUIET) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(NBVAL) $(NOTEBOOKS) tests $(ARGS)
 
 test-faults: env ## A run of 400 edits killed fifty times, and every fault of the disk: to the same bits
 	KETOOLS_KILLS=50 $(QUIET) $(BIN)/python -m pytest tests/runs/test_exact.py tests/runs/test_faults.py $(ARGS)
