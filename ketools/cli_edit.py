@@ -91,7 +91,7 @@ def edit(
     chosen = _overrides(layers, set_)
     _early(out, json, text, statistics)
     known = _facts(facts, limit)
-    from ketools.edit_job import Job
+    from ketools.edit_job import Job, advice
     from ketools.editing.methods import method as named_method
 
     how = named_method(method)
@@ -104,8 +104,8 @@ def edit(
         _clear(out)
     if how.needs_statistics and text is not None:
         covariance = _from_text(loaded, where, text, out / "statistics.safetensors", quiet)
-    _, report = Job(loaded, known, how, out, batch, seed, covariance, chosen).run(progress=not quiet)
-    _finish(loaded, report, out, export, json)
+    made, report = Job(loaded, known, how, out, batch, seed, covariance, chosen).run(progress=not quiet)
+    _finish(loaded, report, out, export, json, advice(made, report, how))
 
 
 def stats(
@@ -266,7 +266,9 @@ def _computed(
     return Statistics.load(out)  # as rounded in the file: what a job that goes on will read
 
 
-def _finish(model: "EditableModel", report: "pd.DataFrame", out: Path, export: bool, json: Path | None) -> None:
+def _finish(
+    model: "EditableModel", report: "pd.DataFrame", out: Path, export: bool, json: Path | None, advice: str | None
+) -> None:
     figures = {
         "facts": len(report),
         "said_before": float(report["before_efficacy_accuracy"].mean()),
@@ -283,6 +285,8 @@ def _finish(model: "EditableModel", report: "pd.DataFrame", out: Path, export: b
         f"\nThe new object is the top answer for {figures['said_after']:.1%} of {len(report):,} facts "
         f"(before: {figures['said_before']:.1%}).\nEdit: {out / 'edit.safetensors'}"
     )
+    if advice is not None:
+        typer.echo(f"note: {advice}")
     if json is not None:
         write_json(json, figures)
         typer.echo(f"Figures: {json}")

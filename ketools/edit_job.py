@@ -30,6 +30,9 @@ from ketools.runs.provenance import plain, provenance
 from ketools.runs.resume import begin, restore
 from ketools.runs.store import Store
 
+_ENOUGH = 0.5  # share of facts that say the new object below which an edit is said to fall short
+_REACHED = 0.2  # mean probability of targets in step 1; MPES may stop well below one half
+
 
 @dataclass(frozen=True)
 class Job:
@@ -135,6 +138,27 @@ def merged(edits: Sequence[Edit]) -> Edit:
     whole = Edit(layers, record)
     record["update_norm"] = whole.norms()
     return whole
+
+
+def advice(edit: Edit, report: pd.DataFrame, method: Method) -> str | None:
+    """Where an edit falls short, and what to turn; None if half of the new objects or more are top answers now."""
+    said = float(report["after_efficacy_accuracy"].mean())
+    if said >= _ENOUGH:
+        return None
+    begin = f"{said:.0%} of the new objects are the model's top answer"
+    if not method.has_targets:
+        return f"{begin}: take more steps or a larger rate, or other layers (ketools methods {method.name} lists the settings)"
+    reached = sum(edit.record["p_target"]) / len(edit.record["p_target"])
+    if reached < _REACHED:
+        return (
+            f"{begin}, and step 1 itself falls short: the states it found give the targets a probability of {reached:.2f} "
+            "on average. Raise lr, steps or clamp_norm_factor (--set), or edit other layers (--layers)"
+        )
+    return (
+        f"{begin}, although the states that step 1 found give the targets a probability of {reached:.2f} on average: "
+        "step 2 holds the weights back. Lower lambda_p or what else protects them (--set), take fewer facts a batch, or "
+        "edit other layers (--layers)"
+    )
 
 
 def _summed(seconds: Sequence[Mapping[str, float]]) -> dict[str, float]:

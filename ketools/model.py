@@ -44,6 +44,12 @@ class EditableModel:
     # Unedited bits of each touched matrix, and the bits before the last edits: what undo restores (editing.edit).
     originals: dict[int, Tensor] = field(default_factory=dict, repr=False)
     recent: list[dict[int, Tensor] | None] = field(default_factory=list, repr=False)
+    base_name: str | None = None  # of the model that was exported to `path`
+
+    @property
+    def known_as(self) -> str:
+        """The name by which settings are looked up: that of its base for a folder that `export` wrote."""
+        return self.base_name or self.name
 
     @property
     def device(self) -> torch.device:
@@ -157,7 +163,8 @@ def load(
     model.eval().requires_grad_(False)
     found = anatomy_of(model, name)
     check_finite(model, name)
-    return EditableModel(model, _tokenizer(tokenizer, name), found, fingerprint_of(model), name, path)
+    known = _tokenizer(tokenizer, name)
+    return EditableModel(model, known, found, fingerprint_of(model), name, path, base_name=_base_name(path))
 
 
 def fingerprint_of(model: PreTrainedModel) -> str:
@@ -187,6 +194,20 @@ def _folder(source: str | Path) -> Path | None:
         f"no model named {name!r}: neither a pocket model (there are: {have}) nor a folder; "
         "models of the hub are named with their owner, as in 'openai-community/gpt2'"
     )
+
+
+def _base_name(path: Path | None) -> str | None:
+    # From what export wrote beside the weights; in the first versions the model's own name alone.
+    file = None if path is None else path / "ketools.json"
+    if file is None or not file.is_file():
+        return None
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+        return str(about.get("known_as") or about["base"]["name"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise KetoolsError(
+            f"{file}: no record of an export ({error}); remove this file, the model does not need it"
+        ) from error
 
 
 def _default_dtype(path: Path | None) -> torch.dtype | str:

@@ -152,7 +152,7 @@ def _why(model: EditableModel, chosen: Method, hyper: Hyper, given: bool) -> str
     if given:
         return "as given"
     table = tomllib.loads(files("ketools.editing").joinpath("hyperparameters.toml").read_text(encoding="utf-8"))
-    scope = table["models"].get(model.name.rstrip("/").rsplit("/", 1)[-1].lower(), {})
+    scope = table["models"].get(model.known_as.rstrip("/").rsplit("/", 1)[-1].lower(), {})
     if "layers" in scope or "layers" in scope.get(chosen.name, {}):
         return f"the table's for this model and {chosen.name} (ketools/editing/hyperparameters.toml)"
     low, high = hyper.layers_depth

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -12,8 +13,9 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from ketools import Edit, cli, evaluate, load
-from ketools.edit_job import merged
+from ketools.edit_job import advice, merged
 from ketools.editing.editor import Editor
+from ketools.editing.methods import FT, MEMIT
 from ketools.editing.statistics import Statistics
 from tests.conftest import SENTENCES
 from tests.small_world import small_facts
@@ -188,6 +190,30 @@ def test_mistakes_of_edit(home, run, tmp_path):
         assert not (tmp_path / "o" / "run.json").exists()
     (tmp_path / "file").write_text("x", encoding="utf-8")
     assert "file" in one_line(run(*edit_command(home, tmp_path / "file" / "o", "--yes")), 2)
+
+
+def test_an_edit_that_falls_short_says_where_and_what_to_turn(home, run, tmp_path):
+    held = run(*edit_command(home, tmp_path / "a", "--yes", "--set", "lambda_p=1e9", "--set", "steps=25"))
+    assert held.exit_code == 0 and "note: " in held.output and "step 2 holds the weights back" in held.output
+
+
+@pytest.mark.parametrize(
+    ("how", "said", "reached", "expected"),
+    [
+        (
+            MEMIT,
+            [0, 0, 1],
+            [0.01, 0.02, 0.3],
+            "33% of the new objects.*step 1 itself falls short.*of 0.11 on.*Raise lr",
+        ),
+        (MEMIT, [0, 0, 1], [0.6, 0.5, 0.7], "step 2 holds the weights back.*Lower lambda_p"),
+        (FT, [0, 0, 0], [0.6, 0.5, 0.7], "0% of the new.*take more steps.*ketools methods ft"),
+        (MEMIT, [0, 1, 1], [0.01, 0.5, 0.7], None),
+    ],
+)
+def test_advice(how, said, reached, expected):
+    told = advice(Edit({}, {"p_target": reached}), pd.DataFrame({"after_efficacy_accuracy": said}), how)
+    assert told is None if expected is None else re.search(expected, told)
 
 
 def test_again_clears_only_what_edit_wrote(home, finished, run, tmp_path):

@@ -25,7 +25,8 @@ def export(model: EditableModel, path: str | Path) -> Path:
 
     Weights (safetensors, in their type), config, generation config and tokenizer: `from_pretrained` gives equal logits,
     without ketools. `ketools.json` beside them says which edits are in: base model and its fingerprint, and for each
-    edit method, facts (ids), layers, ranks and norms. The folder appears whole or not at all.
+    edit method, facts (ids), layers, ranks and norms; and by which name settings are looked up. The folder appears whole
+    or not at all.
 
     Raises KetoolsError if `path` is a file or a folder that is not empty, and if transformers refuses the model's
     generation config.
@@ -109,4 +110,4 @@ def _contents(model: EditableModel) -> dict[str, Any]:
     ]
     versions = {"ketools": __version__, "transformers": transformers.__version__, "torch": torch.__version__}
     base = {"name": model.name, "fingerprint": model.fingerprint}
-    return {"format": _FORMAT, "base": base, "edits": edits, "versions": versions}
+    return {"format": _FORMAT, "base": base, "known_as": model.known_as, "edits": edits, "versions": versions}

@@ -73,7 +73,7 @@ def look_up(model: EditableModel, name: str, *given: Mapping[str, Any]) -> Hyper
     Raises KetoolsError for a name that is no setting, a value that makes no sense, and for layers that the model does
     not have.
     """
-    hyper = scaled(name, *given, model_name=model.name)
+    hyper = scaled(name, *given, model_name=model.known_as)
     layers = hyper.layers if hyper.layers is not None else _by_depth(hyper, model.anatomy.n_layer)
     return replace(hyper, layers=_checked(layers, model))
 

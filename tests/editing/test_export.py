@@ -13,6 +13,7 @@ from ketools import KetoolsError, load
 from ketools.editing import export as module
 from ketools.editing.edit import Edit, edited
 from ketools.editing.export import as_lora, export
+from ketools.editing.methods import ALPHAEDIT, ENCORE
 
 TEXT = "Ada Lorn was born in Port Sall. The mother tongue of Bo Tarn is"
 
@@ -55,6 +56,22 @@ def test_an_exported_model_is_the_same_model(tiny_model, tmp_path, dtype):
     assert [p.name for p in path.parent.iterdir()] == ["out"]
     again = load(path)
     assert again.edits == [] and torch.equal(again.weight(0), model.weight(0)) and again.dtype == dtype
+
+
+def test_an_exported_model_keeps_the_settings_of_its_base(tiny_gpt2, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny_gpt2, "name", "openai-community/gpt2-xl")  # a name with published settings
+    first = load(export(tiny_gpt2, tmp_path / "first"))
+    again = load(export(first, tmp_path / "again"))
+    for model in (first, again):
+        assert model.known_as == "openai-community/gpt2-xl" and model.name != model.known_as
+        assert (ALPHAEDIT.settings(model, layers=[1]).null_threshold, ENCORE.settings(model, layers=[1]).patience) == (
+            0.02,
+            3,
+        )
+    assert tiny_gpt2.known_as == tiny_gpt2.name
+    (tmp_path / "again" / "ketools.json").write_text("{", encoding="utf-8")
+    with pytest.raises(KetoolsError, match=r"again.ketools\.json: no record of an export"):
+        load(tmp_path / "again")
 
 
 def test_nothing_is_overwritten_and_nothing_is_left_half(tiny_gpt2, tmp_path, monkeypatch):

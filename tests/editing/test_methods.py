@@ -44,7 +44,7 @@ def model(name="some/model", n_layer=12):
         if not 0 <= index < n_layer:
             raise KetoolsError(f"no layer {index}")
 
-    return SimpleNamespace(name=name, anatomy=SimpleNamespace(n_layer=n_layer), layer=layer)
+    return SimpleNamespace(name=name, known_as=name, anatomy=SimpleNamespace(n_layer=n_layer), layer=layer)
 
 
 def test_the_table():
