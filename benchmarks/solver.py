@@ -147,16 +147,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args(argv)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    about = {"versions": versions(), "threads": torch.get_num_threads(), "seed": options.seed}
     for d in options.sizes:
         why = too_large(d)
         done = compare(d, options.batch, options.past, options.batches, options.seed) if why is None else None
         rows.append(done or {"d_mlp": d, "skipped": why})
         sys.stdout.write(line(rows[-1]) + "\n")
         sys.stdout.flush()
-    if options.json is not None:
-        about = {"versions": versions(), "threads": torch.get_num_threads(), "seed": options.seed}
-        write_json(options.json, {"rows": rows, **about})
+        if options.json is not None:  # after every size: the last one can take long
+            write_json(options.json, {"rows": rows, **about})
     wrong = [row for row in rows if row.get("relative_error", 0.0) > TOLERANCE]
     for row in wrong:
         sys.stderr.write(f"d_mlp {row['d_mlp']}: the two disagree by {row['relative_error']:.1e}\n")

@@ -44,3 +44,17 @@ def test_a_disagreement_is_an_error(monkeypatch, capsys):
     monkeypatch.setattr(solver, "dense", lambda base, past, keys, residuals: 2 * residuals @ keys.T)
     assert solver.main(["--sizes", "16", "--batch", "2", "--past", "2", "--batches", "1"]) == 1
     assert "disagree" in capsys.readouterr().err
+
+
+def test_a_run_that_is_stopped_keeps_the_sizes_before(tmp_path, monkeypatch):
+    real = solver.compare
+
+    def stopped(d, *rest):
+        if d == 40:
+            raise KeyboardInterrupt
+        return real(d, *rest)
+
+    monkeypatch.setattr(solver, "compare", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        solver.main(["--sizes", "32", "40", "--batch", "3", "--past", "4", "--json", str(tmp_path / "s.json")])
+    assert [row["d_mlp"] for row in json.loads((tmp_path / "s.json").read_text())["rows"]] == [32]
