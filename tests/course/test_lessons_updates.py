@@ -67,3 +67,21 @@ def test_figures_say_what_they_show(given, basis):
     assert "without the covariance" in words(nb04.bargain(frame, 1.0, "Mode."))["finding"]
     share = float(basis.values[:5].sum() / basis.values.sum())
     assert f"5 of 12 directions, with {share:.0%}" in words(nb05.spectrum_lines(basis, keys, "Mode."))["finding"]
+
+
+def test_dials_turn_over_their_whole_range(given, basis):
+    keys, residuals, weight, covariance = given
+    frame = trades.turned(keys, residuals, weight, covariance, basis, 2.0, 0.1)
+    priced, ruled = (frame[frame["line"] == line] for line in (trades.C_LINE, trades.NULL_LINE))
+    assert set(frame["line"]) == {trades.C_LINE, trades.NULL_LINE}
+    assert priced["dial"].min() == pytest.approx(2e-4) and priced["dial"].max() == pytest.approx(2e3)
+    assert basis.null in set(ruled["dial"]) and ruled["dial"].max() == len(covariance)
+    assert priced["missed"].is_monotonic_increasing and ruled["missed"].is_monotonic_decreasing
+
+
+def test_the_share_of_an_update_in_weak_directions():
+    covariance = torch.diag(torch.tensor([1e-9, 1.0, 2.0, 3.0], dtype=torch.float64))
+    delta = torch.tensor([[3.0, 0.0, 4.0, 0.0]], dtype=torch.float64)
+    assert nb04.in_weakest(delta, covariance, 0.25) == pytest.approx(9 / 25)
+    assert nb04.in_weakest(delta, covariance, 0.75) == pytest.approx(1.0)
+    assert nb04.in_weakest(delta, covariance, 0.01) == pytest.approx(9 / 25), "one direction at least"

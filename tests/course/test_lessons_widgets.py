@@ -23,7 +23,10 @@ def asked(p_new, p_true):
 
 @pytest.fixture
 def reach():
-    before, after = asked([0.01, 0.02, 0.03, 0.0], [0.8, 0.7, 0.6, 0.9]), asked([0.9, 0.8, 0.7, 0.1], [0.0, 0.0, 0.1, 0.5])
+    before, after = (
+        asked([0.01, 0.02, 0.03, 0.0], [0.8, 0.7, 0.6, 0.9]),
+        asked([0.9, 0.8, 0.7, 0.1], [0.0, 0.0, 0.1, 0.5]),
+    )
     return nb00.ReachExplorer(before, after, context="Mode test, seed 0.")
 
 
@@ -80,9 +83,10 @@ def test_a_dial_needs_the_table_of_a_trade_off(frame):
 
 def test_cost_lines_say_who_moves_prose_further(frame):
     table = pd.DataFrame({"moved": [0.1, 0.2], "missed": [0.25, 0.1]}, index=["memit", "alphaedit"])
-    assert "AlphaEdit moves prose 2.00× as far as MEMIT and misses 10% of the facts against 25%" in words(
-        trades.cost_lines(frame, table, "Mode test.")
-    )["finding"]
+    assert (
+        "AlphaEdit moves prose 2.00× as far as MEMIT and misses 10% of the facts against 25%"
+        in words(trades.cost_lines(frame, table, "Mode test."))["finding"]
+    )
 
 
 def test_the_lens_explorer_follows_prompt_and_layers():
