@@ -114,6 +114,17 @@ def test_wins_against_itself_are_none(tiny_model, tiny_facts):
     assert all(fact.subject.endswith(token.strip()) for fact, token in zip(tiny_facts, best["token"]))
 
 
+def test_contests_need_another_relation(tiny_model, tiny_facts):
+    # The "right" answer is the random one itself here, which cannot beat itself.
+    facts = list(tiny_facts)
+    frame = lens_trace(tiny_model, [f.text for f in facts], [f.target_new for f in facts])
+    found = nb01.contests(tiny_model, facts, frame)
+    assert len({f.relation for f in facts}) > 1 and found["kind"].between(0, 1).all()
+    assert found["right"].eq(0).all() and found.index.tolist() == sorted(set(frame["layer"]))
+    alone = lens_trace(tiny_model, [facts[0].text], [facts[0].target_new])
+    assert nb01.contests(tiny_model, facts[:1], alone)["kind"].isna().all()
+
+
 def test_the_lens_explorer_draws_what_is_chosen(tiny_gpt2):
     texts = ["Ada Lorn was born in", "Bo Tarn plays the"]
     with nb01.LensExplorer({text: lens(tiny_gpt2, text) for text in texts}, context="n = 2") as view:
