@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ketools.errors import KetoolsError
+from ketools.fact import short
 from ketools.facts import Fact
 from ketools.model import EditableModel
 
@@ -73,8 +74,9 @@ def make_rows(
         ids, n_prompt, goal = _split(model.tokenizer, prompts[i], tails[i], ids, offsets, n_prompt)
         last = None if spans is None else _last_token(offsets, spans[i], prompts[i])
         if window and len(ids) > window:
+            goal_too = f", {len(goal)} of them its target's" if goal else ""
             raise KetoolsError(
-                f"prompt {prompts[i]!r} takes {len(ids)} tokens; the model's context window holds {window}"
+                f"prompt {short(prompts[i])} takes {len(ids)} tokens{goal_too}; the model's context window holds {window}"
             )
         rows.append(Row(tuple(ids), last, tuple(range(n_prompt - 1, n_prompt - 1 + len(goal))), tuple(goal)))
     return rows

@@ -70,6 +70,20 @@ def test_facts_that_do_not_fit_are_named(refused, tiny_gpt2, tiny_facts, how):
     refused(it, [], "no facts")
 
 
+def test_a_target_longer_than_the_window_is_told_from_a_long_prompt(refused, tiny_gpt2, tiny_facts):
+    it, good = editor(tiny_gpt2, "memit"), tiny_facts[0]
+    refused(
+        it,
+        [replace(good, target_new="x y " * 99 + "x y")],
+        r"fact '0': prompt '.{1,60}' takes \d+ tokens, \d{3} of them its target's;",
+    )
+    refused(
+        it,
+        [replace(good, prompt="the " * 200 + "{} is")],
+        r"fact '0': prompt '.{1,60}\.\.\. takes \d+ tokens, \d of them its target's;",
+    )
+
+
 def test_window_counts_prefix_and_target(refused, tiny_gpt2, tiny_facts):
     room = 128 - len(tiny_gpt2.tokenizer("Ada Lorn was born in Oran Bay")["input_ids"])
     wide = editor(tiny_gpt2, prefixes=["the " * (room + 10)])
