@@ -118,8 +118,8 @@ class EncoreDial(View):
         if values.empty:
             return None
         low, high = float(values.min()), float(values.max())
-        room = max(0.1 * (high - low), 0.02)
-        return [low - room, high + room]
+        room = max(high - low, 0.1)
+        return [low - 0.1 * room if high - low > 0.1 else high - 0.1, high + 0.1 * room]
 
     def _cloud(self, fig: go.Figure) -> None:
         names = [[f"{row.lambda_n:g}", _steps(int(row.patience))] for row in self.grid.itertuples()]
