@@ -42,6 +42,8 @@ class Protection:
     _own: bool = False  # whether base is ours to write to
     _loose: list[Tensor] = field(default_factory=list)  # keys since the last fold, in the basis' coordinates
     _lower: Tensor | None = None
+    # Room for all keys between two folds, Y^T (d / 2, d) and the factor of I + Y^T Y: made once, because memory of tensors
+    # that are made anew for every batch, each a little larger, is not given back to the system.
     _white: Tensor | None = None
     _gram: Tensor | None = None
 
@@ -64,9 +66,7 @@ class Protection:
         """
         if not self._loose:
             return False
-        assert self._white is not None and self._gram is not None
-        left = self._white.shape[1] - self._loose.pop().shape[1]
-        self._white, self._gram = self._white[:, :left].contiguous(), self._gram[:left, :left].contiguous()
+        self._loose.pop()
         return True
 
     def solve(self, keys: Tensor) -> Tensor:
@@ -89,13 +89,18 @@ class Protection:
         keys = keys.double().to(self.base.device)
         return keys if self.basis is None else self.basis.T @ keys
 
+    @property
+    def _count(self) -> int:
+        return sum(block.shape[1] for block in self._loose)
+
     def _factor(self) -> None:
-        self._lower = cholesky(self.base, self.name)
-        self._loose, self._white, self._gram = [], self.base.new_zeros(len(self.base), 0), self.base.new_zeros(0, 0)
+        self._lower, self._loose, d = cholesky(self.base, self.name), [], len(self.base)
+        if self._white is None:
+            self._white, self._gram = self.base.new_empty(d // 2, d), self.base.new_zeros(d // 2, d // 2)
 
     def _last_fold(self, widths: Sequence[int]) -> int:
         # How many of the blocks to come are folded: all up to the last that makes the loose keys too many.
-        loose, last = sum(block.shape[1] for block in self._loose), 0
+        loose, last = self._count, 0
         for number, width in enumerate(widths, 1):
             loose += width
             if loose > len(self.base) // 2:
@@ -112,21 +117,22 @@ class Protection:
 
     def _grow(self, keys: Tensor) -> None:
         assert self._white is not None and self._gram is not None
-        n, m = keys.shape[1], self._white.shape[1]
+        n, m = keys.shape[1], self._count
+        white, gram, new = self._white[:m], self._gram[:m, :m], slice(m, m + n)
         y = torch.linalg.solve_triangular(self._lower, keys, upper=False)
         # Cholesky factor of I + Y^T Y, one block row at a time.
         corner = torch.eye(n, dtype=y.dtype, device=y.device) + y.T @ y
-        side = torch.linalg.solve_triangular(self._gram, self._white.T @ y, upper=False)
-        grown = self._gram.new_zeros(m + n, m + n)
-        grown[:m, :m], grown[m:, :m] = self._gram, side.T
-        grown[m:, m:] = cholesky(corner - side.T @ side, self.name)
-        self._gram, self._white = grown, torch.cat([self._white, y], dim=1)
+        side = torch.linalg.solve_triangular(gram, white @ y, upper=False)
+        self._gram[new, new] = cholesky(corner - side.T @ side, self.name)
+        self._gram[new, :m], self._white[new] = side.T, y.T
         self._loose.append(keys)
 
     def _apply(self, k: Tensor) -> Tensor:
+        assert self._white is not None and self._gram is not None
         y = torch.linalg.solve_triangular(self._lower, k, upper=False)
-        if self._white.shape[1]:
-            y = y - self._white @ torch.cholesky_solve(self._white.T @ y, self._gram)
+        if m := self._count:
+            white = self._white[:m]
+            y = y - white.T @ torch.cholesky_solve(white @ y, self._gram[:m, :m])
         return torch.linalg.solve_triangular(self._lower.T, y, upper=True)
 
     def _times(self, x: Tensor) -> Tensor:
