@@ -92,9 +92,7 @@ class EncoreDial(View):
         self._cloud(fig)
         self._map(fig, show)
         fig.update_xaxes(title="efficacy at the end, ES (%)", tickformat=".0%", row=1, col=1)
-        room = 0.1 * (1 - float(self.grid["unedited_kept"].min())) + 0.02  # points at 100% all alike have an axis too
-        span = [float(self.grid["unedited_kept"].min()) - room, 1 + room]
-        fig.update_yaxes(title="unedited facts still right (%)", tickformat=".1%", range=span, row=1, col=1)
+        fig.update_yaxes(title="unedited facts still right (%)", tickformat=".0%", range=self._reach(), row=1, col=1)
         ticks = {"tickmode": "array"}
         fig.update_xaxes(
             title="lambda_n (times the mean eigenvalue of C)", tickvals=list(range(len(self._weights))),
@@ -113,7 +111,7 @@ class EncoreDial(View):
         return dress(fig, self._finding(), joined(caption, self.context), text, 380).update_layout(hovermode="closest")
 
     def _reach(self) -> list[float] | None:
-        # Points on one height: plotly would go from nothing to twice as much, as if it knew of more than all facts.
+        # Points on one height have an axis too, and none says that more than all facts were kept.
         values = self.grid[_Y].dropna()
         if values.empty:
             return None
