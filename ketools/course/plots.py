@@ -282,9 +282,8 @@ def cost(batches: pd.DataFrame) -> go.Figure:
     fig.update_xaxes(title="time per fact (s)", row=1, col=2)
     fig.update_yaxes(title="method (name)", autorange="reversed", col=1)
     caption = "Mean over all batches. Steps: of the target's optimisation (step 1). Patterns split the time by phase."
-    text = "Bar chart. " + " ".join(
-        f"{label(m)}: {findings.number(steps[m])} steps and {findings.number(seconds[m])} s per fact." for m in methods
-    )
+    each = (f"{label(m)}: {findings.number(steps[m])} steps and {findings.number(seconds[m])} s per fact." for m in methods)  # fmt: skip
+    text = f"Bar chart. {' '.join(each)}"
     fig = dress(fig, findings.cost(steps, seconds), caption, text, height=300)
     return fig.update_layout(barmode="stack", hovermode="closest", legend={"x": 1.0, "xanchor": "right", "y": 1.12})
 
