@@ -5,10 +5,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
 from ketools.errors import KetoolsError
 
 if TYPE_CHECKING:
     from ketools.model import EditableModel
+    from ketools.preflight import Preflight
 
 
 def writable(path: Path) -> None:
@@ -70,3 +73,23 @@ def npz_files(given: list[str]) -> dict[int, str]:
             raise KetoolsError(f"--npz {item!r}: expected LAYER=FILE.npz, such as 17=layer17.npz")
         files[int(layer)] = path
     return files
+
+
+def confirm(found: "Preflight", count: int, name: str, yes: bool, quiet: bool) -> None:
+    """Show what a preflight found and ask; raises KetoolsError for its problems and without a yes.
+
+    `yes`: leave out the question. `quiet`: show it only if there is something to be said.
+    """
+    if not quiet or found.problems or found.warnings or not yes:
+        typer.echo(found.text())
+    if found.problems:
+        more = f" (and {len(found.problems) - 1} more)" if len(found.problems) > 1 else ""
+        raise KetoolsError(f"{found.problems[0]}{more}; nothing was changed")
+    if yes:
+        return
+    try:
+        agreed = typer.confirm(f"\nEdit {count:,} facts into {name}?")
+    except typer.Abort:
+        agreed = False
+    if not agreed:
+        raise KetoolsError("not confirmed, nothing was changed; --yes leaves out the question")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ketools.cli_common import load_model, npz_files, numbers, settings, writable
+from ketools.cli_common import confirm, load_model, npz_files, numbers, settings, writable
 from ketools.errors import KetoolsError
 from ketools.files import write_json
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from ketools.editing.statistics import Statistics
     from ketools.facts import FactSet
     from ketools.model import EditableModel
-    from ketools.preflight import Preflight
 
 _BAD = 2
 _SHOWN = 20  # facts in the printed table
@@ -182,24 +181,8 @@ def _agreed(
     found = preflight.inspect(model, known, how, batch=batch, statistics=at_hand, **chosen)
     if covariance is not None:
         covariance.of(model, found.layers)
-    _confirm(found, len(known), model.name, yes, quiet)
+    confirm(found, len(known), model.name, yes, quiet)
     return found.layers
-
-
-def _confirm(found: "Preflight", count: int, name: str, yes: bool, quiet: bool) -> None:
-    if not quiet or found.problems or found.warnings or not yes:
-        typer.echo(found.text())
-    if found.problems:
-        more = f" (and {len(found.problems) - 1} more)" if len(found.problems) > 1 else ""
-        raise KetoolsError(f"{found.problems[0]}{more}; nothing was changed")
-    if yes:
-        return
-    try:
-        agreed = typer.confirm(f"\nEdit {count:,} facts into {name}?")
-    except typer.Abort:
-        agreed = False
-    if not agreed:
-        raise KetoolsError("not confirmed, nothing was changed; --yes leaves out the question")
 
 
 def _clear(out: Path) -> None:

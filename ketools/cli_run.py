@@ -3,14 +3,17 @@
 Mistakes travel as KetoolsError; the program around these commands turns them into one line and exit code 2.
 """
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ketools.cli_common import load_model, settings
+from ketools.cli_common import confirm, load_model, settings
 
 if TYPE_CHECKING:
+    from ketools.facts import FactSet
+    from ketools.model import EditableModel
     from ketools.runs.config import RunConfig
     from ketools.runs.store import RunRecord
 
@@ -36,6 +39,7 @@ Force = Annotated[
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; checks are made all the same.")]
 
 
 def run(
@@ -63,11 +67,13 @@ def run(
     device: Annotated[str | None, typer.Option(help='Where the model goes ("cpu", "auto", ...).')] = None,
     dtype: Annotated[str | None, typer.Option(help="Type of the weights: float32, bfloat16 or float16.")] = None,
     force: Force = False,
+    yes: Yes = False,
     quiet: Quiet = False,
 ) -> None:
     """Edit thousands of facts, batch after batch, and measure what becomes of the model.
 
-    Every batch is kept. Stopped or killed, the same command (or `ketools resume`) goes on where it stopped.
+    Model and facts are looked at first, with what the run will cost; asked is only who sits at a terminal. Every batch is
+    kept. Stopped or killed, the same command (or `ketools resume`) goes on where it stopped.
     """
     from ketools.runs.config import RunConfig
 
@@ -78,14 +84,14 @@ def run(
         conflicts=conflicts, settings=settings(set_ or []), measures=settings(measure or [], "--measure"), device=device,
         dtype=dtype, **texts,
     )  # fmt: skip
-    _execute(made, force, quiet)
+    _execute(made, force, yes, quiet)
 
 
 def resume(folder: Folder, force: Force = False, quiet: Quiet = False) -> None:
     """Go on with a run where it stopped; batches that were damaged on disk are named and done again."""
     from ketools.runs.job import config_of
 
-    _execute(config_of(folder), force, quiet)
+    _execute(config_of(folder), force, True, quiet)
 
 
 def status(folder: Folder) -> None:
@@ -118,7 +124,7 @@ def verify(folder: Folder) -> None:
         raise typer.Exit(_BAD)
 
 
-def _execute(config: "RunConfig", force: bool, quiet: bool) -> None:
+def _execute(config: "RunConfig", force: bool, yes: bool, quiet: bool) -> None:
     import warnings
 
     from ketools.runs.job import execute, ready
@@ -129,11 +135,30 @@ def _execute(config: "RunConfig", force: bool, quiet: bool) -> None:
 
         logging.disable_progress_bar()
     model = load_model(config.model, config.device, config.dtype)
+    _looked(config, model, facts, yes, quiet)
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
         warnings.showwarning = _note
         record = execute(config, model, facts, force=force, progress=not quiet)
     typer.echo(_ended(config, record))
+
+
+def _looked(config: "RunConfig", model: "EditableModel", facts: "FactSet", yes: bool, quiet: bool) -> None:
+    from ketools import preflight
+    from ketools.runs.config import composed
+    from ketools.runs.store import Store
+
+    if Store(Path(config.out)).exists():  # it passed these checks when it began
+        return
+    found = preflight.inspect(
+        model, facts.sample(config.edits, config.seed), composed(config.method), batch=config.batch, edits=config.edits,
+        statistics=config.statistics is not None, trial=not quiet, **config.settings,
+    )  # fmt: skip
+    confirm(found, config.edits, config.model, yes or not _at_a_terminal(), quiet)
+
+
+def _at_a_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 def _note(message: Warning | str, category: type[Warning], *_: object) -> None:

@@ -134,3 +134,14 @@ def test_warnings_of_facts_that_need_no_edit_come_once(run, tmp_path, monkeypatc
     assert "of 12 facts needed no edit" in ended.stderr
     known = RunRecord.load(tmp_path / "known").batches["known"]
     assert (known >= 2).all() and f"{known.sum()} facts needed no edit" in run("status", tmp_path / "known").output
+
+
+def test_who_sits_at_a_terminal_is_asked_before_anything_is_written(home, run, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("ketools.cli_run._at_a_terminal", lambda: True)
+    words = f"run --model tiny --edits 4 --batch 2 --checkpoint-every 4 --out asked {FAST}"
+    refused = CliRunner().invoke(cli.app, words.split(), input="n\n")
+    assert refused.exit_code == 2 and "not confirmed, nothing was changed" in refused.output
+    assert "d_mlp" in refused.output and "for 4 edits" in refused.output, "what it is and costs is shown first"
+    assert not (home / "asked" / "run.json").exists()
+    done = run(f"{words} --yes --quiet")
+    assert done.exit_code == 0 and "after 4 edits" in done.output
