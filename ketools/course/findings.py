@@ -103,5 +103,7 @@ def cost(steps: Values, seconds: Values) -> str:
     head = f"{label(fast)} takes {number(seconds[fast])} s and {number(steps[fast])} steps per fact"
     if fast == slow:
         return head
-    saved = 1 - seconds[fast] / seconds[slow]
-    return f"{head}, {percent(saved)} less time than {label(slow)} ({number(seconds[slow])} s, {number(steps[slow])} steps)"
+    saved, other = 1 - seconds[fast] / seconds[slow], f"{number(seconds[slow])} s, {number(steps[slow])} steps"
+    if saved < 0.01:
+        return f"{head}, no less time than {label(slow)} ({other})"
+    return f"{head}, {percent(saved)} less time than {label(slow)} ({other})"

@@ -79,9 +79,9 @@ def test_dials_turn_over_their_whole_range(given, basis):
     assert priced["missed"].is_monotonic_increasing and ruled["missed"].is_monotonic_decreasing
 
 
-def test_the_share_of_an_update_in_weak_directions():
-    covariance = torch.diag(torch.tensor([1e-9, 1.0, 2.0, 3.0], dtype=torch.float64))
-    delta = torch.tensor([[3.0, 0.0, 4.0, 0.0]], dtype=torch.float64)
-    assert nb04.in_weakest(delta, covariance, 0.25) == pytest.approx(9 / 25)
-    assert nb04.in_weakest(delta, covariance, 0.75) == pytest.approx(1.0)
-    assert nb04.in_weakest(delta, covariance, 0.01) == pytest.approx(9 / 25), "one direction at least"
+def test_what_c_charges_for_an_update():
+    covariance = torch.diag(torch.tensor([0.0, 1.0, 2.0, 3.0], dtype=torch.float64))
+    assert nb04.price(torch.eye(4, dtype=torch.float64), covariance) == pytest.approx(1.0)
+    assert nb04.price(torch.tensor([[5.0, 0.0, 0.0, 0.0]], dtype=torch.float64), covariance) == 0.0
+    assert nb04.price(torch.tensor([[0.0, 0.0, 0.0, 0.1]], dtype=torch.float64), covariance) == pytest.approx(2.0)
+

@@ -134,11 +134,13 @@ def by_layer(lab: Lab, editor: Editor, edits: Mapping[str, Edit]) -> pd.DataFram
     return pd.DataFrame(rows)
 
 
-def in_weakest(delta: Tensor, covariance: Tensor, part: float = 0.1) -> float:
-    """Share of ||Delta||^2 (d_model, d_mlp) along the `part` of C's eigenvectors with the least eigenvalues."""
-    vectors = torch.linalg.eigh(covariance).eigenvectors
-    weak = vectors[:, : max(1, int(part * len(covariance)))]
-    return float((delta @ weak).square().sum() / delta.square().sum())
+def price(delta: Tensor, covariance: Tensor) -> float:
+    """What C (d_mlp, d_mlp) charges for Delta (d_model, d_mlp), tr(Delta C Delta^T), by what it charges on average.
+
+    1 for an update of the same norm whose directions are drawn at random; 0 where C is empty.
+    """
+    average = covariance.trace() / len(covariance) * delta.square().sum()
+    return float(((delta @ covariance) * delta).sum() / average)
 
 
 def problem(seed: int = 0, d_model: int = 4, d_mlp: int = 9, n: int = 3) -> tuple[Tensor, Tensor, Tensor]:
