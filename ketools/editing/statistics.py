@@ -1,7 +1,7 @@
 """Second moments of keys: C = E[k k^T] over running text, what every method protects."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,8 +131,12 @@ class Statistics:
         return write_tensors(path, tensors, about)
 
     @classmethod
-    def load(cls, path: str | Path) -> "Statistics":
-        """Read what `save` wrote. Raises KetoolsError for a file that is missing or something else."""
+    def load(cls, path: str | Path, layers: Sequence[int] | None = None) -> "Statistics":
+        """Read what `save` wrote, all layers or, of those that are there, the ones asked for: each costs d_mlp^3 operations.
+
+        If one of `layers` is not there, all that are come back, so that `of` can name them. Raises KetoolsError for a file
+        that is missing or something else.
+        """
         stored, about = read_tensors(path, "statistics", made_by="Statistics.save")
         try:
             tokens, provenance = int(about["tokens"]), json.loads(about["provenance"])
@@ -140,16 +144,19 @@ class Statistics:
             raise KetoolsError(
                 f"no statistics in {path}: {error!r}; expected a file written by Statistics.save"
             ) from error
-        layers: dict[int, Tensor] = {}
-        for i in sorted(int(name.removeprefix("triangle.")) for name in stored if name.startswith("triangle.")):
-            scale = stored.get(f"scale.{i}")
-            if scale is None:
-                layers[i] = symmetric(stored[f"triangle.{i}"])
-            else:
-                factor = upper(stored[f"triangle.{i}"]) * scale.double()
-                product = factor.T @ factor
-                layers[i] = (product + product.T) / 2  # symmetric to the bit
-        return cls(layers, tokens, provenance)
+        there = sorted(int(name.removeprefix("triangle.")) for name in stored if name.startswith("triangle."))
+        wanted = there if layers is None or not set(layers) <= set(there) else sorted(layers)
+        return cls({i: _unpacked(stored, i) for i in wanted}, tokens, provenance)
+
+
+def _unpacked(stored: Mapping[str, Tensor], layer: int) -> Tensor:
+    """C (d_mlp, d_mlp) of a layer from the tensors that `Statistics.save` wrote."""
+    scale = stored.get(f"scale.{layer}")
+    if scale is None:
+        return symmetric(stored[f"triangle.{layer}"])
+    factor = upper(stored[f"triangle.{layer}"]) * scale.double()
+    product = factor.T @ factor
+    return (product + product.T) / 2  # symmetric to the bit
 
 
 def default_tokens(model: EditableModel) -> int:
@@ -162,15 +169,18 @@ def default_tokens(model: EditableModel) -> int:
     return _TOKENS_PER_WIDTH * model.anatomy.d_mlp
 
 
-def load_statistics(model: EditableModel) -> Statistics:
-    """The covariance file in the model's own folder (pocket models have one). Raises KetoolsError if there is none."""
+def load_statistics(model: EditableModel, layers: Sequence[int] | None = None) -> Statistics:
+    """The covariance file in the model's own folder (pocket models have one), of all layers or of those asked for.
+
+    Raises KetoolsError if there is none.
+    """
     path = model.path / "covariance.safetensors" if model.path is not None else None
     if path is None or not path.is_file():
         raise KetoolsError(
             f"model {model.name!r} comes without covariance.safetensors; give statistics=Statistics.compute(model, texts, "
             "layers, max_tokens) with running text"
         )
-    return Statistics.load(path).of(model, ())
+    return Statistics.load(path, layers).of(model, ())
 
 
 def _check_sums(model: EditableModel, found: Moments) -> None:

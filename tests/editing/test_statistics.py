@@ -54,6 +54,10 @@ def test_saved_and_loaded(tiny_model, tmp_path, dtype, close):
         load_statistics(tiny_model)
     got.save(tmp_path / "covariance.safetensors")
     assert load_statistics(tiny_model).tokens == got.tokens
+    one = load_statistics(tiny_model, [1])
+    assert list(one.layers) == [1] and (one.layers[1] - got.layers[1]).norm() <= 1e-6 * got.layers[1].norm()
+    with pytest.raises(KetoolsError, match=r"hold layers \[0, 1\], not 2"):
+        load_statistics(tiny_model, [1, 2]).of(tiny_model, [1, 2])
 
 
 def test_half_precision_leaves_a_nearly_singular_covariance_positive(tmp_path):
