@@ -186,7 +186,7 @@ class Editor:
     def _statistics(self, given: Statistics | None) -> Statistics | None:
         if not self.method.needs_statistics:
             return None
-        return (load_statistics(self.model, self.layers) if given is None else given).of(self.model, self.layers)
+        return (load_statistics(self.model) if given is None else given).of(self.model, self.layers)
 
     def _rows(self, facts: Sequence[Fact]) -> list[FactRows]:
         if not len(facts):  # before the model writes prefixes

@@ -1,7 +1,7 @@
 """Second moments of keys: C = E[k k^T] over running text, what every method protects."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ _TOKENS_PER_WIDTH = 10
 class Statistics:
     """C per layer, float64 (d_mlp, d_mlp), a mean over `tokens` tokens; `provenance` says of which model and text."""
 
-    layers: dict[int, Tensor]
+    layers: Mapping[int, Tensor]
     tokens: int
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -131,12 +131,8 @@ class Statistics:
         return write_tensors(path, tensors, about)
 
     @classmethod
-    def load(cls, path: str | Path, layers: Sequence[int] | None = None) -> "Statistics":
-        """Read what `save` wrote, all layers or, of those that are there, the ones asked for: each costs d_mlp^3 operations.
-
-        If one of `layers` is not there, all that are come back, so that `of` can name them. Raises KetoolsError for a file
-        that is missing or something else.
-        """
+    def load(cls, path: str | Path) -> "Statistics":
+        """Read what `save` wrote. Raises KetoolsError for a file that is missing or something else."""
         stored, about = read_tensors(path, "statistics", made_by="Statistics.save")
         try:
             tokens, provenance = int(about["tokens"]), json.loads(about["provenance"])
@@ -144,19 +140,39 @@ class Statistics:
             raise KetoolsError(
                 f"no statistics in {path}: {error!r}; expected a file written by Statistics.save"
             ) from error
-        there = sorted(int(name.removeprefix("triangle.")) for name in stored if name.startswith("triangle."))
-        wanted = there if layers is None or not set(layers) <= set(there) else sorted(layers)
-        return cls({i: _unpacked(stored, i) for i in wanted}, tokens, provenance)
+        return cls(_Packed(stored), tokens, provenance)
 
 
-def _unpacked(stored: Mapping[str, Tensor], layer: int) -> Tensor:
-    """C (d_mlp, d_mlp) of a layer from the tensors that `Statistics.save` wrote."""
-    scale = stored.get(f"scale.{layer}")
-    if scale is None:
-        return symmetric(stored[f"triangle.{layer}"])
-    factor = upper(stored[f"triangle.{layer}"]) * scale.double()
-    product = factor.T @ factor
-    return (product + product.T) / 2  # symmetric to the bit
+class _Packed(Mapping[int, Tensor]):
+    """C by layer from the tensors that `Statistics.save` wrote, unpacked where it is asked for: d_mlp^3 operations each."""
+
+    def __init__(self, stored: Mapping[str, Tensor]) -> None:
+        self._stored, self._made = stored, dict[int, Tensor]()
+
+    def __iter__(self) -> Iterator[int]:
+        ends = (name.removeprefix("triangle.") for name in self._stored if name.startswith("triangle."))
+        return iter(sorted(map(int, ends)))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __contains__(self, layer: object) -> bool:
+        return f"triangle.{layer}" in self._stored
+
+    def __getitem__(self, layer: int) -> Tensor:
+        if layer not in self:
+            raise KeyError(layer)
+        if layer not in self._made:
+            self._made[layer] = self._unpacked(layer)
+        return self._made[layer]
+
+    def _unpacked(self, layer: int) -> Tensor:
+        scale = self._stored.get(f"scale.{layer}")
+        if scale is None:
+            return symmetric(self._stored[f"triangle.{layer}"])
+        factor = upper(self._stored[f"triangle.{layer}"]) * scale.double()
+        product = factor.T @ factor
+        return (product + product.T) / 2  # symmetric to the bit
 
 
 def default_tokens(model: EditableModel) -> int:
@@ -169,18 +185,15 @@ def default_tokens(model: EditableModel) -> int:
     return _TOKENS_PER_WIDTH * model.anatomy.d_mlp
 
 
-def load_statistics(model: EditableModel, layers: Sequence[int] | None = None) -> Statistics:
-    """The covariance file in the model's own folder (pocket models have one), of all layers or of those asked for.
-
-    Raises KetoolsError if there is none.
-    """
+def load_statistics(model: EditableModel) -> Statistics:
+    """The covariance file in the model's own folder (pocket models have one). Raises KetoolsError if there is none."""
     path = model.path / "covariance.safetensors" if model.path is not None else None
     if path is None or not path.is_file():
         raise KetoolsError(
             f"model {model.name!r} comes without covariance.safetensors; give statistics=Statistics.compute(model, texts, "
             "layers, max_tokens) with running text"
         )
-    return Statistics.load(path, layers).of(model, ())
+    return Statistics.load(path).of(model, ())
 
 
 def _check_sums(model: EditableModel, found: Moments) -> None:

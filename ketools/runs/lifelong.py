@@ -115,7 +115,7 @@ def _needed(given: Statistics | None, model: EditableModel, method: Method, hype
     if not method.needs_statistics:
         return None
     assert hyper.layers is not None
-    return (given or load_statistics(model, hyper.layers)).of(model, hyper.layers)
+    return (given or load_statistics(model)).of(model, hyper.layers)
 
 
 def _described(
