@@ -36,7 +36,7 @@ $(VENV)/.installed: $(VENV)/.locked pyproject.toml
 	@touch $@
 
 demo: env ## The main job: 1,000 edits with each method on a pocket model, a table and build/demo/report.html
-	$(BIN)/ketools demo --out $(OUT) $(ARGS)
+	$(BIN)/ketools demo --yes --out $(OUT) $(ARGS)
 
 report: env ## Draw build/demo/report.html again from the records of the last demo
 	$(BIN)/ketools report $(OUT)

@@ -6,20 +6,25 @@ torch and transformers are imported inside the commands, so that `--help` and `-
 
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 import ketools
 from ketools import cli_edit, cli_report, cli_run
-from ketools.cli_common import writable
+from ketools.cli_common import at_a_terminal, confirm, writable
 from ketools.cli_data import data_app
 from ketools.cli_glossary import glossary
 from ketools.errors import KetoolsError
 from ketools.files import write_json
+
+if TYPE_CHECKING:
+    from ketools.editing.methods import Method
+    from ketools.facts import FactSet
+    from ketools.model import EditableModel
 
 METHODS = "memit,alphaedit,encore"
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -86,11 +91,13 @@ def demo(
     again: Annotated[
         bool, typer.Option("--again", help="Throw away what an unfinished run left in the folder.")
     ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; checks are made all the same.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
 ) -> None:
     """Edit the same facts with several methods, one after another; print a table, write a report.
 
-    Stopped with Ctrl-C, the same command goes on where it stopped.
+    Model and facts are looked at first, with what the job will cost; asked is only who sits at a terminal. Stopped with
+    Ctrl-C, the same command goes on where it stopped.
     """
     chosen = [name.strip() for name in methods.split(",") if name.strip()]
     if not chosen:
@@ -106,7 +113,7 @@ def demo(
         logging.disable_progress_bar()
     result = job.demo(
         methods=chosen, model=model, edits=edits, seed=seed, out=out, batch=batch, checkpoint_every=checkpoint_every,
-        facts=facts, progress=not quiet, again=again, report=write_report,
+        facts=facts, progress=not quiet, again=again, report=write_report, look=_look(batch, yes, quiet),
     )  # fmt: skip
     if json is not None:
         write_json(json, {key: value for key, value in result.items() if key != "records"})
@@ -114,6 +121,21 @@ def demo(
     for sentence in result.get("sentences", ()):
         typer.echo(f"\n{sentence}")
     typer.echo(f"\nReport: {out / 'report.html'}" + (f"\nFigures: {json}" if json is not None else ""))
+
+
+def _look(batch: int, yes: bool, quiet: bool) -> Callable[..., None]:
+    """What `runs.demo.demo` calls before it begins: the preflight of all methods, and the question."""
+
+    def look(model: "EditableModel", facts: "FactSet", methods: "Sequence[Method]", statistics: bool) -> None:
+        from ketools import preflight
+
+        first, *beside = methods
+        found = preflight.inspect(
+            model, facts, first, batch=batch, edits=len(facts), beside=beside, statistics=statistics, trial=not quiet
+        )
+        confirm(found, len(facts), model.name, yes or not at_a_terminal(), quiet)
+
+    return look
 
 
 app.command()(cli_report.report)

@@ -1,6 +1,7 @@
 """What several commands share: checks of what was typed, before any work (torch is imported with the model only)."""
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,6 +74,11 @@ def npz_files(given: list[str]) -> dict[int, str]:
             raise KetoolsError(f"--npz {item!r}: expected LAYER=FILE.npz, such as 17=layer17.npz")
         files[int(layer)] = path
     return files
+
+
+def at_a_terminal() -> bool:
+    """Is there somebody to be asked?"""
+    return sys.stdin.isatty()
 
 
 def confirm(found: "Preflight", count: int, name: str, yes: bool, quiet: bool) -> None:

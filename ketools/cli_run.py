@@ -3,13 +3,12 @@
 Mistakes travel as KetoolsError; the program around these commands turns them into one line and exit code 2.
 """
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ketools.cli_common import confirm, load_model, settings
+from ketools.cli_common import at_a_terminal, confirm, load_model, settings
 
 if TYPE_CHECKING:
     from ketools.facts import FactSet
@@ -154,11 +153,7 @@ def _looked(config: "RunConfig", model: "EditableModel", facts: "FactSet", yes: 
         model, facts.sample(config.edits, config.seed), composed(config.method), batch=config.batch, edits=config.edits,
         statistics=config.statistics is not None, trial=not quiet, **config.settings,
     )  # fmt: skip
-    confirm(found, config.edits, config.model, yes or not _at_a_terminal(), quiet)
-
-
-def _at_a_terminal() -> bool:
-    return sys.stdin.isatty()
+    confirm(found, config.edits, config.model, yes or not at_a_terminal(), quiet)
 
 
 def _note(message: Warning | str, category: type[Warning], *_: object) -> None:

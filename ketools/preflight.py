@@ -76,13 +76,15 @@ def inspect(
     *,
     batch: int | None = None,
     edits: int | None = None,
+    beside: Sequence[str | Method] = (),
     statistics: bool = False,
     trial: bool = True,
     **overrides: object,
 ) -> Preflight:
     """Look at `model`, and at `facts` if there are any, as `method` would edit them (None: as ENCORE, costs of all).
 
-    `batch`: facts in one batch (None: all). `edits`: how many to estimate costs for (None: the facts, or 100).
+    `batch`: facts in one batch (None: all). `edits`: how many to estimate costs for (None: the facts, or 100). `beside`:
+    methods that are to edit the same facts, each on its own; what is wrong for them and what they cost is told too.
     `statistics`: they are at hand, whatever the model's folder holds. `trial`: measure two short trials for the costs;
     without it there are none. `overrides` are settings as for an Editor.
 
@@ -94,21 +96,26 @@ def inspect(
     check_finite(model.model, model.name)
     facts = list(facts or ())
     size, n = batch or max(len(facts), 1), edits or len(facts) or 100
+    others = [named_method(other) for other in beside]
     rows, problems = _rows(model, facts, hyper, size)
+    for other in others:
+        problems += _rows(model, facts, other.settings(model, **overrides), size)[1]
     known = [fact for fact, row in zip(facts, rows, strict=True) if row is not None]
     found = [row for row in rows if row is not None]
-    warnings = [*_of_the_model(model, chosen, statistics), *_of_facts(model, facts, known, size)]
+    warnings = [text for how in (chosen, *others) for text in _of_the_model(model, how, statistics)]
+    warnings += _of_facts(model, facts, known, size)
     costs, source = None, ""
     if trial:
         rates = measure(model)
-        costs = estimate(model, ALL if method is None else (chosen,), n, _sizes(found), rates, **overrides)
+        costs = estimate(model, ALL if method is None else (chosen, *others), n, _sizes(found), rates, **overrides)
         source = f"for {n:,} edits; {rates.text}; memory: from shapes"
         warnings += _too_large(model, costs)
     tokens = _tokens(model, known[:_SHOWN], found[:_SHOWN])
     why = _why(model, chosen, hyper, "layers" in overrides)
     parts = _modules(model, hyper.layers)
     return Preflight(
-        _about(model), parts, hyper.layers, why, tokens, costs, source, tuple(problems), tuple(warnings)
+        _about(model), parts, hyper.layers, why, tokens, costs, source, tuple(dict.fromkeys(problems)),
+        tuple(dict.fromkeys(warnings)),
     )  # fmt: skip
 
 

@@ -76,6 +76,7 @@ def test_demo_passes_everything_on_and_prints_table_and_sentences(run, job, tmp_
         *("--out", tmp_path / "o", "--json", tmp_path / "deep" / "f.json", "--checkpoint-every", 40, "--quiet"),
     )
     assert result.exit_code == 0, result.output
+    assert callable(job.got.pop("look"))
     assert job.got == {
         "methods": ["memit", "encore"],
         "model": "pocket-llama",

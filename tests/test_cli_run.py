@@ -137,7 +137,7 @@ def test_warnings_of_facts_that_need_no_edit_come_once(run, tmp_path, monkeypatc
 
 
 def test_who_sits_at_a_terminal_is_asked_before_anything_is_written(home, run, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("ketools.cli_run._at_a_terminal", lambda: True)
+    monkeypatch.setattr("ketools.cli_run.at_a_terminal", lambda: True)
     words = f"run --model tiny --edits 4 --batch 2 --checkpoint-every 4 --out asked {FAST}"
     refused = CliRunner().invoke(cli.app, words.split(), input="n\n")
     assert refused.exit_code == 2 and "not confirmed, nothing was changed" in refused.output

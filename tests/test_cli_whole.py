@@ -9,7 +9,9 @@ import sys
 import time
 
 import pytest
+from typer.testing import CliRunner
 
+from ketools import cli
 from ketools.editing.statistics import Statistics
 from ketools.model import load
 from tests.small_world import small_facts
@@ -58,7 +60,7 @@ def start(home, command):
     )
     return subprocess.Popen(
         [sys.executable, "-c", code, *command.split()],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=home, env=environment,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=home, env=environment,
     )  # fmt: skip
 
 
@@ -94,3 +96,14 @@ def test_an_unknown_model_costs_nothing_that_was_finished(home):
     process = start(home, "demo --model huge --edits 2 --out other --quiet")
     _, err = process.communicate(timeout=300)
     assert process.returncode == 2 and "'huge'" in err and "tiny" in err and "Traceback" not in err
+
+
+def test_who_sits_at_a_terminal_is_asked_before_the_demo_writes(home, monkeypatch):
+    monkeypatch.setenv("KETOOLS_DATA", str(home / "data"))
+    monkeypatch.setattr("ketools.cli.at_a_terminal", lambda: True)
+    words = f"demo --model tiny --edits 4 --batch 2 --methods memit,alphaedit --out {home / 'asked'}".split()
+    refused = CliRunner().invoke(cli.app, words, input="n\n")
+    assert refused.exit_code == 2 and "not confirmed, nothing was changed" in refused.output
+    assert "d_mlp" in refused.output and "for 4 edits" in refused.output, "what it is and costs is shown first"
+    assert all(name in refused.output for name in ("memit", "alphaedit"))
+    assert not (home / "asked").exists()

@@ -144,3 +144,12 @@ def test_unknown_methods_and_settings(tiny_gpt2):
         inspect(tiny_gpt2, None, "magic")
     with pytest.raises(KetoolsError, match="no setting named"):
         inspect(tiny_gpt2, None, "memit", speed=3)
+
+
+def test_methods_beside_each_other_tell_their_costs_and_what_is_wrong_for_each(tiny_gpt2, tiny_facts):
+    facts = tiny_facts[:2]
+    found = inspect(tiny_gpt2, facts, "ft", beside=("memit", "encore"), statistics=False)
+    assert list(found.costs["method"]) == ["ft", "memit", "encore"]
+    assert sorted(w.split()[0] for w in found.warnings if "needs the covariance" in w) == ["encore", "memit"]
+    twice = inspect(tiny_gpt2, [facts[0], facts[0]], "memit", beside=("encore",), trial=False)
+    assert len(twice.problems) == len(set(twice.problems)) > 0

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from ketools.editing.methods import Method
 from ketools.editing.methods import method as named_method
 from ketools.editing.statistics import Statistics, load_statistics
 from ketools.errors import KetoolsError
@@ -30,6 +31,8 @@ from ketools.runs.store import RunRecord, Store
 METHODS = ("memit", "alphaedit", "encore")
 Report = Callable[[Mapping[str, RunRecord], Path], object]
 """Draws records (method -> record) into a file; drawing lies above this room, so that the caller brings it."""
+Look = Callable[[EditableModel, FactSet, Sequence[Method], bool], object]
+"""Looks at model, facts, methods and whether statistics are at hand before anything is written; raises what stops the job."""
 
 
 @contextmanager
@@ -68,6 +71,7 @@ def demo(
     texts: Sequence[str] | None = None,
     progress: bool = True,
     report: Report | None = None,
+    look: Look | None = None,
     again: bool = False,
 ) -> dict[str, Any]:
     """Run the methods one after another on the same facts; write demo.json and, with `report`, report.html into `out`.
@@ -84,6 +88,7 @@ def demo(
         statistics: covariances of the keys; None: those stored with the model.
         sizes, tasks, texts: as in `ketools.runs.panel.Panel.take`.
         progress: show progress bars; report: writes report.html (`ketools.report.write.write_report`); None: there is none.
+        look: called once before a job that begins anew, as `Look` says (the command line's preflight); None: no look.
 
     Returns:
         {"methods": {name: {norm_ratio, ...}}, "sentences": [3], "provenance": {...}, "records": {name: RunRecord}};
@@ -99,8 +104,10 @@ def demo(
     known = settled(facts if isinstance(facts, FactSet) else read_facts(facts))
     todo = known.sample(edits, seed)
     loaded = model if isinstance(model, EditableModel) else load(model)
-    statistics = statistics or load_statistics(loaded)
+    given, statistics = statistics is not None, statistics or load_statistics(loaded)
     out = Path(out)
+    if look is not None and (again or not _unfinished(out, chosen)):
+        look(loaded, todo, tuple(chosen.values()), given)
     _prepare(out, chosen, again)  # only now: a mistyped model must not cost an earlier run
     start = time.perf_counter()
     panel = Panel.take(loaded, known, todo, sizes=sizes, seed=seed, tasks=tasks, texts=texts)
@@ -125,6 +132,11 @@ def _result(records: dict[str, RunRecord], edits: int, about: dict[str, Any]) ->
         for name, record in records.items()
     }
     return {"methods": found, "sentences": sentences(found, edits), "provenance": about | {"methods": methods}}
+
+
+def _unfinished(out: Path, methods: Sequence[str]) -> bool:
+    """Does a stopped job of one of these methods lie there? It passed its checks when it began."""
+    return not (out / "demo.json").is_file() and any(Store(out / name).exists() for name in methods)
 
 
 def _prepare(out: Path, methods: Sequence[str], again: bool) -> None:

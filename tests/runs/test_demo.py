@@ -192,3 +192,24 @@ def test_sentences_are_true_of_the_figures_whatever_they_are():
     assert "MEMIT" not in " ".join(alone)
     assert "nan" not in " ".join(alone)
     assert "it still has an unknown share with ENCORE." in alone[1]
+
+
+def test_a_look_comes_before_anything_is_written_and_once_a_job(tiny_gpt2, facts, quick, tmp_path, monkeypatch):
+    seen = []
+
+    def look(model, todo, methods, statistics):
+        seen.append((model, len(todo), [how.name for how in methods], statistics))
+
+    def refuse(*_):
+        raise KetoolsError("no")
+
+    done = demo(["memit", "encore"], tiny_gpt2, out=tmp_path, facts=facts, look=look, **quick)
+    assert seen == [(tiny_gpt2, 8, ["memit", "encore"], True)]
+    with pytest.raises(KetoolsError, match="no"):
+        demo(["memit", "encore"], tiny_gpt2, out=tmp_path, facts=facts, look=refuse, **quick)
+    assert json.loads((tmp_path / "demo.json").read_text())["methods"].keys() == done["methods"].keys()
+    (tmp_path / "demo.json").unlink()  # as if it had been stopped
+    demo(["memit", "encore"], tiny_gpt2, out=tmp_path, facts=facts, look=refuse, **quick)
+    with pytest.raises(KetoolsError, match="no"):
+        (tmp_path / "demo.json").unlink()
+        demo(["memit"], tiny_gpt2, out=tmp_path, facts=facts, look=refuse, again=True, **quick)
