@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,12 +40,16 @@ def write_tensors(path: str | Path, tensors: "Mapping[str, Tensor]", about: Mapp
 
 
 def read_tensors(
-    path: str | Path, what: str, format: str | None = None, made_by: str = "ketools"
+    path: str | Path,
+    what: str,
+    format: str | None = None,
+    made_by: str = "ketools",
+    only: Collection[str] | None = None,
 ) -> "tuple[dict[str, Tensor], dict[str, str]]":
     """Tensors (CPU) and texts about them of the safetensors file at `path`.
 
     `what` names the content in errors ("edit"), `made_by` what writes such files ("Edit.save"). `format` is the value
-    that the text "format" must have; None: not looked at.
+    that the text "format" must have; None: not looked at. `only`: the names to read, as far as they are there; None: all.
 
     Raises KetoolsError for a file that is missing, truncated, of another kind or another format. Pickles (torch.save)
     are never opened: unpickling runs code.
@@ -54,7 +58,8 @@ def read_tensors(
     try:
         with safe_open(str(path), framework="pt") as file:
             about = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            names = [name for name in file.keys() if only is None or name in only]  # noqa: SIM118 (no mapping)
+            tensors = {name: file.get_tensor(name) for name in names}
     except (OSError, SafetensorError) as error:
         raise KetoolsError(f"no {what} in {path}: {_trouble(Path(path), error)}; {wanted}") from error
     if format is not None and about.get("format") != format:

@@ -4,15 +4,16 @@ Bits are restored, never recomputed by subtraction: (W + D) - D is not W in floa
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ketools.editing.stored import EDIT, StoredFactors, factors
 from ketools.errors import KetoolsError, NotFinite
 from ketools.files import read_tensors, write_tensors
 from ketools.model import EditableModel
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _KEPT = 2  # edits whose bits before are kept; older ones are undone by adding up anew from the original bits
-_FORMAT = "ketools-edit-1"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -34,7 +34,7 @@ class Edit:
     An update without low rank has left = I (d_model) and right = Delta^T.
     """
 
-    layers: dict[int, tuple[Tensor, Tensor]]
+    layers: Mapping[int, tuple[Tensor, Tensor]]
     record: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -111,7 +111,7 @@ class Edit:
         """
         tensors = {f"right.{i}": right for i, (_, right) in self.layers.items()}
         tensors |= {f"left.{i}": left for i, (left, _) in self.layers.items() if not _is_identity(left)}
-        return write_tensors(path, tensors, {"format": _FORMAT, "record": json.dumps(self.record)})
+        return write_tensors(path, tensors, {"format": EDIT, "record": json.dumps(self.record)})
 
     @classmethod
     def load(cls, path: str | Path, model: EditableModel | None = None) -> "Edit":
@@ -119,9 +119,9 @@ class Edit:
 
         Raises KetoolsError for a file that is missing, truncated or something else, and for another model's edit.
         """
-        tensors, about = read_tensors(path, "edit", _FORMAT, "Edit.save")
+        tensors, about = read_tensors(path, "edit", EDIT, "Edit.save")
         try:
-            layers = {i: _factors(tensors, i) for i in sorted({int(name.partition(".")[2]) for name in tensors})}
+            layers = {i: factors(tensors, i) for i in sorted({int(name.partition(".")[2]) for name in tensors})}
             record = {name: _by_layer(value, layers) for name, value in json.loads(about["record"]).items()}
         except (KeyError, ValueError, AttributeError) as error:
             raise KetoolsError(f"no edit in {path}: {error}; expected a file written by Edit.save") from error
@@ -129,6 +129,12 @@ class Edit:
         if model is not None:
             check(model, edit)
         return edit
+
+    def stored(self, path: str | Path) -> "Edit":
+        """This edit with its factors read from `path`, where `save` wrote them, whenever they are asked for: it takes no
+        memory for them, and needs the file as long as it is in use. The record is the same one.
+        """
+        return replace(self, layers=StoredFactors(Path(path), tuple(self.layers)))
 
     def as_lora(self, model: EditableModel, path: str | Path) -> Path:
         """Write this edit as a PEFT adapter for `model` to the new folder `path`: see `export.as_lora`."""
@@ -280,16 +286,6 @@ def _norm(left: Tensor, right: Tensor) -> float:
 
 def _is_identity(left: Tensor) -> bool:
     return left.shape[0] == left.shape[1] and torch.equal(left, torch.eye(len(left), dtype=left.dtype))
-
-
-def _factors(tensors: dict[str, Tensor], layer: int) -> tuple[Tensor, Tensor]:
-    right = tensors[f"right.{layer}"]
-    left = tensors.get(f"left.{layer}")
-    if left is None:  # a dense update: the identity is not stored
-        left = torch.eye(right.shape[-1])
-    if left.dim() != 2 or right.dim() != 2 or left.shape[1] != right.shape[1]:
-        raise KetoolsError(f"its factors of layer {layer} have the shapes {tuple(left.shape)} and {tuple(right.shape)}")
-    return left, right
 
 
 def _by_layer(value: object, layers: Iterable[int]) -> object:

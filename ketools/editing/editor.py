@@ -1,6 +1,7 @@
 """The Editor: facts in, an Edit out, the weights changed by exactly that."""
 
-from collections.abc import Sequence
+from collections.abc import MutableSequence, Sequence
+from copy import copy
 from dataclasses import asdict
 from typing import Any
 
@@ -141,7 +142,7 @@ class Editor:
         stack.pop(self.model)
         if self._keeps_past and not self.history[-1].record.get("finishes"):
             for i in self.layers:
-                self.state.past[i].pop()
+                del self.state.past[i][-1]
                 if i in self._protections and not self._protections[i].drop():
                     del self._protections[i]  # built anew from the state's keys
         return self.history.pop()
@@ -224,7 +225,7 @@ class Editor:
             return
         for i, block in past.items() if self.method.past_keys else ():
             self.protection(i).add(block)
-        self.state.past |= {i: [*self.state.past.get(i, []), block] for i, block in past.items()}
+        self.state.past |= {i: _longer(self.state.past.get(i, []), block) for i, block in past.items()}
 
     def _parts(self, n: int) -> list[slice]:
         # What is solved for together: the whole batch, or fact by fact.
@@ -248,3 +249,10 @@ class Editor:
             "on_top_of": len(self.model.edits),
             "seconds": seconds,
         } | per_fact
+
+
+def _longer(blocks: MutableSequence[Tensor], block: Tensor) -> MutableSequence[Tensor]:
+    # A copy: an interrupt leaves the state as it was. Blocks that lie in files are not read.
+    longer = copy(blocks)
+    longer.append(block)
+    return longer

@@ -1,16 +1,16 @@
 """What a sequence of edits carries from batch to batch, explicit, saved with a run and restored to the bit."""
 
 import json
+from collections.abc import MutableSequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ketools.editing.stored import STATE, Blocks, StoredBlock
 from ketools.errors import KetoolsError
 from ketools.files import read_tensors, write_tensors
-
-_FORMAT = "ketools-state-1"
 
 
 @dataclass
@@ -24,7 +24,7 @@ class SequentialState:
     fingerprint: str
     seed: int = 0
     prefixes: tuple[str, ...] | None = None
-    past: dict[int, list[Tensor]] = field(default_factory=dict)
+    past: dict[int, MutableSequence[Tensor]] = field(default_factory=dict)
     generator: torch.Generator = field(default_factory=torch.Generator)
 
     @classmethod
@@ -47,12 +47,18 @@ class SequentialState:
         tensors["generator"] = self.generator.get_state()
         about = {"fingerprint": self.fingerprint, "seed": self.seed, "prefixes": self.prefixes}
         about["layers"] = sorted(self.past)
-        return write_tensors(path, tensors, {"format": _FORMAT, "state": json.dumps(about)})
+        return write_tensors(path, tensors, {"format": STATE, "state": json.dumps(about)})
+
+    def leave_last(self, path: str | Path) -> None:
+        """The last block of each layer is read from `path`, where `save` wrote it alone, whenever it is asked for."""
+        for i, blocks in self.past.items():
+            held = blocks.data if isinstance(blocks, Blocks) else blocks
+            self.past[i] = Blocks([*held[:-1], StoredBlock(Path(path), f"past.{i}.0")])
 
     @classmethod
     def load(cls, path: str | Path) -> "SequentialState":
         """Read what `save` wrote. Raises KetoolsError for a file that is missing, truncated or something else."""
-        tensors, meta = read_tensors(path, "state", _FORMAT, "SequentialState.save")
+        tensors, meta = read_tensors(path, "state", STATE, "SequentialState.save")
         try:
             about = json.loads(meta["state"])
             prefixes = about["prefixes"]

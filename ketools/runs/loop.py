@@ -17,7 +17,6 @@ from ketools.editing.edit import Edit, snapshot
 from ketools.editing.editor import Editor
 from ketools.editing.finish import finished
 from ketools.editing.methods import Method
-from ketools.editing.state import SequentialState
 from ketools.editing.statistics import Statistics
 from ketools.errors import NotFinite
 from ketools.evaluation.edits import SHORT, evaluate, summary
@@ -109,6 +108,8 @@ class Run:
                 self._measure(number, layers)
         if done:
             state = restore(self.store, self.model, done)
+            if not self.method.past_keys:  # moments, which each batch adds up: read once
+                state.past = {i: list(blocks) for i, blocks in state.past.items()}
         return Editor(self.model, self.method, state, statistics=self.statistics, seed=self.seed, **self.overrides)
 
     def _batches(self) -> int:
@@ -170,9 +171,9 @@ class Run:
 
     def _on_disk(self, number: int, editor: Editor) -> None:
         """From now on the batch's factors and keys are read from their files when asked for: memory stays flat."""
-        self.model.edits[-1] = editor.history[-1] = Edit.load(self.store.edit_path(number))
-        for layer, blocks in SequentialState.load(self.store.state_path(number)).past.items():
-            editor.state.past[layer][-1] = blocks[-1]
+        self.model.edits[-1] = editor.history[-1] = editor.history[-1].stored(self.store.edit_path(number))
+        if self.method.past_keys:  # not UltraEdit's moments, three columns a batch that each batch adds up
+            editor.state.leave_last(self.store.state_path(number))
 
     def _norms(self, number: int, edit: Edit | None, layers: Sequence[int]) -> pd.DataFrame:
         """Norms of all MLP output matrices after batch `number` (0: before the first)."""

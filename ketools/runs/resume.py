@@ -15,6 +15,7 @@ from ketools.editing import edit as stack
 from ketools.editing.edit import Edit
 from ketools.editing.state import SequentialState
 from ketools.editing.statistics import Statistics
+from ketools.editing.stored import Blocks
 from ketools.errors import KetoolsError
 from ketools.files import finite, read_tensors
 from ketools.model import EditableModel
@@ -90,15 +91,19 @@ def restore(store: Store, model: EditableModel, batch: int) -> SequentialState |
         held.clear()
     if not batch:
         return None
-    edits = [Edit.load(store.edit_path(number), model) for number in range(1, batch + 1)]
     base, bits = _snapshot(store, batch)
-    for layer in {i for edit in edits[:base] for i in edit.layers}:
-        model.originals[layer] = model.weight(layer).clone()
-    stack.restore(model, bits)
-    model.edits += edits[:base]
-    model.recent += [None] * base
-    for edit in edits[base:]:
-        edit.apply_to(model)
+    for number in range(1, batch + 1):  # one at a time: what is held does not grow with the edits
+        edit = Edit.load(store.edit_path(number), model)
+        if number > base:
+            edit.apply_to(model)
+        else:
+            for layer in edit.layers:
+                model.originals.setdefault(layer, model.weight(layer).clone())
+            model.edits.append(edit)
+            model.recent.append(None)
+            if number == base:
+                stack.restore(model, bits)
+        model.edits[-1] = edit.stored(store.edit_path(number))
     wanted = store.commit(batch)["weights"]
     for layer, value in weights_digest(model, map(int, wanted)).items():
         if wanted[str(layer)] != value:
@@ -110,10 +115,14 @@ def restore(store: Store, model: EditableModel, batch: int) -> SequentialState |
 
 
 def load_state(store: Store, batch: int) -> SequentialState:
-    """The editor's state after a batch >= 1, its keys read as the files are mapped, not copied."""
-    parts = [SequentialState.load(store.state_path(number)) for number in range(1, batch + 1)]
-    layers = sorted({i for part in parts for i in part.past})
-    return replace(parts[-1], past={i: [block for part in parts for block in part.past.get(i, ())] for i in layers})
+    """The editor's state after a batch >= 1, its keys read from their files when asked for."""
+    past: dict[int, Blocks] = {}
+    for number in range(1, batch + 1):
+        state = SequentialState.load(store.state_path(number))
+        state.leave_last(store.state_path(number))
+        for layer, blocks in state.past.items():
+            past.setdefault(layer, Blocks()).extend(blocks)
+    return replace(state, past=dict(past))
 
 
 def weights_digest(model: EditableModel, layers: Iterable[int]) -> dict[int, str]:
