@@ -6,7 +6,6 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import ipywidgets as W
 import pandas as pd
@@ -17,6 +16,7 @@ from ketools.course.findings import percent
 from ketools.course.probing_plots import surroundings_bars
 from ketools.course.style import label, plain
 from ketools.course.widgets.base import View
+from ketools.course.widgets.operation import Operation, grown, trial
 from ketools.course.widgets.typed import Words, fact_of, with_old
 from ketools.editing.edit import Edit
 from ketools.editing.editor import Editor
@@ -33,21 +33,6 @@ _MADE_BY = "fact surgeon"
 _OWN = -1  # not None, which a dropdown shows as no choice at all
 _WAIT = "Editing; this takes some seconds."
 _FIELDS = ("prompt", "subject", "old", "new")
-
-
-@dataclass(frozen=True, eq=False)
-class Operation:
-    """What the surgeon shows: a fact, what the model said around it, and, once it is edited, the edit and its effects.
-
-    before, after: `probing.recall.surroundings`; norms: a row per edited layer: layer, before, after, ratio (Frobenius
-    norms of its MLP output matrix), update_norm.
-    """
-
-    fact: Fact
-    before: pd.DataFrame
-    edit: Edit | None = None
-    after: pd.DataFrame | None = None
-    norms: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 class FactSurgeon(View):
@@ -189,24 +174,8 @@ class FactSurgeon(View):
         seconds = time.perf_counter() - start
         edit.record["made_by"] = _MADE_BY
         self.shown = Operation(fact, before, edit)  # from here on it can be taken out
-        after, now = self._around(fact), norms(self.model)
-        size = edit.norms()
-        grown = pd.DataFrame(
-            {"layer": i, "before": was[i], "after": now[i], "ratio": now[i] / was[i], "update_norm": size[i]}
-            for i in size
-        )
-        self.shown = Operation(fact, before, edit, after, grown)
-        row = {
-            "method": edit.record["method"],
-            "subject": fact.subject,
-            "new": fact.target_new,
-            **_outcome(before, after),
-        }
-        row |= {
-            "norm_ratio": grown["ratio"].max(),
-            "steps": edit.record.get("steps", [float("nan")])[0],
-            "seconds": seconds,
-        }
+        self.shown = Operation(fact, before, edit, self._around(fact), grown(was, norms(self.model), edit))
+        row = trial(self.shown) | {"seconds": seconds}
         self.trials = pd.concat([self.trials, pd.DataFrame([row])], ignore_index=True)
 
     def _around(self, fact: Fact) -> pd.DataFrame:
@@ -306,19 +275,4 @@ def _controls(facts: FactSet, methods: Sequence[str]) -> dict[str, W.DOMWidget]:
         "new": text("new answer", "what it is to say"),
         "apply": W.Button(description="Edit the weights", button_style="primary"),
         "undo": W.Button(description="Undo", disabled=True),
-    }
-
-
-def _outcome(before: pd.DataFrame, after: pd.DataFrame) -> dict[str, float]:
-    """What a trial comes to; NaN where there is no such prompt."""
-    mean = after.groupby("kind")["p_new"].mean()
-    right = before["says_true"]
-    kept = after.loc[right].groupby("kind")["says_true"].mean()
-    unknown = float("nan")
-    return {
-        "p_before": float(before.loc[before["kind"] == "prompt", "p_new"].iloc[0]),
-        "p_after": float(mean["prompt"]),
-        "paraphrases": float(mean.get("paraphrase", unknown)),
-        "neighbours_kept": float(kept.get("neighbour", unknown)),
-        "same_subject_kept": float(kept.get("same subject", unknown)),
     }
