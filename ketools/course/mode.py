@@ -16,7 +16,7 @@ import torch
 
 from ketools.editing.editor import Editor
 from ketools.editing.methods import Method
-from ketools.editing.statistics import Statistics
+from ketools.editing.statistics import Statistics, load_statistics
 from ketools.errors import KetoolsError
 from ketools.facts import FactSet
 from ketools.facts import facts as read_facts
@@ -34,7 +34,8 @@ class Lab:
     """What a notebook works with; made by `setup`, printed at its top.
 
     mode ("quick" or "full"), number of the notebook, model (unedited when made), facts, sizes (by attribute), seed,
-    statistics (None: those in the model's folder), fingerprint of the model as loaded, source of the facts.
+    statistics (what full.toml names, else those in the model's folder, else None; one object for all editors, so that each
+    C is unpacked once), fingerprint of the model as loaded, source of the facts.
     """
 
     mode: str
@@ -122,11 +123,13 @@ def setup(number: str, *, seed: int = 0, **sizes: int) -> Lab:
     """
     _quiet()
     if current_mode() == "quick":
-        return Lab("quick", number, load("pocket"), read_facts("world"), SimpleNamespace(**sizes), seed, None, "world")
+        model, known = load("pocket"), read_facts("world")
+        return Lab("quick", number, model, known, SimpleNamespace(**sizes), seed, _own(model), "world")
     where, table = _full()
     about = table["model"]
     model = load(_near(about["name"], where), device=about.get("device") or _device(), dtype=_dtype(about))
-    statistics = Statistics.load(_near(about["statistics"], where)).of(model, ()) if "statistics" in about else None
+    given = "statistics" in about
+    statistics = Statistics.load(_near(about["statistics"], where)).of(model, ()) if given else _own(model)
     known, chosen = read_facts(_near(about["facts"], where)), SimpleNamespace(**_sizes(table, number, sizes))
     return Lab("full", number, model, known, chosen, seed, statistics, Path(about["facts"]).name)
 
@@ -154,6 +157,10 @@ def _full() -> tuple[Path | None, dict[str, Any]]:
     if missing := [key for key in ("name", "facts") if key not in table.get("model", {})]:
         raise KetoolsError(f"{path}: [model] lacks {' and '.join(missing)}; expected at least name and facts")
     return path.parent, table
+
+
+def _own(model: EditableModel) -> Statistics | None:
+    return load_statistics(model) if model.path and (model.path / "covariance.safetensors").is_file() else None
 
 
 def _near(name: str, folder: Path | None) -> str:

@@ -50,6 +50,14 @@ def test_full_takes_model_facts_statistics_and_sizes_from_the_file(stand_in):
     assert lab.context(n="4 facts").startswith("Mode full, model ") and lab.context(n="4 facts").endswith("seed 7.")
 
 
+def test_full_takes_statistics_from_the_models_folder_or_none(stand_in):
+    bare = FULL.replace('statistics = "covariance.safetensors"\n', "")
+    (stand_in / "full.toml").write_text(bare, encoding="utf-8")
+    assert setup("03", facts=40).statistics is None
+    (stand_in / "covariance.safetensors").rename(stand_in / "model" / "covariance.safetensors")
+    assert set(setup("03", facts=40).statistics.layers) == {0, 1}
+
+
 def test_an_edit_works_on_the_stand_in_and_clean_tells_the_truth(stand_in):
     lab = setup("03", facts=40)
     editor = lab.editor("encore", layers=[0], prefixes=[], steps=2)  # lambda_n makes up for few tokens
@@ -111,6 +119,8 @@ def test_quick_is_pocket_on_the_cpu(monkeypatch):
     lab = setup("03", facts=5)
     assert (lab.mode, lab.model.name, lab.device, lab.sizes.facts) == ("quick", "pocket", "cpu", 5)
     assert len(lab.known(5)) == 5 and lab.known(2)[0] == lab.known(5)[0]
+    editors = [lab.editor("memit"), lab.editor("alphaedit")]
+    assert all(editor.statistics is lab.statistics for editor in editors), "each C is unpacked anew for each editor"
 
 
 def test_the_file_that_comes_along_is_whole():

@@ -17,6 +17,7 @@ from ketools.course.lessons.trades import FLAT_LINE, trade_lines
 from ketools.course.mode import Lab
 from ketools.editing.edit import Edit, edited
 from ketools.editing.editor import Editor
+from ketools.editing.targets import Targets
 from ketools.evaluation.downstream import perplexity
 from ketools.evaluation.edits import evaluate
 from ketools.facts import Fact, FactSet
@@ -99,8 +100,10 @@ def pairs(lab: Lab, n: int) -> FactSet:
     return FactSet([fact for two in both if len(two) == 2 for fact in two])
 
 
-def together(lab: Lab, two: FactSet, editor: Editor) -> pd.DataFrame:
+def together(lab: Lab, two: FactSet, editor: Editor, targets: Targets | None = None) -> pd.DataFrame:
     """One batch of the first fact of every subject, and one of both, with the same targets; no rows without pairs.
+
+    `targets` of `two`: None if they are still to be found.
 
     Columns: batch ("one fact a subject", "two facts a subject"), p_new and says_new (means over the batch's facts), size
     (Frobenius norm of the update over that of the matrix). The weights are as before when this returns.
@@ -109,7 +112,7 @@ def together(lab: Lab, two: FactSet, editor: Editor) -> pd.DataFrame:
         return pd.DataFrame(columns=["batch", "p_new", "says_new", "size"])
     settings = {"prefixes": editor.prefixes, "layers": editor.layers, "statistics": lab.statistics}
     writer, rows = GivenTargets(lab.model, editor.method, seed=lab.seed, **settings), []
-    targets = editor.targets(two)
+    targets = editor.targets(two) if targets is None else targets
     for name, part in (("one fact a subject", slice(0, None, 2)), ("two facts a subject", slice(None))):
         some, writer.given = two[part], part_of(targets, part)
         edit = writer.apply(some)

@@ -141,8 +141,12 @@ def _least(answer: Exact, editor: Editor, facts: Sequence[Fact]) -> bool:
 def _packages(answer: Exact, editor: Editor, facts: Sequence[Fact]) -> bool:
     assert editor.statistics is not None
     (layer,) = editor.layers
-    found, edit = editor.targets(facts), editor.apply(facts)
-    editor.undo()
+    found = editor.targets(facts)
+    settings = {"layers": [layer], "prefixes": editor.prefixes, "constraint_ridge": editor.hyper.constraint_ridge}
+    writer = GivenTargets(editor.model, editor.method, statistics=editor.statistics, **settings)
+    writer.given = found
+    edit = writer.apply(facts)
+    writer.undo()
     keys = torch.stack([key_of(editor.model, fact, layer) for fact in facts], dim=1)
     c, residuals = editor.statistics.layers[layer].cpu(), (found.z - found.h0).double().T
     want, delta = edit.delta(layer), answer(keys, residuals, c)

@@ -13,7 +13,7 @@ from ketools.course.lessons.sequence import Sequence as Edits
 from ketools.course.mode import Lab
 from ketools.course.parts import add_line, checked, joined, layer_axis
 from ketools.course.style import dress, label, styles
-from ketools.editing.statistics import Statistics
+from ketools.editing.editor import Editor
 from ketools.evaluation.edits import evaluate
 from ketools.facts import Fact
 from ketools.norms.alignment import KeyBasis, alignment, key_bases
@@ -113,7 +113,17 @@ def holding(lab: Lab, sequence: Edits, facts: Sequence[Fact]) -> pd.Series:
         return evaluate(lab.model, facts, neighbours=1, two_hop=0, locality=0).mean(numeric_only=True)
 
 
-def key_shares(lab: Lab, facts: Sequence[Fact], covariances: Mapping[int, Tensor]) -> pd.DataFrame:
+def bases(editor: Editor, below: float = 1e-3) -> dict[int, KeyBasis]:
+    """C's eigenvectors for each of the editor's layers; null space: eigenvalues under `below` times the mean one."""
+    assert editor.statistics is not None
+    found: dict[int, KeyBasis] = {}
+    for layer in editor.layers:
+        c = editor.statistics.layers[layer]
+        found |= key_bases(editor.model, editor.statistics, [layer], below * float(c.trace()) / len(c))
+    return found
+
+
+def key_shares(lab: Lab, facts: Sequence[Fact], found: Mapping[int, KeyBasis]) -> pd.DataFrame:
     """How well the keys of different subjects can be told apart, layer by layer, in the unedited model.
 
     Returns:
@@ -124,37 +134,32 @@ def key_shares(lab: Lab, facts: Sequence[Fact], covariances: Mapping[int, Tensor
         under lambda_p C).
     """
     size, rows = norms(lab.model), []
-    for layer, covariance in covariances.items():
+    for layer, basis in found.items():
         keys = torch.stack([key_of(lab.model, fact, layer) for fact in facts])  # (n, d_mlp) float64
         square, singular = keys.square().sum(1).mean(), torch.linalg.svdvals(keys)
-        values = torch.linalg.eigvalsh(covariance.double())
         rows.append(
             {
                 "layer": layer,
                 "weight": size[layer],
                 "common": float(keys.mean(0).square().sum() / square),
                 "effort": float((singular.pow(-2).mean() * square).sqrt()),
-                "least": float(values[0].clamp_min(0) / values.mean()),
+                "least": float(basis.values[0].clamp_min(0) / basis.values.mean()),
             }
         )
     return pd.DataFrame(rows)
 
 
-def unused(lab: Lab, found: Mapping[str, Edits], statistics: Statistics, below: float = 1e-3) -> pd.DataFrame:
-    """How much of each update lies where running text has next to no keys.
+def unused(lab: Lab, sequences: Mapping[str, Edits], found: Mapping[int, KeyBasis]) -> pd.DataFrame:
+    """How much of each update lies where running text has next to no keys: in the null space of `bases`.
 
-    A row per method and layer: method, layer, energy (share of ||Delta||_F^2 along eigenvectors of C whose eigenvalue is
-    under `below` times the mean one), chance (what a random update would have there), dim (how many they are).
+    A row per method and layer: method, layer, energy (share of ||Delta||_F^2 there), chance (what a random update would
+    have there), dim (its number of directions).
     """
-    bases: dict[int, KeyBasis] = {}
-    for layer, covariance in statistics.layers.items():
-        limit = below * float(covariance.trace()) / len(covariance)
-        bases |= key_bases(lab.model, statistics, [layer], limit)
     frames = []
-    for name, sequence in found.items():
+    for name, sequence in sequences.items():
         with fresh(lab.model):
             sequence.put_in(lab)
-            frames.append(alignment(lab.model, bases=bases).assign(method=name))
+            frames.append(alignment(lab.model, bases=found).assign(method=name))
     table = pd.concat(frames, ignore_index=True)
     names = {"null_energy": "energy", "null_chance": "chance", "null_dim": "dim"}
     return table.rename(columns=names)[["method", "layer", "energy", "chance", "dim"]]
