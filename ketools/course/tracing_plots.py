@@ -43,6 +43,11 @@ _CLEAR = 0.1  # share of the lost probability below which a restoration brings n
 _SOURCES = {"subject": "the subject", "other": "all other tokens"}
 
 
+def named(kind: str) -> str:
+    """What figures call a kind of restored state: "mlp" is "MLPs"."""
+    return _KINDS.get(kind, (kind, ""))[0]
+
+
 def trace_heat(frame: pd.DataFrame, fact: str | None = None, *, context: str = "") -> go.Figure:
     """Causal tracing as maps, layers by positions, one panel a kind of restored state.
 

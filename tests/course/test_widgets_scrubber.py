@@ -103,6 +103,18 @@ def test_runs_of_one_edit_without_checkpoints_and_with_holes():
     )
 
 
+def test_a_metric_without_a_value_is_no_bar_of_zero():
+    runs = records(("memit", "encore"))
+    for run in runs.values():
+        run.checkpoints.loc[run.checkpoints["edits"] == 0, "ES"] = math.nan
+    view = LifelongScrubber(runs)
+    noted = [note["y"] for note in drawn(view)["layout"]["annotations"] if note["text"] == "not measured yet"]
+    assert "efficacy" not in noted
+    view.controls["edits"].value = 0
+    noted = [note["y"] for note in drawn(view)["layout"]["annotations"] if note["text"] == "not measured yet"]
+    assert "efficacy" in noted
+
+
 def test_a_shorter_run_keeps_its_last_point():
     view = LifelongScrubber({"memit": record(2.0, 0.5, 0.9, edits=100), "encore": record(0.2, 0.1, 0.4)})
     assert values(view, "norm", "memit")[1] == {100} and values(view, "norm", "encore")[1] == {200}

@@ -1,7 +1,7 @@
 """`make test-browser`: notebooks in JupyterLab in a headless Chromium, as a reader meets them.
 
 Not collected by `make test`: it needs a browser (on PATH, or named in KETOOLS_CHROMIUM) and minutes. Screenshots and what
-the server said are kept in build/browser.
+the server said are kept in build/browser. KETOOLS_BROWSER=all opens all notebooks, not only the few below.
 """
 
 import json
@@ -21,11 +21,16 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from ketools import KetoolsError
 from ketools.course import cells
 from ketools.course.browser import chromium, headless
+from tests.notebooks.driving import DRIVES
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "build" / "browser"
-OPENED = ("00", "06", "09")
-NOTEBOOKS = [path for path in cells.notebooks(ROOT / "notebooks") if cells.number(path) in OPENED]
+OPENED = ("00", *DRIVES)
+NOTEBOOKS = [
+    path
+    for path in cells.notebooks(ROOT / "notebooks")
+    if cells.number(path) in OPENED or os.environ.get("KETOOLS_BROWSER") == "all"
+]
 START, RUN = 120, 900  # seconds: the server, one notebook
 SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},  # cells out of sight are in the page too
@@ -138,7 +143,7 @@ def _address(server, runtime):
 def opened(browser, lab, request):
     """A page with the notebook run from top to bottom: (page, addresses asked that are not this machine's)."""
     address, token = lab
-    page, asked = browser.new_page(viewport={"width": 1300, "height": 1000}), []
+    page, asked = browser.new_page(viewport={"width": 1300, "height": 1300}), []
     local = (address, address.replace("http", "ws", 1), "data:", "blob:", "about:")
 
     def gate(route):
@@ -180,6 +185,18 @@ def _shots(page, name):
         page.screenshot(path=OUT / f"{name}-{part:02d}.png")
 
 
+def _widget_shot(page, name, what):
+    """A screenshot of the first widget alone."""
+    view = (
+        page.locator(".ketools-control")
+        .first.locator("xpath=ancestor::div[contains(@class, 'jp-OutputArea-output')]")
+        .last
+    )
+    view.scroll_into_view_if_needed()
+    page.wait_for_timeout(300)
+    view.screenshot(path=OUT / f"{Path(name).stem}-{what}.png")
+
+
 def _turn(page):
     """Move the first slider of the page by a step; returns whether the picture below it changed."""
     widget = page.locator("[class*='ketools-'][class*='-picture']").first
@@ -210,9 +227,12 @@ def test_a_notebook_runs_in_the_browser(opened, request):
     assert page.locator(".jp-OutputArea .js-plotly-plot").count() >= wanted > 0, "figures are not drawn"
     if cells.code(nb, "widget"):
         assert page.locator(".ketools-control").count() > 0, "widgets are not drawn"
-        if page.locator(".ketools-control .noUi-handle").count():
+        _widget_shot(page, name, "widget")
+        if drive := DRIVES.get(name[:2]):
+            drive(page, lambda what: _widget_shot(page, name, what))
+        elif page.locator(".ketools-control .noUi-handle").count():
             assert _turn(page), "a slider moved, and the figure is as before"
-            page.screenshot(path=OUT / f"{Path(name).stem}-turned.png")
+            _widget_shot(page, name, "turned")
     assert asked == [], "the page asked for something that is not on this machine"
 
 

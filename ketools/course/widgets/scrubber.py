@@ -87,21 +87,13 @@ class LifelongScrubber(View):
 
     def figure(self) -> go.Figure:
         """Up to four panels: norm over edits, metrics, spectrum and residual shares at the slider."""
-        frame, methods = self.data, self.methods
+        frame = self.data
         looks = styles(dict.fromkeys(self._norms["method"]))
         layer, rows = self.controls["layer"].value, 1 if self.height == 400 else 2
         titles = [f"norm of layer {layer}", "metrics", f"spectrum of layer {layer}", "MLPs in the residual stream"]
         fig = make_subplots(rows, 2, subplot_titles=titles[: 2 * rows], horizontal_spacing=0.16, vertical_spacing=0.2)
         self._draw_norms(fig, looks)
-        for method in methods:
-            mine = frame[(frame["method"] == method) & (frame["panel"] == "metric")]
-            fig.add_bar(
-                y=mine["item"].tolist(), x=gaps(mine["value"]), orientation="h", name=label(method), legendgroup=label(method), showlegend=False,
-                marker={"color": looks[method].colour, "pattern": {"shape": "/" if method == methods[-1] else ""}},
-                hovertemplate=f"{label(method)}: %{{x:.1%}}<extra></extra>", row=1, col=2,
-            )  # fmt: skip
-        fig.update_xaxes(title="fraction (%)", tickformat=".0%", range=[0, 1.05], row=1, col=2)
-        fig.update_yaxes(autorange="reversed", automargin=True, row=1, col=2)
+        self._draw_metrics(fig, looks, frame)
         if rows == 2:
             self._draw_spectrum(fig, looks)
             self._draw_shares(fig, looks, frame)
@@ -110,6 +102,23 @@ class LifelongScrubber(View):
         )
         fig = dress(fig, self._finding(frame), f"{caption} {self.context}".strip(), _described(frame), self.height)
         return fig.update_layout(barmode="group", hovermode="closest", legend={"y": 1.0 + 30 / (self.height - 100)})
+
+    def _draw_metrics(self, fig: go.Figure, looks: Mapping[str, Style], frame: pd.DataFrame) -> None:
+        place, shown = {"row": 1, "col": 2}, frame[frame["panel"] == "metric"]
+        for method in self.methods:
+            mine, name = shown[shown["method"] == method], label(method)
+            fig.add_bar(
+                y=mine["item"].tolist(), x=gaps(mine["value"]), orientation="h", name=name, legendgroup=name, showlegend=False,
+                marker={"color": looks[method].colour, "pattern": {"shape": "/" if method == self.methods[-1] else ""}},
+                hovertemplate=f"{name}: %{{x:.1%}}<extra></extra>", **place,
+            )  # fmt: skip
+        # No bar would read as 0%.
+        missing = shown.groupby("item", sort=False)["value"].count()
+        for item in missing.index[missing == 0]:
+            note = {"font": {"size": 11, "color": NEUTRAL}, "showarrow": False, "xanchor": "left"}
+            fig.add_annotation(x=0.02, y=item, text="not measured yet", **note, **place)
+        fig.update_xaxes(title="fraction (%)", tickformat=".0%", range=[0, 1.05], **place)
+        fig.update_yaxes(autorange="reversed", automargin=True, **place)
 
     def _draw_norms(self, fig: go.Figure, looks: Mapping[str, Style]) -> None:
         at = self._norms[self._norms["layer"] == self.controls["layer"].value]

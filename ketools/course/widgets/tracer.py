@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from ketools.course.parts import checked
 from ketools.course.tables import numbers
-from ketools.course.tracing_plots import trace_heat
+from ketools.course.tracing_plots import named, trace_heat
 from ketools.course.widgets.base import View
 from ketools.errors import KetoolsError
 
@@ -42,7 +42,7 @@ class TraceExplorer(View):
                 value=facts[0], description="fact", style=style, layout=W.Layout(width="min(34rem, 100%)"),
             ),
             "kind": W.Dropdown(
-                options=[("all kinds, side by side", _ALL), *((kind, kind) for kind in kinds)],
+                options=[("all kinds, side by side", _ALL), *((named(kind), kind) for kind in kinds)],
                 value=_ALL, description="restored", style=style, layout=W.Layout(width="20rem"),
             ),
             "layers": W.IntRangeSlider(
