@@ -211,12 +211,14 @@ class Editor:
             case NullSpace():
                 basis = null_space(covariance, self.hyper.value("null_threshold", unit), name)
                 eye = torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device)
-                made = Protection(self.hyper.value("l2", unit) * eye, basis, name=name)
+                made = Protection(self.hyper.value("l2", unit) * eye, basis, name=name, own=True)
             case LeastSquares(norm=norm):
                 base = self.hyper.value("lambda_p", d) * covariance
-                made = Protection(base + self.hyper.value("lambda_n", unit) * eye if norm else base, name=name)
+                made = Protection(
+                    base + self.hyper.value("lambda_n", unit) * eye if norm else base, name=name, own=True
+                )
             case _:
-                made = Protection(self.hyper.value("lambda_p", d) * covariance, name=name)
+                made = Protection(self.hyper.value("lambda_p", d) * covariance, name=name, own=True)
         made.add(*(self.state.past.get(layer, ()) if self._keeps_past else ()))
         return made
 

@@ -31,7 +31,8 @@ class Protection:
     With base = L L^T and whitened keys Y = L^-1 K_p (d, m), A^-1 k = L^-T (I - Y (I + Y^T Y)^-1 Y^T) L^-1 k: a batch
     of n keys costs O(d^2 n + d m n) instead of O(d^3). Once m exceeds half of d the keys are folded: K_p K_p^T goes into
     `base`, which is factored anew, and the keys are let go. What is held is at most 3.25 d^2 numbers, however many keys
-    there were. `basis` (d_mlp, r) restricts everything to its columns' span (d = r).
+    there were. `basis` (d_mlp, r) restricts everything to its columns' span (d = r). `own`: `base` is written to when keys are
+    folded; otherwise it is copied first.
 
     Raises KetoolsError, at the first `add` or `solve`, where `base` is not positive definite.
     """
@@ -39,7 +40,7 @@ class Protection:
     base: Tensor
     basis: Tensor | None = None
     name: str = "A"
-    _own: bool = False  # whether base is ours to write to
+    own: bool = False
     _loose: list[Tensor] = field(default_factory=list)  # keys since the last fold, in the basis' coordinates
     _lower: Tensor | None = None
     # Room for all keys between two folds, Y^T (d / 2, d) and the factor of I + Y^T Y: made once, because memory of tensors
@@ -109,8 +110,9 @@ class Protection:
 
     def _fold(self, blocks: Sequence[Tensor]) -> None:
         # Always one block after another onto the same sum: the order, and with it the bits, are those of single calls.
-        if not self._own:
-            self.base, self._own = self.base.clone(), True
+        if not self.own:
+            self.base, self.own = self.base.clone(), True
+        self._lower = None  # its room is free before that of the next one is taken
         for block in (*self._loose, *map(self._coordinates, blocks)):
             self.base.addmm_(block, block.T)
         self._factor()

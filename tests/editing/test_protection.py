@@ -90,3 +90,16 @@ def test_what_is_held_does_not_grow_with_the_keys():
     assert torch.equal(c, before), "the caller's matrix stays as it was"
     want = torch.linalg.solve(c + past @ past.T, k1)
     assert (protection.solve(k1) - want).norm() <= 1e-10 * want.norm()
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_base_that_is_not_its_own_is_not_written_to(own):
+    g = torch.Generator().manual_seed(0)
+    blocks = [torch.randn(8, 3, generator=g) for _ in range(4)]  # folded twice
+    base, probe = 2 * torch.eye(8, dtype=torch.float64), torch.randn(8, 2, generator=g)
+    kept, wanted = base.clone(), Protection(base.clone())
+    made = Protection(base, own=own)
+    for each in (wanted, made):
+        each.add(*blocks)
+    assert torch.equal(made.solve(probe), wanted.solve(probe))
+    assert torch.equal(base, kept) != own
