@@ -72,7 +72,8 @@ def test_each_dial_moves_its_own_sign(frame):
         ([pytest.approx(0.1)], [pytest.approx(0.2)]),
         ([pytest.approx(0.3)], [pytest.approx(0.1)]),
     ]
-    assert "with the covariance: prose moves by 0.100, 20% of the facts is missed" in view.sentence()
+    assert view.sentence().startswith("With the covariance: prose moves by 0.100, 20% of the facts is missed")
+    assert [text for text, _ in view.controls["lambda"].options] == ["1", "10", "100"]
     assert "Mode test." in words(view.figure())["caption"] and view.message == ""
 
 

@@ -148,12 +148,12 @@ class LensExplorer(View):
             raise KetoolsError("nothing to explore: give at least one table of probing.lens.lens")
         self.frames, self.context = dict(frames), context
         layers = sorted({int(layer) for frame in frames.values() for layer in frame["layer"]})
-        wide = W.Layout(width="min(40rem, 100%)")
+        wide, style = W.Layout(width="min(40rem, 100%)"), {"description_width": "7rem"}
         controls = {
-            "prompt": W.Dropdown(options=list(frames), description="prompt", layout=wide),
+            "prompt": W.Dropdown(options=list(frames), description="prompt", layout=wide, style=style),
             "layers": W.IntRangeSlider(
-                value=(layers[0], layers[-1]), min=layers[0], max=layers[-1], description="layers",
-                continuous_update=False, layout=wide,
+                value=(layers[0], layers[-1]), min=layers[0], max=layers[-1], description="layers (-1: in)",
+                continuous_update=False, layout=wide, style=style,
             ),
         }  # fmt: skip
         super().__init__(controls, [["prompt"], ["layers"]])

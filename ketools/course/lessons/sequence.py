@@ -18,6 +18,10 @@ from ketools.runs.demo import fresh
 
 Measure = Callable[[FactSet], Mapping[str, object] | list[Mapping[str, object]]]
 
+NARROW = {"null_threshold_relative": 0.1, "l2_relative": 10.0}
+"""AlphaEdit with a narrow null space, so that what it protects is most of prose. The package's own setting leaves more
+directions free and makes the update dearer; data/README.md has what each does over 500 edits."""
+
 
 @dataclass(frozen=True, eq=False)
 class Sequence:

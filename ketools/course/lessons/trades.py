@@ -21,11 +21,11 @@ _LOOKS = {
     FLAT_LINE: Style(OKABE_ITO["vermillion"], "dash", "square"),
     NULL_LINE: Style(OKABE_ITO["green"], "dashdot", "diamond"),
 }
-# Line -> name of its control, what is written beside it, and how a setting is written.
+# Line -> name of its control, and what is written beside it.
 _DIALS = {
-    C_LINE: ("lambda", "lambda, with C", "{:.3g}"),
-    FLAT_LINE: ("flat", "lambda, without", "{:.3g}"),
-    NULL_LINE: ("free", "free directions", "{:,.0f}"),
+    C_LINE: ("lambda", "lambda, with C"),
+    FLAT_LINE: ("flat", "lambda, without"),
+    NULL_LINE: ("free", "free directions"),
 }
 
 
@@ -149,8 +149,8 @@ class TradeDial(View):
         self.context, self._of = context, {}
         style, wide = {"description_width": "8rem"}, W.Layout(width="min(30rem, 100%)")
         for line, mine in frame.groupby("line", sort=False):
-            name, said, form = _DIALS[str(line)]
-            options = [(form.format(value), value) for value in sorted(mine["dial"])]
+            name, said = _DIALS[str(line)]
+            options = [(_setting(value), value) for value in sorted(mine["dial"])]
             self._of[name] = (str(line), W.SelectionSlider(
                 options=options, value=options[len(options) // 2][1], description=said, continuous_update=False, style=style,
                 layout=wide,
@@ -176,4 +176,9 @@ class TradeDial(View):
         ]
         stars = {f"chosen, {row.line}": (row.moved, row.missed) for row in rows}
         caption = "Each point a setting of its line's dial."
+        said[0] = said[0][0].upper() + said[0][1:]
         return trade_lines(self.frame, "; ".join(said), self.context, stars=stars, caption=caption)
+
+
+def _setting(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
