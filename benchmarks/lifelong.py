@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ketools.editing.hyper import scaled
 from ketools.errors import KetoolsError
 from ketools.files import write_atomic
 from ketools.model import load
@@ -28,7 +29,7 @@ from ketools.report.capacity import bends, capacity
 from ketools.report.headline import write_headline
 from ketools.report.reading import reading
 from ketools.runs.compare import by_method, compare, paired_tests
-from ketools.runs.config import RunConfig
+from ketools.runs.config import RunConfig, composed
 from ketools.runs.gather import Group, Run, arrange, gather
 from ketools.runs.job import execute, ready
 from ketools.runs.light import pack, size
@@ -106,7 +107,6 @@ def go(run: Planned, options: argparse.Namespace) -> None:
     execute(config, load(config.model), facts, progress=not options.quiet)
 
 
-
 def listing(runs: Sequence[Planned], out: Path) -> str:
     """The plan and how far each run is."""
     rows = [dict(zip(("run", "state", "edits"), (run.name, *state(out / run.name)))) for run in runs]
@@ -169,6 +169,7 @@ def readme(groups: Sequence[Group]) -> str:
         "after each edit's own batch. unedited, same subject: facts still right, in percent of those right before; "
         "downstream: weighted F1, in percent of before; perplexity and norm (of the most grown edited matrix): relative to "
         "before any edit; s/edit: editing alone, on the machine that run.json names.",
+        *older_settings(runs),
         "## What it says",
         *(_model(model, texts) for model, texts in reading(table).items()),
     ]  # fmt: skip
@@ -179,6 +180,23 @@ def readme(groups: Sequence[Group]) -> str:
             "(McNemar's exact test, Benjamini-Hochberg, below 0.05)."
         )
     return "\n\n".join([*parts, *_capacity(groups)]) + "\n"
+
+
+def older_settings(runs: Sequence[Run]) -> list[str]:
+    """What the records were made with where the package has other settings by now; a sentence per model and method."""
+    said = []
+    for run in runs:
+        how, then = composed(run.method), run.settings.get("hyper", {})
+        now = scaled(how.name, how.hyper, model_name=run.model)
+        other = [name for name in how.counting(now) if name in then and then[name] != _plain(getattr(now, name))]
+        if other:
+            told = (f"{name} = {then[name]}, not {_plain(getattr(now, name))}" for name in other)
+            said.append(f"{title(run.method)} on {run.model} was run with older settings: {'; '.join(told)}.")
+    return list(dict.fromkeys(said))
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _model(model: str, texts: Sequence[str]) -> str:

@@ -46,9 +46,9 @@ class Hyper:
     lambda_n: float | None = None
     lambda_n_relative: float = 10.0
     null_threshold: float | None = None
-    null_threshold_relative: float = 0.1
+    null_threshold_relative: float = 1.0
     l2: float | None = None
-    l2_relative: float = 10.0
+    l2_relative: float = 300.0
     constraint_ridge: float = 0.1
     shift_lr: float | None = None
     shift_lr_relative: float = 0.1

@@ -166,12 +166,13 @@ class Method:
             lines += [f"afterwards: {self.post}", _prose(self.post)]
         hyper = scaled(self.name, self.hyper) if model is None else self.settings(model)
         lines += ["settings, scaled to the model:" if model is None else f"settings for {model.name}:"]
-        shown = {name: getattr(hyper, name) for name in self._counting(hyper)}
+        shown = {name: getattr(hyper, name) for name in self.counting(hyper)}
         lines += [f"  {name} = {value}{_times(name)}" for name, value in shown.items() if value is not None]
         return "\n".join(lines)
 
-    def _counting(self, hyper: Hyper) -> tuple[str, ...]:
-        # Of an absolute and a relative value only the one that is used.
+    def counting(self, hyper: Hyper) -> tuple[str, ...]:
+        """Names of the settings that count for this method; of an absolute and a relative one that which is used."""
+
         def one(name: str) -> str:
             return name if getattr(hyper, name) is not None else f"{name}_relative"
 

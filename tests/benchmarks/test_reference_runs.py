@@ -3,9 +3,11 @@
 import importlib.util
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from ketools.editing.hyper import scaled
 from ketools.runs.config import composed
 from ketools.runs.names import variant
 from ketools.runs.provenance import plain
@@ -100,3 +102,15 @@ def test_mistakes_are_one_line(script, call, capsys, monkeypatch):
     monkeypatch.setattr(script, "BUDGET", 10)
     assert call("--pack") == 2
     assert "MiB of light records" in capsys.readouterr().err
+
+
+def test_records_made_with_other_settings_than_todays_say_so(script):
+    now = {
+        name: list(v) if isinstance(v, tuple) else v
+        for name, v in vars(scaled("alphaedit", model_name="pocket")).items()
+    }
+    run = SimpleNamespace(method="alphaedit", model="pocket", settings={"hyper": now | {"lambda_n": 7.0}})
+    assert script.older_settings([run]) == [], "lambda_n does not count for AlphaEdit"
+    run.settings = {"hyper": now | {"l2_relative": 10.0}}
+    (said,) = script.older_settings([run, run])
+    assert said == "AlphaEdit on pocket was run with older settings: l2_relative = 10.0, not 300.0."

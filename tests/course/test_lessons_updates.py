@@ -84,4 +84,3 @@ def test_what_c_charges_for_an_update():
     assert nb04.price(torch.eye(4, dtype=torch.float64), covariance) == pytest.approx(1.0)
     assert nb04.price(torch.tensor([[5.0, 0.0, 0.0, 0.0]], dtype=torch.float64), covariance) == 0.0
     assert nb04.price(torch.tensor([[0.0, 0.0, 0.0, 0.1]], dtype=torch.float64), covariance) == pytest.approx(2.0)
-

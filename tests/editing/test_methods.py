@@ -80,8 +80,8 @@ def test_without_a_model_it_tells_what_is_scaled_to_one():
         assert "layers_depth = (" in told and "layers = " not in told and "facts_at_once" not in told
         assert ("patience = 2" in told) == (which.name == "encore")
     told = ALPHAEDIT.describe()
-    assert "null_threshold_relative = 0.1 (times the mean eigenvalue of C)" in told
-    assert "l2_relative = 10.0 (times the mean eigenvalue of C)" in told
+    assert "null_threshold_relative = 1.0 (times the mean eigenvalue of C)" in told
+    assert "l2_relative = 300.0 (times the mean eigenvalue of C)" in told
     assert "lambda_p_relative = 1.5 (times d_mlp)" in ENCORE.describe()
     assert "times the mean eigenvalue of C" in ENCORE.describe(model())
     assert "layers_depth = (0.65, 0.93)" in ULTRAEDIT.describe() and "lora_rank = 8" in LORA.describe()
