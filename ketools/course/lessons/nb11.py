@@ -1,6 +1,7 @@
 """Notebook 11: a table of one's own facts, what others load of an edit, the same fact told in the prompt, exercises."""
 
 import json
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -68,7 +69,12 @@ def without_ketools(folder: str | Path, text: str, adapter: str | Path | None = 
     if adapter is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, str(adapter))
+        with warnings.catch_warnings():
+            # peft still asks transformers by a former name, which is no concern of the reader's.
+            warnings.filterwarnings(
+                "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
+            )
+            model = PeftModel.from_pretrained(model, str(adapter))
     ids = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         return model.eval()(input_ids=ids).logits[0, -1]
@@ -157,7 +163,11 @@ class FactBrowser(View):
                 x=list(_ASKED.values()), y=gaps(table[state]), name=state, hovertemplate=f"{state}: %{{y:.2f}}<extra></extra>",
                 marker={"color": look.colour, "pattern": {"shape": PATTERNS.get(state, "")}},
             )  # fmt: skip
-        fig.update_xaxes(title="what is asked").update_yaxes(title="probability or share (0 to 1)", range=[0, 1.05])
+        upright = [name.replace(" (", "<br>(") for name in _ASKED.values()]
+        ticks = {"tickmode": "array", "tickvals": list(_ASKED.values()), "ticktext": upright, "tickangle": 0}
+        fig.update_xaxes(title="what is asked", **ticks).update_yaxes(
+            title="probability or share (0 to 1)", range=[0, 1.05]
+        )
         p = table.loc["p_new"]
         said = f"{plain(fact.text)} {plain(fact.target_new)}: probability {p['before']:.2f} before, {p['now']:.2f} now"
         text = "; ".join(
