@@ -111,17 +111,30 @@ def demo(
     _prepare(out, chosen, again)  # only now: a mistyped model must not cost an earlier run
     start = time.perf_counter()
     panel = Panel.take(loaded, known, todo, sizes=sizes, seed=seed, tasks=tasks, texts=texts)
-    records: dict[str, RunRecord] = {}
-    for name, method in chosen.items():
-        with fresh(loaded):
-            records[name] = lifelong(
-                loaded, known, method, edits=edits, batch=batch, checkpoint_every=checkpoint_every, seed=seed,
-                out=out / name, statistics=statistics, progress=progress, panel=panel,
-            )  # fmt: skip
+    records = _runs(
+        loaded, known, chosen, panel, out, edits=edits, batch=batch, checkpoint_every=checkpoint_every, seed=seed,
+        statistics=statistics, progress=progress,
+    )  # fmt: skip
     about = provenance(loaded, seed) | {"edits": edits, "batch": batch, "unedited_right_before": panel.unedited_right}
     result = _result(records, edits, about | {"seconds": time.perf_counter() - start})
     _write(out, result, records, report)
     return result | {"records": records}
+
+
+def _runs(
+    model: EditableModel,
+    known: FactSet,
+    methods: Mapping[str, Method],
+    panel: Panel,
+    out: Path,
+    **settings: Any,  # noqa: ANN401 - passed on
+) -> dict[str, RunRecord]:
+    """A run per method, each on the unedited weights; `settings` as `ketools.runs.lifelong.lifelong` takes them."""
+    records: dict[str, RunRecord] = {}
+    for name, method in methods.items():
+        with fresh(model):
+            records[name] = lifelong(model, known, method, out=out / name, panel=panel, **settings)
+    return records
 
 
 def _result(records: dict[str, RunRecord], edits: int, about: dict[str, Any]) -> dict[str, Any]:
