@@ -25,7 +25,7 @@ from tests.notebooks.driving import DRIVES
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "build" / "browser"
-OPENED = ("00", *DRIVES)
+OPENED = ("00", "06", *DRIVES)
 NOTEBOOKS = [
     path
     for path in cells.notebooks(ROOT / "notebooks")
