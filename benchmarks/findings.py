@@ -5,7 +5,8 @@
     python -m benchmarks.findings --records data/results --edits 10000       use records that lie there, run what is missing
 
 A run that is finished is not run again, one that was stopped goes on. Writes MODEL.md and MODEL.json into --out; every
-verdict is computed from the numbers beside it. Records are used if model, method, seed, edits and batch are those asked for.
+verdict is computed from the numbers beside it. Records are used if model, method, seed, edits and batch are those asked for;
+without --records those in data/findings, into which --write puts the light records of its runs.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ from ketools.runs.config import composed
 from ketools.runs.demo import fresh
 from ketools.runs.gather import Run, gather
 from ketools.runs.lifelong import lifelong
+from ketools.runs.light import pack
 from ketools.runs.names import title
 from ketools.runs.store import RunRecord, Store
 
 README = Path(__file__).resolve().parent.parent / "data" / "README.md"
+KEPT = README.parent / "findings"
 STATE = (
     ("P(new) at edit time", "p_at_edit", "{:.2f}"), ("P natural", "natural", "{:.2f}"), ("norm ratio", "norm_ratio", "{:.2f}"),
     ("exponent of growth", "exponent", "{:.2f}"), ("residual share", "share_end", "{:.3f}"),
@@ -57,7 +60,8 @@ def collect(
 
     `settings` are further arguments of `ketools.runs.lifelong.lifelong`.
     """
-    there = gather(options.records) if options.records else []
+    places = options.records or [folder for folder in sorted(KEPT.glob("*")) if Store(folder).exists()]
+    there = gather(places) if places else []
     known = {(run.method, run.seed): run for run in there if usable(run, fingerprint, options)}
     runs = []
     for seed in options.seeds:  # a seed is whole before the next begins: tables can be made after each
@@ -79,10 +83,18 @@ def _done(out: Path, fingerprint: str, options: argparse.Namespace) -> bool:
     return Store(out).exists() and usable(Run(out.name, RunRecord.load(out)), fingerprint, options)
 
 
+def keep(runs: Sequence[Run], out: Path, kept: Path) -> None:
+    """Put the light records of those `runs` that were made in `out` into `kept`, unless they are there."""
+    for run in runs:
+        if Store(out / run.name).exists() and not Store(kept / run.name).exists():
+            pack(out / run.name, kept / run.name)
+
+
 def tables(runs: Sequence[Run], options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """All tables as markdown, and the same as data."""
     rows = pd.DataFrame([{"method": run.method, "seed": run.seed} | measure(run) for run in runs])
     judged, correlated = judge(rows), damage(runs)
+    judged = judged[judged["seeds"] > 0]  # claims about methods that were not run are neither
     holds = judged["verdict"] == "holds"
     seeds = ", ".join(map(str, options.seeds))
     text = [
@@ -166,7 +178,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=50)
     parser.add_argument("--checkpoint-every", type=int, default=250)
     parser.add_argument("--out", default="build/findings")
-    parser.add_argument("--records", nargs="*", default=[], help="folders of runs that are there already")
+    parser.add_argument("--records", nargs="*", default=[], help="runs that are there already; data/findings")
     parser.add_argument("--write", action="store_true", help="put the tables into data/README.md")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args(words)
@@ -199,6 +211,7 @@ def main(words: Sequence[str] | None = None) -> int:
     about = {"model": options.model, "fingerprint": model.fingerprint, "edits": options.edits, "batch": options.batch}
     write_atomic(out / f"{options.name}.json", json.dumps(finite(about | data), indent=1) + "\n")
     if options.write:
+        keep(runs, out, KEPT)
         write_atomic(README, written(README.read_text(encoding="utf-8"), text, options.name))
     sys.stdout.write(text)
     return 0
