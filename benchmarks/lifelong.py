@@ -34,6 +34,7 @@ from ketools.runs.gather import Group, Run, arrange, gather
 from ketools.runs.job import execute, ready
 from ketools.runs.light import pack, size
 from ketools.runs.names import title
+from ketools.runs.provenance import plain
 from ketools.runs.store import RunRecord, Store
 
 METHODS = ("memit", "sequential-memit", "alphaedit", "emmet+mpes", "memit+mpes", "memit+norm", "encore")
@@ -188,15 +189,11 @@ def older_settings(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         how, then = composed(run.method), run.settings.get("hyper", {})
         now = scaled(how.name, how.hyper, model_name=run.model)
-        other = [name for name in how.counting(now) if name in then and then[name] != _plain(getattr(now, name))]
+        other = [name for name in how.counting(now) if name in then and then[name] != plain(getattr(now, name))]
         if other:
-            told = (f"{name} = {then[name]}, not {_plain(getattr(now, name))}" for name in other)
+            told = (f"{name} = {then[name]}, not {plain(getattr(now, name))}" for name in other)
             said.append(f"{title(run.method)} on {run.model} was run with older settings: {'; '.join(told)}.")
     return list(dict.fromkeys(said))
-
-
-def _plain(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _model(model: str, texts: Sequence[str]) -> str:

@@ -198,11 +198,11 @@ def _clear(out: Path) -> None:
 
 
 def _stored(model: "EditableModel", file: Path | None) -> "Statistics":
-    from ketools.editing.statistics import Statistics, load_statistics
+    from ketools.editing.statistics import Statistics, load_statistics, own_file
 
     if file is not None:
         return Statistics.load(file).of(model, ())
-    if model.path is None or not (model.path / "covariance.safetensors").is_file():
+    if own_file(model) is None:
         raise KetoolsError(
             f"model {model.name!r} comes without the covariance of its keys; give running text (--text FILE) or a file "
             "that `ketools stats` wrote (--statistics FILE), or a method that needs none (ultraedit, ft, lora)"

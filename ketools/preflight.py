@@ -19,6 +19,7 @@ from ketools.editing.hyper import Hyper
 from ketools.editing.methods import ALL, ENCORE, Method
 from ketools.editing.methods import method as named_method
 from ketools.editing.rows import FactRows
+from ketools.editing.statistics import own_file
 from ketools.errors import KetoolsError, named
 from ketools.facts import Fact, FactSet
 from ketools.model import EditableModel
@@ -97,9 +98,10 @@ def inspect(
     facts = list(facts or ())
     size, n = batch or max(len(facts), 1), edits or len(facts) or 100
     others = [named_method(other) for other in beside]
-    rows, problems = _rows(model, facts, hyper, size)
-    for other in others:
-        problems += _rows(model, facts, other.settings(model, **overrides), size)[1]
+    rows, problems = _rows(model, facts)
+    for each in (hyper, *(other.settings(model, **overrides) for other in others)):
+        problems += _too_long(model, facts, rows, each)
+    problems += _clashes(facts, size)
     known = [fact for fact, row in zip(facts, rows, strict=True) if row is not None]
     found = [row for row in rows if row is not None]
     warnings = [text for how in (chosen, *others) for text in _of_the_model(model, how, statistics)]
@@ -169,7 +171,7 @@ def _why(model: EditableModel, chosen: Method, hyper: Hyper, given: bool) -> str
     )
 
 
-def _rows(model: EditableModel, facts: list[Fact], hyper: Hyper, batch: int) -> tuple[list[FactRows | None], list[str]]:
+def _rows(model: EditableModel, facts: list[Fact]) -> tuple[list[FactRows | None], list[str]]:
     # Each fact by itself, so that one mistake does not hide the next.
     rows: list[FactRows | None] = []
     problems: list[str] = []
@@ -179,6 +181,11 @@ def _rows(model: EditableModel, facts: list[Fact], hyper: Hyper, batch: int) -> 
         except KetoolsError as error:
             rows.append(None)
             problems.append(str(error))
+    return rows, problems
+
+
+def _too_long(model: EditableModel, facts: list[Fact], rows: list[FactRows | None], hyper: Hyper) -> list[str]:
+    problems: list[str] = []
     for fact, row in zip(facts, rows, strict=True):
         longest = len(row.contexts[0].ids) + hyper.prefix_tokens + 4 if row is not None and hyper.prefix_count else 0
         if model.window and longest > model.window:
@@ -186,16 +193,17 @@ def _rows(model: EditableModel, facts: list[Fact], hyper: Hyper, batch: int) -> 
                 f"fact {fact.id!r}: its prompt behind a prefix of {hyper.prefix_tokens} tokens takes about {longest} "
                 f"tokens; the model's context window holds {model.window}; shorten it, or set prefix_tokens"
             )
-    for start in range(0, len(facts), batch):
-        part = FactSet(facts[start : start + batch])
-        problems += [str(clash) for clash in (*part.conflicts(), *part.duplicates())]
-    return rows, problems
+    return problems
+
+
+def _clashes(facts: list[Fact], batch: int) -> list[str]:
+    parts = [FactSet(facts[start : start + batch]) for start in range(0, len(facts), batch)]
+    return [str(clash) for part in parts for clash in (*part.conflicts(), *part.duplicates())]
 
 
 def _of_the_model(model: EditableModel, chosen: Method, statistics: bool) -> list[str]:
     warnings = []
-    stored = model.path is not None and (model.path / "covariance.safetensors").is_file()
-    if chosen.needs_statistics and not statistics and not stored:
+    if chosen.needs_statistics and not statistics and own_file(model) is None:
         warnings.append(
             f"{chosen.name} needs the covariance of this model's keys, and its folder holds none: compute it from running "
             "text (ketools stats, or ketools edit --text FILE)"

@@ -16,7 +16,7 @@ import torch
 
 from ketools.editing.editor import Editor
 from ketools.editing.methods import Method
-from ketools.editing.statistics import Statistics, load_statistics
+from ketools.editing.statistics import Statistics, load_statistics, own_file
 from ketools.errors import KetoolsError
 from ketools.facts import FactSet
 from ketools.facts import facts as read_facts
@@ -160,7 +160,7 @@ def _full() -> tuple[Path | None, dict[str, Any]]:
 
 
 def _own(model: EditableModel) -> Statistics | None:
-    return load_statistics(model) if model.path and (model.path / "covariance.safetensors").is_file() else None
+    return load_statistics(model) if own_file(model) is not None else None
 
 
 def _near(name: str, folder: Path | None) -> str:

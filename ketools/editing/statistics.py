@@ -185,10 +185,16 @@ def default_tokens(model: EditableModel) -> int:
     return _TOKENS_PER_WIDTH * model.anatomy.d_mlp
 
 
+def own_file(model: EditableModel) -> Path | None:
+    """The covariance file in the model's own folder; None if there is none."""
+    path = model.path / "covariance.safetensors" if model.path is not None else None
+    return path if path is not None and path.is_file() else None
+
+
 def load_statistics(model: EditableModel) -> Statistics:
     """The covariance file in the model's own folder (pocket models have one). Raises KetoolsError if there is none."""
-    path = model.path / "covariance.safetensors" if model.path is not None else None
-    if path is None or not path.is_file():
+    path = own_file(model)
+    if path is None:
         raise KetoolsError(
             f"model {model.name!r} comes without covariance.safetensors; give statistics=Statistics.compute(model, texts, "
             "layers, max_tokens) with running text"

@@ -105,10 +105,7 @@ def test_mistakes_are_one_line(script, call, capsys, monkeypatch):
 
 
 def test_records_made_with_other_settings_than_todays_say_so(script):
-    now = {
-        name: list(v) if isinstance(v, tuple) else v
-        for name, v in vars(scaled("alphaedit", model_name="pocket")).items()
-    }
+    now = plain(vars(scaled("alphaedit", model_name="pocket")))
     run = SimpleNamespace(method="alphaedit", model="pocket", settings={"hyper": now | {"lambda_n": 7.0}})
     assert script.older_settings([run]) == [], "lambda_n does not count for AlphaEdit"
     run.settings = {"hyper": now | {"l2_relative": 10.0}}
