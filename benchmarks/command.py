@@ -60,6 +60,17 @@ def spreads(costs: Mapping[str, Sequence[Cost]]) -> dict[str, list[float]]:
     return {name: [min(c.seconds for c in some), max(c.seconds for c in some)] for name, some in costs.items()}
 
 
+def middle(values: Sequence[float]) -> dict[str, float]:
+    """Median, least and most of some measurements."""
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+def said(what: str, values: Mapping[str, float], digits: int) -> str:
+    """What `middle` gave of `what`, in seconds, as a line of text."""
+    median, least, most = (f"{values[name]:.{digits}f}" for name in ("median", "least", "most"))
+    return f"{what}: {median} s ({least} to {most})"
+
+
 def origin(args: argparse.Namespace, model: EditableModel) -> dict[str, Any]:
     """Where figures come from: versions, machine, threads, model, commit, repeats."""
     return provenance(model, args.seed) | {"repeats": args.repeats}

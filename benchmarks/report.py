@@ -11,7 +11,6 @@ would take alone.
 """
 
 import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.command import finish, parser
+from benchmarks.command import finish, middle, parser, said
 from ketools.course.browser import headless
 from ketools.errors import KetoolsError
 from ketools.report.write import write_report
@@ -83,20 +82,16 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         seen = [opened(browser, path) for _ in range(args.repeats)]
     figures: dict[str, Any] = {"runs": args.runs, "megabytes": size / 1e6, "figures": int(seen[0]["figures"])}
     for name in ("text", "first", "all", "cpu"):
-        seconds = [each[name] for each in seen]
-        figures[name] = {"median": statistics.median(seconds), "least": min(seconds), "most": max(seconds)}
+        figures[name] = middle([each[name] for each in seen])
     return figures | {"repeats": args.repeats, "chromium": version, "versions": versions()}
 
 
 def table(figures: dict[str, Any]) -> list[str]:
     """The figures as lines of text."""
     lines = [f"{figures['runs']} runs, {figures['figures']} figures: {figures['megabytes']:.1f} MB"]
-    said = {"text": "text painted", "first": "first figure drawn", "all": "all figures drawn",
-            "cpu": "CPU of the main thread"}  # fmt: skip
-    return lines + [
-        f"{what}: {figures[name]['median']:.2f} s ({figures[name]['least']:.2f} to {figures[name]['most']:.2f})"
-        for name, what in said.items()
-    ]
+    names = {"text": "text painted", "first": "first figure drawn", "all": "all figures drawn",
+             "cpu": "CPU of the main thread"}  # fmt: skip
+    return lines + [said(what, figures[name], 2) for name, what in names.items()]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,7 +10,6 @@ the model, the checksum of every file, edits put back into the weights, factors 
 import argparse
 import json
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.command import finish, parser
+from benchmarks.command import finish, middle, parser, said
 from ketools.errors import KetoolsError
 from ketools.runs.provenance import versions
 from ketools.runs.store import Store
@@ -65,18 +64,14 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     seen = [resumed(args.folder) for _ in range(args.repeats)]
     figures: dict[str, Any] = store.progress() | {"next_batch": seen[0]["batch"], "repeats": args.repeats}
     for name in ("clock", "cpu"):
-        seconds = [each[name] for each in seen]
-        figures[name] = {"median": statistics.median(seconds), "least": min(seconds), "most": max(seconds)}
+        figures[name] = middle([each[name] for each in seen])
     return figures | {"settings": store.about()["settings"], "versions": versions()}
 
 
 def table(figures: dict[str, Any]) -> list[str]:
     """The figures as lines of text."""
     lines = [f"after {figures['edits']:,} edits in {figures['batches']} batches, until batch {figures['next_batch']}"]
-    return lines + [
-        f"{what}: {figures[name]['median']:.1f} s ({figures[name]['least']:.1f} to {figures[name]['most']:.1f})"
-        for name, what in (("clock", "by the clock"), ("cpu", "CPU"))
-    ]
+    return lines + [said(what, figures[name], 1) for name, what in (("clock", "by the clock"), ("cpu", "CPU"))]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
