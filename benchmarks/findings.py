@@ -94,7 +94,7 @@ def tables(runs: Sequence[Run], options: argparse.Namespace) -> tuple[str, dict[
     """All tables as markdown, and the same as data."""
     rows = pd.DataFrame([{"method": run.method, "seed": run.seed} | measure(run) for run in runs])
     judged, correlated = judge(rows), damage(runs)
-    judged = judged[judged["seeds"] > 0]  # claims about methods that were not run are neither
+    without = int((judged["seeds"] == 0).sum())
     holds = judged["verdict"] == "holds"
     seeds = ", ".join(map(str, options.seeds))
     text = [
@@ -102,7 +102,7 @@ def tables(runs: Sequence[Run], options: argparse.Namespace) -> tuple[str, dict[
         "`python -m benchmarks.findings`. Means and Student's 95% intervals over seeds; a claim *holds* where the whole "
         "interval lies above the bound; where methods are compared, seed by seed.",
         "",
-        f"{int(holds.sum())} of {len(judged)} claims hold:",
+        f"{int(holds.sum())} of {len(judged) - without} claims hold; {without} have no number (a method was not run, or not measured):",
         "",
         _verdicts(judged),
         "",
