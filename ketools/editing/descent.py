@@ -10,16 +10,18 @@ its loss, and these are computed for many such facts together, without a gradien
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ketools.editing.hyper import Hyper
 from ketools.editing.methods import MPES, ProbabilityThreshold, Stopping
 from ketools.editing.readout import divergences, log_distribution, token_losses
 from ketools.editing.rows import FactRows, sharing
+from ketools.kernels import quick
 from ketools.model import EditableModel
 from ketools.prompts import Row
 from ketools.replay import freeze
@@ -114,6 +116,10 @@ class Descent:
 
     def run(self, progress: Callable[[int], None] | None = None) -> Targets:
         """All facts of the pool; `progress` hears how many more are done."""
+        with quick(self.model):
+            return self._run(progress)
+
+    def _run(self, progress: Callable[[int], None] | None) -> Targets:
         waiting, entered, at = list(range(self.at_once, self.n)), [0] * self.at_once, 0
         every = _EVERY.get(self.device.type, 4)
         closing: list[int] = []
@@ -207,9 +213,12 @@ class Descent:
 
     def _precision(self) -> AbstractContextManager[object]:
         # Of the layers' products; norm, head and losses keep the weights' type.
-        if self.hyper.precision == "weights":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        stack = ExitStack()
+        if self.hyper.precision != "weights":
+            stack.enter_context(torch.autocast(self.device.type, dtype=torch.bfloat16))
+            if self.device.type == "cpu":  # its fused attention goes backwards slowly in bfloat16
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        return stack
 
     def _references(self, states: Tensor) -> Tensor:
         # What is said after "{subject} is a" before any change, by the states that a fact had in its first pass.
