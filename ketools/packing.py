@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ketools.kernels import quick
+from ketools.kernels import fused
 from ketools.model import EditableModel
 from ketools.prompts import Row, pad_right
 
@@ -60,7 +60,7 @@ def row_scores(model: EditableModel, rows: Sequence[Row]) -> tuple[np.ndarray, n
             continue
         places = list(dict.fromkeys(read[:2] for read in reads))
         row, token = torch.tensor(places, device=model.device).T
-        with quick(model):
+        with fused(model):
             states = _states(model, layout, batch, row, token)
         for owner, value, best in _read(model, states, places, reads):
             np.add.at(logprob, owner, value)

@@ -101,7 +101,8 @@ def _upper(text: str) -> str:
 
 
 def _faster(rows: Rows) -> str:
-    if not {"memit", "encore"} <= set(rows):
+    # Seconds belong to a machine, and seeds are run when there is one: only the same seeds are likely to share it.
+    if not {"memit", "encore"} <= set(rows) or rows["memit"]["seed_list"] != rows["encore"]["seed_list"]:
         return ""
     a, b = float(rows["memit"]["seconds_per_edit"]), float(rows["encore"]["seconds_per_edit"])
     if not (a > 0 and b > 0):

@@ -39,12 +39,23 @@ def provenance(model: EditableModel, seed: int, method: object | None = None) ->
         "dtype": str(model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "machine": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
         "seed": seed,
         "versions": versions(),
         "git": git_commit(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     return about | ({"method": plain(method)} if method is not None else {})
+
+
+def _processor() -> str:
+    # Seconds mean nothing without it. Linux tells Python nothing better than "x86_64" or "".
+    try:
+        told = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor()
+    named = (line.partition(":")[2].strip() for line in told.splitlines() if line.startswith("model name"))
+    return next(named, platform.processor())
 
 
 def _shape(model: EditableModel) -> dict[str, Any]:

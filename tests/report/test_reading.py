@@ -13,6 +13,7 @@ def table(**methods):
     rows = []
     for method, values in methods.items():
         row = {"model": "pocket", "method": method.replace("_", "+") if "memit_" in method else method, "seeds": 3}
+        row["seed_list"] = "0, 1 and 2"
         rows.append(row | {"edits": 10_000, "collapsed": 0} | dict.fromkeys(MEASURES, 0.5) | values)
     return pd.DataFrame(rows)
 
@@ -61,3 +62,8 @@ def test_what_was_not_run_or_not_measured_is_not_spoken_of():
     assert "nan" not in said and "inf" not in said.replace("information", "")
     ended = table(memit={"collapsed": 2}, encore={})
     assert "not finite, and the run ended there, with MEMIT (2 of 3 runs)" in reading(ended)["pocket"][0]
+
+
+def test_seconds_are_compared_on_the_same_seeds_alone():
+    mixed = table(memit={"seconds_per_edit": 0.10}, encore={"seconds_per_edit": 0.05, "seed_list": "0"})
+    assert not any("An edit takes" in text for text in reading(mixed)["pocket"])

@@ -1,6 +1,7 @@
 """A lifelong run: what it records, that stopping does not change it, and what it refuses."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from ketools.editing.editor import Editor
 from ketools.evaluation.edits import evaluate, summary
 from ketools.norms.weights import norms
 from ketools.runs.lifelong import Interrupted
+from ketools.runs.resume import statistics_digest
 from ketools.runs.store import FRAMES, RunRecord, Store
 from tests.runs.conftest import CHANGED, SIZES
 
@@ -183,3 +185,12 @@ def test_reading_what_is_no_run(tmp_path):
     (tmp_path / "run.json").write_text("{half")
     with pytest.raises(KetoolsError, match=r"run\.json: cannot be read"):
         RunRecord.load(tmp_path)
+
+
+def test_a_covariance_has_one_name_on_all_machines(statistics) -> None:
+    noise = {i: c * (1 + 1e-13) for i, c in statistics.layers.items()}  # what another machine's product may differ by
+    other = {i: c * (1 + 1e-3) for i, c in statistics.layers.items()}
+    name = statistics_digest(statistics, [0, 1])
+    assert statistics_digest(replace(statistics, layers=noise), [0, 1]) == name
+    assert statistics_digest(replace(statistics, layers=other), [0, 1]) != name
+    assert statistics_digest(replace(statistics, tokens=statistics.tokens + 1), [0, 1]) != name
