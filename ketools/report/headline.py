@@ -20,6 +20,7 @@ from ketools.files import write_atomic
 from ketools.report.page import figure_table, page, table
 from ketools.report.seeds import pooled, ranged
 from ketools.runs.gather import Group
+from ketools.runs.names import listed
 
 PANELS = {
     "norm_ratio": ("norm of the edited matrix (ratio)", ".2f"),
@@ -49,13 +50,27 @@ def headline(groups: Sequence[Group]) -> go.Figure:
     fig.update_yaxes(**scale(frame["norm_ratio"], 8.0), col=1)
     fig.update_xaxes(title=EDITS, rangemode="tozero")
     known = frame.dropna(subset=["unedited_kept"])
-    seeds = max(len(group.runs) for group in groups)
-    mean = f"; mean of {seeds} seeds, their range behind it" if seeds > 1 else f"; seed {groups[0].seeds[0]}"
-    caption = f"{plain(groups[0].model)}{mean}. ES: edits that win over the object they replaced."
+    caption = f"{plain(groups[0].model)}; {_seeds(groups)}. ES: edits that win over the object they replaced."
     text = " ".join(describe(frame.dropna(subset=[name]), name, said, number) for name, (said, _) in PANELS.items())
     dress(fig, finding(known), caption, text)
     said = words(fig)
     return _laid_out(ranged(fig, frame, tuple(PANELS)).update_layout(meta=said), len(groups))
+
+
+def _seeds(groups: Sequence[Group]) -> str:
+    """ "seed 0", "mean of seeds 0 and 1, their range behind it", or which methods have which."""
+    methods: dict[tuple[int, ...], list[str]] = {}
+    for group in groups:
+        methods.setdefault(group.seeds, []).append(label(group.label))
+    said = {
+        seeds: f"mean of seeds {listed([str(s) for s in seeds])}, their range behind it"
+        if len(seeds) > 1
+        else f"seed {seeds[0]}"
+        for seeds in methods
+    }
+    if len(methods) == 1:
+        return next(iter(said.values()))
+    return "; ".join(f"{listed(names)}: {said[seeds]}" for seeds, names in methods.items())
 
 
 def _laid_out(fig: go.Figure, methods: int) -> go.Figure:

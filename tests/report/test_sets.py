@@ -168,6 +168,21 @@ def test_bends_say_where_edits_begin_to_be_lost():
     assert said.endswith("a up to 2 (then 50%), b to the end, 3 and c at no checkpoint, the first at 1.")
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ((("memit", 0), ("encore", 0)), "pocket; seed 0."),
+        ((("memit", 0), ("memit", 1)), "pocket; mean of seeds 0 and 1, their range behind it."),
+        (
+            (("memit", 0), ("alphaedit", 0), ("encore", 0), ("encore", 1)),
+            "pocket; MEMIT and AlphaEdit: seed 0; ENCORE: mean of seeds 0 and 1, their range behind it.",
+        ),
+    ],
+)
+def test_the_headline_says_which_method_has_which_seeds(given, said):
+    assert words(headline(groups(*given)))["caption"].startswith(said)
+
+
 def test_the_headline(tmp_path):
     fig = headline(groups(("memit", 0), ("memit", 1), ("encore", 0)))
     assert words(fig)["finding"].startswith(
