@@ -33,7 +33,7 @@ from ketools.runs.config import RunConfig, composed
 from ketools.runs.gather import Group, Run, arrange, gather
 from ketools.runs.job import execute, ready
 from ketools.runs.light import pack, size
-from ketools.runs.names import title
+from ketools.runs.names import listed, title
 from ketools.runs.provenance import plain
 from ketools.runs.store import RunRecord, Store
 
@@ -169,7 +169,8 @@ def readme(groups: Sequence[Group]) -> str:
         "Mean over seeds (lowest to highest). ES, PS, NS, S in percent of all edits, scored again on the final model; \"then\": right "
         "after each edit's own batch. unedited, same subject: facts still right, in percent of those right before; "
         "downstream: weighted F1, in percent of before; perplexity and norm (of the most grown edited matrix): relative to "
-        "before any edit; s/edit: editing alone, on the machine that run.json names.",
+        "before any edit; s/edit: editing alone, and comparable on one processor only.",
+        *processors(runs),
         *older_settings(runs),
         "## What it says",
         *(_model(model, texts) for model, texts in reading(table).items()),
@@ -194,6 +195,15 @@ def older_settings(runs: Sequence[Run]) -> list[str]:
             told = (f"{name} = {then[name]}, not {plain(getattr(now, name))}" for name in other)
             said.append(f"{title(run.method)} on {run.model} was run with older settings: {'; '.join(told)}.")
     return list(dict.fromkeys(said))
+
+
+def processors(runs: Sequence[Run]) -> list[str]:
+    """Which runs were made on which processor, where records name it; a sentence for each."""
+    on: dict[str, list[str]] = {}
+    for run in runs:
+        if named := run.about.get("processor"):
+            on.setdefault(named, []).append(f"{title(run.method)} (seed {run.seed})")
+    return [f"Run on {named}: {listed(those)}." for named, those in on.items()]
 
 
 def _model(model: str, texts: Sequence[str]) -> str:
