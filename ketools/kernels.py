@@ -12,6 +12,8 @@ from transformers.activations import NewGELUActivation
 
 from ketools.model import EditableModel
 
+_WAKING = 2**20  # numbers of which each of torch's threads gets a share
+
 
 @contextmanager
 def quick(model: EditableModel) -> Iterator[None]:
@@ -35,12 +37,17 @@ def fused(model: EditableModel) -> Iterator[None]:
 
 @contextmanager
 def flushed(device: torch.device) -> Iterator[None]:
-    """On a CPU, magnitudes below 1.2e-38 (float32's denormals) count as 0 within the block, in all of torch's threads.
+    """On a CPU, magnitudes below 1.2e-38 (float32's denormals) count as 0 within the block, in the thread that enters it.
 
     The gradient behind a GELU that is far below zero is full of them, and products with such a matrix were seen at a third
-    of their rate (benchmarks/README.md). Where they are flushed already, or the device is no CPU, nothing changes.
+    of their rate (benchmarks/README.md). torch's other threads keep theirs, for there is no switch to reach them. Where
+    they are flushed already, or the device is no CPU, nothing changes.
     """
-    if device.type != "cpu" or not _kept() or not torch.set_flush_denormal(True):
+    if device.type != "cpu" or not _kept():
+        yield
+        return
+    torch.zeros(_WAKING).add_(1)  # threads that are started within the block would inherit the switch, and keep it
+    if not torch.set_flush_denormal(True):
         yield
         return
     try:

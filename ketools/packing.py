@@ -54,17 +54,17 @@ def row_scores(model: EditableModel, rows: Sequence[Row]) -> tuple[np.ndarray, n
     for i, (row, places) in enumerate(zip(rows, layout.reads, strict=True)):
         for (s, t), target in zip(places, row.target_ids, strict=True):
             wanted.setdefault(s, []).append((t, i, target))
-    for batch in batches(layout.tokens, min(TOKENS, TOKENS_CPU) if model.device.type == "cpu" else TOKENS):
-        reads = [(b, *read) for b, s in enumerate(batch) for read in wanted.get(s, ())]
-        if not reads:
-            continue
-        places = list(dict.fromkeys(read[:2] for read in reads))
-        row, token = torch.tensor(places, device=model.device).T
-        with fused(model):
+    with fused(model):
+        for batch in batches(layout.tokens, min(TOKENS, TOKENS_CPU) if model.device.type == "cpu" else TOKENS):
+            reads = [(b, *read) for b, s in enumerate(batch) for read in wanted.get(s, ())]
+            if not reads:
+                continue
+            places = list(dict.fromkeys(read[:2] for read in reads))
+            row, token = torch.tensor(places, device=model.device).T
             states = _states(model, layout, batch, row, token)
-        for owner, value, best in _read(model, states, places, reads):
-            np.add.at(logprob, owner, value)
-            np.logical_and.at(hit, owner, best)
+            for owner, value, best in _read(model, states, places, reads):
+                np.add.at(logprob, owner, value)
+                np.logical_and.at(hit, owner, best)
     return logprob, hit
 
 

@@ -1,5 +1,9 @@
 """Faster kernels change no number beyond rounding, and are gone behind their block."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from transformers.activations import NewGELUActivation
@@ -12,7 +16,7 @@ LEAST = torch.finfo(torch.float32).tiny
 
 
 def denormal() -> torch.Tensor:
-    return torch.full((100_000,), LEAST) / 4  # long enough for all threads
+    return torch.full((1000,), LEAST) / 4  # too short to be shared out: of the calling thread
 
 
 def test_denormals_are_flushed_in_the_block_alone() -> None:
@@ -29,6 +33,16 @@ def test_denormals_are_kept_again_after_an_error() -> None:
     with pytest.raises(ValueError, match="stop"), flushed(CPU):
         raise ValueError("stop")
     assert (denormal() > 0).all()
+
+
+def test_no_other_thread_is_left_switched() -> None:
+    code = (
+        "import torch; from ketools.kernels import flushed\n"
+        "with flushed(torch.device('cpu')): torch.ones(10**6).exp_()\n"
+        "assert torch.get_num_threads() == 2\n"
+        "assert ((torch.full((10**6,), 1e-39) * 2) > 0).all(), 'a thread still flushes'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"OMP_NUM_THREADS": "2"}, timeout=120)
 
 
 def test_other_devices_change_nothing() -> None:
