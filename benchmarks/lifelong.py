@@ -199,11 +199,15 @@ def older_settings(runs: Sequence[Run]) -> list[str]:
 
 def processors(runs: Sequence[Run]) -> list[str]:
     """Which runs were made on which processor, where records name it; a sentence for each."""
-    on: dict[str, list[str]] = {}
+    on: dict[str, dict[str, list[str]]] = {}
     for run in runs:
         if named := run.about.get("processor"):
-            on.setdefault(named, []).append(f"{title(run.method)} (seed {run.seed})")
-    return [f"Run on {named}: {listed(those)}." for named, those in on.items()]
+            on.setdefault(named, {}).setdefault(f"{title(run.method)} on {run.model}", []).append(str(run.seed))
+    return [f"Made on {named}: {listed([_with_seeds(*run) for run in those.items()])}." for named, those in on.items()]
+
+
+def _with_seeds(what: str, seeds: Sequence[str]) -> str:
+    return f"{what} ({'seeds' if len(seeds) > 1 else 'seed'} {listed(seeds)})"
 
 
 def _model(model: str, texts: Sequence[str]) -> str:

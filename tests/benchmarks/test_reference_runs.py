@@ -111,3 +111,14 @@ def test_records_made_with_other_settings_than_todays_say_so(script):
     run.settings = {"hyper": now | {"l2_relative": 10.0}}
     (said,) = script.older_settings([run, run])
     assert said == "AlphaEdit on pocket was run with older settings: l2_relative = 10.0, not 300.0."
+
+
+def test_it_is_said_which_runs_were_made_on_which_processor(script):
+    def run(model, seed, processor):
+        return SimpleNamespace(method="encore", model=model, seed=seed, about={"processor": processor})
+
+    runs = [run("pocket", 0, "A"), run("pocket", 2, "B"), run("pocket-llama", 0, "A"), run("pocket", 1, "A")]
+    assert script.processors([*runs, run("pocket", 3, None)]) == [
+        "Made on A: ENCORE on pocket (seeds 0 and 1) and ENCORE on pocket-llama (seed 0).",
+        "Made on B: ENCORE on pocket (seed 2).",
+    ]
