@@ -12,7 +12,8 @@ agreement of z and steps compare (a) with (c) on the same facts. The share of th
 products (live suffix tokens in the layers above the edit, forward and backward with respect to the states, head at
 the read positions, no padding) would take at the measured rate of a large matrix product, over the time taken.
 `flops_plain_over_needed` is what the ratio would be if both ran at that rate; `padding_share` that of the places that
-replay computes. Float32 models run replay once more with its layers in bfloat16, and say what that does to z.
+replay computes. Float32 models run replay once more with its layers in bfloat16, and say what that does to z. Replay with
+all its steps, as MEMIT takes them, says what MPES is worth (`seconds_saved_by_mpes`, a share of those seconds).
 """
 
 import argparse
@@ -30,17 +31,18 @@ from benchmarks.shapes import open_model
 from ketools.editing import descent
 from ketools.editing import targets as engine
 from ketools.editing.contexts import contexts_of, generate_prefixes
-from ketools.editing.methods import MPES, Hyper, method
+from ketools.editing.methods import MPES, FixedSteps, Hyper, method
 from ketools.editing.targets import FactRows, Targets, compute_targets, fact_rows
 from ketools.facts import Fact, facts
 from ketools.model import EditableModel
 from tests.reference.plain_batch import plain_targets
 from tests.reference.plain_targets import PlainTarget, plain_target
 
-ROUGH = "replay in bfloat16"
+ROUGH, ALL_STEPS = "replay in bfloat16", "replay, all steps"
 SAID = (
     "flops_plain_over_needed", "max_relative_error_z", "same_steps_share", "mean_steps", "padding_share",
-    "flop_bound_share", "bfloat16_max_relative_error_z", "bfloat16_same_steps_share",
+    "flop_bound_share", "bfloat16_max_relative_error_z", "bfloat16_same_steps_share", "seconds_saved_by_mpes",
+    "mean_steps_without_mpes",
 )  # fmt: skip
 
 
@@ -124,6 +126,7 @@ def variants(
         "batched": lambda: plain_targets(model, chosen, contexts, stopping, hyper),
         "replay": replay,
         "replay, one fact at a time": lambda: replay(facts_at_once=1),
+        ALL_STEPS: lambda: compute_targets(model, chosen, contexts, FixedSteps(), hyper),
     }
     if model.dtype == torch.float32:
         work[ROUGH] = lambda: replay(precision="bfloat16")
@@ -191,6 +194,9 @@ def _figures(
             plain = plain_flops(model, rows, [t.steps for t in results["plain"]], hyper.layers[-1])
             out["flops_plain_over_needed"] = plain / flops
             out |= agreement(results["plain"], targets)
+        if ALL_STEPS in results:
+            out["seconds_saved_by_mpes"] = 1 - base / middle[ALL_STEPS]
+            out["mean_steps_without_mpes"] = float(results[ALL_STEPS].steps.float().mean())
         if ROUGH in results:
             exact = [PlainTarget(z, z, int(n), 0.0, 0.0) for z, n in zip(targets.z, targets.steps, strict=True)]
             out |= {f"bfloat16_{name}": value for name, value in agreement(exact, results[ROUGH]).items()}

@@ -210,17 +210,17 @@ def free_text_bars(frames: Frames, *, context: str = "") -> go.Figure:
 def task_bars(frames: Frames, *, context: str = "") -> go.Figure:
     """Weighted F1 of downstream tasks, from `downstream.downstream`: one table, or several by name ("before", methods).
 
-    With "before" the title compares. Raises KetoolsError for another table or an empty one.
+    With its bootstrap intervals, where the table has them. With "before" the title compares. Raises KetoolsError for another table or an empty one.
     """
     named = named_frames(frames, "task", "n", "accuracy", "f1", of="evaluation.downstream.downstream")
     tasks = list(dict.fromkeys(task for frame in named.values() for task in frame["task"]))
     fig, mean = go.Figure(), {}
     for i, (name, look) in enumerate(part_styles(named).items()):
-        f1 = named[name].set_index("task")["f1"].reindex(tasks)
-        mean[name] = float(f1.mean())
+        rows = named[name].set_index("task").reindex(tasks)
+        mean[name] = float(rows["f1"].mean())
         fig.add_bar(
-            x=[plain(task, 20) for task in tasks], y=gaps(f1), name=label(name), marker={"color": look.colour, "pattern": {"shape": SHAPES[i % len(SHAPES)]}},
-            hovertemplate=f"{label(name)}: %{{y:.3f}}<extra></extra>",
+            x=[plain(task, 20) for task in tasks], y=gaps(rows["f1"]), name=label(name),
+            marker={"color": look.colour, "pattern": {"shape": SHAPES[i % len(SHAPES)]}}, **_ends(rows, label(name)),
         )  # fmt: skip
     said = "; ".join(led(name, f"mean F1 {number(value)}", len(mean)) for name, value in mean.items())
     head = "Downstream tasks"
@@ -236,11 +236,28 @@ def task_bars(frames: Frames, *, context: str = "") -> go.Figure:
         head = f"Downstream skill {verb}"
     fig.update_xaxes(title="task (name)").update_yaxes(title="weighted F1 (0 to 1)", range=[0, 1.04])
     items = sorted({int(n) for n in next(iter(named.values()))["n"]})
+    intervals = all({"low", "high"} <= set(frame) for frame in named.values())
     caption = joined(
-        f"Zero-shot multiple choice, {items[0] if len(items) == 1 else f'{items[0]} to {items[-1]}'} items a task.",
+        f"Zero-shot multiple choice, {items[0] if len(items) == 1 else f'{items[0]} to {items[-1]}'} items a task"
+        f"{', with 95% bootstrap intervals' if intervals else ''}.",
         context,
     )
     return dress(fig, f"{head} ({said})", caption, f"Grouped bars by task. {said}.").update_layout(barmode="group")
+
+
+def _ends(rows: pd.DataFrame, name: str) -> dict[str, object]:
+    # Of bars of F1: their intervals, if the table has any, and what is said on hover.
+    if not {"low", "high"} <= set(rows):
+        return {"hovertemplate": f"{name}: %{{y:.3f}}<extra></extra>"}
+    return {
+        "error_y": {
+            "array": gaps(rows["high"] - rows["f1"]), "arrayminus": gaps(rows["f1"] - rows["low"]), "color": NEUTRAL,
+            "thickness": 1.5, "width": 4,
+        },
+        "customdata": rows[["low", "high"]].to_numpy().tolist(),
+        "meta": {"interval": "95% interval"},
+        "hovertemplate": f"{name}: %{{y:.3f}} (%{{customdata[0]:.3f}} to %{{customdata[1]:.3f}}, 95% interval)<extra></extra>",
+    }  # fmt: skip
 
 
 def harness_forest(frame: pd.DataFrame, *, context: str = "") -> go.Figure:

@@ -23,6 +23,7 @@ from ketools.scoring import choice_logprobs
 
 FIELDS = {"task": str, "split": str, "id": (str, int), "prompt": str, "choices": list, "answer": int}
 _LARGEST = 700.0  # nats a token: beyond it exp overflows
+_RESAMPLES = 2000
 
 
 def load_tasks(path: str | Path | None = None, split: str = "test") -> pd.DataFrame:
@@ -96,7 +97,8 @@ def downstream(
 
     Returns:
         A row per task, by name: task, n, accuracy, f1 (weighted over the answers' classes, scikit-learn). The class
-        of an item is the text of its right choice, so that a task whose choices are shuffled keeps its classes.
+        of an item is the text of its right choice, so that a task whose choices are shuffled keeps its classes. low, high:
+        95% bootstrap interval of f1 over the items (percentile).
 
     Raises:
         KetoolsError: two choices of an item begin with the same token.
@@ -108,17 +110,38 @@ def downstream(
         gold=[choices[answer] for choices, answer in zip(items["choices"], items["answer"], strict=True)],
         said=[choices[k] for choices, k in zip(items["choices"], picked, strict=True)],
     )
-    return pd.DataFrame(
-        [
-            {
-                "task": task,
-                "n": len(group),
-                "accuracy": float(accuracy_score(group["gold"], group["said"])),
-                "f1": float(f1_score(group["gold"], group["said"], average="weighted", zero_division=0.0)),
-            }
-            for task, group in items.groupby("task", sort=True)
-        ]
-    )
+    return pd.DataFrame([_task(str(task), group, seed) for task, group in items.groupby("task", sort=True)])
+
+
+def _task(name: str, items: pd.DataFrame, seed: int) -> dict[str, object]:
+    # A row of `downstream`, of the items of one task.
+    gold, said = items["gold"], items["said"]
+    low, high = _interval(gold, said, seed)
+    return {
+        "task": name,
+        "n": len(items),
+        "accuracy": float(accuracy_score(gold, said)),
+        "f1": float(f1_score(gold, said, average="weighted", zero_division=0.0)),
+        "low": low,
+        "high": high,
+    }
+
+
+def _interval(gold: pd.Series, said: pd.Series, seed: int, level: float = 0.95) -> tuple[float, float]:
+    # Items with the same right choice and the same answer are the same to F1: draws of items are draws of their counts.
+    cells = pd.crosstab(gold, said)
+    classes = sorted({*cells.index, *cells.columns})
+    counts = cells.reindex(index=classes, columns=classes, fill_value=0).to_numpy()
+    drawn = np.random.default_rng(seed).multinomial(counts.sum(), counts.ravel() / counts.sum(), _RESAMPLES)
+    low, high = np.quantile(_weighted_f1(drawn.reshape(-1, *counts.shape)), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _weighted_f1(counts: np.ndarray) -> np.ndarray:
+    # Of confusion matrices (draws, right choice, answer); a class that is neither asked nor said counts nothing.
+    asked, answered = counts.sum(2), counts.sum(1)
+    each = 2 * np.diagonal(counts, axis1=1, axis2=2) / np.maximum(asked + answered, 1)
+    return (each * asked).sum(1) / asked.sum(1)
 
 
 def load_heldout(path: str | Path | None = None, documents: int | None = None) -> list[str]:

@@ -20,7 +20,8 @@ def test_every_variant_computes_the_same_targets(tiny_gpt2):
     work = bench.variants(tiny_gpt2, facts, CONTEXTS, hyper, MPES(1))
     results = {name: job() for name, job in work.items()}
     replayed = results.pop("replay")
-    rough = results.pop(bench.ROUGH)
+    rough, whole = results.pop(bench.ROUGH), results.pop(bench.ALL_STEPS)
+    assert (whole.steps >= replayed.steps).all() and whole.steps.max() == hyper.steps - 1
     assert 0 < (rough.z - replayed.z).norm() < 0.3 * replayed.z.norm()
     for name, other in results.items():
         if isinstance(other, list):
@@ -78,6 +79,7 @@ def test_the_command_writes_what_it_measured(tmp_path, capsys):
     figures = json.loads(out.read_text())
     assert code == 0
     assert figures["max_relative_error_z"] < 1e-4 and figures["same_steps_share"] == 1
+    assert figures["mean_steps_without_mpes"] >= figures["mean_steps"] and figures["seconds_saved_by_mpes"] < 1
     assert 0 <= figures["padding_share"] <= 0.15 and figures["flops_plain_over_needed"] > 1
     assert figures["bfloat16_same_steps_share"] <= 1 and figures["flop_bound_share"] > 0
     assert figures["ratio_plain_over_replay"] == pytest.approx(

@@ -165,6 +165,17 @@ def test_generation_is_held_against_teacher_forcing():
     assert tells(plots.free_text_bars(FREE.assign(RS=math.nan)))
 
 
+def test_bars_of_tasks_have_the_intervals_of_their_table():
+    between = TASKS.assign(low=[0.7, 0.85], high=[0.95, 0.92])
+    fig = plots.task_bars({"before": between, "now": between})
+    assert (
+        "intervals" in plots.words(fig)["caption"] and "intervals" not in plots.words(plots.task_bars(TASKS))["caption"]
+    )
+    assert list(fig.data[0].error_y.array) == pytest.approx([0.15, 0.02])
+    assert list(fig.data[0].error_y.arrayminus) == pytest.approx([0.1, 0.05])
+    assert plots.describe(fig).table.iloc[0].tolist() == pytest.approx([0.8, 0.7, 0.95] * 2)
+
+
 def test_tasks_survive_or_decline():
     assert "Downstream skill survives" in tells(plots.task_bars({"before": TASKS, "now": TASKS}))
     assert "Downstream skill declines" in tells(plots.task_bars({"before": TASKS, "now": TASKS.assign(f1=0.3)}))

@@ -59,6 +59,10 @@ def test_who_keeps_most_is_said_from_the_shares():
     assert set(nb10.keeper(pd.Series({"memit": 1.0, "encore": 0.99}))[1]) == {"memit", "encore"}
 
 
+def test_a_p_value_too_small_for_a_float_is_not_told_as_zero():
+    assert [nb10.chance(p) for p in (0.0, 3.056144e-143, 0.0421, 1.0)] == ["<1e-300", "3.1e-143", "0.042", "1"]
+
+
 def test_hours_are_those_of_editing():
     record = fake_record("encore")  # 4 batches of 6 s
     assert nb10.hours({"encore": record}) == "ENCORE 24.0 s"

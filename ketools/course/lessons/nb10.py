@@ -144,6 +144,11 @@ def keeper(kept: pd.Series, apart: float = 0.05) -> tuple[str, dict[str, str]]:
     return best, why | {"undecided": f"Best and worst lie {100 * between:.0f} of 100 facts apart."}
 
 
+def chance(p: float) -> str:
+    """A p-value as text; those too small for a float are below 1e-300, not 0."""
+    return "<1e-300" if p < 1e-300 else f"{p:.2g}"
+
+
 def same_tables(one: RunRecord, two: RunRecord) -> float:
     """1.0 if two runs of one method hold the same rows in all tables, to the bit, but for the clock's columns."""
     for name in ("batches", "facts", "norms", "checkpoints"):
