@@ -27,7 +27,7 @@ from ketools.files import write_atomic
 from ketools.model import load
 from ketools.report.capacity import bends, capacity
 from ketools.report.headline import write_headline
-from ketools.report.reading import reading
+from ketools.report.reading import damage, reading
 from ketools.runs.compare import by_method, compare, paired_tests
 from ketools.runs.config import RunConfig, composed
 from ketools.runs.gather import Group, Run, arrange, gather
@@ -181,6 +181,8 @@ def readme(groups: Sequence[Group]) -> str:
             f"Fact by fact, {differ} of {len(pairs)} pairs of runs on the same facts differ in efficacy at the end "
             "(McNemar's exact test, Benjamini-Hochberg, below 0.05)."
         )
+    if said := damage(runs):
+        parts += ["## Norm and damage", *said]
     return "\n\n".join([*parts, *_capacity(groups)]) + "\n"
 
 

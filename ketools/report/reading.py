@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 
 from ketools.course.findings import percent, times
+from ketools.evaluation.forgetting import norm_damage
+from ketools.runs.gather import Run
 from ketools.runs.names import listed, title
 
 PARTS = {"sequential-memit": "past keys", "memit+mpes": "MPES", "memit+norm": "the norm constraint"}
@@ -19,6 +21,12 @@ _WAY: dict[str, tuple[str, Callable[[float], str], float]] = {
     "efficacy_accuracy": ("edits that are the model's answer at the end", percent, 0.01),
     "S": ("score S at the end", percent, 0.01),
     "perplexity_ratio": ("perplexity", times, 0.02),
+}
+_DAMAGED = {
+    "unedited_kept": "unedited facts kept",
+    "same_subject_kept": "other facts of edited subjects kept",
+    "downstream_kept": "downstream F1 kept",
+    "perplexity_ratio": "perplexity",
 }
 # Gupta et al., arXiv 2502.01636: 10,000 edits of CounterFact; S of GPT2-XL (table 2), norms (figures 1 and 4).
 PAPER_S = {
@@ -40,6 +48,25 @@ def reading(table: pd.DataFrame) -> dict[str, list[str]]:
 
 
 Rows = Mapping[str, pd.Series]
+
+
+def damage(runs: Sequence[Run]) -> list[str]:
+    """Does damage go with the norm: a sentence per model, over the checkpoints of its runs."""
+    said = []
+    for model in dict.fromkeys(run.model for run in runs):
+        those = [run.record.checkpoints for run in runs if run.model == model]
+        points = pd.concat(those, ignore_index=True)
+        points = points[points["edits"] > 0]
+        if "norm_ratio" not in points or not set(_DAMAGED) & set(points):
+            continue
+        found = norm_damage(points, damage=[name for name in _DAMAGED if name in points]).dropna(subset=["spearman"])
+        each = [f"{_DAMAGED[row.measure]} {row.spearman:+.2f}" for row in found.itertuples()]
+        if each:
+            said.append(
+                f"On {model}, over {len(points)} checkpoints of {len(those)} runs, the norm of the most grown matrix goes with "
+                f"{listed(each)} (Spearman; checkpoints follow each other and are no independent draws)."
+            )
+    return said
 
 
 def _collapsed(rows: Rows) -> str:

@@ -1,10 +1,11 @@
 """Sentences about a table: worded from its numbers, whichever way they came out."""
 
 import math
+from types import SimpleNamespace
 
 import pandas as pd
 
-from ketools.report.reading import reading
+from ketools.report.reading import damage, reading
 from ketools.runs.compare import MEASURES
 
 
@@ -67,3 +68,17 @@ def test_what_was_not_run_or_not_measured_is_not_spoken_of():
 def test_seconds_are_compared_on_the_same_seeds_alone():
     mixed = table(memit={"seconds_per_edit": 0.10}, encore={"seconds_per_edit": 0.05, "seed_list": "0"})
     assert not any("An edit takes" in text for text in reading(mixed)["pocket"])
+
+
+def test_damage_goes_with_the_norm_or_against_it():
+    def run(model, kept, **more):
+        points = pd.DataFrame({"edits": [0, 1, 2, 3], "norm_ratio": [1.0, 1.1, 1.3, 1.6], "unedited_kept": kept} | more)
+        return SimpleNamespace(model=model, record=SimpleNamespace(checkpoints=points))
+
+    falls, grows = [0.0, 0.9, 0.8, 0.3], [1.0, 0.1, 0.2, 0.3]
+    said = damage([run("a", falls), run("b", grows, perplexity_ratio=[1.0, 3.0, 2.0, 1.0]), run("a", falls)])
+    assert len(said) == 2 and "On a, over 6 checkpoints of 2 runs" in said[0] and "facts kept -1.00 (" in said[0]
+    assert "facts kept +1.00 and perplexity -1.00" in said[1]
+    assert damage([run("a", [math.nan] * 4)]) == [] and damage([]) == []
+    bare = SimpleNamespace(model="a", record=SimpleNamespace(checkpoints=pd.DataFrame({"edits": [0, 10]})))
+    assert damage([bare]) == []
