@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,6 +105,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         if path.is_dir():
             path.rmdir()  # not every system renames onto an empty folder
         part.replace(path)
+        _flush_names(path.parent)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
@@ -122,6 +123,7 @@ def _replacing(path: Path) -> Iterator[Path]:
         _flush(part)
         part.chmod(0o666 & ~_umask())
         part.replace(path)
+        _flush_names(path.parent)
     except BaseException as error:
         if name is not None:
             Path(name).unlink(missing_ok=True)
@@ -133,6 +135,17 @@ def _replacing(path: Path) -> Iterator[Path]:
 def _flush(path: Path) -> None:
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def _flush_names(folder: Path) -> None:
+    # A renamed file survives a power cut only if its folder's list of names is on the disk too. Where folders cannot be
+    # opened or flushed (Windows, some network disks) the system keeps its own order.
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _umask() -> int:

@@ -104,3 +104,11 @@ def test_a_folder_is_whole_or_not_there(tmp_path, there):
         pass
     with pytest.raises(KetoolsError, match="is a file"), new_folder(path / "sub" / "whole"):
         pass
+
+
+def test_a_new_name_is_flushed_to_the_disk_with_its_folder(tmp_path, monkeypatch):
+    seen = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: seen.append(stat.S_ISDIR(os.fstat(handle).st_mode)) or real(handle))
+    write_atomic(tmp_path / "a.json", "{}")
+    assert seen == [False, True], "first what is in the file, then that it is there"
