@@ -1,7 +1,7 @@
 """All figures by name. Here: lifelong editing, from tables of `runs.lifelong` with a `method` column (see `stack`).
 
-The others are in modules by theme and re-exported: `bars` (one edit); `probing_plots`, `tracing_plots`, `layer_plots`
-(ketools.probing); `norm_plots`, `update_plots`, `target_plots`, `stream_plots`, `drift_plots` (ketools.norms, and how C
+The others are in modules by theme and re-exported: `bars` (one edit); `probing_plots`, `recalled_plots`, `tracing_plots`,
+`layer_plots` (ketools.probing); `norm_plots`, `update_plots`, `target_plots`, `stream_plots`, `drift_plots` (ketools.norms, and how C
 converges); `evaluation_plots`, `overfit_plots`, `method_plots` (ketools.evaluation). A name says what is drawn and how:
 bars, heat (a map), lines, profile (over layers), curve (over steps, tokens or edits), points, forest (with intervals).
 
@@ -43,10 +43,17 @@ from ketools.course.overfit_plots import (
     two_hop_bars,
 )
 from ketools.course.probing_plots import answer_bars, lens_heat, lens_lines, surroundings_bars, top_token_bars
+from ketools.course.recalled_plots import recalled_bars
 from ketools.course.stream_plots import stream_error_lines, stream_profile, stream_share_bars
 from ketools.course.style import dress, label, styles, themed, words
 from ketools.course.tables import describe, numbers
-from ketools.course.target_plots import target_curve, target_norm_points, target_summary_forest, target_trace_lines
+from ketools.course.target_plots import (
+    target_curve,
+    target_norm_points,
+    target_probability_lines,
+    target_summary_forest,
+    target_trace_lines,
+)
 from ketools.course.tracing_plots import knockout_profile, trace_heat, trace_profile
 from ketools.course.update_plots import alignment_bars, convergence_curve, null_energy_bars, update_bars
 from ketools.errors import KetoolsError
@@ -89,6 +96,7 @@ __all__ = [
     "probability_curve",
     "quantile_lines",
     "recall_bars",
+    "recalled_bars",
     "ripple_bars",
     "same_subject_kept",
     "score_bars",
@@ -102,6 +110,7 @@ __all__ = [
     "surroundings_bars",
     "target_curve",
     "target_norm_points",
+    "target_probability_lines",
     "target_summary_forest",
     "target_trace_lines",
     "task_bars",
@@ -115,11 +124,7 @@ __all__ = [
     "words",
 ]
 
-_SCORES = {
-    "ES": "efficacy (ES)",
-    "PS": "paraphrases (PS)",
-    "NS": "neighbours (NS)",
-}
+_SCORES = {"ES": "efficacy (ES)", "PS": "paraphrases (PS)", "NS": "neighbours (NS)"}
 _PHASES = {
     "seconds_targets": ("targets", ""),
     "seconds_keys": ("keys", "/"),
@@ -178,13 +183,7 @@ def unedited_kept(checkpoints: pd.DataFrame) -> go.Figure:
 def same_subject_kept(checkpoints: pd.DataFrame) -> go.Figure:
     """Share of the *other* facts of edited subjects still right; columns method, edits, same_subject_kept."""
     caption = "Facts about the subjects edited so far, other than the edited ones, of those answered right before."
-    return _share(
-        checkpoints,
-        "same_subject_kept",
-        findings.SAME_SUBJECT,
-        "other facts still right (%)",
-        caption,
-    )
+    return _share(checkpoints, "same_subject_kept", findings.SAME_SUBJECT, "other facts still right (%)", caption)
 
 
 def downstream_kept(checkpoints: pd.DataFrame) -> go.Figure:

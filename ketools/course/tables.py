@@ -8,11 +8,15 @@ import plotly.graph_objects as go
 
 from ketools.course.style import words
 from ketools.errors import KetoolsError
+from ketools.evaluation.glossary import hover_texts
 
 
 @dataclass(frozen=True, eq=False)
 class Described:
-    """What a figure says (`finding`, `caption`, `description`, plain text) and its numbers; shown in notebooks as HTML."""
+    """What a figure says (`finding`, `caption`, `description`, plain text) and its numbers; shown in notebooks as HTML.
+
+    There, heads of columns that name a metric of the glossary have its text on hovering.
+    """
 
     finding: str
     caption: str
@@ -24,6 +28,9 @@ class Described:
 
     def _repr_html_(self) -> str:
         table = self.table.to_html(escape=True, float_format=lambda value: f"{value:.4g}", na_rep="–", border=0)
+        for head, text in hover_texts([*self.table.columns, *self.table.index.names]).items():
+            shown = escape(head, quote=False)  # as pandas writes it
+            table = table.replace(f"<th>{shown}</th>", f'<th><abbr title="{escape(text)}">{shown}</abbr></th>')
         return (
             f"<p>{escape(self.description)}</p>"
             f"<details><summary>The numbers</summary><div style='max-height: 24em; overflow: auto'>{table}</div></details>"

@@ -4,8 +4,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ketools.course.findings import number, percent
-from ketools.course.lines import add_reference
+from ketools.course.findings import Verdict, last, number, percent
+from ketools.course.lines import EDITS, add_lines, add_reference, describe, measured
 from ketools.course.parts import add_line, checked, gaps, joined, present
 from ketools.course.style import OKABE_ITO, Style, dress, label, plain, styles
 
@@ -55,6 +55,33 @@ def target_curve(frame: pd.DataFrame, natural: float | None = None, *, context: 
     caption = f"Mean over {int(frame['n'].max())} facts, one that has stopped with the probability at which it did; band: 5% to 95% of facts."
     caption += f" Left out, not finite: {out}." if out else ""
     return dress(fig, "; ".join(said), joined(caption, context), f"Line chart over steps. {'; '.join(said)}.")
+
+
+def target_probability_lines(frame: pd.DataFrame) -> go.Figure:
+    """Mean probability (0 to 1) of the targets when step 1 stopped, over edits, one line a method.
+
+    Needs columns method, edits, p_target_mean (of `RunRecord.batches`); with p_natural, the mean probability of natural
+    facts, that is a grey line. Raises KetoolsError if a column is missing or nothing was measured. Gupta et al.,
+    2502.01636, table 1 compares edited facts with natural ones so.
+    """
+    rows = measured(frame, "p_target_mean")
+    ends, span = last(rows, "p_target_mean")
+    known = rows["p_natural"].dropna() if "p_natural" in rows else rows["edits"].iloc[:0]
+    natural = float(known.mean()) if len(known) else None
+    fig = go.Figure()
+    add_lines(fig, rows, "p_target_mean", ".3f")
+    caption = (
+        "Probability of the new object at the last step of the target's optimisation, mean over the contexts it is "
+        "optimised in and over the facts of neighbouring batches, before anything is written into the weights."
+    )
+    text = describe(rows, "p_target_mean", "the target's probability when step 1 stopped", number)
+    if natural is not None:
+        add_reference(fig, [0, int(rows["edits"].max())], [natural, natural], "natural facts, before any edit", ".3f")
+        caption += " Natural facts: probability of the true object where the unedited model answers right."
+        text += f" Natural facts: {number(natural)}."
+    fig.update_xaxes(title=EDITS, rangemode="tozero")
+    fig.update_yaxes(title=_P, range=[0, 1.04])
+    return dress(fig, _stopping(ends, natural, span), caption, text)
 
 
 def target_trace_lines(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
@@ -158,6 +185,23 @@ def target_summary_forest(frame: pd.DataFrame, *, context: str = "") -> go.Figur
     medians = "; ".join(f"{name.split(' (')[0]} {number(m)}" for name, m in zip(names, frame["median"], strict=True))
     finding = f"Step 1 at the median fact: {medians}"
     return dress(fig, finding, caption, f"Points with ranges. {said}.", 70 + 100 * len(frame))
+
+
+def _stopping(ends: dict[str, float], natural: float | None, span: str) -> str:
+    if natural is not None:
+        verdict = Verdict(
+            "Step 1", "stops no surer of its targets than of natural facts", "grows surer of its targets than of natural facts",
+            f"natural facts {number(natural)}; targets", lambda v: v <= natural, number,
+        )  # fmt: skip
+        return verdict.sentence(ends, span)
+    values = ", ".join(f"{label(method)} {number(value)}" for method, value in ends.items())
+    order = sorted(ends, key=lambda method: ends[method])
+    low, high = order[0], order[-1]
+    if len(ends) == 1:
+        return f"Step 1 stops at a target probability of {number(ends[low])} with {label(low)} (after {span} edits)"
+    if ends[high] - ends[low] < 0.01:
+        return f"Step 1 stops at like target probabilities with every method (after {span} edits: {values})"
+    return f"Step 1 stops surest of its targets with {label(high)}, least sure with {label(low)} (after {span} edits: {values})"
 
 
 def _length_words(rows: pd.DataFrame) -> str:

@@ -6,6 +6,7 @@ a table; columns that mean the same everywhere are in the table "shared".
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
@@ -30,6 +31,9 @@ _HOLDS = {
     "facts": ("evaluate",),
     "demo": ("checkpoints", "evaluate"),
 }
+
+# The scores of `evaluate` are known by their capitals, as a head or in brackets within one.
+_SCORE = re.compile(r"\(([A-Z]{1,2})\)|^([A-Z]{1,2})$")
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,36 @@ def look_up(name: str, table: str | None = None) -> tuple[Entry, ...]:
     # A table's own meaning wins over one that it shares with others.
     own = [entry for entry in found if entry.table == table]
     return tuple(own or found)
+
+
+def hover_text(name: str, table: str | None = None) -> str:
+    """`Entry.text()` of what `name` means, for hovering over it; "" where no entry, or several of different meaning, fit."""
+    try:
+        found = look_up(name, table)
+    except KetoolsError:  # a head without an explanation is shown as it is
+        return ""
+    return found[0].text() if len({(entry.title, entry.formula) for entry in found}) == 1 else ""
+
+
+def hover_texts(heads: Iterable[object]) -> dict[str, str]:
+    """The text to show over those of a table's heads that name a metric: head -> `Entry.text()`; others are left out.
+
+    A head names a metric by its name ("unedited_kept"), its title ("seconds per edit"), with or without its unit in
+    brackets behind it, or by the abbreviation of a score ("ES", "efficacy (ES): MEMIT"). What means different things in
+    different tables is left out: a wrong explanation is worse than none.
+    """
+    known: dict[str, list[Entry]] = {}
+    for entry in entries():
+        for word in {entry.name, entry.title}:
+            known.setdefault(word, []).append(entry)
+    texts = {}
+    for head in dict.fromkeys(head for head in heads if isinstance(head, str)):
+        found = known.get(head) or known.get(re.sub(r" \([^()]*\)$", "", head), [])
+        if score := _SCORE.search(head):
+            found = [entry for entry in known.get(score[1] or score[2], []) if entry.table == "evaluate"]
+        if len({(entry.title, entry.formula) for entry in found}) == 1:
+            texts[head] = found[0].text()
+    return texts
 
 
 def missing(columns: Iterable[str], table: str) -> list[str]:

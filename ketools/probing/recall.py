@@ -1,4 +1,4 @@
-"""What a model answers: next tokens, the probability of given answers, greedy continuations."""
+"""What a model answers: next tokens, the probability of given answers, greedy continuations, one fact in many wordings."""
 
 from collections.abc import Sequence
 
@@ -13,18 +13,14 @@ from ketools.prompts import make_rows
 from ketools.scoring import score_pairs
 
 
-@torch.no_grad()
 def top_tokens(model: EditableModel, prompt: str, k: int = 5) -> pd.DataFrame:
     """The `k` most probable next tokens after `prompt`: columns token (text), probability.
 
     Raises KetoolsError for a blank prompt, one longer than the model's window, and k outside 1 to the vocabulary's size.
     """
-    if not 1 <= k <= model.config.vocab_size:
-        raise KetoolsError(f"k={k}: expected 1 to {model.config.vocab_size} tokens")
-    ids = _ids(model, prompt)
-    probability, token = model.model(input_ids=ids, use_cache=False).logits[0, -1].float().softmax(-1).topk(k)
-    words = [model.tokenizer.decode([t]) for t in token.tolist()]
-    return pd.DataFrame({"token": words, "probability": probability.tolist()})
+    _check_k(model, k)
+    words, probability = _top(model, _next_logits(model, prompt), k)
+    return pd.DataFrame({"token": words, "probability": probability})
 
 
 def answers(model: EditableModel, prompts: Sequence[str], targets: Sequence[str]) -> pd.DataFrame:
@@ -74,6 +70,79 @@ def surroundings(model: EditableModel, fact: Fact, same_subject: Sequence[Fact] 
         probability, right = score_pairs(model, list(zip(frame["prompt"], frame[name], strict=True)))
         frame[f"p_{name}"], frame[f"says_{name}"] = probability, right
     return frame
+
+
+def recalled(
+    model: EditableModel, fact: Fact, contexts: Sequence[str] = (), k: int = 5, tokens: int = 8
+) -> pd.DataFrame:
+    """Whether `model` has one fact, however it is asked: its prompt, its paraphrases, its prompt after each context.
+
+    Args:
+        contexts: texts that go before the fact's prompt, one space between.
+        k: how many of the most probable next tokens to list.
+        tokens: length of the greedy continuation, at most.
+
+    Returns:
+        One row a prompt, in this order. Columns: kind ("prompt", "paraphrase", "context"), context (text, "" without),
+        prompt (all that is asked, context included), true, new (the fact's targets), p_true, p_new (exp of the mean
+        token log-probability, 0 to 1), rank_true, rank_new (of the target's first token among all next tokens; 1: the
+        most probable), top (tuple of k token texts), top_probability (tuple of k, descending), said (the continuation).
+
+    Raises KetoolsError for a fact whose `target_true` is unknown, contexts that are one text or blank, k outside 1 to
+    the vocabulary's size, fewer than one token, and a prompt that with its continuation is longer than the window.
+    """
+    _check_k(model, k)
+    if tokens < 1:
+        raise KetoolsError(f"tokens={tokens}: expected 1 or more to write")
+    true = fact.need_true("what the model recalls of a fact")
+    frame = pd.DataFrame(_asked(fact, contexts), columns=["kind", "context", "prompt"])
+    frame = frame.assign(true=true, new=fact.target_new)
+    prompts = frame["prompt"].tolist()
+    for name, target in (("true", true), ("new", fact.target_new)):
+        frame[f"p_{name}"], _ = score_pairs(model, [(prompt, target) for prompt in prompts])
+    standing = [_standing(model, prompt, (true, fact.target_new), k) for prompt in prompts]
+    frame = frame.join(pd.DataFrame(standing, columns=["rank_true", "rank_new", "top", "top_probability"]))
+    return frame.assign(said=[complete(model, prompt, tokens) for prompt in prompts])
+
+
+def _asked(fact: Fact, contexts: Sequence[str]) -> list[tuple[str, str, str]]:
+    # (kind, context, prompt): each way to ask.
+    if isinstance(contexts, str):
+        raise KetoolsError(f"contexts is one text, {contexts!r}; expected a list of texts: put it in brackets")
+    for i, context in enumerate(contexts):
+        if not context.strip():
+            raise KetoolsError(
+                f"context {i} is blank ({context!r}); give it some text: the prompt without one is asked anyway"
+            )
+    after = [("context", context, f"{context.rstrip(' ')} {fact.text}") for context in contexts]
+    return [("prompt", "", fact.text), *(("paraphrase", "", text) for text in fact.paraphrases), *after]
+
+
+def _standing(
+    model: EditableModel, prompt: str, targets: tuple[str, str], k: int
+) -> tuple[int, int, tuple[str, ...], tuple[float, ...]]:
+    # Ranks of the targets' first tokens, the top tokens and their probabilities: all from one forward pass.
+    logits = _next_logits(model, prompt)
+    first = [row.target_ids[0] for row in make_rows(model, [prompt] * 2, targets)]
+    true, new = (int((logits > logits[token]).sum()) + 1 for token in first)
+    words, probability = _top(model, logits, k)
+    return true, new, tuple(words), tuple(probability)
+
+
+@torch.no_grad()
+def _next_logits(model: EditableModel, prompt: str) -> Tensor:
+    # (vocabulary,), float32
+    return model.model(input_ids=_ids(model, prompt), use_cache=False).logits[0, -1].float()
+
+
+def _top(model: EditableModel, logits: Tensor, k: int) -> tuple[list[str], list[float]]:
+    probability, token = logits.softmax(-1).topk(k)
+    return [model.tokenizer.decode([t]) for t in token.tolist()], probability.tolist()
+
+
+def _check_k(model: EditableModel, k: int) -> None:
+    if not 1 <= k <= model.config.vocab_size:
+        raise KetoolsError(f"k={k}: expected 1 to {model.config.vocab_size} tokens")
 
 
 def _ids(model: EditableModel, prompt: str, more: int = 0) -> Tensor:

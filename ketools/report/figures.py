@@ -15,6 +15,7 @@ from ketools.course.lines import EDITS, add_lines, describe, measured, scale
 from ketools.course.style import dress
 from ketools.errors import KetoolsError
 from ketools.evaluation.forgetting import forgetting_by_age, forgetting_curve
+from ketools.evaluation.glossary import hover_text
 from ketools.report.seeds import Rows, pooled, ranged, thinned
 from ketools.runs.gather import Group
 from ketools.runs.store import RunRecord
@@ -41,7 +42,8 @@ PACE = Verdict(
 class Chart:
     """One figure: `title` names what it shows, `rows` takes it from a record, `draw` draws the pooled rows.
 
-    `columns` are those that its panels show, for the ranges; `over` the column along the axis.
+    `columns` are those that its panels show, for the ranges; `over` the column along the axis; `of` the table of the
+    glossary that explains `columns`.
     """
 
     title: str
@@ -50,6 +52,11 @@ class Chart:
     columns: tuple[str, ...] = ()
     over: str = "edits"
     keep: tuple[str, ...] = ()
+    of: str = "checkpoints"
+
+    def about(self) -> str:
+        """What the glossary says of the quantities that it shows, as plain text; "" where it shows no column as it is."""
+        return "\n".join(hover_text(name, self.of) for name in self.columns)
 
     def figure(self, groups: Sequence[Group]) -> go.Figure:
         """Drawn for groups of one model. Raises KetoolsError, with the reason, where nothing of it was recorded."""
@@ -180,6 +187,15 @@ def _times(record: RunRecord) -> pd.DataFrame:
     return _binned(batches.assign(seconds_per_edit=batches["seconds"] / batches["facts"]), "seconds_per_edit")
 
 
+def _stopped(record: RunRecord) -> pd.DataFrame:
+    batches = record.batches
+    if not {"edits", "p_target_mean"} <= set(batches) or batches.empty:
+        return pd.DataFrame()
+    rows = _binned(batches, "p_target_mean")
+    natural = record.checkpoints["p_natural"].dropna() if "p_natural" in record.checkpoints else ()
+    return rows.assign(p_natural=natural.iloc[0]) if len(natural) else rows
+
+
 def _batches(record: RunRecord) -> pd.DataFrame:
     return record.batches
 
@@ -193,8 +209,10 @@ def _binned(rows: pd.DataFrame, column: str, most: int = 25) -> pd.DataFrame:
 
 
 CHARTS: dict[str, Chart] = {
-    "norm": Chart("Norm of the edited matrices", _most_grown, plots.norm_growth, ("ratio",), keep=("edited",)),
-    "residual": Chart("The edited layers in the residual stream", _shares, residual_share, ("share",)),
+    "norm": Chart(
+        "Norm of the edited matrices", _most_grown, plots.norm_growth, ("ratio",), keep=("edited",), of="norms"
+    ),
+    "residual": Chart("The edited layers in the residual stream", _shares, residual_share, ("share",), of="residual"),
     "unedited": Chart("Unedited facts", _checkpoints, plots.unedited_kept, ("unedited_kept",)),
     "same-subject": Chart(
         "Other facts of edited subjects", _checkpoints, plots.same_subject_kept, ("same_subject_kept",)
@@ -202,10 +220,13 @@ CHARTS: dict[str, Chart] = {
     "downstream": Chart("Downstream tasks", _checkpoints, plots.downstream_kept, ("downstream_kept",)),
     "perplexity": Chart("Perplexity", _checkpoints, plots.perplexity, ("perplexity_ratio",)),
     "scores": Chart("The edits", _checkpoints, plots.edit_scores, ("ES", "PS", "NS")),
-    "forgetting": Chart("Forgetting", _left, forgetting, ("kept",)),
-    "age": Chart("Forgetting by age", _ages, by_age, ("kept",)),
+    "forgetting": Chart("Forgetting", _left, forgetting, ("kept",), of="forgetting"),
+    "age": Chart("Forgetting by age", _ages, by_age, ("kept",), of="forgetting"),
     "probability": Chart("Probability of edited facts", _checkpoints, plots.probability, ("p_edited",)),
-    "pace": Chart("Time per edit over the run", _times, pace, ("seconds_per_edit",)),
+    "stopped": Chart(
+        "Targets when step 1 stopped", _stopped, plots.target_probability_lines, ("p_target_mean",), of="batches"
+    ),
+    "pace": Chart("Time per edit over the run", _times, pace, ("seconds_per_edit",), of="demo"),
     "cost": Chart("Cost of an edit", _batches, plots.cost),
 }
 """The figures of a report, in its order."""

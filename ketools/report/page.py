@@ -1,7 +1,7 @@
 """One HTML page that stands alone: style, script, tables; nothing is loaded from anywhere."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 import pandas as pd
@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from ketools.course.tables import numbers
+from ketools.evaluation.glossary import hover_texts
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --page: #ffffff; --card: #f6f8fa; --line: #d0d7de; --link: #0072b2; --width: 68rem }
@@ -40,6 +41,7 @@ th { background: var(--card) }
 th:first-child { text-align: left }
 tbody th { font-weight: 600; background: none; white-space: normal; min-width: 12rem }
 thead th { position: sticky; top: 0 }
+th abbr[title], caption abbr[title] { text-decoration: underline dotted; text-underline-offset: .2em; cursor: help }
 details { margin: .6rem 0 }
 summary { cursor: pointer; color: var(--link); width: fit-content }
 pre { background: var(--card); padding: .8rem; overflow: auto; font-size: .82rem; max-height: 30rem; white-space: pre-wrap }
@@ -100,16 +102,31 @@ def page(title: str, body: str, figures: dict[str, go.Figure], *, broad: bool = 
     )
 
 
-def table(frame: pd.DataFrame, caption: str, formats: Sequence[Callable[[float], str]] | None = None) -> str:
-    """An accessible HTML table: the index heads the rows; all text escaped; `formats` write the numbers of each column."""
-    head = "".join(f'<th scope="col">{escape(str(name))}</th>' for name in [frame.index.name or "", *frame.columns])
+def table(
+    frame: pd.DataFrame,
+    caption: str,
+    formats: Sequence[Callable[[float], str]] | None = None,
+    *,
+    about: str = "",
+    terms: Mapping[str, str] | None = None,
+) -> str:
+    """An accessible HTML table: the index heads the rows; all text escaped; `formats` write the numbers of each column.
+
+    Heads of columns that the glossary knows have its text on hovering; `terms` has that of heads of columns and rows
+    which it does not find by itself (head -> text, "": none), `about` that of the caption.
+    """
+    heads = [str(name) for name in (frame.index.name or "", *frame.columns)]
+    terms = terms or {}  # rows may be headed by names from a facts file, which are not looked up
+    texts = {**hover_texts(heads), **terms}
+    head = "".join(f'<th scope="col">{_term(name, texts.get(name, ""))}</th>' for name in heads)
     rows = []
     for key, values in zip(frame.index, frame.itertuples(index=False, name=None), strict=True):
         shown = f"{key:,}" if isinstance(key, int) else str(key)
         cells = "".join(_cell(value, formats[i] if formats else short) for i, value in enumerate(values))
-        rows.append(f'<tr><th scope="row">{escape(shown)}</th>{cells}</tr>')
+        rows.append(f'<tr><th scope="row">{_term(shown, terms.get(shown, ""))}</th>{cells}</tr>')
+    said = f"{escape(caption)} {_term('What is measured', about)}" if about else escape(caption)
     return (
-        f'<div class="wide" tabindex="0" role="region" aria-label="{escape(caption)}"><table><caption>{escape(caption)}</caption>'
+        f'<div class="wide" tabindex="0" role="region" aria-label="{escape(caption)}"><table><caption>{said}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
@@ -125,6 +142,11 @@ def short(value: float) -> str:
     if pd.isna(value):
         return "–"
     return f"{value:,.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:.4g}"
+
+
+def _term(shown: str, text: str) -> str:
+    # Text, with its explanation on hovering where there is one; both may come from outside.
+    return f'<abbr title="{escape(text)}">{escape(shown)}</abbr>' if text else escape(shown)
 
 
 def _share(value: float) -> str:

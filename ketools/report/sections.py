@@ -11,6 +11,7 @@ import pandas as pd
 
 from ketools.course import findings
 from ketools.errors import KetoolsError
+from ketools.evaluation.glossary import hover_text
 from ketools.files import finite
 from ketools.report.page import table
 from ketools.runs.compare import comparable, paired_tests
@@ -33,6 +34,7 @@ _END = {
     "seconds_per_edit": ("seconds per edit", findings.number),
 }
 _LOST = 8
+_COUNTED = ("only_a", "only_b", "both", "neither", "p_adjusted")
 _NEEDED = (
     "subject", "relation", "batch", "at_edit_p_new", "end_p_new", "at_edit_efficacy_success", "end_efficacy_success",
 )  # fmt: skip
@@ -41,6 +43,7 @@ _NEEDED = (
 def at_the_end(models: Mapping[str, Sequence[Group]]) -> str:
     """Everything measured at the last checkpoint, methods side by side, a table a model; over seeds: mean (range)."""
     parts = []
+    terms = {head: hover_text(name, "demo") for name, (head, _) in _END.items()}
     for model, groups in models.items():
         ends = {group.label: [_end(run) for run in group.runs if len(run.record.checkpoints)] for group in groups}
         ends = {label: rows for label, rows in ends.items() if rows}
@@ -55,7 +58,7 @@ def at_the_end(models: Mapping[str, Sequence[Group]]) -> str:
         caption = f"All edits scored again on the model after {listed([f'{n:,}' for n in counts])} edits"
         seeds = max((len(held) for held in ends.values()), default=1)
         caption += "; mean (range) over seeds" if seeds > 1 else ""
-        parts.append((f"<h3>{escape(model)}</h3>" if len(models) > 1 else "") + table(frame, caption))
+        parts.append((f"<h3>{escape(model)}</h3>" if len(models) > 1 else "") + table(frame, caption, terms=terms))
     # Many columns may take more room than the text does.
     wide = ' class="bleed"' if len(models) == 1 and any(len(groups) > 4 for groups in models.values()) else ""
     return f"<section{wide}><h2>At the end</h2>{''.join(parts)}</section>"
@@ -90,9 +93,7 @@ def pairs(groups: Sequence[Group], missing: dict[str, str]) -> str:
     if found.empty:
         return ""
     shown = found.assign(a=found["a"].map(title), b=found["b"].map(title)).set_index("a")
-    shown = shown[["b", "model", "seed", "only_a", "only_b", "both", "neither", "p_adjusted"]].astype(
-        {"seed": str, "model": str}
-    )
+    shown = shown[["b", "model", "seed", *_COUNTED]].astype({"seed": str, "model": str})
     shown["p_adjusted"] = ["<0.0001" if p < 1e-4 else f"{p:.4f}" for p in shown["p_adjusted"]]
     heads = ["and", "model", "seed", "first only", "second only", "both", "neither", "p, adjusted"]
     shown = shown.set_axis(heads, axis=1).rename_axis("method")
@@ -102,7 +103,8 @@ def pairs(groups: Sequence[Group], missing: dict[str, str]) -> str:
     )
     differ = int((found["p_adjusted"] < 0.05).sum())
     said = f"<p>{differ:,} of {len(found):,} pairs of runs on the same facts differ in efficacy at the end (adjusted p below 0.05).</p>"
-    inner = table(shown, caption)
+    terms = {head: hover_text(name, "forgetting") for head, name in zip(heads[3:], _COUNTED, strict=True)}
+    inner = table(shown, caption, terms=terms)
     return f"<section><h2>Fact by fact</h2>{said}<details><summary>The numbers</summary>{inner}</details></section>"
 
 
@@ -123,10 +125,10 @@ def lost_edits(groups: Sequence[Group]) -> str:
             continue
         worst = gone.assign(drop=gone["at_edit_p_new"] - gone["end_p_new"]).nlargest(_LOST, "drop").set_index("subject")
         shown = worst[["relation", "batch", "at_edit_p_new", "end_p_new"]]
-        shown = shown.set_axis(
-            ["relation", "batch", "probability right after the edit", "probability at the end"], axis=1
-        )
-        inner = table(shown, f"The {len(shown)} that lost most probability")
+        early, late = "probability right after the edit", "probability at the end"
+        shown = shown.set_axis(["relation", "batch", early, late], axis=1)
+        terms = {early: hover_text("at_edit_p_new", "facts"), late: hover_text("end_p_new", "facts")}
+        inner = table(shown, f"The {len(shown)} that lost most probability", terms=terms)
         parts.append(head + (inner if len(groups) <= 4 else f"<details><summary>Examples</summary>{inner}</details>"))
     if not parts:
         return ""

@@ -116,25 +116,26 @@ def _values(values: Sequence[object]) -> str:
 def _section(key: str, drawn: Drawn, models: Mapping[str, object]) -> str:
     """One measure: a figure a model, the finding as its heading."""
     here = [(model, drawn[key, model]) for model in models if (key, model) in drawn]
+    about = CHARTS[key].about()
     if len(models) == 1:
         ((_, fig),) = here
         heading = f'<h2 id="{key}-finding">{_text(words(fig)["finding"])}</h2>'
-        return f'<section aria-labelledby="{key}-finding">{heading}{_figure(key, fig)}</section>'
+        return f'<section aria-labelledby="{key}-finding">{heading}{_figure(key, fig, about)}</section>'
     parts = [
-        f"<div><h3>{escape(model)}</h3><p>{_text(words(fig)['finding'])}.</p>{_figure(_id(key, model, models), fig)}</div>"
+        f"<div><h3>{escape(model)}</h3><p>{_text(words(fig)['finding'])}.</p>{_figure(_id(key, model, models), fig, about)}</div>"
         for model, fig in here
     ]
     heading = f'<h2 id="{key}-title">{escape(CHARTS[key].title)}</h2>'
     return f'<section aria-labelledby="{key}-title">{heading}<div class="pair">{"".join(parts)}</div></section>'
 
 
-def _figure(name: str, fig: go.Figure) -> str:
+def _figure(name: str, fig: go.Figure, about: str = "") -> str:
     said = words(fig)
     frame, formats = figure_table(fig)
     return (
         f'<figure><div class="plot" id="{name}" role="img" aria-label="{_text(said["description"])}"></div>'
         f"<figcaption>{_text(said['caption'])}</figcaption></figure>"
-        f"<details><summary>The numbers</summary>{table(frame, said['caption'], formats)}</details>"
+        f"<details><summary>The numbers</summary>{table(frame, said['caption'], formats, about=about)}</details>"
     )
 
 

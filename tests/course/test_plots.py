@@ -2,6 +2,7 @@
 
 import math
 import re
+from html import unescape
 
 import pandas as pd
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from ketools import KetoolsError
 from ketools.course import plots
 from ketools.course.style import OKABE_ITO, label, styles, undressed, words
+from ketools.evaluation.glossary import look_up
 from tests.course.sample import record, records
 
 TABLE = {"norm_growth": "norms", "cost": "batches"}
@@ -133,6 +135,16 @@ def test_undressed_leaves_the_figure_as_it_was():
     assert bare.layout.title.text is None and not any(note.name == "caption" for note in bare.layout.annotations)
     assert len(bare.layout.annotations) == 3, "panel titles stay"
     assert fig.layout.title.text and len(fig.layout.annotations) == 4
+
+
+def test_the_table_below_a_figure_explains_the_metrics_it_knows():
+    shown = plots.describe(draw("edit_scores"))._repr_html_()
+    (said,) = re.findall(r'<th><abbr title="([^"]*)">efficacy \(ES\): MEMIT</abbr></th>', shown)
+    assert unescape(said) == look_up("ES", "evaluate")[0].text() and "&gt;" in said
+    assert '<abbr title="edits (shared): edits so far' in shown
+    kept = plots.describe(draw("unedited_kept"))._repr_html_()
+    assert "<th>MEMIT</th>" in kept, "a method is no metric"
+    assert "<th>unedited matrices</th>" in plots.describe(draw("norm_growth"))._repr_html_()
 
 
 def test_stack_names_each_run():

@@ -35,6 +35,7 @@ HOP, KEPT = TwoHop(LONG, "Vell", "Bay"), Locality(LONG, "Vell")
         lambda m: spill(m, [fact("{} is", "Bo Tarn")], [replace(FAR, id="other")]),
         lambda m: two_hop(m, [replace(FAR, two_hop=(HOP,))]),
         lambda m: asked.surroundings(m, FAR),
+        lambda m: asked.recalled(m, FAR),
         lambda m: asked.answers(m, [LONG], ["Vell"]),
         lambda m: lens(m, LONG),
         lambda m: contributions(m, LONG),

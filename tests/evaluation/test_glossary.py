@@ -12,7 +12,17 @@ from ketools.editing.methods import FixedSteps
 from ketools.editing.statistics import Statistics
 from ketools.editing.targets import compute_targets
 from ketools.evaluation import downstream, edits, forgetting, generation, harness, overfitting, ripple
-from ketools.evaluation.glossary import BETTER, entries, look_up, missing, of_table, table_names, to_frame
+from ketools.evaluation.glossary import (
+    BETTER,
+    entries,
+    hover_text,
+    hover_texts,
+    look_up,
+    missing,
+    of_table,
+    table_names,
+    to_frame,
+)
 from ketools.facts import Locality, TwoHop
 from ketools.norms import alignment, drift, growth, residual, sample, spectra, targets, weights
 from ketools.probing import attribution, knockout, layers, lens, recall, tracing
@@ -59,6 +69,18 @@ def test_what_is_not_there():
     with pytest.raises(KetoolsError, match="ketools glossary"):
         look_up("qqqqqqqq")
     assert missing(["ES", "nothing_like_it"], "checkpoints") == ["nothing_like_it"]
+
+
+def test_heads_of_tables_have_the_text_of_the_metric_that_they_name():
+    heads = ["unedited_kept", "efficacy (ES): MEMIT", "S", "edits so far (count)", "seconds per edit", "MEMIT", 3]
+    texts = hover_texts(heads)
+    assert list(texts) == heads[:5]
+    assert texts["unedited_kept"] == look_up("unedited_kept")[0].text() and "better: higher" in texts["unedited_kept"]
+    assert texts["efficacy (ES): MEMIT"] == look_up("ES", "evaluate")[0].text()
+    assert "harmonic" in texts["S"] and texts["seconds per edit"].startswith("seconds_per_edit (demo)")
+    assert hover_texts(["ratio", "kept", "p_true"]) == {}, "they mean different things in different tables"
+    assert "W_0" in hover_text("ratio", "norms") and hover_text("ratio") == hover_text("nothing_like_it") == ""
+    assert "right after" in hover_text("at_edit_p_new", "facts")
 
 
 def explained(table, *found):
@@ -123,7 +145,7 @@ def test_norms_are_covered(tiny_gpt2, tiny_facts):
 
 def test_probing_is_covered(tiny_gpt2, tiny_facts):
     explained("probing", recall.top_tokens(tiny_gpt2, "Ada"), recall.answers(tiny_gpt2, ["Ada"], ["Vell"]))
-    explained("probing", recall.surroundings(tiny_gpt2, tiny_facts[0]))
+    explained("probing", recall.surroundings(tiny_gpt2, tiny_facts[0]), recall.recalled(tiny_gpt2, tiny_facts[0]))
     explained("lens", lens.lens(tiny_gpt2, "Ada Lorn"), lens.lens_trace(tiny_gpt2, ["Ada Lorn"], ["Vell"]))
     explained("attribution", attribution.attribute(tiny_gpt2, "Ada Lorn was born in", "Vell"))
     fact = tiny_facts[0]

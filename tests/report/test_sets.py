@@ -19,6 +19,7 @@ from ketools.report.headline import headline, write_headline
 from ketools.report.seeds import pooled, thinned
 from ketools.report.write import write_report
 from ketools.runs.gather import Run, arrange
+from tests.course.figures import tells
 from tests.report.test_write import read
 from tests.runs.fakes import fake_record, fake_run
 
@@ -86,12 +87,43 @@ def test_every_chart_is_drawn_from_full_records_and_titles_follow_the_data():
     for key, chart in CHARTS.items():
         fig = chart.figure(given)
         assert words(fig)["finding"] and words(fig)["caption"].endswith("."), key
-        if key in ("residual", "forgetting", "age", "norm", "unedited"):
+        if key in ("residual", "forgetting", "age", "norm", "unedited", "stopped"):
             assert words(chart.figure(swapped))["finding"] != words(fig)["finding"], key
     share = words(CHARTS["residual"].figure(given))["finding"]
     assert share.startswith("The edited layers' part of the residual stream grows with MEMIT, stays with ENCORE (")
     kept = CHARTS["age"].figure(given).data[0]
     assert max(kept.x) == 150, "the oldest batch has the edits of all others after it"
+
+
+def test_targets_are_drawn_as_they_were_when_step_1_stopped():
+    given = groups(("memit", 0), ("encore", 0))
+    fig = CHARTS["stopped"].figure(given)
+    lines = {trace.name: trace for trace in fig.data}
+    assert list(lines["MEMIT"].y) == pytest.approx([0.85] * 4) and list(lines["MEMIT"].x) == [50, 100, 150, 200]
+    assert set(lines["natural facts, before any edit"].y) == {0.62}
+    assert tells(fig) == (
+        "Step 1 grows surer of its targets than of natural facts with MEMIT, stops no surer of its targets than of natural "
+        "facts with ENCORE (natural facts 0.620; targets after 200 edits: MEMIT 0.850, ENCORE 0.420)"
+    )
+    for group in given:
+        for run in group.runs:
+            del run.record.checkpoints["p_natural"]
+    bare = CHARTS["stopped"].figure(given)
+    assert len(bare.data) == 2
+    assert tells(bare).startswith("Step 1 stops surest of its targets with MEMIT, least sure with ENCORE (")
+    alone = words(CHARTS["stopped"].figure(given[:1]))["finding"]
+    assert alone == "Step 1 stops at a target probability of 0.850 with MEMIT (after 200 edits)"
+    for group in given:
+        for run in group.runs:
+            del run.record.batches["p_target_mean"]
+    with pytest.raises(KetoolsError, match="not recorded"):
+        CHARTS["stopped"].figure(given)
+
+
+def test_every_explained_chart_names_what_the_glossary_knows():
+    assert {key for key, chart in CHARTS.items() if not chart.about()} == {"cost"}
+    assert CHARTS["stopped"].about().startswith("p_target_mean (batches)")
+    assert CHARTS["scores"].about().count("source:") == 3
 
 
 def test_seven_runs_of_two_models(tmp_path):

@@ -2,12 +2,15 @@
 
 import json
 import re
+from html import unescape
 from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
 
 from ketools import KetoolsError
+from ketools.evaluation.glossary import look_up
+from ketools.report.page import table
 from ketools.report.write import write_report
 from tests.course.sample import record, records
 
@@ -105,6 +108,34 @@ def test_the_numbers_of_a_figure_are_the_figures(tmp_path):
     text = write_report(records(["encore"]), tmp_path / "r.html").read_text(encoding="utf-8")
     assert '<th scope="row">200</th><td>98.0%</td>' in text
     assert '<tr><th scope="row">200</th><td>1.135</td><td>1</td></tr>' in text
+
+
+def terms(text):
+    """Text that an <abbr> shows -> what it says on hovering."""
+    return {
+        unescape(shown): unescape(said) for said, shown in re.findall(r'<abbr title="([^"]*)">([^<]*)</abbr>', text)
+    }
+
+
+def test_heads_that_the_glossary_knows_explain_themselves(written):
+    text = written.read_text(encoding="utf-8")
+    known = terms(text)
+    assert known["efficacy at the end, ES"] == look_up("ES", "evaluate")[0].text()
+    assert known["probability at the end"].startswith("end_p_new (evaluate)")
+    assert known["edits so far (count)"].startswith("edits (shared)")
+    assert "efficacy (ES): MEMIT" in known and "MEMIT" not in known and EVIL not in known
+    assert look_up("unedited_kept")[0].text() in {unescape(said) for said in re.findall(r'abbr title="([^"]*)"', text)}
+    titles = [attrs["title"] for tag, attrs in read(written) if tag == "abbr"]
+    assert any("1[P(new) > P(true)]" in said for said in titles), "escaped once, read back whole"
+
+
+def test_explanations_are_escaped_and_rows_from_outside_have_none():
+    frame = pd.DataFrame({"S": [1.0], "<b>": [2.0]}, index=pd.Index(["unedited_kept"], name="subject"))
+    text = table(frame, "A caption.", about=EVIL, terms={"<b>": EVIL})
+    assert "<img" not in text and "<b>" not in text
+    assert terms(text)["<b>"] == terms(text)["What is measured"] == EVIL and "harmonic" in terms(text)["S"]
+    assert '<th scope="row">unedited_kept</th>' in text, "a subject that is called like a metric is none"
+    assert "<abbr" in table(frame, "A caption.") and "<abbr" not in table(frame[["<b>"]].rename_axis("x"), "A caption.")
 
 
 def test_what_was_not_measured_is_named(tmp_path):

@@ -64,7 +64,16 @@ def tables(method="encore", seed=0, edits=200, batch=50, every=100, done=None, g
                 "seconds_solve": 0.3,
                 "seconds_write": 0.2,
             }
-            batches.append({"batch": number, "edits": so_far, "facts": batch, "steps_mean": 10.0 + seed, **took})
+            batches.append(
+                {
+                    "batch": number,
+                    "edits": so_far,
+                    "facts": batch,
+                    "steps_mean": 10.0 + seed,
+                    "p_target_mean": 0.4 + loss,
+                    **took,
+                }
+            )
         if so_far % every == 0:
             checkpoints.append(_checkpoint(so_far, t, loss, growth))
             shares += [
