@@ -3,6 +3,7 @@
 Mistakes travel as KetoolsError; the program around these commands turns them into one line and exit code 2.
 """
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,8 @@ import typer
 from ketools.cli_common import at_a_terminal, confirm, load_model, settings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ketools.facts import FactSet
     from ketools.model import EditableModel
     from ketools.runs.config import RunConfig
@@ -93,11 +96,11 @@ def resume(folder: Folder, force: Force = False, quiet: Quiet = False) -> None:
     _execute(config_of(folder), force, True, quiet)
 
 
-def status(folder: Folder) -> None:
-    """How far a run is, what it costs, and what its last checkpoint says."""
+def status(folders: Annotated[list[Path], typer.Argument(help="Folders of runs.")]) -> None:
+    """How far runs are, what they cost, and what their last checkpoints say."""
     from ketools.runs.job import status as look
 
-    typer.echo(_told(folder, look(folder)))
+    typer.echo("\n\n".join(_told(folder, look(folder)) for folder in folders))
 
 
 def export(
@@ -124,20 +127,17 @@ def verify(folder: Folder) -> None:
 
 
 def _execute(config: "RunConfig", force: bool, yes: bool, quiet: bool) -> None:
-    import warnings
-
     from ketools.runs.job import execute, ready
 
-    facts = ready(config)
+    with _notes():
+        facts = ready(config)
     if quiet:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
     model = load_model(config.model, config.device, config.dtype)
     _looked(config, model, facts, yes, quiet)
-    with warnings.catch_warnings():
-        warnings.simplefilter("default", UserWarning)
-        warnings.showwarning = _note
+    with _notes():
         record = execute(config, model, facts, force=force, progress=not quiet)
     typer.echo(_ended(config, record))
 
@@ -156,6 +156,17 @@ def _looked(config: "RunConfig", model: "EditableModel", facts: "FactSet", yes: 
     confirm(found, config.edits, config.model, yes or not at_a_terminal(), quiet)
 
 
+@contextmanager
+def _notes() -> "Iterator[None]":
+    """Our warnings as lines of their own."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = _note
+        yield
+
+
 def _note(message: Warning | str, category: type[Warning], *_: object) -> None:
     if issubclass(category, UserWarning):  # ours; others are for developers
         typer.echo(f"note: {message}", err=True)
@@ -165,6 +176,8 @@ def _ended(config: "RunConfig", record: "RunRecord") -> str:
     lines = []
     if record.collapse is not None:
         lines.append(_collapsed(record.collapse))
+    if left_out := record.provenance.get("settings", {}).get("left_out", 0):
+        lines.append(f"{left_out:,} facts that contradict later ones were left out before the draw")
     if len(record.checkpoints):
         last = record.checkpoints.iloc[-1].to_dict()
         lines += [f"after {int(last['edits']):,} edits with {config.method} on {config.model}:", *_figures(last)]
@@ -190,6 +203,7 @@ def _figures(checkpoint: dict[str, Any]) -> list[str]:
 def _told(folder: Path, now: dict[str, Any]) -> str:
     lines = [
         f"{folder}: {now['state']}, {now['edits']:,} of {now['edits_asked']:,} edits with {now['method']} on {now['model']}"
+        f"{' (tables without weights)' if now['light'] else ''}"
     ]
     if now["collapse"]:
         lines.append(_collapsed(now["collapse"]))

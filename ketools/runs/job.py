@@ -77,7 +77,7 @@ def status(out: str | Path) -> dict[str, Any]:
     """How far the run in `out` is; nothing of it is changed.
 
     Returns:
-        state ("running", "stopped", "complete", "collapsed"); edits, edits_asked, batches; seconds_per_edit (of the last
+        state ("running", "stopped", "complete", "collapsed"); light (tables without weights); edits, edits_asked, batches; seconds_per_edit (of the last
         batches, with their scoring), seconds_left (None unless the run goes on); bytes by folder ("bytes"), bytes_at_end
         (about); checkpoint (the last one's columns), known (facts that needed no edit), collapse, forced, model, method.
 
@@ -86,7 +86,7 @@ def status(out: str | Path) -> dict[str, Any]:
     """
     store = _store(out)
     record = RunRecord.load(out)
-    settings, done = record.provenance.get("settings", {}), store.progress()
+    settings, done = record.provenance.get("settings", {}), _done(store, record)
     asked = int(settings.get("edits", 0))
     complete = done["edits"] == asked and "end_p_new" in record.facts
     state = "collapsed" if record.collapse else "complete" if complete else "running" if _locked(store) else "stopped"
@@ -98,6 +98,7 @@ def status(out: str | Path) -> dict[str, Any]:
     grows = sum(used.get(name, 0) for name in ("batches", "edits", "state"))
     return {
         "state": state,
+        "light": store.light,
         "edits": done["edits"],
         "edits_asked": asked,
         "batches": done["batches"],
@@ -128,6 +129,10 @@ def export_at(out: str | Path, at: int, to: str | Path, model: EditableModel) ->
             empty.
     """
     store = _store(out)
+    if store.light:
+        raise KetoolsError(
+            f"{out} holds the tables of a run without its weights; export needs the folder that the run wrote"
+        )
     about, done = store.about(), store.progress()
     settings = about["settings"]
     size, asked = int(settings["batch"]), int(settings["edits"])
@@ -155,6 +160,14 @@ def _store(out: str | Path) -> Store:
     if not store.exists():
         raise KetoolsError(f"{out}: no run here (run.json is missing); expected the folder that a run wrote")
     return store
+
+
+def _done(store: Store, record: RunRecord) -> dict[str, int]:
+    """Batches and edits that are done: as committed, or as the tables alone say."""
+    if not store.light:
+        return store.progress()
+    ends = record.checkpoints.get("edits", default=[0])
+    return {"batches": len(record.batches), "edits": int(max(ends))}
 
 
 def _locked(store: Store) -> bool:

@@ -10,7 +10,8 @@ import pandas as pd
 from ketools.errors import KetoolsError
 from ketools.files import new_folder, write_atomic
 from ketools.runs.gather import Run
-from ketools.runs.store import FRAMES, RunRecord, Store
+from ketools.runs.store import RunRecord, Store
+from ketools.runs.tables import FRAMES, seal_tables
 
 # Of each fact, what tests between methods, forgetting and lists of lost edits need.
 _FACTS = ("id", "batch", "relation", "subject", "steps", "p_target")
@@ -20,7 +21,7 @@ _SCORES = ("p_new", "efficacy_success", "efficacy_accuracy", "paraphrase_success
 def pack(folder: str | Path, to: str | Path) -> Path:
     """Write the light record of a finished run to the new folder `to`; returns it.
 
-    run.json, collapse.json where the run ended early, and a parquet file for each table, which `RunRecord.load` reads like
+    run.json, collapse.json where the run ended early, a parquet file for each table and tables.json with their checksums, which `RunRecord.load` reads like
     the run itself. Of the facts the columns that are compared are kept, their numbers in float32; other tables are whole.
 
     Raises:
@@ -40,6 +41,7 @@ def pack(folder: str | Path, to: str | Path) -> Path:
         for name in FRAMES:
             if len(frame := getattr(record, name)):
                 _write(_slim(frame) if name == "facts" else frame, made / f"{name}.parquet")
+        seal_tables(made)
     return Path(to)
 
 

@@ -11,7 +11,8 @@
     progress.json, tables.json, *.parquet   the same in short, and as tables; made from the above, and anew if damaged
     lock                          held by the process that works here
 
-Each JSON file holds its own checksum, a commit those of its safetensors files, tables.json those of the parquet files.
+Each JSON file holds its own checksum, a commit those of its safetensors files, tables.json those of the parquet files; it is
+taken away before any of them changes and written last, so that tables without it are to be made anew.
 Every file is written to a temporary name, flushed and renamed: a kill at any moment loses at most the batch or the
 checkpoint in hand.
 
@@ -23,12 +24,11 @@ edited matrices, against which restored ones are compared.
 Size: 4 (d_model + d_mlp) bytes a fact and edited layer for the updates, 4 d_mlp for the keys of methods that protect them,
 two snapshots, and about 500 bytes a fact for the rows.
 
-For readers: `RunRecord.load(folder)`. A folder with run.json and the parquet files alone is read as well.
+For readers: `RunRecord.load(folder)`. A folder with run.json and the parquet files alone (`ketools.runs.light`) is read as well.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -42,10 +42,10 @@ from torch import Tensor
 from ketools.editing.edit import Edit
 from ketools.editing.state import SequentialState
 from ketools.errors import KetoolsError
-from ketools.files import write_atomic, write_tensors
+from ketools.files import write_tensors
 from ketools.runs.sealed import Damaged, file_digest, joined, pack, read_sealed, unpack, write_sealed
+from ketools.runs.tables import FRAMES, open_tables, read_tables, write_tables
 
-FRAMES = ("batches", "norms", "facts", "checkpoints", "spectra", "residual")
 _OF_BATCH, _OF_CHECKPOINT = FRAMES[:3], FRAMES[3:]
 
 
@@ -100,6 +100,15 @@ class Store:
     def exists(self) -> bool:
         """Has a run been started here?"""
         return (self.out / "run.json").is_file() or self.batch_path(0).is_file()
+
+    @property
+    def light(self) -> bool:
+        """Are these the tables of a run alone (`ketools.runs.light`)?"""
+        return not self._begun and any(self.out.glob("*.parquet"))
+
+    @property
+    def _begun(self) -> bool:
+        return (self.out / "batches").is_dir()
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -229,9 +238,13 @@ class Store:
         for path in self.snapshots()[:-2]:
             path.unlink()
 
+    def numbers(self, folder: str) -> list[int]:
+        """Of the batches that have a file in `folder`, in order; names that are no numbers are nobody's."""
+        return sorted(int(path.stem) for path in (self.out / folder).glob("[0-9]*.*") if path.stem.isdigit())
+
     def snapshots(self) -> list[Path]:
         """Snapshots that are there, in order."""
-        return sorted((self.out / "snapshots").glob("*.safetensors"))
+        return [self.snapshot_path(number) for number in self.numbers("snapshots")]
 
     def point(self, batch: int) -> dict[str, Any]:
         """The packed tables of a checkpoint. Raises Damaged."""
@@ -239,6 +252,7 @@ class Store:
 
     def put_checkpoint(self, batch: int, tables: Mapping[str, pd.DataFrame]) -> None:
         """What was measured after a batch: tables of a checkpoint, and "ends", columns end_* of all facts."""
+        open_tables(self.out)
         write_sealed(self.checkpoint_path(batch), {name: pack(frame) for name, frame in tables.items()})
 
     def collapse(self) -> dict[str, Any] | None:
@@ -252,16 +266,12 @@ class Store:
 
     def frames(self) -> dict[str, pd.DataFrame]:
         """The tables as far as they are committed. Raises Damaged, naming the file."""
-        if not (self.out / "batches").is_dir():
-            return {name: self._parquet(name) for name in FRAMES}
-        numbers = sorted(int(path.stem) for path in (self.out / "batches").glob("[0-9]*.json"))
+        if not self._begun:
+            return read_tables(self.out)
+        numbers = self.numbers("batches")
         last = numbers[-1] if numbers else 0
         held = [self.commit(number)["tables"] for number in range(last + 1)] if numbers else []
-        points = [
-            read_sealed(path)
-            for path in sorted((self.out / "checkpoints").glob("[0-9]*.json"))
-            if int(path.stem) <= last
-        ]
+        points = [self.point(number) for number in self.numbers("checkpoints") if number <= last]
         found = {name: joined(unpack(part[name]) for part in held if name in part) for name in _OF_BATCH}
         found |= {name: joined(unpack(part[name]) for part in points if name in part) for name in _OF_CHECKPOINT}
         ends = [unpack(part["ends"]) for part in points if "ends" in part]
@@ -271,16 +281,4 @@ class Store:
 
     def write_tables(self) -> None:
         """The tables as parquet files, and their checksums."""
-        sums = {}
-        for name, frame in self.frames().items():
-            buffer = io.BytesIO()
-            frame.to_parquet(buffer, index=False)
-            sums[f"{name}.parquet"] = file_digest(write_atomic(self.out / f"{name}.parquet", buffer.getvalue()))
-        write_sealed(self.out / "tables.json", sums, indent=2)
-
-    def _parquet(self, name: str) -> pd.DataFrame:
-        path = self.out / f"{name}.parquet"
-        try:
-            return pd.read_parquet(path) if path.is_file() else pd.DataFrame()
-        except (OSError, ValueError) as error:
-            raise Damaged(f"{path}: cannot be read ({error})") from error
+        write_tables(self.out, self.frames())

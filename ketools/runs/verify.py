@@ -20,7 +20,7 @@ class Survey:
 
     batches: batches that can be had again to the bit; the run goes on behind them. last: the highest batch of which there
     is a file. damaged: {file (relative): what is wrong}; files: how many were looked at. leftovers: temporary files of a
-    process that was killed, and files beyond the last commit.
+    process that was killed, and files beyond the last commit. light: these are the tables of a run alone.
     """
 
     batches: int
@@ -28,6 +28,7 @@ class Survey:
     damaged: dict[str, str]
     files: int
     leftovers: tuple[str, ...]
+    light: bool = False
 
     @property
     def sound(self) -> bool:
@@ -40,7 +41,9 @@ class Survey:
         lines += [f"{name}: left over by a process that was stopped, harmless" for name in self.leftovers]
         what = "sound" if self.sound else f"{len(self.damaged)} damaged"
         lines.append(f"{self.files} files, {what}; batches 1 to {self.batches} are whole" if self.batches else what)
-        if not self.sound:
+        if self.light and not self.sound:
+            lines.append("these are the tables of a run without its weights: fetch them again, or pack the run anew")
+        elif not self.sound:
             lines.append(f"`ketools resume` does again what is damaged, from batch {self.batches + 1} on")
         return "\n".join(lines)
 
@@ -51,8 +54,9 @@ def survey(out: str | Path) -> Survey:
     if not store.exists():
         raise KetoolsError(f"{out}: no run here (run.json is missing); expected the folder that a run wrote")
     damaged, seen = dict(_sealed(store)), {"run.json", "batches/00000.json"}
-    numbers = {int(p.stem) for name in _FOLDERS for p in (store.out / name).glob("[0-9]*.*") if p.stem.isdigit()}
-    commits = {int(path.stem) for path in (store.out / "batches").glob("[0-9]*.json")}
+    numbers = {number for name in _FOLDERS for number in store.numbers(name)}
+    commits = store.numbers("batches")
+    damaged |= dict(_absent(store, max(commits, default=0)))
     last, whole = max(commits, default=0), True
     batches = 0
     for number in range(1, last + 1):
@@ -61,10 +65,10 @@ def survey(out: str | Path) -> Survey:
         damaged |= wrong
         whole = whole and not any(not name.startswith("snapshots/") for name in wrong)
         batches = number if whole else batches
-    seen |= {path.relative_to(store.out).as_posix() for path in (store.out / "checkpoints").glob("[0-9]*.json")}
+    seen |= {store.checkpoint_path(number).relative_to(store.out).as_posix() for number in store.numbers("checkpoints")}
     seen |= {name for name in _tables(store)} | {"tables.json", "collapse.json", "progress.json", "lock"}
     leftovers = tuple(sorted(_leftovers(store, seen)))
-    return Survey(batches, max(numbers, default=0), damaged, len(seen & set(_names(store))), leftovers)
+    return Survey(batches, max(numbers, default=0), damaged, len(seen & set(_names(store))), leftovers, store.light)
 
 
 def cut(store: Store, found: Survey) -> None:
@@ -76,8 +80,10 @@ def cut(store: Store, found: Survey) -> None:
         (store.out / "tables.json").unlink(missing_ok=True)  # all tables are written anew
     for folder in _FOLDERS:
         for path in (store.out / folder).glob("[0-9]*.*"):
-            if int(path.stem) > found.batches:
+            if path.stem.isdigit() and int(path.stem) > found.batches:
                 path.unlink()
+    if found.damaged:
+        (store.out / "progress.json").unlink(missing_ok=True)  # it speaks of batches that are not there any more
     if found.batches < found.last:
         (store.out / "collapse.json").unlink(missing_ok=True)
     if not (store.out / "batches").is_dir():  # a run that has not begun, or a copy of its tables alone
@@ -86,7 +92,7 @@ def cut(store: Store, found: Survey) -> None:
 
 def _sealed(store: Store) -> Iterator[tuple[str, str]]:
     """Damaged JSON files that belong to no batch, and damaged tables."""
-    points = [path.relative_to(store.out) for path in (store.out / "checkpoints").glob("[0-9]*.json")]
+    points = [store.checkpoint_path(number).relative_to(store.out) for number in store.numbers("checkpoints")]
     begun = (store.out / "batches").is_dir()
     wanted = [Path("run.json"), *([Path("batches/00000.json")] if begun else []), *points]
     wanted += [Path(name) for name in ("collapse.json", "tables.json", "progress.json") if (store.out / name).is_file()]
@@ -96,6 +102,25 @@ def _sealed(store: Store) -> Iterator[tuple[str, str]]:
     for name, wrong in _tables(store).items():
         if wrong:
             yield name, wrong
+
+
+def _absent(store: Store, last: int) -> Iterator[tuple[str, str]]:
+    """Commits that progress.json speaks of, and checkpoints before the last commit, that are not there."""
+    try:
+        done = int(read_sealed(store.out / "progress.json")["batches"])
+    except Damaged:  # it is told elsewhere if it is there
+        done = last
+    for number in range(last + 1, done + 1):
+        yield store.batch_path(number).relative_to(store.out).as_posix(), "missing"
+    try:
+        settings = store.about().get("settings", {})
+    except Damaged:
+        settings = {}
+    size, every = int(settings.get("batch", 0)), int(settings.get("checkpoint_every", 0))
+    for number in range(last if size and every else 0):
+        due = not number or number * size // every > (number - 1) * size // every
+        if due and not (path := store.checkpoint_path(number)).is_file():
+            yield path.relative_to(store.out).as_posix(), "missing"
 
 
 def _tables(store: Store) -> dict[str, str | None]:

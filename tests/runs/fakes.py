@@ -63,6 +63,8 @@ def tables(method="encore", seed=0, edits=200, batch=50, every=100, done=None, g
                 "seconds_keys": 0.5,
                 "seconds_solve": 0.3,
                 "seconds_write": 0.2,
+                "seconds_scoring": 0.1,
+                "known": 0,
             }
             batches.append(
                 {

@@ -3,6 +3,7 @@
 import os
 import shutil
 
+import pandas as pd
 import pytest
 import torch
 
@@ -44,6 +45,11 @@ def same_run(home, one, two):
         left, right = (getattr(r, name) for r in (a, b))
         clock = [column for column in left if column.startswith("seconds")]
         assert left.drop(columns=clock).equals(right.drop(columns=clock)), name
+        for out, frame in (
+            (one, left),
+            (two, right),
+        ):  # what was written last holds all, not what was there before a kill
+            assert pd.read_parquet(out / f"{name}.parquet").equals(frame) or frame.empty, f"{out}: {name}.parquet"
     models, batches = [], Store(one).batches()
     assert batches == Store(two).batches()
     for out in (one, two):
