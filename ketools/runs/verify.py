@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ketools.errors import KetoolsError
 from ketools.runs.sealed import Damaged, file_digest, read_sealed
-from ketools.runs.store import Store
+from ketools.runs.store import OURS, Store
 
 _FOLDERS = ("batches", "edits", "state", "snapshots", "checkpoints")
 
@@ -20,7 +20,8 @@ class Survey:
 
     batches: batches that can be had again to the bit; the run goes on behind them. last: the highest batch of which there
     is a file. damaged: {file (relative): what is wrong}; files: how many were looked at. leftovers: temporary files of a
-    process that was killed, and files beyond the last commit. light: these are the tables of a run alone.
+    process that was killed, files beyond the last commit, and files of others. light: these are the tables of a run alone.
+    unsealed: tables.json, which speaks for the tables, is not there.
     """
 
     batches: int
@@ -29,6 +30,7 @@ class Survey:
     files: int
     leftovers: tuple[str, ...]
     light: bool = False
+    unsealed: bool = False
 
     @property
     def sound(self) -> bool:
@@ -38,9 +40,16 @@ class Survey:
     def text(self) -> str:
         """In a few lines."""
         lines = [f"{name}: {why}" for name, why in self.damaged.items()]
-        lines += [f"{name}: left over by a process that was stopped, harmless" for name in self.leftovers]
+        for name in self.leftovers:
+            what = "left over by a process that was stopped, harmless" if _removable(name) else "no file of the run"
+            lines.append(f"{name}: {what}")
+        if self.unsealed:
+            made = "they were packed without it" if self.light else "`ketools resume` writes them anew"
+            lines.append(f"tables.json is not there: the tables are not compared with their checksums, {made}")
         what = "sound" if self.sound else f"{len(self.damaged)} damaged"
-        lines.append(f"{self.files} files, {what}; batches 1 to {self.batches} are whole" if self.batches else what)
+        lines.append(
+            f"{self.files} files, {what}" + (f"; batches 1 to {self.batches} are whole" if self.batches else "")
+        )
         if self.light and not self.sound:
             lines.append("these are the tables of a run without its weights: fetch them again, or pack the run anew")
         elif not self.sound:
@@ -68,19 +77,20 @@ def survey(out: str | Path) -> Survey:
     seen |= {store.checkpoint_path(number).relative_to(store.out).as_posix() for number in store.numbers("checkpoints")}
     seen |= {name for name in _tables(store)} | {"tables.json", "collapse.json", "progress.json", "lock"}
     leftovers = tuple(sorted(_leftovers(store, seen)))
-    return Survey(batches, max(numbers, default=0), damaged, len(seen & set(_names(store))), leftovers, store.light)
+    looked_at, unsealed = len(seen & set(_names(store))), _unsealed(store)
+    return Survey(batches, max(numbers, default=0), damaged, looked_at, leftovers, store.light, unsealed)
 
 
 def cut(store: Store, found: Survey) -> None:
     """Remove what is damaged, and everything behind the last whole batch; what can be made again is made by the run."""
-    for name in (*found.damaged, *found.leftovers):
+    for name in (*found.damaged, *filter(_removable, found.leftovers)):
         if name not in ("run.json", "batches/00000.json"):
             (store.out / name).unlink(missing_ok=True)
     if any(name.endswith(".parquet") for name in found.damaged):
         (store.out / "tables.json").unlink(missing_ok=True)  # all tables are written anew
     for folder in _FOLDERS:
         for path in (store.out / folder).glob("[0-9]*.*"):
-            if path.stem.isdigit() and int(path.stem) > found.batches:
+            if OURS.fullmatch(f"{folder}/{path.name}") and int(path.stem) > found.batches:
                 path.unlink()
     if found.damaged:
         (store.out / "progress.json").unlink(missing_ok=True)  # it speaks of batches that are not there any more
@@ -105,22 +115,55 @@ def _sealed(store: Store) -> Iterator[tuple[str, str]]:
 
 
 def _absent(store: Store, last: int) -> Iterator[tuple[str, str]]:
-    """Commits that progress.json speaks of, and checkpoints before the last commit, that are not there."""
+    """What must be there after batch `last`, or because progress.json speaks of it, and is not."""
     try:
-        done = int(read_sealed(store.out / "progress.json")["batches"])
+        told = read_sealed(store.out / "progress.json")
     except Damaged:  # it is told elsewhere if it is there
-        done = last
-    for number in range(last + 1, done + 1):
-        yield store.batch_path(number).relative_to(store.out).as_posix(), "missing"
+        told = {}
+    done = int(told.get("batches", last))
+    wanted = [store.batch_path(number) for number in range(last + 1, done + 1)]
+    wanted += [store.checkpoint_path(done)] if told.get("checkpoint") else []
+    wanted += [store.out / "collapse.json"] if told.get("collapse") else []
+    wanted += [store.out / "progress.json"] if last > 1 else []  # a kill leaves none only after the first commit
+    wanted += [store.snapshot_path(number) for number in (latest_snapshot(store, last),) if number]
+    wanted += [store.checkpoint_path(number) for number in _due(store, last)]
+    for path in wanted:
+        if not path.is_file():
+            yield path.relative_to(store.out).as_posix(), "missing"
+
+
+def _due(store: Store, last: int) -> Iterator[int]:
+    """Batches before `last` after which there is a checkpoint; that of `last` itself may not be measured yet."""
     try:
         settings = store.about().get("settings", {})
     except Damaged:
         settings = {}
     size, every = int(settings.get("batch", 0)), int(settings.get("checkpoint_every", 0))
     for number in range(last if size and every else 0):
-        due = not number or number * size // every > (number - 1) * size // every
-        if due and not (path := store.checkpoint_path(number)).is_file():
-            yield path.relative_to(store.out).as_posix(), "missing"
+        if not number or number * size // every > (number - 1) * size // every:
+            yield number
+
+
+def latest_snapshot(store: Store, last: int) -> int:
+    """The last of the batches 1 .. `last` whose commit speaks of a snapshot, which is kept; 0 if none does."""
+    for number in range(last, 0, -1):
+        try:
+            files = store.commit(number)["files"]
+        except Damaged:
+            continue
+        if any(name.startswith("snapshots/") for name in files):
+            return number
+    return 0
+
+
+def _unsealed(store: Store) -> bool:
+    """Are there tables, or should there be, that no tables.json speaks of?"""
+    return not (store.out / "tables.json").is_file() and (store.light or bool(store.numbers("checkpoints")))
+
+
+def _removable(name: str) -> bool:
+    """Is this leftover one of ours, not the copy that a sync tool or a person made?"""
+    return name.endswith(".part") or bool(OURS.fullmatch(name))
 
 
 def _tables(store: Store) -> dict[str, str | None]:
