@@ -135,12 +135,15 @@ def packed(runs: Sequence[Planned], out: Path, results: Path) -> list[Path]:
 
 
 def cell(row: pd.Series, name: str, kind: str) -> str:
-    """Mean and, over seeds, range as a table's cell; "-" where nothing was measured."""
+    """Mean and, over seeds, range as a table's cell, and of how many seeds if not of all; "-" where nothing was measured."""
     show = {"percent": lambda v: f"{100 * v:.1f}", "times": lambda v: f"{v:.2f}", "seconds": lambda v: f"{v:.3f}"}[kind]
     if pd.isna(row[name]):
         return "-"
     mean, low, high = (show(row[f"{name}{end}"]) for end in ("", "_min", "_max"))
-    return f"{mean} ({low} to {high})" if low != high else mean
+    aside = [f"{low} to {high}"] if low != high else []
+    if pd.notna(held := row.get(f"{name}_seeds")):
+        aside.append(f"{int(held)} of {row['seeds']} seeds")
+    return f"{mean} ({'; '.join(aside)})" if aside else mean
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -38,7 +38,7 @@ from ketools.model import EditableModel
 from tests.reference.plain_batch import plain_targets
 from tests.reference.plain_targets import PlainTarget, plain_target
 
-ROUGH, ALL_STEPS = "replay in bfloat16", "replay, all steps"
+ROUGH, ALL_STEPS = "replay in bfloat16", "replay with all steps"
 SAID = (
     "flops_plain_over_needed", "max_relative_error_z", "same_steps_share", "mean_steps", "padding_share",
     "flop_bound_share", "bfloat16_max_relative_error_z", "bfloat16_same_steps_share", "seconds_saved_by_mpes",
@@ -125,7 +125,7 @@ def variants(
         "plain": lambda: [plain_target(model, fact, contexts, stopping, hyper) for fact in chosen],
         "batched": lambda: plain_targets(model, chosen, contexts, stopping, hyper),
         "replay": replay,
-        "replay, one fact at a time": lambda: replay(facts_at_once=1),
+        "replay one fact at a time": lambda: replay(facts_at_once=1),
         ALL_STEPS: lambda: compute_targets(model, chosen, contexts, FixedSteps(), hyper),
     }
     if model.dtype == torch.float32:

@@ -37,19 +37,21 @@ def measure(run: Run) -> dict[str, float]:
     layer = end.loc[end["ratio"].fillna(np.inf).idxmax(), "layer"]
     series = edited[edited["layer"] == layer].set_index("edits")["norm"]
     n, batches = len(facts), run.record.batches
+    if not n:  # it ended in its first batch: the unedited model is no end state to compare with
+        last = last.reindex(["p_natural"])
     found = {
         "edits": float(n),
-        "natural": float(last["p_natural"]),
-        "p_at_edit": float(facts["at_edit_p_new"].mean()),
-        "p_end": float(last["p_edited"]),
-        "still_growing": float(growing(series)),
-        "exponent": float(growth(series)["exponent"]),
+        "natural": _of(last, "p_natural"),
+        "p_at_edit": _of(facts.mean(numeric_only=True), "at_edit_p_new"),
+        "p_end": _of(last, "p_edited"),
+        "still_growing": float(growing(series)) if n else np.nan,
+        "exponent": float(growth(series)["exponent"]) if n else np.nan,
         "share_before": _of(first, "residual_share"),
         "share_end": _of(last, "residual_share"),
-        "forgotten": float(last["at_edit_ES"] - last["ES"]),
-        "steps": float(facts["steps"].mean()),
-        "seconds_targets": float(batches["seconds_targets"].sum()) / n,
-        "seconds_per_edit": float(batches["seconds"].sum()) / n,
+        "forgotten": _of(last, "at_edit_ES") - _of(last, "ES"),
+        "steps": _of(facts.mean(numeric_only=True), "steps"),
+        "seconds_targets": _of(batches.sum(numeric_only=True), "seconds_targets") / n if n else np.nan,
+        "seconds_per_edit": _of(batches.sum(numeric_only=True), "seconds") / n if n else np.nan,
         "share_against_downstream": _rank(points, "residual_share", "downstream_kept"),
         "share_against_unedited": _rank(points, "residual_share", "unedited_kept"),
     }
@@ -230,7 +232,10 @@ def damage(runs: Sequence[Run]) -> pd.DataFrame:
     parts = []
     for seed in sorted({run.seed for run in runs}):
         points = pd.concat([run.record.checkpoints for run in runs if run.seed == seed], ignore_index=True)
-        parts.append(norm_damage(points[points["edits"] > 0], damage=[name for name in DAMAGE if name in points]))
+        if (points["edits"] > 0).any():  # else no run of the seed came past its first batch
+            parts.append(norm_damage(points[points["edits"] > 0], damage=[name for name in DAMAGE if name in points]))
+    if not parts:
+        return pd.DataFrame(columns=["measure", "mean", "low", "high", "seeds", "checkpoints"])
     rows = []
     for name, group in pd.concat(parts).groupby("measure", sort=False):
         mean, low, high, n = student(group["spearman"])

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from ketools.course.style import NEUTRAL, label, styles
 from ketools.errors import KetoolsError
+from ketools.runs.names import listed
 
 EDITS = "edits so far (count)"
 
@@ -27,11 +28,35 @@ def need(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
 
 
 def measured(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
-    """The rows in which the first of `columns` was measured (is not NaN); KetoolsError if there is none."""
-    rows = need(frame, *columns).dropna(subset=[columns[0]])
-    if rows.empty:
-        raise KetoolsError(f"nothing to draw: {columns[0]} was not measured in this run (all values are missing)")
-    return rows
+    """The rows in which the first of `columns` was measured (is not NaN); KetoolsError if there is none.
+
+    Where a method has no value between two that it has, one row with NaN stays, so that its line breaks there; `holes`
+    says how many are missing.
+    """
+    column = columns[0]
+    there = need(frame, *columns)[column].notna()
+    if not there.any():
+        raise KetoolsError(f"nothing to draw: {column} was not measured in this run (all values are missing)")
+    ends = frame[there].groupby("method", sort=False)["edits"].agg(["min", "max"])
+    low, high = (frame["method"].map(ends[end]) for end in ("min", "max"))
+    empty = ~there.groupby([frame["method"], frame["edits"]]).transform("any")
+    gap = empty & (frame["edits"] > low) & (frame["edits"] < high) & ~frame.duplicated(["method", "edits"])
+    return frame[there | gap]
+
+
+def holes(frame: pd.DataFrame, *columns: str, since: float = 0) -> str:
+    """For a caption: how many points of which line are missing in `columns`, a sentence each; "" where none is.
+
+    Counted are places after `since`: at 0 edits, scores of edits have no value by their nature.
+    """
+    said = []
+    for column in columns:
+        places = frame[frame["edits"] > since].groupby(["method", "edits"], sort=False)[column].count() > 0
+        by = [(label(str(method)), mine) for method, mine in places.groupby("method", sort=False)]
+        lines = [f"{(~mine).sum():,} of {len(mine):,} with {name}" for name, mine in by if not mine.all()]
+        if lines:
+            said.append(f" Points of {column} that were not measured and are left out: {listed(lines)}.")
+    return "".join(said)
 
 
 def add_lines(

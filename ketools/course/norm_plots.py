@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ketools.course.findings import number, times
-from ketools.course.lines import EDITS, add_lines, measured
+from ketools.course.lines import EDITS, add_lines, holes, measured
 from ketools.course.parts import LAYER, checked, gaps, joined, layer_axis, layer_names
 from ketools.course.style import NEUTRAL, OKABE_ITO, dress, label, part_styles, styles
 from ketools.errors import KetoolsError
@@ -74,7 +74,7 @@ def norm_fit_curve(norms: pd.DataFrame, *, context: str = "") -> go.Figure:
     fig, lines, on = go.Figure(), [], []
     add_lines(fig, most, "ratio", ".3f", note="layer")
     for method, look in styles(dict.fromkeys(most["method"])).items():
-        mine = most[most["method"] == method].sort_values("edits").set_index("edits")["ratio"]
+        mine = most[most["method"] == method].sort_values("edits").set_index("edits")["ratio"].dropna()
         name, law, end = label(method), growth(mine), int(mine.index[-1])
         lines.append(f"{name} {_law(law)} ({times(float(mine.iloc[-1]))} after {end:,} edits)")
         if growing(mine):
@@ -90,6 +90,7 @@ def norm_fit_curve(norms: pd.DataFrame, *, context: str = "") -> go.Figure:
     fig.update_xaxes(title=EDITS, rangemode="tozero")
     fig.update_yaxes(title="Frobenius norm (ratio to before any edit)")
     caption = "Thin lines: what was added has norm a × edits^b (b 1/2: a random walk, 1: every edit adds alike); 95% intervals of the fit."
+    caption += holes(norms[norms["edited"].astype(bool)], "ratio")
     text = f"Line chart over edits. {'; '.join(lines)}; {still}."
     return dress(fig, f"Norm growth: {'; '.join(lines)}; {still}", joined(caption, context), text)
 

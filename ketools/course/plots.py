@@ -30,7 +30,7 @@ from ketools.course.evaluation_plots import (
     task_bars,
 )
 from ketools.course.layer_plots import attribution_bars, layer_evidence
-from ketools.course.lines import EDITS, add_lines, add_reference, measured, need, scale
+from ketools.course.lines import EDITS, add_lines, add_reference, holes, measured, need, scale
 from ketools.course.lines import describe as told
 from ketools.course.method_plots import damage_bars, forgetting_lines, interval_forest, mcnemar_forest, mcnemar_heat
 from ketools.course.norm_plots import norm_bars, norm_fit_curve, spectra_bars, spectra_lines
@@ -202,7 +202,7 @@ def perplexity(checkpoints: pd.DataFrame) -> go.Figure:
     fig.update_yaxes(title="perplexity (ratio to before any edit)", **scale(rows["perplexity_ratio"]))
     caption = "Perplexity on held-out text that the model never saw; 1 is the unedited model, lower is better."
     text = told(rows, "perplexity_ratio", "perplexity ratio", findings.times)
-    return dress(fig, findings.PERPLEXITY.sentence(ends, span), caption, text)
+    return dress(fig, findings.PERPLEXITY.sentence(ends, span), caption + holes(checkpoints, "perplexity_ratio"), text)
 
 
 def edit_scores(checkpoints: pd.DataFrame) -> go.Figure:
@@ -223,7 +223,7 @@ def edit_scores(checkpoints: pd.DataFrame) -> go.Figure:
         "own prompt; PS: other wordings; NS: other subjects with the old object, which must keep it."
     )
     text = " ".join(told(rows, score, name, findings.percent) for score, name in _SCORES.items())
-    fig = dress(fig, findings.EFFICACY.sentence(ends, span), caption, text)
+    fig = dress(fig, findings.EFFICACY.sentence(ends, span), caption + holes(checkpoints, *_SCORES), text)
     return fig.update_layout(legend={"y": 1.09})
 
 
@@ -247,7 +247,7 @@ def probability(checkpoints: pd.DataFrame) -> go.Figure:
     )
     text = told(rows, "p_edited", "mean probability of edited facts", findings.number)
     text += f" Natural facts: {findings.number(natural)}."
-    return dress(fig, findings.probability(ends, natural, span), caption, text)
+    return dress(fig, findings.probability(ends, natural, span), caption + holes(checkpoints, "p_edited"), text)
 
 
 def cost(batches: pd.DataFrame) -> go.Figure:
@@ -295,4 +295,5 @@ def _share(frame: pd.DataFrame, column: str, verdict: findings.Verdict, axis: st
     add_lines(fig, rows, column, ".1%")
     fig.update_xaxes(title=EDITS, rangemode="tozero")
     fig.update_yaxes(title=axis, tickformat=".0%", range=[0, max(1.04, 1.04 * rows[column].max())])
-    return dress(fig, verdict.sentence(ends, span), caption, told(rows, column, axis, findings.percent))
+    text = told(rows, column, axis, findings.percent)
+    return dress(fig, verdict.sentence(ends, span), caption + holes(frame, column), text)

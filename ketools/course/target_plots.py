@@ -5,7 +5,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ketools.course.findings import Verdict, last, number, percent
-from ketools.course.lines import EDITS, add_lines, add_reference, describe, measured
+from ketools.course.lines import EDITS, add_lines, add_reference, describe, holes, measured
 from ketools.course.parts import add_line, checked, gaps, joined, present
 from ketools.course.style import OKABE_ITO, Style, dress, label, plain, styles
 
@@ -81,7 +81,7 @@ def target_probability_lines(frame: pd.DataFrame) -> go.Figure:
         text += f" Natural facts: {number(natural)}."
     fig.update_xaxes(title=EDITS, rangemode="tozero")
     fig.update_yaxes(title=_P, range=[0, 1.04])
-    return dress(fig, _stopping(ends, natural, span), caption, text)
+    return dress(fig, _stopping(ends, natural, span), caption + holes(frame, "p_target_mean"), text)
 
 
 def target_trace_lines(frame: pd.DataFrame, *, context: str = "") -> go.Figure:

@@ -92,15 +92,16 @@ def scaled(name: str, *given: Mapping[str, Any], model_name: str = "") -> Hyper:
     if wrong := sorted(set(values) - known):
         raise KetoolsError(f"no setting named {wrong[0]!r}; there are: {', '.join(sorted(known))}")
     hyper = Hyper(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-    for key, words in _WORDS.items():
-        if getattr(hyper, key) not in words:
-            raise KetoolsError(f"setting {key} is {getattr(hyper, key)!r}; expected one of {', '.join(words)}")
     for f in fields(Hyper):
-        _check_value(f.name, getattr(hyper, f.name), f.type)
+        check_value(f.name, getattr(hyper, f.name))
     return hyper
 
 
-def _check_value(name: str, value: object, kind: object) -> None:
+def check_value(name: str, value: object) -> None:
+    """Raise KetoolsError if the setting `name` cannot have this value on any model (which layers there are, it can't say)."""
+    if name in _WORDS and value not in _WORDS[name]:
+        raise KetoolsError(f"setting {name} is {value!r}; expected one of {', '.join(_WORDS[name])}")
+    kind = Hyper.__dataclass_fields__[name].type
     if name == "layers_depth" and not (isinstance(value, tuple) and len(value) == 2):
         raise KetoolsError(f"setting {name} is {value!r}; expected two shares of the depth, such as (0.2, 0.35)")
     whole = kind in (int, int | None)
@@ -110,8 +111,10 @@ def _check_value(name: str, value: object, kind: object) -> None:
     least = _LEAST.get(name, 0)
     if right and (value > 0 if name in _ABOVE else value >= least) and (math.isfinite(value) or name in _ENDLESS):
         return
-    wanted = "above 0" if name in _ABOVE else "" if least == -math.inf else f"of at least {least}"
-    raise KetoolsError(f"setting {name} is {value!r}; expected a {'whole ' if whole else ''}number {wanted}".rstrip())
+    wanted = ["whole number" if whole else "number"]
+    wanted += ["above 0"] if name in _ABOVE else [] if least == -math.inf else [f"of at least {least}"]
+    wanted += ["that is finite"] if right and not math.isfinite(value) else []
+    raise KetoolsError(f"setting {name} is {value!r}; expected a {' '.join(wanted)}")
 
 
 def _from_table(model_name: str, name: str) -> dict[str, Any]:

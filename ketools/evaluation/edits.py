@@ -128,15 +128,21 @@ def summary(frame: pd.DataFrame) -> dict[str, float]:
     Returns:
         ES, PS, NS (fractions), S their harmonic mean (NaN if one could not be measured); efficacy_accuracy,
         paraphrase_accuracy, neighbourhood_accuracy; the three magnitudes; the columns of two-hop questions and locality
-        prompts where there are some; p_new, p_true; n (facts).
+        prompts where there are some; p_new, p_true; n (facts). NaN of a fact are left out of a mean: where that is
+        so, measured_NAME says over how many facts it is.
         A fact weighs 1 however many paraphrases or neighbours it has, as in the authors' summaries.
     """
-    scores = {SHORT[kind]: float(frame[f"{kind}_success"].mean()) for kind in KINDS}
+    columns = {SHORT[kind]: f"{kind}_success" for kind in KINDS}
+    scores = {name: float(frame[column].mean()) for name, column in columns.items()}
     scores["S"] = harmonic_mean(scores.values())
-    for measure in MEASURES[1:]:
-        scores |= {f"{kind}_{measure}": float(frame[f"{kind}_{measure}"].mean()) for kind in KINDS}
-    scores |= {name: float(frame[name].mean()) for name in frame if name.startswith(BESIDE)}
-    return scores | {"p_new": float(frame["p_new"].mean()), "p_true": float(frame["p_true"].mean()), "n": len(frame)}
+    others = [f"{kind}_{measure}" for measure in MEASURES[1:] for kind in KINDS]
+    others += [*(name for name in frame if name.startswith(BESIDE)), "p_new", "p_true"]
+    scores |= {name: float(frame[name].mean()) for name in others}
+    columns |= {name: name for name in others}
+    counts = {name: int(frame[column].count()) for name, column in columns.items()}
+    # A measure of no fact at all is NaN, which says so itself.
+    partly = {f"measured_{name}": count for name, count in counts.items() if 0 < count < len(frame)}
+    return scores | {"n": len(frame)} | partly
 
 
 def recall(model: EditableModel, facts: Iterable[Fact], prompts: str = "trained") -> pd.DataFrame:

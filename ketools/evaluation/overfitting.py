@@ -7,6 +7,7 @@ other end: a disproportionate probability of the edit target wherever the subjec
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -42,8 +43,16 @@ def natural_probabilities(model: EditableModel, facts: Iterable[Fact]) -> pd.Dat
 
 
 def natural_probability(model: EditableModel, facts: Iterable[Fact]) -> float:
-    """Mean of `natural_probabilities` over the facts that the model knows; NaN if it knows none."""
+    """Mean of `natural_probabilities` over the facts that the model knows; NaN if it knows none.
+
+    Warns of how many it doesn't know, which are not in the mean.
+    """
     frame = natural_probabilities(model, facts)
+    if out := int((~frame["known"]).sum()):
+        warnings.warn(
+            f"{out:,} of {len(frame):,} facts left out of the natural probability, the model does not answer them rightly",
+            stacklevel=2,
+        )
     return float(frame.loc[frame["known"], "p"].mean())
 
 

@@ -11,13 +11,14 @@ import plotly.graph_objects as go
 
 from ketools.course import findings, plots
 from ketools.course.findings import Verdict
-from ketools.course.lines import EDITS, add_lines, describe, measured, scale
-from ketools.course.style import dress
+from ketools.course.lines import EDITS, add_lines, describe, holes, measured, scale
+from ketools.course.style import dress, label
 from ketools.errors import KetoolsError
 from ketools.evaluation.forgetting import forgetting_by_age, forgetting_curve
 from ketools.evaluation.glossary import hover_text
 from ketools.report.seeds import Rows, pooled, ranged, thinned
 from ketools.runs.gather import Group
+from ketools.runs.names import listed
 from ketools.runs.store import RunRecord
 
 SHARE = Verdict(
@@ -86,7 +87,7 @@ def residual_share(frame: pd.DataFrame) -> go.Figure:
     )
     text = describe(rows, "share", "the edited layers' share", findings.percent)
     relative = {method: value / first[method] for method, value in ends.items()}
-    return dress(fig, SHARE.sentence(relative, span), caption, text)
+    return dress(fig, SHARE.sentence(relative, span), caption + holes(frame, "share"), text)
 
 
 def forgetting(frame: pd.DataFrame) -> go.Figure:
@@ -106,7 +107,18 @@ def by_age(frame: pd.DataFrame) -> go.Figure:
     )
     oldest = frame[frame["edits"] >= 0.9 * frame.groupby("method")["edits"].transform("max")]
     ends = oldest.groupby("method", sort=False)["kept"].mean().to_dict()
-    return _kept(frame, OLD, "edits made afterwards (count)", caption, ends)
+    # The youngest edits have an age of 0, which is a point like any other.
+    return _kept(frame, OLD, "edits made afterwards (count)", caption + _excluded(frame), ends, since=-1)
+
+
+def _excluded(frame: pd.DataFrame) -> str:
+    """For a caption: how many edits are in no point, with which method; "" where all are in one."""
+    if "excluded" not in frame:
+        return ""
+    count = (frame["excluded"] * frame.get("seeds", 1)).groupby(frame["method"], sort=False).sum().round()
+    lines = [f"{int(n):,} with {label(str(method))}" for method, n in count.items() if n > 0]
+    what = "without a finite score at both moments, or of a batch of which none took"
+    return f" Edits that are left out, {what}: {listed(lines)}." if lines else ""
 
 
 def pace(frame: pd.DataFrame) -> go.Figure:
@@ -120,11 +132,11 @@ def pace(frame: pd.DataFrame) -> go.Figure:
     grown = {str(m): _tenths(part.sort_values("edits")) for m, part in rows.groupby("method", sort=False)}
     caption = "Wall time of the edits alone, without any measuring; each point is the mean over neighbouring batches."
     text = describe(rows, "seconds_per_edit", "seconds per edit", findings.number)
-    return dress(fig, PACE.sentence(grown, span), caption, text)
+    return dress(fig, PACE.sentence(grown, span), caption + holes(frame, "seconds_per_edit"), text)
 
 
 def _kept(
-    frame: pd.DataFrame, verdict: Verdict, axis: str, caption: str, ends: dict[str, float] | None = None
+    frame: pd.DataFrame, verdict: Verdict, axis: str, caption: str, ends: dict[str, float] | None = None, since: int = 0
 ) -> go.Figure:
     rows = measured(frame, "kept")
     last, span = findings.last(rows, "kept")
@@ -133,15 +145,14 @@ def _kept(
     fig.update_xaxes(title=axis, rangemode="tozero")
     top = max(1.04, 1.04 * rows["kept"].max())
     fig.update_yaxes(title="still right, of what took (%)", tickformat=".0%", range=[0, top])
-    return dress(
-        fig, verdict.sentence(ends or last, span), caption, describe(rows, "kept", "what is left", findings.percent)
-    )
+    text = describe(rows, "kept", "what is left", findings.percent)
+    return dress(fig, verdict.sentence(ends or last, span), caption + holes(frame, "kept", since=since), text)
 
 
 def _tenths(rows: pd.DataFrame) -> float:
     """The mean of the last tenth of a line over that of its first; NaN for a line of one point."""
-    n = max(1, len(rows) // 10)
-    values = rows["seconds_per_edit"].to_numpy()
+    values = rows["seconds_per_edit"].dropna().to_numpy()  # a gap in the line is no time
+    n = max(1, len(values) // 10)
     return float(values[-n:].mean() / values[:n].mean()) if len(values) > 1 else float("nan")
 
 
@@ -177,7 +188,10 @@ def _ages(record: RunRecord) -> pd.DataFrame:
         ages = forgetting_by_age(record.facts, record.batches)
     except KetoolsError:  # facts are scored at the end once the run is complete
         return pd.DataFrame()
-    return _binned(ages.rename(columns={"age": "edits"}).sort_values("edits"), "kept")
+    ages = ages.rename(columns={"age": "edits"}).sort_values("edits")
+    # A batch without a ratio is in no mean, with all its edits.
+    ages["excluded"] += ages["n"].where(ages["kept"].isna(), 0)
+    return _binned(ages, "kept", total="excluded")
 
 
 def _times(record: RunRecord) -> pd.DataFrame:
@@ -200,12 +214,13 @@ def _batches(record: RunRecord) -> pd.DataFrame:
     return record.batches
 
 
-def _binned(rows: pd.DataFrame, column: str, most: int = 25) -> pd.DataFrame:
-    """Neighbouring rows as one: the mean of `column` at the last of their edits."""
+def _binned(rows: pd.DataFrame, column: str, most: int = 25, total: str | None = None) -> pd.DataFrame:
+    """Neighbouring rows as one: the mean of `column` at the last of their edits, and the sum of `total`."""
     size = -(-len(rows) // most)
     number = np.arange(len(rows))[::-1] // size  # whole from the end on: the last point is the last batch's
     by = rows.groupby(number)
-    return pd.DataFrame({"edits": by["edits"].max(), column: by[column].mean()}).sort_values("edits")
+    sums = {} if total is None else {total: by[total].sum()}
+    return pd.DataFrame({"edits": by["edits"].max(), column: by[column].mean(), **sums}).sort_values("edits")
 
 
 CHARTS: dict[str, Chart] = {

@@ -18,7 +18,7 @@ from ketools.course.style import LEFT, dress, label, plain, undressed, words
 from ketools.errors import KetoolsError
 from ketools.files import write_atomic
 from ketools.report.page import figure_table, page, table
-from ketools.report.seeds import pooled, ranged
+from ketools.report.seeds import left_out, pooled, ranged
 from ketools.runs.gather import Group
 from ketools.runs.names import listed
 
@@ -51,6 +51,7 @@ def headline(groups: Sequence[Group]) -> go.Figure:
     fig.update_xaxes(title=EDITS, rangemode="tozero")
     known = frame.dropna(subset=["unedited_kept"])
     caption = f"{plain(groups[0].model)}; {_seeds(groups)}. ES: edits that win over the object they replaced."
+    caption += left_out(frame, tuple(PANELS))
     text = " ".join(describe(frame.dropna(subset=[name]), name, said, number) for name, (said, _) in PANELS.items())
     dress(fig, finding(known), caption, text)
     said = words(fig)

@@ -34,6 +34,7 @@ _END = {
     "seconds_per_edit": ("seconds per edit", findings.number),
 }
 _LOST = 8
+_ASKED = {"unedited": "unedited facts", "same_subject": "other facts of edited subjects"}
 _COUNTED = ("only_a", "only_b", "both", "neither", "p_adjusted")
 _NEEDED = (
     "subject", "relation", "batch", "at_edit_p_new", "end_p_new", "at_edit_efficacy_success", "end_efficacy_success",
@@ -58,7 +59,9 @@ def at_the_end(models: Mapping[str, Sequence[Group]]) -> str:
         caption = f"All edits scored again on the model after {listed([f'{n:,}' for n in counts])} edits"
         seeds = max((len(held) for held in ends.values()), default=1)
         caption += "; mean (range) over seeds" if seeds > 1 else ""
-        parts.append((f"<h3>{escape(model)}</h3>" if len(models) > 1 else "") + table(frame, caption, terms=terms))
+        note = "".join(f"<p>{escape(text)}</p>" for text in _not_known(groups))
+        head = f"<h3>{escape(model)}</h3>" if len(models) > 1 else ""
+        parts.append(head + table(frame, caption, terms=terms) + note)
     # Many columns may take more room than the text does.
     wide = ' class="bleed"' if len(models) == 1 and any(len(groups) > 4 for groups in models.values()) else ""
     return f"<section{wide}><h2>At the end</h2>{''.join(parts)}</section>"
@@ -74,12 +77,33 @@ def _end(run: Run) -> dict[str, float]:
     return found
 
 
+def _not_known(groups: Sequence[Group]) -> list[str]:
+    """What the unedited model didn't know of the panel, where records say so: it is in no share."""
+    said: dict[str, list[str]] = {}
+    for run in (run for group in groups for run in group.runs if len(run.record.checkpoints)):
+        last = run.record.checkpoints.iloc[-1]
+        for name, what in _ASKED.items():
+            asked, known = (last.get(f"{name}_{end}", np.nan) for end in ("asked", "known"))
+            if known < asked:
+                text = f"Of {int(asked):,} {what} {int(known):,} were right before any edit; the others are not counted"
+                said.setdefault(text, []).append(str(run.seed))
+    seeds = {run.seed for group in groups for run in group.runs}
+    return [
+        f"{text} (seed {listed(list(dict.fromkeys(held)))})." if len(seeds) > 1 else f"{text}."
+        for text, held in said.items()
+    ]
+
+
 def _cell(values: Sequence[float], show: Callable[[float], str]) -> str:
+    """Mean and range over seeds, and of how many of them where some have no value."""
     known = [value for value in values if not np.isnan(value)]
     if not known:
         return "–"
     mean, low, high = (show(float(value)) for value in (np.mean(known), min(known), max(known)))
-    return f"{mean} ({low.rstrip('%×')}–{high})" if low != high else mean
+    aside = [f"{low.rstrip('%×')}–{high}"] if low != high else []
+    if len(known) < len(values):
+        aside.append(f"{len(known)} of {len(values)}")
+    return f"{mean} ({'; '.join(aside)})" if aside else mean
 
 
 def pairs(groups: Sequence[Group], missing: dict[str, str]) -> str:

@@ -11,10 +11,11 @@ import plotly.graph_objects as go
 from ketools.course.parts import add_line
 from ketools.course.style import label, styles
 from ketools.runs.gather import Group
+from ketools.runs.names import listed
 from ketools.runs.store import RunRecord
 
 Rows = Callable[[RunRecord], pd.DataFrame]
-LOW, HIGH = "_low", "_high"
+LOW, HIGH, SEEDS = "_low", "_high", "_seeds"
 _MOST = 26
 """Points of a line: more than these hide each other's markers."""
 
@@ -30,7 +31,8 @@ def pooled(groups: Sequence[Group], rows: Rows, over: str = "edits", *, keep: Se
     Returns:
         A row per group and place that all seeds of it have: method (the group's label), `over`, `keep`, the mean of each
         other column, NAME_low and NAME_high, and seeds (how many). A column of whole numbers that is no count to
-        average (layer) has the most frequent. Seeds without rows are left out.
+        average (layer) has the most frequent. Seeds without rows are left out: where there are some, a column runs says
+        how many the group has with them. Where some seeds have NaN in a column, NAME_seeds says how many its mean is of.
     """
     parts = []
     for group in groups:
@@ -44,10 +46,32 @@ def pooled(groups: Sequence[Group], rows: Rows, over: str = "edits", *, keep: Se
         mean, low, high = by[numbers].mean(), by[numbers].min(), by[numbers].max()
         if "layer" in numbers:
             mean["layer"] = by["layer"].agg(lambda values: values.mode().iloc[0])
-        part = mean.join(low.add_suffix(LOW)).join(high.add_suffix(HIGH))[shared].reset_index()
-        parts.append(part.assign(method=group.label, seeds=len(frames)))
+        count = by[numbers].count()[shared]
+        partly = [name for name in numbers if count[name].between(1, len(frames) - 1).any()]
+        ranges = mean.join(low.add_suffix(LOW)).join(high.add_suffix(HIGH))[shared]
+        part = ranges.join(count[partly].add_suffix(SEEDS)).reset_index()
+        runs = {"runs": len(group.runs)} if len(frames) < len(group.runs) else {}
+        parts.append(part.assign(method=group.label, seeds=len(frames), **runs))
     frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["method", over, *keep])
     return frame[["method", *frame.columns.drop("method")]]
+
+
+def left_out(frame: pd.DataFrame, columns: Sequence[str]) -> str:
+    """For a caption: which seeds are in no mean of `columns`; "" where all are in all."""
+    said = []
+    for method, part in frame.groupby("method", sort=False):
+        if "runs" in part and part["runs"].notna().any():
+            has, of = int(part["seeds"].iloc[0]), int(part["runs"].iloc[0])
+            said.append(f" {label(str(method))}: {has} of {of} seeds; nothing of this was recorded of the others.")
+        for name in columns:
+            held = part[f"{name}{SEEDS}"].dropna() if f"{name}{SEEDS}" in part else part["seeds"].iloc[:0]
+            of = int(part["seeds"].iloc[0])
+            if few := sorted({int(n) for n in held if 0 < n < of}):
+                counts = listed([str(n) for n in few])
+                said.append(
+                    f" {label(str(method))}: {name} is at some points that of {counts} of {of} seeds; the others lack it."
+                )
+    return "".join(said)
 
 
 def thinned(frame: pd.DataFrame, over: str = "edits") -> pd.DataFrame:
@@ -88,7 +112,15 @@ def ranged(fig: go.Figure, frame: pd.DataFrame, columns: Sequence[str], over: st
     fig.add_traces([*drawn, *lines])
     if len(several):
         _say(fig, several, bool(columns))
+    if out := left_out(frame, columns or _averaged(frame)) if "seeds" in frame else "":
+        said = dict(fig.layout.meta)
+        fig.layout.meta = said | {"caption": said["caption"] + out}
     return fig
+
+
+def _averaged(frame: pd.DataFrame) -> list[str]:
+    """All columns of which some seeds have nothing at some place."""
+    return [str(name).removesuffix(SEEDS) for name in frame if str(name).endswith(SEEDS)]
 
 
 def _band_and_line(trace: go.Scatter, mine: pd.DataFrame, column: str, over: str, look: object) -> list[go.Scatter]:
@@ -97,12 +129,21 @@ def _band_and_line(trace: go.Scatter, mine: pd.DataFrame, column: str, over: str
     part = go.Figure()
     add_line(
         part, mine[over].tolist(), mine[column].tolist(), trace.name, look, low=mine[f"{column}{LOW}"].tolist(),
-        high=mine[f"{column}{HIGH}"].tolist(), interval=f"range of {int(mine['seeds'].iloc[0])} seeds",
+        high=mine[f"{column}{HIGH}"].tolist(), interval=f"range of {_seeds(mine, column)} seeds",
         show=found.group(1) if found else ".3g", band=True, legend=bool(trace.showlegend in (None, True)),
     )  # fmt: skip
     for piece in part.data:
         piece.update(xaxis=trace.xaxis, yaxis=trace.yaxis)
     return list(part.data)
+
+
+def _seeds(mine: pd.DataFrame, column: str) -> str:
+    whole = mine["seeds"].astype(int)
+    if f"{column}{SEEDS}" in mine:
+        held = mine[f"{column}{SEEDS}"].fillna(whole)
+        whole = held[held > 0].astype(int)
+    low, high = whole.min(), whole.max()
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def _say(fig: go.Figure, several: pd.DataFrame, lines: bool) -> None:

@@ -32,7 +32,8 @@ def compare(runs: Sequence[Run], at: int | None = None) -> pd.DataFrame:
     Args:
         runs: from `ketools.runs.gather.gather`.
         at: a number of edits at which all of them were measured; None: the last such. A run that ended early, in an update
-            that is not finite, stands as it was at its end if that came before.
+            that is not finite, stands as it was at its end if that came before; if it ended in its first batch, without
+            measures.
 
     Returns:
         run, model, method (the label that sets it apart), seed, edits (`at`), complete (whether these are all edits asked
@@ -101,7 +102,8 @@ def by_method(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row per model and method: model, method, seeds (how many), seed_list ("0, 1, 2"), edits, complete (of all),
-        collapsed (how many), and for each of MEASURES its mean, NAME_min and NAME_max over seeds (NaN left out).
+        collapsed (how many), and for each of MEASURES its mean, NAME_min and NAME_max over seeds; NaN are left out, and
+        where some are, NAME_seeds says of how many seeds the three are.
     """
     rows = []
     for (model, method), part in table.groupby(["model", "method"], sort=False):
@@ -111,6 +113,8 @@ def by_method(table: pd.DataFrame) -> pd.DataFrame:
         row["collapsed"] = int(part["collapsed"].sum())
         for name in MEASURES:
             row |= {name: part[name].mean(), f"{name}_min": part[name].min(), f"{name}_max": part[name].max()}
+            if 0 < (held := int(part[name].count())) < len(part):
+                row[f"{name}_seeds"] = held
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -167,9 +171,11 @@ def _named(tasks: Sequence[str]) -> str:
 def _common(runs: Sequence[Run], at: int | None) -> int:
     """The number of edits at which all runs were measured that had come so far without ending early."""
     going = [run for run in runs if not run.collapsed] or [max(runs, key=lambda run: run.edits)]
+    if not any(run.edits or not run.collapsed for run in runs):
+        return 0  # all of them ended in their first batch
     points = [set(run.record.checkpoints["edits"]) if len(run.record.checkpoints) else set() for run in going]
     shared = sorted(int(n) for n in set.intersection(*points) if n > 0)
-    if not shared or not all(run.edits for run in runs):
+    if not shared:
         ends = ", ".join(f"{run.name} up to {run.edits:,}" for run in runs)
         raise KetoolsError(f"the runs have no checkpoint after an edit in common ({ends}); let them go on")
     if at is not None and at not in shared:
@@ -181,6 +187,8 @@ def _common(runs: Sequence[Run], at: int | None) -> int:
 
 def _measures(run: Run, point: int) -> dict[str, float]:
     checkpoints, batches = run.record.checkpoints, run.record.batches
+    if not point:  # the unedited model is no end state: "kept 100%" beside methods that did edit
+        return dict.fromkeys(MEASURES, float("nan"))
     row = checkpoints[checkpoints["edits"] <= point].iloc[-1]
     found = {name: float(row[name]) if name in row else float("nan") for name in MEASURES}
     found["at_edit_S"] = harmonic_mean([found[f"at_edit_{name}"] for name in SCORES])

@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     from ketools.editing.methods import Method
 
 _WHOLE = ("edits", "batch", "checkpoint_every", "consolidate_every")
-# Least values of a method's settings; what is not named takes any number that is not negative.
-_LEAST = {"steps": 1, "prefix_tokens": 1, "ft_steps": 1, "lora_rank": 1, "facts_at_once": 1}
-_POSITIVE = ("lr", "clamp_norm_factor", "ft_lr", "ft_epsilon")
+_MOST = 2**32 - 1  # numpy takes no seed below 0; multiples of larger ones leave the 64 bits of torch's generators
 _KINDS = {int: "a whole number", str: "a text", dict: "a table"}
 
 
@@ -96,11 +94,18 @@ class RunConfig:
         for name in _WHOLE:
             if getattr(self, name) < 1:
                 raise KetoolsError(f"{name} = {getattr(self, name)}: expected a whole number of at least 1")
+        check_seed(self.seed)
         if self.conflicts not in POLICIES:
             raise KetoolsError(f"conflicts = {self.conflicts!r}: expected one of {', '.join(map(repr, POLICIES))}")
         composed(self.method)
         _check_settings(self.settings)
         _check_measures(self.measures)
+
+
+def check_seed(seed: int) -> None:
+    """Raise KetoolsError for a seed that numpy or torch cannot take."""
+    if not 0 <= seed <= _MOST:
+        raise KetoolsError(f"seed = {seed}: expected a whole number from 0 to {_MOST}")
 
 
 def known_keys(content: Mapping[str, Any], known: list[str], what: str) -> None:
@@ -140,16 +145,11 @@ def composed(name: str) -> Method:
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
-    from ketools.editing.hyper import Hyper
+    from ketools.editing.hyper import Hyper, check_value
 
     known_keys(settings, [each.name for each in fields(Hyper)], "setting")
     for name, value in settings.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            continue  # words and lists of layers are checked where the model is known
-        least = _LEAST.get(name, 0)
-        if not value >= least or (name in _POSITIVE and not value > 0):
-            wanted = "above 0" if name in _POSITIVE else f"of at least {least}"
-            raise KetoolsError(f"setting {name} = {value}: expected a number {wanted}")
+        check_value(name, tuple(value) if isinstance(value, list) else value)  # lists as the editor takes them
 
 
 def _check_measures(measures: Mapping[str, Any]) -> None:

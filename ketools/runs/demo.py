@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from ketools.facts import facts as read_facts
 from ketools.files import write_json
 from ketools.model import EditableModel, load
 from ketools.norms.weights import growing
+from ketools.runs.config import check_seed
 from ketools.runs.lifelong import lifelong
 from ketools.runs.panel import Panel, Sizes
 from ketools.runs.provenance import provenance
@@ -101,6 +103,7 @@ def demo(
     chosen = {name: named_method(name) for name in methods}
     if not chosen:
         raise KetoolsError(f"no methods given, expected some of {', '.join(METHODS)}")
+    check_seed(seed)
     known = settled(facts if isinstance(facts, FactSet) else read_facts(facts))
     todo = known.sample(edits, seed)
     loaded = model if isinstance(model, EditableModel) else load(model)
@@ -183,15 +186,18 @@ def figures(record: RunRecord) -> dict[str, Any]:
         unedited_kept, unedited_falling (below the last checkpoint before), same_subject_kept, downstream_kept,
         downstream_f1, perplexity_ratio; efficacy, paraphrase, neighbourhood, score (S) and accuracies of all edits
         at the end; efficacy_at_edit, paraphrase_at_edit, neighbourhood_at_edit; p_edited, p_natural; steps_mean;
-        edits; seconds (editing), seconds_per_edit, seconds_evaluation.
+        edits; seconds (editing), seconds_per_edit, seconds_evaluation. NaN where nothing was measured: all but p_natural
+        of a run that ended in its first batch, whose weights are the unedited ones.
     """
-    last, facts = record.checkpoints.iloc[-1], record.facts
+    last, facts, n = record.checkpoints.iloc[-1], record.facts, len(record.facts)
+    if not n:  # "kept 100%" of a model without an edit would stand beside those of methods that edited
+        last = last.reindex(["p_natural"])
     norms = record.norms[record.norms["edited"]]
     end = norms[norms["edits"] == norms["edits"].max()]
     most = end.loc[end["ratio"].fillna(float("inf")).idxmax(), "layer"]
     series = norms[norms["layer"] == most].set_index("edits")["norm"]
     kept = record.checkpoints["unedited_kept"].to_numpy()
-    seconds = float(record.batches["seconds"].sum())
+    seconds = _total(record.batches, "seconds")
     from_last = {
         "efficacy": "ES", "paraphrase": "PS", "neighbourhood": "NS", "score": "S",
         "efficacy_at_edit": "at_edit_ES", "paraphrase_at_edit": "at_edit_PS", "neighbourhood_at_edit": "at_edit_NS",
@@ -202,14 +208,19 @@ def figures(record: RunRecord) -> dict[str, Any]:
         "p_edited", "p_natural",
     )  # fmt: skip
     return {
-        **{name: float(last[name]) for name in same},
-        **{name: float(last[column]) for name, column in from_last.items()},
+        **{name: float(last.get(name, math.nan)) for name in same},
+        **{name: float(last.get(column, math.nan)) for name, column in from_last.items()},
         "norm_layer": int(most),
-        "norm_still_growing": growing(series),
+        "norm_still_growing": n > 0 and growing(series),
         "unedited_falling": bool(len(kept) > 1 and kept[-1] < kept[-2]),
-        "steps_mean": float(facts["steps"].mean()),
-        "edits": len(facts),
+        "steps_mean": float(facts["steps"].mean()) if n else math.nan,
+        "edits": n,
         "seconds": seconds,
-        "seconds_per_edit": seconds / len(facts),
-        "seconds_evaluation": float(record.checkpoints["seconds"].sum() + record.batches["seconds_scoring"].sum()),
+        "seconds_per_edit": seconds / n if n else math.nan,
+        "seconds_evaluation": _total(record.checkpoints, "seconds") + _total(record.batches, "seconds_scoring"),
     }
+
+
+def _total(frame: pd.DataFrame, column: str) -> float:
+    """The column's sum; 0 where the run ended before the table had a row."""
+    return float(frame[column].sum()) if column in frame else 0.0

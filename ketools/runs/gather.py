@@ -12,7 +12,8 @@ from ketools.runs.names import rank, variant
 from ketools.runs.store import RunRecord, Store
 
 # Of the settings, those that seeds of one method may differ in, and those that are told in another way.
-_FREE = ("seed", "facts", "checkpoint_every", "method", "model", "type", "layers_depth", "facts_at_once")
+_FREE = ("seed", "facts", "checkpoint_every", "method", "model", "type", "layers_depth", "facts_at_once",
+         "contents", "left_out")  # fmt: skip
 # Settings that begin like this count with this stopping rule or update alone.
 _USED_BY = {
     "patience": "MPES", "null_": "NullSpace", "l2": "NullSpace", "constraint_": "Constraint", "shift_": "Shift",

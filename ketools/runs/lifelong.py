@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ from ketools.editing.methods import Method
 from ketools.editing.methods import method as named_method
 from ketools.editing.statistics import Statistics, load_statistics
 from ketools.errors import KetoolsError
+from ketools.fact import Fact
 from ketools.facts import FactSet
 from ketools.model import EditableModel
+from ketools.runs.config import check_seed
 from ketools.runs.loop import Interrupted, Run
 from ketools.runs.panel import Panel, Sizes
 from ketools.runs.provenance import plain, provenance
 from ketools.runs.resume import begin, statistics_digest
-from ketools.runs.sealed import Damaged
+from ketools.runs.sealed import Damaged, digest
 from ketools.runs.settle import settled
 from ketools.runs.store import RunRecord, Store
 
@@ -68,10 +71,12 @@ def lifelong(
         progress: show a progress bar.
         panel: what to compare with; None: drawn here with `sizes`. Runs side by side on one model can share one.
         overrides: hyperparameters of the editor to change, by name.
-        conflicts: of facts that contradict each other "last wins", or "refuse".
+        conflicts: of facts that contradict each other "last wins" (with a warning; how many went is in the settings), or
+            "refuse".
         consolidate_every: batches between two snapshots of the edited matrices, from which a run goes on.
         config: kept with the run, for `ketools resume`.
-        force: go on with other settings, covariance or versions than the run had (KetoolsError otherwise).
+        force: go on with other settings, covariance, versions or facts to measure than the run had (KetoolsError
+            otherwise).
 
     Returns:
         The run's record, the same as `RunRecord.load(out)`.
@@ -82,6 +87,7 @@ def lifelong(
         Interrupted: on Ctrl-C; finished batches are kept.
     """
     _possible(model, edits=edits, batch=batch, checkpoint_every=checkpoint_every, consolidate_every=consolidate_every)
+    check_seed(seed)
     chosen, changed, facts = named_method(method), dict(overrides or {}), settled(facts, conflicts)
     todo, hyper = facts.sample(edits, seed), chosen.settings(model, **changed)
     statistics = _needed(statistics, model, chosen, hyper)
@@ -90,10 +96,11 @@ def lifelong(
     settings = _described(model, chosen, hyper, todo, statistics) | asked
     store, about = Store(Path(out)), provenance(model, seed, chosen) | {"config": plain(config)}
     with store.locked():
-        done = begin(store, settings, about, force=force)
+        done = begin(store, settings | _again(store, settings, todo, facts, force), about, force=force)
         if not done:
             _editable(model, todo, batch)
         panel = panel or _panel(store, model, facts, todo, seed, sizes or Sizes())
+        _note_facts(store, todo, panel, facts)
         run = Run(
             model, chosen, todo, store, panel, batch, checkpoint_every, statistics, seed, changed, consolidate_every
         )
@@ -130,6 +137,51 @@ def _described(
         "facts": hashlib.sha256(texts.encode()).hexdigest(),
         "statistics": statistics_digest(statistics, hyper.layers or ()),
     }
+
+
+def _again(store: Store, settings: Mapping[str, Any], todo: FactSet, facts: FactSet, force: bool) -> dict[str, Any]:
+    """What `_note_facts` kept of the run that lies here, of the facts as they are now; {} where it kept nothing.
+
+    Raises KetoolsError if facts were changed under their ids: what is measured would be another thing from here on.
+    """
+    try:
+        held, panel = store.about().get("settings", {}), store.commit(0).get("panel") or {}
+    except Damaged:  # not begun, or the panel is to be taken again
+        return {}
+    now = _contents(todo, [*panel.get("unedited", ()), *panel.get("same_subject", ())], facts)
+    if "contents" not in held or now is None:
+        return {}
+    if now != held["contents"] and settings["facts"] == held.get("facts") and not force:
+        raise KetoolsError(
+            f"the facts of the run in {store.out} were changed since it began: ids and edits are the same, but not all that "
+            "is measured (true objects, paraphrases, neighbours, or facts of the panel); give the facts that it began with, "
+            "or another output folder. --force (force=True) goes on all the same: what is measured before and after is then "
+            "not the same thing"
+        )
+    return {"contents": now, "left_out": held.get("left_out", 0)}
+
+
+def _note_facts(store: Store, todo: FactSet, panel: Panel, facts: FactSet) -> None:
+    """Before the first edit: keep what tells whether facts were changed, and how many gave way to others.
+
+    Beside the settings that every run has, so that runs of earlier versions, which lack it, go on as they did.
+    """
+    if store.batch_path(0).is_file():
+        return
+    about = store.about()
+    about["settings"]["left_out"] = getattr(facts, "left_out", 0)
+    now = _contents(todo, [fact.id for fact in (*panel.unedited, *panel.same_subject)], facts)
+    if now is not None:  # a panel of other facts, brought along, is looked after by who brings it
+        about["settings"]["contents"] = now
+    with store.writing():
+        store.write_about(about)
+
+
+def _contents(todo: FactSet, panel: Iterable[str], facts: FactSet) -> str | None:
+    """sha256 of all fields of the edited facts and of the panel's; None if `facts` lack one of the panel's."""
+    by_id: dict[str, Fact] = {fact.id: fact for fact in facts}
+    asked = [by_id.get(i) for i in panel]
+    return None if None in asked else digest([asdict(fact) for fact in (*todo, *asked) if fact is not None])
 
 
 def _editable(model: EditableModel, todo: FactSet, batch: int) -> None:

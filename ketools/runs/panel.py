@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,7 @@ class Panel:
     unedited: facts of subjects that are never edited, answered right before the first edit.
     same_subject: other facts of edited subjects, answered right before the first edit.
     natural: P(target_true) of the unedited facts, before; p_natural: its mean.
+    asked: how many of each were asked before the first edit, right or not; {} in runs of earlier versions.
     """
 
     unedited: tuple[Fact, ...]
@@ -69,6 +70,7 @@ class Panel:
     f1: dict[str, float]
     perplexity: float
     norms: dict[int, float]
+    asked: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def take(
@@ -98,7 +100,8 @@ class Panel:
         others = _draw(facts.filter(lambda fact: _name(fact) not in subjects), sizes.unedited, seed)
         beside = facts.filter(lambda fact: _name(fact) in subjects and (_name(fact), fact.relation) not in pairs)
         right, natural, share = _right(model, others)
-        right_beside, _, _ = _right(model, _draw(beside, sizes.same_subject, seed))
+        beside = _draw(beside, sizes.same_subject, seed)
+        right_beside, _, _ = _right(model, beside)
         tasks = tasks if tasks is not None else load_tasks() if sizes.per_task else pd.DataFrame()
         if texts is None:
             texts = load_heldout(documents=sizes.documents) if sizes.documents else ()
@@ -115,6 +118,7 @@ class Panel:
             f1=_f1(model, tasks, sizes.per_task, seed),
             perplexity=perplexity(model, texts) if texts else math.nan,
             norms=norms(model),
+            asked={"unedited": len(others), "same_subject": len(beside)},
         )
 
     @property
@@ -126,7 +130,7 @@ class Panel:
         """What `again` needs, as JSON can hold it."""
         ids = {name: [fact.id for fact in getattr(self, name)] for name in ("unedited", "same_subject")}
         numbers = {name: getattr(self, name) for name in ("unedited_right", "natural", "f1", "perplexity")}
-        return ids | numbers | {"norms": {str(layer): norm for layer, norm in self.norms.items()}}
+        return ids | numbers | {"norms": {str(i): norm for i, norm in self.norms.items()}, "asked": dict(self.asked)}
 
     @classmethod
     def again(cls, kept: Mapping[str, Any], facts: FactSet, sizes: Sizes, seed: int) -> Panel:
@@ -144,7 +148,7 @@ class Panel:
         numbers = {name: math.nan if kept[name] is None else kept[name] for name in ("unedited_right", "perplexity")}
         return cls(
             **chosen, **numbers, natural=tuple(kept["natural"]), f1=kept["f1"], sizes=sizes, seed=seed,
-            norms={int(layer): norm for layer, norm in kept["norms"].items()},
+            norms={int(layer): norm for layer, norm in kept["norms"].items()}, asked=kept.get("asked", {}),
             tasks=load_tasks() if sizes.per_task else pd.DataFrame(),
             texts=tuple(load_heldout(documents=sizes.documents)) if sizes.documents else (),
         )  # fmt: skip
@@ -172,7 +176,9 @@ class Panel:
             edited so far); unedited_p: mean P(target_true) of the unedited facts now, lost ones included;
             downstream_f1 (mean over tasks), downstream_kept (relative to before), f1_TASK; perplexity,
             perplexity_ratio; norm_ratio (largest ratio of an edited matrix), norm_ratio_unedited (largest of the
-            others); p_edited, p_natural, p_ratio. NaN where there is nothing to measure.
+            others); p_edited, p_natural, p_ratio. NaN where there is nothing to measure. NAME_asked, NAME_known of
+            unedited and same_subject: how many of the panel were asked before the first edit, and how many of them were
+            right and count.
         """
         if not past:  # nothing has changed: what `take` measured, not measured again
             kept, p = (1.0, self.p_natural) if self.unedited else (math.nan, math.nan)
@@ -202,8 +208,14 @@ class Panel:
             "p_edited": p_edited,
             "p_natural": self.p_natural,
             "p_ratio": float(overfit(p_edited, self.p_natural)["ratio"]),
+            **self._counts(),
             **{f"f1_{task}": value for task, value in f1.items()},
         }
+
+    def _counts(self) -> dict[str, int]:
+        """What the model did not know before is in no share: a record says how much that is."""
+        known = {f"{name}_known": len(getattr(self, name)) for name in self.asked}
+        return {f"{name}_asked": count for name, count in self.asked.items()} | known
 
 
 def _name(fact: Fact) -> str:

@@ -19,7 +19,16 @@ def sentences(methods: Mapping[str, Mapping[str, Any]], edits: int) -> list[str]
     Returns:
         Three sentences; each is true of these figures whatever they are, nothing is assumed about which method wins.
     """
-    return [_norm(methods, edits), _model(methods), _edits(methods, edits)]
+    done = {name: figures for name, figures in methods.items() if figures["edits"]}
+    idle = [title(name) for name in methods if name not in done]
+    if not done:
+        return [
+            f"The {what}: nothing was edited, the first update was not finite." for what in ("norm", "model", "edits")
+        ]
+    found = [_norm(done, edits), _model(done), _edits(done, edits)]
+    if idle:  # they have no figures
+        found[0] += f" Nothing was edited with {listed(idle)}: the first update was not finite."
+    return found
 
 
 def _norm(methods: Mapping[str, Mapping[str, Any]], edits: int) -> str:

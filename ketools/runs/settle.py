@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterable
+
 from ketools.errors import KetoolsError, named
-from ketools.fact import UNKNOWN
+from ketools.fact import UNKNOWN, Fact
 from ketools.facts import FactSet
 
 POLICIES = ("last wins", "refuse")
+
+
+class Settled(FactSet):
+    """Facts without contradictions; `left_out`: how many of those that were given had to go."""
+
+    __slots__ = ("left_out",)
+
+    def __init__(self, facts: Iterable[Fact], left_out: int) -> None:
+        super().__init__(facts)
+        self.left_out = left_out
 
 
 def settled(facts: FactSet, policy: str = POLICIES[0]) -> FactSet:
     """`facts` without contradictions (FactSet.conflicts), in their order.
 
     "last wins": of facts that ask for different objects of one thing (subject and relation, or prompt) those with another
-    object than the last one's are left out; "refuse": there may be none.
+    object than the last one's are left out, with a warning, and the set says how many; "refuse": there may be none.
 
     Raises:
         KetoolsError: a contradiction with "refuse" (the first ones are named), or an unknown policy.
@@ -30,12 +43,21 @@ def settled(facts: FactSet, policy: str = POLICIES[0]) -> FactSet:
             'one win (conflicts = "last wins")'
         )
     said: dict[tuple[str, ...], str] = {}  # one thing -> the object that its last fact asks for
-    kept = []
+    kept: list[Fact] = []
+    gone: list[tuple[Fact, str]] = []  # with the object that stays
     for fact in reversed(facts):
         things = [(fact.text.lower(),)]
         if fact.relation != UNKNOWN:
             things.append((fact.subject.lower(), fact.relation))
-        if all(said.get(thing, fact.target_new) == fact.target_new for thing in things):
+        if others := [said[thing] for thing in things if said.get(thing, fact.target_new) != fact.target_new]:
+            gone.append((fact, others[0]))
+        else:
             kept.append(fact)
             said |= dict.fromkeys(things, fact.target_new)
-    return FactSet(reversed(kept))
+    first, stays = gone[-1]
+    warnings.warn(
+        f"{len(gone):,} facts contradict later ones and are left out (the last one wins), first of them {first.id!r}: "
+        f"subject {first.subject!r}, relation {first.relation!r}, {stays!r} stays and {first.target_new!r} goes",
+        stacklevel=2,
+    )
+    return Settled(reversed(kept), len(gone))

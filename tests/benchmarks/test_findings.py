@@ -1,6 +1,7 @@
 """Verdicts are computed: every claim holds where it is true and fails where it is not; runs are made once and resumed."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -23,8 +24,10 @@ from benchmarks.verdicts import (
 )
 from ketools.editing.statistics import Statistics
 from ketools.model import load
+from ketools.runs.gather import Run
 from ketools.runs.panel import Panel, Sizes
 from tests.conftest import SENTENCES
+from tests.runs.fakes import fake_record
 from tests.small_world import small_facts
 
 # The paper's story: method -> norm ratio, unedited kept, downstream kept; past keys do more than lambda_n.
@@ -103,6 +106,21 @@ def test_the_block_is_put_between_its_markers():
     assert "one" not in again and "two" in again and "llama \\1" in again and "kept" in again
     assert again.count("## The paper's findings") == 1 and again.count("begin") == 2
     assert findings.written(again, "two\n", "pocket") == again
+
+
+def test_a_run_that_ended_in_its_first_batch_has_no_numbers_and_no_vote():
+    record = fake_record("memit")
+    first = {name: getattr(record, name)[lambda frame: frame["edits"] == 0] for name in ("checkpoints", "norms")}
+    first["norms"]["norm"] = 7.0 * first["norms"]["ratio"]
+    none = {name: pd.DataFrame() for name in ("batches", "facts")}
+    early = Run("memit", replace(record, **first, **none, collapse={"batch": 1, "edits": 0, "why": "not finite"}))
+    row = verdicts.measure(early)
+    assert row.pop("edits") == 0 and row.pop("natural") == record.checkpoints["p_natural"].iloc[0]
+    row.pop("share_before")  # of the unedited model
+    assert np.isnan(list(row.values())).all(), row
+    assert verdicts.damage([early]).empty
+    later = [Run(f"encore-{seed}", fake_record("encore", seed, every=50)) for seed in (0, 1)]
+    pd.testing.assert_frame_equal(verdicts.damage([early, *later]), verdicts.damage(later))
 
 
 @pytest.fixture

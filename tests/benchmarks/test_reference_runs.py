@@ -122,3 +122,18 @@ def test_it_is_said_which_runs_were_made_on_which_processor(script):
         "Made on A: ENCORE on pocket (seeds 0 and 1) and ENCORE on pocket-llama (seed 0).",
         "Made on B: ENCORE on pocket (seed 2).",
     ]
+
+
+def test_a_cell_says_of_how_many_seeds_its_mean_is(script, tmp_path):
+    runs = script.gather([fake_run(tmp_path / str(seed), "memit", seed) for seed in range(3)])
+    whole = script.by_method(script.compare(runs)).iloc[0]
+    assert "seeds" not in script.cell(whole, "ES", "percent")
+    table = script.compare(runs)
+    table.loc[1, "ES"] = float("nan")
+    mean = table["ES"].mean()
+    assert (
+        script.cell(script.by_method(table).iloc[0], "ES", "percent")
+        == f"{100 * mean:.1f} (83.8 to 86.5; 2 of 3 seeds)"
+    )
+    table.loc[2, "ES"] = float("nan")
+    assert script.cell(script.by_method(table).iloc[0], "ES", "percent") == "86.5 (1 of 3 seeds)"

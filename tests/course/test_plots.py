@@ -158,3 +158,19 @@ def test_wide_ranges_get_a_logarithmic_axis():
     assert draw("perplexity", {"memit": record(1, 0.9, 0.5)}).layout.yaxis.type == "log"
     assert draw("perplexity", {"memit": record(1, 0.1, 0.5)}).layout.yaxis.type == "linear"
     assert isinstance(draw("cost").data[0].x, tuple | list | pd.Series)
+
+
+@pytest.mark.parametrize("name", ["unedited_kept", "perplexity", "edit_scores", "probability"])
+def test_a_hole_breaks_the_line_and_the_caption_counts_it(name):
+    frame = plots.stack(records(every=50), "checkpoints")
+    whole = getattr(plots, name)(frame)
+    inside, end = ((frame["method"] == m) & (frame["edits"] == at) for m, at in (("memit", 100), ("encore", 200)))
+    frame.loc[inside | end, COLUMN[name]] = math.nan
+    fig = getattr(plots, name)(frame)
+    assert words(fig)["caption"].removeprefix(words(whole)["caption"]) == (
+        f" Points of {COLUMN[name]} that were not measured and are left out: 1 of 4 with MEMIT and 1 of 4 with ENCORE."
+    )
+    lines = {trace.name: trace for trace in reversed(fig.data)}  # the first panel's
+    assert [x for x, y in zip(lines["MEMIT"].x, lines["MEMIT"].y) if y is None or math.isnan(y)] == [100]
+    assert lines["MEMIT"].x[-1] == 200 and lines["ENCORE"].x[-1] == 150 and lines["AlphaEdit"].x[-1] == 200
+    assert "nan" not in words(fig)["description"] and "unknown" not in words(fig)["description"]

@@ -1,8 +1,10 @@
 """The editing overfit by quantiles and by its spill onto the subject's other prompts."""
 
 import math
+import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import ketools.evaluation.overfitting as overfitting
@@ -73,6 +75,18 @@ def test_the_natural_level_is_that_of_known_facts(tiny_gpt2, facts):
     assert level == pytest.approx(known.mean()) if len(known) else math.isnan(level)
     with pytest.raises(KetoolsError, match="target_true"):
         natural_probabilities(tiny_gpt2, [Fact("x", "r", "{} is", "Ada", None, "Vell")])
+
+
+def test_facts_that_the_model_does_not_know_are_counted_out_aloud(monkeypatch):
+    frame = pd.DataFrame({"p": [0.9, 0.5, 0.1], "known": [True, True, False]})
+    monkeypatch.setattr(overfitting, "natural_probabilities", lambda model, facts: frame)
+    with pytest.warns(UserWarning, match="^1 of 3 facts left out of the natural probability") as caught:
+        assert natural_probability(None, []) == pytest.approx(0.7)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    frame["known"] = True
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert natural_probability(None, []) == pytest.approx(0.5)
 
 
 EDITED = Fact("1", "born", "{} was born in", "Ada", "Vell", "Sall")

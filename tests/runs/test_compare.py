@@ -98,6 +98,30 @@ def test_an_unfinished_run_is_compared_where_all_were_measured():
         compare([])
 
 
+def ended_at_once(method):
+    """A run whose first update was not finite: one checkpoint, of the unedited model, and nothing else."""
+    whole = fake_record(method)
+    first = {
+        name: getattr(whole, name)[lambda frame: frame["edits"] == 0] for name in ("checkpoints", "norms", "residual")
+    }
+    none = {name: pd.DataFrame() for name in ("batches", "facts")}
+    return Run(method, replace(whole, **first, **none, collapse={"batch": 1, "edits": 0, "why": "not finite"}))
+
+
+def test_a_run_that_ended_in_its_first_batch_has_a_row_and_no_measures():
+    early = ended_at_once("memit")
+    table = compare([early, *runs(("encore", 0))]).set_index("method")
+    assert table.loc["memit", list(MEASURES)].isna().all(), "not the 100% of an unedited model"
+    assert list(table["edits"]) == [0, 200] and list(table["collapsed"]) == [True, False]
+    assert not table.loc["memit", "complete"] and table.loc["encore", "ES"] == pytest.approx(0.994)
+    assert paired_tests(arrange([early, *runs(("encore", 0))])).empty
+    assert np.isnan(by_method(compare([early, *runs(("encore", 0))])).set_index("method").loc["memit", "ES"])
+    alone = compare([early])
+    assert alone["edits"].item() == 0 and alone[list(MEASURES)].isna().all().all()
+    with pytest.raises(KetoolsError, match="no checkpoint after an edit in common"):
+        compare([early, *runs(("encore", 0), done=50)])
+
+
 REFUSED = {
     "other facts": ({"changes": {"facts": "another list"}}, "both are of seed 0, but they edit other facts"),
     "another panel": ({"changes": {"sizes": plain(Sizes(unedited=7))}}, r"another panel was asked \(unedited 1000 and 7\)"),
@@ -155,6 +179,16 @@ def test_over_seeds():
     held = table.loc[table["method"] == "memit", "unedited_kept"]
     assert found.loc["memit", "unedited_kept"] == pytest.approx(held.mean())
     assert found.loc["memit", "unedited_kept_min"] == held.min() < held.max() == found.loc["memit", "unedited_kept_max"]
+
+
+def test_a_seed_without_a_value_is_not_counted_in_the_mean():
+    table = compare(runs(("memit", 0), ("memit", 1), ("memit", 2), ("encore", 0)))
+    assert not [name for name in by_method(table) if name.endswith("_seeds")]
+    table.loc[1, "ES"], table.loc[:2, "PS"] = np.nan, np.nan
+    found = by_method(table).set_index("method")
+    assert found.loc["memit", "ES"] == pytest.approx(table.loc[[0, 2], "ES"].mean())
+    assert found.loc["memit", "ES_seeds"] == 2 and np.isnan(found.loc["encore", "ES_seeds"])
+    assert "PS_seeds" not in found, "no value at all is NaN, which says so itself"
 
 
 def test_a_measure_that_was_not_recorded_is_unknown_and_not_an_error():

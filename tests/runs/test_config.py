@@ -1,5 +1,7 @@
 """The config of a run: what it takes, what it refuses, and that nothing of it is lost on the way into a run and back."""
 
+import math
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ketools import Fact, FactSet, KetoolsError
+from ketools.editing.hyper import scaled
 from ketools.editing.methods import EMMET, ENCORE, MEMIT, MPES, SEQUENTIAL_MEMIT, LeastSquares, Prune
 from ketools.runs.config import RunConfig, composed
 from ketools.runs.names import variant
@@ -66,9 +69,18 @@ def test_a_file_is_read_and_options_win_over_it(tmp_path):
         ({"method": "emmet+norm"}, "emmet has no place for 'norm'"),
         ({"method": "ft+mpes"}, "ft has no place for 'mpes'"),
         ({"conflicts": "first wins"}, "conflicts = 'first wins': expected one of 'last wins', 'refuse'"),
-        ({"settings": {"lr": 0.0}}, "setting lr = 0.0: expected a number above 0"),
-        ({"settings": {"steps": 0}}, "setting steps = 0: expected a number of at least 1"),
-        ({"settings": {"kl_factor": -1}}, "setting kl_factor = -1: expected a number of at least 0"),
+        ({"seed": -1}, "seed = -1: expected a whole number from 0 to 4294967295"),
+        ({"seed": 2**32}, "seed = 4294967296: expected a whole number from 0"),
+        ({"settings": {"lr": 0.0}}, "setting lr is 0.0; expected a number above 0"),
+        ({"settings": {"lr": math.inf}}, "setting lr is inf; expected a number above 0 that is finite"),
+        ({"settings": {"lr": "fast"}}, "setting lr is 'fast'; expected a number above 0"),
+        ({"settings": {"loss_floor": math.inf}}, "setting loss_floor is inf; expected a number that is finite"),
+        ({"settings": {"steps": 0}}, "setting steps is 0; expected a whole number of at least 1"),
+        ({"settings": {"steps": 2.5}}, "setting steps is 2.5; expected a whole number of at least 1"),
+        ({"settings": {"kl_factor": -1}}, "setting kl_factor is -1; expected a number of at least 0"),
+        ({"settings": {"shift_lr": 0}}, "setting shift_lr is 0; expected a number above 0"),
+        ({"settings": {"compat": "offical"}}, "setting compat is 'offical'; expected one of exact, official"),
+        ({"settings": {"layers_depth": [0.3]}}, "setting layers_depth is .0.3,.; expected two shares of the depth"),
         ({"measures": {"documents": -1}}, "documents=-1: expected a number of at least 0"),
         ({"measures": {"spectra": 3}}, "measure spectra = 3: expected true or false"),
         ({"measures": {"unedited": True}}, "measure unedited = True: expected a whole number"),
@@ -102,25 +114,50 @@ def test_methods_by_what_is_added_to_them():
         assert variant(plain(composed(name))) == name
 
 
+def test_what_the_editor_takes_the_config_takes():
+    """One table of bounds: a setting is not refused on one way to a run and taken on the other."""
+    given = {
+        "loss_floor": -1.0,
+        "null_threshold": math.inf,
+        "layers_depth": [0.2, 0.4],
+        "layers": [1, 2],
+        "lambda_n": None,
+    }
+    assert RunConfig.made({"settings": given}).settings == given
+    hyper = scaled("encore", given)
+    assert (hyper.loss_floor, hyper.null_threshold, hyper.layers_depth) == (-1.0, math.inf, (0.2, 0.4))
+
+
 def people(targets):
     return FactSet(Fact(f"{i}", "born", "{} was born in", name, "Vell", new) for i, (name, new) in enumerate(targets))
 
 
 def test_conflicting_facts_the_last_wins_or_none():
     facts = people([("Ada", "Oran"), ("Bo", "Sall"), ("ada", "Ixian"), ("Mira", "Oran"), ("Ada", "Ixian")])
-    assert settled(facts).ids == ["1", "2", "3", "4"]
+    with pytest.warns(UserWarning) as warned:
+        found = settled(facts)
+    assert found.ids == ["1", "2", "3", "4"] and found.left_out == 1
+    (said,) = (str(warning.message) for warning in warned)
+    assert said == (
+        "1 facts contradict later ones and are left out (the last one wins), first of them '0': subject 'Ada', relation "
+        "'born', 'Ixian' stays and 'Oran' goes"
+    )
     with pytest.raises(KetoolsError, match=r"2 facts contradict earlier ones: '0' and '2'.*last wins"):
         settled(facts, "refuse")
     with pytest.raises(KetoolsError, match="conflicts='both'"):
         settled(facts, "both")
-    alone = settled(facts)
-    assert settled(alone, "refuse") is alone
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # what is settled is not complained of again
+        assert settled(found) is found and settled(found, "refuse") is found
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("xyz")), max_size=12))
 def test_settled_facts_hold_no_contradiction_and_all_last_ones(targets):
     facts = people(targets)
-    kept = settled(facts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        kept = settled(facts)
+    assert getattr(kept, "left_out", 0) == len(facts) - len(kept)
     assert not kept.conflicts()
     last = {fact.subject: fact for fact in facts}
     assert set(last.values()) <= set(kept)

@@ -10,7 +10,11 @@ import torch
 import ketools.runs.demo as module
 from ketools import KetoolsError
 from ketools.editing.editor import Editor
+from ketools.errors import NotFinite
+from ketools.report.write import write_report
+from ketools.runs.compare import MEASURES, compare
 from ketools.runs.demo import demo, figures, fresh
+from ketools.runs.gather import gather
 from ketools.runs.lifelong import Interrupted
 from ketools.runs.sentences import sentences
 from ketools.runs.store import RunRecord
@@ -80,6 +84,37 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_call_goes_on(tiny_gpt2, facts, q
                 assert value == pytest.approx(again["methods"][name][key], nan_ok=True, rel=0), (name, key)
 
 
+def test_a_method_that_ends_in_its_first_batch_has_no_figures_and_stops_nobody(
+    tiny_gpt2, facts, quick, tmp_path, monkeypatch
+):
+    real = Editor.apply
+
+    def apply(self, batch):
+        if self.method.name == "memit":
+            raise NotFinite("the update of layer 1 is not finite")
+        return real(self, batch)
+
+    monkeypatch.setattr(Editor, "apply", apply)
+    job = quick | {"report": write_report}
+    result = demo(["memit", "encore"], tiny_gpt2, out=tmp_path / "two", facts=facts, **job)
+    ended, other = result["methods"]["memit"], result["methods"]["encore"]
+    assert ended["edits"] == 0 and ended["seconds"] == 0
+    assert ended["p_natural"] == pytest.approx(other["p_natural"], nan_ok=True)
+    for name in FIGURES - {"norm_still_growing", "seconds", "p_natural"}:
+        assert math.isnan(ended[name]), name
+    assert other["efficacy"] >= 0 and other["norm_ratio"] > 1, "the other method is measured as ever"
+    assert not ended["norm_still_growing"] and not ended["unedited_falling"]
+    norm, model, edits = result["sentences"]
+    assert norm.endswith("Nothing was edited with MEMIT: the first update was not finite.")
+    assert "MEMIT" not in model + edits and "nan" not in norm + model + edits
+    assert (tmp_path / "two" / "report.html").is_file()
+    table = compare(gather([tmp_path / "two"])).set_index("method")
+    assert list(table["edits"]) == [0, 8] and list(table["collapsed"]) == [True, False]
+    assert table.loc["memit", list(MEASURES)].isna().all() and table.loc["encore", "ES"] == other["efficacy"]
+    alone = demo(["memit"], tiny_gpt2, out=tmp_path / "one", facts=facts, **quick)
+    assert all("nothing was edited" in sentence for sentence in alone["sentences"])
+
+
 def test_a_finished_job_is_done_anew(tiny_gpt2, facts, quick, tmp_path):
     demo(["memit"], tiny_gpt2, out=tmp_path, facts=facts, **quick)
     found = demo(["memit"], tiny_gpt2, out=tmp_path, facts=facts, **quick | {"edits": 4})
@@ -109,6 +144,8 @@ def test_bad_input_comes_before_any_work(tiny_gpt2, facts, quick, tmp_path, monk
         demo(["memit", "mimit"], tiny_gpt2, out=tmp_path, facts=facts, **quick)
     with pytest.raises(KetoolsError, match="asked for 500 facts"):
         demo(["memit"], tiny_gpt2, out=tmp_path, facts=facts, **quick | {"edits": 500})
+    with pytest.raises(KetoolsError, match="seed = -1: expected a whole number from 0"):
+        demo(["memit"], tiny_gpt2, out=tmp_path, facts=facts, seed=-1, **quick)
     with pytest.raises(KetoolsError, match="no methods given"):
         demo([], tiny_gpt2, out=tmp_path, facts=facts, **quick)
     (tmp_path / "file").write_text("")

@@ -1,5 +1,6 @@
 """What is compared with before the first edit: drawn rightly, and able to go down."""
 
+import json
 import math
 
 import pytest
@@ -46,6 +47,21 @@ def test_only_what_was_right_before_counts(tiny_gpt2, facts, known):
     panel = take(tiny_gpt2, facts, todo, sizes=Sizes(unedited=100))
     assert wrong not in panel.unedited
     assert panel.unedited_right == pytest.approx(1 - 1 / 24)
+
+
+def test_what_was_not_known_before_is_counted_in_every_row(tiny_gpt2, facts, known):
+    todo, sizes = facts.sample(8, 0), Sizes(unedited=100, same_subject=100, per_task=0, documents=0)
+    first = take(tiny_gpt2, facts, todo, sizes=sizes, texts=())
+    known.update(fact.id for fact in (*first.unedited[:2], *first.same_subject[:3]))
+    panel = take(tiny_gpt2, facts, todo, sizes=sizes, texts=())
+    counts = {"unedited_asked": 24, "unedited_known": 22, "same_subject_asked": 8, "same_subject_known": 5}
+    kept = json.loads(json.dumps(panel.kept()))
+    for again in (panel, Panel.again(kept, facts, sizes, 0)):
+        for past in ([], todo[:1], todo):
+            row = again.measure(tiny_gpt2, past, 0.5, [1])
+            assert {name: row[name] for name in counts} == counts
+    del kept["asked"]  # as runs of earlier versions kept it: no counts rather than wrong ones
+    assert not set(counts) & set(Panel.again(kept, facts, sizes, 0).measure(tiny_gpt2, todo, 0.5, [1]))
 
 
 def test_every_share_can_fall(tiny_gpt2, facts, known):
