@@ -67,8 +67,11 @@ def config_of(out: str | Path) -> RunConfig:
 
 
 def model_of(out: str | Path) -> dict[str, str | None]:
-    """How the run in `out` loaded its model: model, device, dtype. Raises KetoolsError if there is no run."""
-    about = _store(out).about()
+    """How the run in `out` loaded its model: model, device, dtype.
+
+    Raises KetoolsError if there is no run, or its tables alone: no need to load a model for them.
+    """
+    about = _with_weights(out).about()
     config = about.get("config") or {"model": about["model"]["name"]}
     return {name: config.get(name) for name in ("model", "device", "dtype")}
 
@@ -77,9 +80,10 @@ def status(out: str | Path) -> dict[str, Any]:
     """How far the run in `out` is; nothing of it is changed.
 
     Returns:
-        state ("running", "stopped", "complete", "collapsed"); light (tables without weights); edits, edits_asked, batches; seconds_per_edit (of the last
-        batches, with their scoring), seconds_left (None unless the run goes on); bytes by folder ("bytes"), bytes_at_end
-        (about); checkpoint (the last one's columns), known (facts that needed no edit), collapse, forced, model, method.
+        state ("running", "stopped", "complete", "collapsed"); light (tables without weights); edits, edits_asked, batches;
+        seconds_per_edit (of the last batches, with their scoring), seconds_left (None unless the run goes on); bytes by
+        folder ("bytes"), bytes_at_end (about; None for tables alone); checkpoint (the last one's columns), known (facts
+        that needed no edit), collapse, forced, model, method.
 
     Raises:
         KetoolsError: no run, or a damaged file (named).
@@ -91,11 +95,8 @@ def status(out: str | Path) -> dict[str, Any]:
     complete = done["edits"] == asked and "end_p_new" in record.facts
     state = "collapsed" if record.collapse else "complete" if complete else "running" if _locked(store) else "stopped"
     lately = record.batches.tail(_LATELY)
-    pace = None
-    if len(lately):
-        pace = float((lately["seconds"] + lately["seconds_scoring"]).sum() / lately["facts"].sum())
+    pace = float((lately["seconds"] + lately["seconds_scoring"]).sum() / lately["facts"].sum()) if len(lately) else None
     used = _bytes(store)
-    grows = sum(used.get(name, 0) for name in ("batches", "edits", "state"))
     return {
         "state": state,
         "light": store.light,
@@ -105,7 +106,7 @@ def status(out: str | Path) -> dict[str, Any]:
         "seconds_per_edit": pace,
         "seconds_left": pace * (asked - done["edits"]) if pace and state in ("running", "stopped") else None,
         "bytes": used,
-        "bytes_at_end": round(grows * asked / done["edits"]) + sum(used.values()) - grows if done["edits"] else None,
+        "bytes_at_end": _bytes_at_end(used, asked / done["edits"]) if done["edits"] else None,
         "checkpoint": record.checkpoints.iloc[-1].to_dict() if len(record.checkpoints) else None,
         "known": int(record.batches["known"].sum()) if len(record.batches) else 0,
         "collapse": record.collapse,
@@ -128,11 +129,7 @@ def export_at(out: str | Path, at: int, to: str | Path, model: EditableModel) ->
         KetoolsError: no batch ends there (the nearest are named), another model, a damaged file, a folder that is not
             empty.
     """
-    store = _store(out)
-    if store.light:
-        raise KetoolsError(
-            f"{out} holds the tables of a run without its weights; export needs the folder that the run wrote"
-        )
+    store = _with_weights(out)
     about, done = store.about(), store.progress()
     settings = about["settings"]
     size, asked = int(settings["batch"]), int(settings["edits"])
@@ -162,12 +159,21 @@ def _store(out: str | Path) -> Store:
     return store
 
 
+def _with_weights(out: str | Path) -> Store:
+    store = _store(out)
+    if store.light:
+        raise KetoolsError(
+            f"{out} holds the tables of a run without its weights; export needs the folder that the run wrote"
+        )
+    return store
+
+
 def _done(store: Store, record: RunRecord) -> dict[str, int]:
     """Batches and edits that are done: as committed, or as the tables alone say."""
     if not store.light:
         return store.progress()
-    ends = record.checkpoints.get("edits", default=[0])
-    return {"batches": len(record.batches), "edits": int(max(ends))}
+    points = record.checkpoints
+    return {"batches": len(record.batches), "edits": int(points["edits"].max()) if len(points) else 0}
 
 
 def _locked(store: Store) -> bool:
@@ -193,3 +199,9 @@ def _bytes(store: Store) -> dict[str, int]:
             name = top[0] if len(top) > 1 else "tables"
             used[name] = used.get(name, 0) + path.stat().st_size
     return used
+
+
+def _bytes_at_end(used: dict[str, int], times: float) -> int | None:
+    """About, of a run that will be so many times as long as now; None for tables alone, which do not grow."""
+    grows = sum(used.get(name, 0) for name in ("batches", "edits", "state"))
+    return round(grows * (times - 1)) + sum(used.values()) if grows else None

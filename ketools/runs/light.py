@@ -12,6 +12,7 @@ from ketools.files import new_folder, write_atomic
 from ketools.runs.gather import Run
 from ketools.runs.store import RunRecord, Store
 from ketools.runs.tables import FRAMES, seal_tables
+from ketools.runs.verify import survey
 
 # Of each fact, what tests between methods, forgetting and lists of lost edits need.
 _FACTS = ("id", "batch", "relation", "subject", "steps", "p_target")
@@ -21,8 +22,9 @@ _SCORES = ("p_new", "efficacy_success", "efficacy_accuracy", "paraphrase_success
 def pack(folder: str | Path, to: str | Path) -> Path:
     """Write the light record of a finished run to the new folder `to`; returns it.
 
-    run.json, collapse.json where the run ended early, a parquet file for each table and tables.json with their checksums, which `RunRecord.load` reads like
-    the run itself. Of the facts the columns that are compared are kept, their numbers in float32; other tables are whole.
+    run.json, collapse.json where the run ended early, a parquet file for each table and tables.json with their checksums,
+    which `RunRecord.load` reads like the run itself. Of the facts the columns that are compared are kept, their numbers in
+    float32; other tables are whole.
 
     Raises:
         KetoolsError: no run, one that is not finished or is damaged, or `to` holds something already.
@@ -41,8 +43,26 @@ def pack(folder: str | Path, to: str | Path) -> Path:
         for name in FRAMES:
             if len(frame := getattr(record, name)):
                 _write(_slim(frame) if name == "facts" else frame, made / f"{name}.parquet")
-        seal_tables(made)
+        seal(made)
     return Path(to)
+
+
+def seal(folder: str | Path) -> Path:
+    """Write tables.json, the checksums of a light record that has none yet or the same; returns the folder.
+
+    Raises:
+        KetoolsError: no light record, one that cannot be read, or one that is not what its checksums say.
+    """
+    store, record = Store(Path(folder)), RunRecord.load(folder)
+    if not store.light or not len(record.checkpoints):
+        raise KetoolsError(f"{folder}: no light record; expected a folder that `ketools.runs.light.pack` wrote")
+    if damaged := survey(folder).damaged:
+        name, why = next(iter(damaged.items()))
+        raise KetoolsError(
+            f"{folder}: {name}: {why}; fetch the record again, or remove tables.json if the change was meant"
+        )
+    seal_tables(store.out, "collapse.json")
+    return store.out
 
 
 def size(folder: str | Path) -> int:

@@ -28,6 +28,7 @@ from ketools.runs.panel import Panel
 from ketools.runs.resume import restore, weights_digest
 from ketools.runs.sealed import Damaged, joined
 from ketools.runs.store import Store
+from ketools.runs.verify import latest_snapshot
 
 _KNOWN = re.compile(r"(\d+) of \d+ facts need no edit")  # the editor's warning
 
@@ -102,6 +103,11 @@ class Run:
         if done:
             held = self.store.frames()
             self.facts, self.known = [held["facts"]], int(held["batches"]["known"].sum())
+        latest = latest_snapshot(self.store, done)
+        if latest and not self.store.snapshot_path(latest).is_file():  # lost: made again from the updates
+            restore(self.store, self.model, latest)
+            with self.store.writing():
+                self.store.put_snapshot(latest, snapshot(self.model, layers))
         for number in range(done):  # checkpoints that were lost: measured again on the weights of their batch
             if self._due(number) and not self.store.checkpoint_path(number).is_file():
                 restore(self.store, self.model, number)

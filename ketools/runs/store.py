@@ -29,6 +29,7 @@ For readers: `RunRecord.load(folder)`. A folder with run.json and the parquet fi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -47,6 +48,8 @@ from ketools.runs.sealed import Damaged, file_digest, joined, pack, read_sealed,
 from ketools.runs.tables import FRAMES, open_tables, read_tables, write_tables
 
 _OF_BATCH, _OF_CHECKPOINT = FRAMES[:3], FRAMES[3:]
+# The files of batches and checkpoints; what else lies in their folders is somebody else's.
+OURS = re.compile(r"(?:batches|checkpoints)/[0-9]{5,}\.json|(?:edits|state|snapshots)/[0-9]{5,}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -189,8 +192,15 @@ class Store:
         return {"batches": number, "edits": int(self.commit(number)["edits"]) if number else 0}
 
     def write_progress(self, batch: int, edits: int) -> None:
-        """progress.json, for others to look at: the truth is in batches/."""
-        write_sealed(self.out / "progress.json", {"batches": batch, "edits": edits})
+        """progress.json, for others to look at, and for `verify` to know what must be there: the truth is in batches/."""
+        marks = {"checkpoint": self.checkpoint_path(batch), "collapse": self.out / "collapse.json"}
+        there = {name: True for name, path in marks.items() if path.is_file()}
+        write_sealed(self.out / "progress.json", {"batches": batch, "edits": edits} | there)
+
+    def _note(self) -> None:
+        if self._begun:  # a light record has no progress
+            done = self.progress()
+            self.write_progress(done["batches"], done["edits"])
 
     def commit(self, batch: int) -> dict[str, Any]:
         """The commit of a batch. Raises Damaged."""
@@ -225,7 +235,7 @@ class Store:
         files = [self.edit_path(batch), self.state_path(batch)]
         if snapshot is not None:
             files.append(self.snapshot_path(batch))
-            write_tensors(files[-1], {str(i): bits for i, bits in snapshot.items()}, {"format": "ketools-snapshot-1"})
+            self.put_snapshot(batch, snapshot)
         content = {
             "batch": batch,
             "edits": edits,
@@ -236,11 +246,15 @@ class Store:
         write_sealed(self.batch_path(batch), content)
         self.write_progress(batch, edits)
         for path in self.snapshots()[:-2]:
-            path.unlink()
+            path.unlink(missing_ok=True)
+
+    def put_snapshot(self, batch: int, bits: Mapping[int, Tensor]) -> None:
+        """The edited matrices after a batch."""
+        write_tensors(self.snapshot_path(batch), {str(i): w for i, w in bits.items()}, {"format": "ketools-snapshot-1"})
 
     def numbers(self, folder: str) -> list[int]:
-        """Of the batches that have a file in `folder`, in order; names that are no numbers are nobody's."""
-        return sorted(int(path.stem) for path in (self.out / folder).glob("[0-9]*.*") if path.stem.isdigit())
+        """Of the batches that have a file in `folder`, in order; other names (a sync tool's "00003 2.json") are nobody's."""
+        return sorted(int(p.stem) for p in (self.out / folder).glob("*") if OURS.fullmatch(f"{folder}/{p.name}"))
 
     def snapshots(self) -> list[Path]:
         """Snapshots that are there, in order."""
@@ -254,6 +268,7 @@ class Store:
         """What was measured after a batch: tables of a checkpoint, and "ends", columns end_* of all facts."""
         open_tables(self.out)
         write_sealed(self.checkpoint_path(batch), {name: pack(frame) for name, frame in tables.items()})
+        self._note()
 
     def collapse(self) -> dict[str, Any] | None:
         """How the run ended early; None if it did not."""
@@ -263,6 +278,7 @@ class Store:
     def put_collapse(self, content: Mapping[str, Any]) -> None:
         """The update of a batch was not finite: the run ends here."""
         write_sealed(self.out / "collapse.json", content)
+        self._note()
 
     def frames(self) -> dict[str, pd.DataFrame]:
         """The tables as far as they are committed. Raises Damaged, naming the file."""

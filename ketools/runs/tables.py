@@ -25,9 +25,10 @@ def write_tables(out: Path, frames: Mapping[str, pd.DataFrame]) -> None:
     seal_tables(out)
 
 
-def seal_tables(out: Path) -> None:
-    """tables.json: the checksums of the parquet files that are there."""
-    there = [path for name in FRAMES if (path := out / f"{name}.parquet").is_file()]
+def seal_tables(out: Path, *more: str) -> None:
+    """tables.json: the checksums of the parquet files that are there, and of `more` files."""
+    names = [*(f"{name}.parquet" for name in FRAMES), *more]
+    there = [path for name in names if (path := out / name).is_file()]
     write_sealed(out / _SUMS, {path.name: file_digest(path) for path in there}, indent=2)
 
 
@@ -37,7 +38,7 @@ def open_tables(out: Path) -> None:
 
 
 def read_tables(out: Path) -> dict[str, pd.DataFrame]:
-    """All of FRAMES; empty where there is no file. Raises Damaged for one that tables.json speaks of, or that is no table."""
+    """All of FRAMES; empty where there is no file. Raises Damaged for a missing one that tables.json speaks of, or no table."""
     wanted = read_sealed(out / _SUMS) if (out / _SUMS).is_file() else {}
     if lacking := [name for name in wanted if not (out / name).is_file()]:
         raise Damaged(f"{out / lacking[0]}: missing; {_SUMS} speaks of it")

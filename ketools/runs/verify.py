@@ -103,7 +103,9 @@ def cut(store: Store, found: Survey) -> None:
 def _sealed(store: Store) -> Iterator[tuple[str, str]]:
     """Damaged JSON files that belong to no batch, and damaged tables."""
     points = [store.checkpoint_path(number).relative_to(store.out) for number in store.numbers("checkpoints")]
-    begun = (store.out / "batches").is_dir()
+    begun = any(
+        store.numbers(name) for name in _FOLDERS
+    )  # a kill may leave the empty folder that it is to be written to
     wanted = [Path("run.json"), *([Path("batches/00000.json")] if begun else []), *points]
     wanted += [Path(name) for name in ("collapse.json", "tables.json", "progress.json") if (store.out / name).is_file()]
     for path in wanted:

@@ -45,10 +45,8 @@ def same_run(home, one, two):
         left, right = (getattr(r, name) for r in (a, b))
         clock = [column for column in left if column.startswith("seconds")]
         assert left.drop(columns=clock).equals(right.drop(columns=clock)), name
-        for out, frame in (
-            (one, left),
-            (two, right),
-        ):  # what was written last holds all, not what was there before a kill
+        # What was written last holds all, not what was there before a kill.
+        for out, frame in ((one, left), (two, right)):
             assert pd.read_parquet(out / f"{name}.parquet").equals(frame) or frame.empty, f"{out}: {name}.parquet"
     models, batches = [], Store(one).batches()
     assert batches == Store(two).batches()

@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 import torch
 
+import ketools.editing.batch
 import ketools.files
 import ketools.runs.resume as resuming
+import ketools.runs.tables
 from ketools import KetoolsError
 from ketools.model import load
 from ketools.runs.lifelong import lifelong
@@ -28,16 +30,15 @@ FILES = (
     "snapshots/00002.safetensors", "checkpoints/00000.json", "checkpoints/00002.json", "checkpoints/00003.json",
     "facts.parquet", "tables.json", "progress.json",
 )  # fmt: skip
-AS_IF_NEVER_WRITTEN = ("snapshots/00002.safetensors", "checkpoints/00003.json", "tables.json", "progress.json")  # fmt: skip
+# What a deletion would leave is what a kill leaves, too: tables that are written anew.
+AS_IF_NEVER_WRITTEN = ("tables.json",)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(trained_gpt2, tiny_tokenizer, statistics, panel, tmp_path_factory):
     """(folder, record, weights) of a run that nothing disturbed."""
-    model, out = (
-        load(copy.deepcopy(trained_gpt2), tokenizer=tiny_tokenizer),
-        tmp_path_factory.mktemp("undisturbed") / "run",
-    )
+    model = load(copy.deepcopy(trained_gpt2), tokenizer=tiny_tokenizer)
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
     record = lifelong(
         model, small_facts(), "encore", edits=8, batch=3, checkpoint_every=4, consolidate_every=2, out=out, panel=panel,
         statistics=statistics, progress=False, overrides=CHANGED,
@@ -95,7 +96,7 @@ def test_a_fault_of_the_disk_in_any_write_loses_nothing(run, tiny_gpt2, whole, t
 
 @pytest.mark.parametrize(
     ("name", "damage"),
-    [(name, ("truncated", "changed", "gone")[(i + j) % 3]) for i, name in enumerate(FILES) for j in (0, 1)],
+    [(name, damage) for i, name in enumerate(FILES) for damage in (("truncated", "changed")[i % 2], "gone")],
 )
 def test_damage_to_any_file_is_named_and_made_good(run, tiny_gpt2, whole, tmp_path, name, damage):
     if damage == "gone" and name in AS_IF_NEVER_WRITTEN:
@@ -119,22 +120,26 @@ def test_damage_to_any_file_is_named_and_made_good(run, tiny_gpt2, whole, tmp_pa
     assert any(again in str(each.message) for each in said) == (name == "batches/00000.json" and damage != "gone")
 
 
+@pytest.mark.parametrize("inside", [False, True])
 def test_tables_are_whole_after_a_kill_between_the_last_checkpoint_and_them(
-    run, tiny_gpt2, whole, tmp_path, monkeypatch
+    run, tiny_gpt2, whole, tmp_path, monkeypatch, inside
 ):
     writes, real = [], Store.write_tables
 
     def stop(store):
         writes.append(store)
-        if len(writes) == 3:
+        if len(writes) == 3 and not inside:
             raise KeyboardInterrupt
+        if len(writes) == 3:
+            nth_call(patch, ketools.runs.tables, "write_atomic", 3, KeyboardInterrupt())
         real(store)
 
     with monkeypatch.context() as patch:
         patch.setattr(Store, "write_tables", stop)
         with pytest.raises(KeyboardInterrupt):
             run("late")
-    assert survey(tmp_path / "late").sound, "tables that are behind are no damage"
+    found = survey(tmp_path / "late")
+    assert found.sound and "`ketools resume` writes them anew" in found.text(), "tables that are behind are no damage"
     goes_on_to_the_same(run, tiny_gpt2, whole, "late")
     record = RunRecord.load(tmp_path / "late")
     assert len(writes) == 3 and "end_p_new" in record.facts
@@ -142,13 +147,37 @@ def test_tables_are_whole_after_a_kill_between_the_last_checkpoint_and_them(
 
 
 def test_files_that_a_sync_tool_left_are_nobodys(run, tiny_gpt2, whole, tmp_path):
-    strays = [Path("batches/00003 2.json"), Path("checkpoints/00002 2.json"), Path("snapshots/00002 2.safetensors")]
+    strays = [Path("batches/00003 2.json"), Path("checkpoints/00002 2.json"), Path("snapshots/00002 2.safetensors"),
+              Path("batches/4.json"), Path("snapshots/00009.bak")]  # fmt: skip
     for path in strays:
         (tmp_path / "whole" / path).write_bytes(b"another machine's")
     found = survey(tmp_path / "whole")
     assert found.sound and {path.as_posix() for path in strays} == set(found.leftovers)
+    assert "batches/00003 2.json: no file of the run" in found.text()
     assert len(RunRecord.load(tmp_path / "whole").batches) == 3
     goes_on_to_the_same(run, tiny_gpt2, whole, "whole")
+    assert all((tmp_path / "whole" / path).is_file() for path in strays), "they are not ours to remove"
+
+
+def test_how_a_run_ended_cannot_be_lost_unseen(run, tiny_gpt2, tmp_path, monkeypatch):
+    real, calls = ketools.editing.batch.least_squares, []
+
+    def breaks(*args, **named):
+        calls.append(1)  # two layers a batch: the fifth call is in the third batch
+        left, right = real(*args, **named)
+        return (left * float("nan" if len(calls) >= 5 else 1), right)
+
+    monkeypatch.setattr(ketools.editing.batch, "least_squares", breaks)
+    ended = run("broken").collapse
+    undo_all(tiny_gpt2)
+    assert run("broken").collapse == ended and ended["batch"] == 3  # progress.json is written anew on the way
+    assert survey(tmp_path / "broken").sound
+    (tmp_path / "broken" / "collapse.json").unlink()
+    assert survey(tmp_path / "broken").damaged == {"collapse.json": "missing"}
+    undo_all(tiny_gpt2)
+    with pytest.warns(UserWarning, match="collapse.json: missing"):
+        assert run("broken").collapse == ended
+    assert survey(tmp_path / "broken").sound
 
 
 def test_a_checkpoint_that_is_gone_is_measured_again_on_the_weights_of_its_batch(run, tiny_gpt2, whole, tmp_path):

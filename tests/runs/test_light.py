@@ -4,16 +4,18 @@ import shutil
 
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
-from ketools import KetoolsError
+from ketools import KetoolsError, cli
 from ketools.runs.compare import compare, paired_tests
 from ketools.runs.gather import arrange, gather
 from ketools.runs.job import export_at, status
-from ketools.runs.light import pack, size
+from ketools.runs.light import pack, seal, size
 from ketools.runs.sealed import Damaged
-from ketools.runs.store import RunRecord
+from ketools.runs.store import RunRecord, Store
 from ketools.runs.verify import survey
 from tests.runs.fakes import fake_run
+from tests.test_cli import one_line
 
 
 def test_a_light_record_says_the_same(tmp_path):
@@ -61,7 +63,33 @@ def test_what_is_wrong_with_a_light_record_is_named(tmp_path):
         with pytest.raises(Damaged, match=f"{name}: missing"):
             RunRecord.load(hurt)
     (tmp_path / "light" / "tables.json").unlink()  # as they were written before
-    assert survey(tmp_path / "light").sound and len(RunRecord.load(tmp_path / "light").facts)
+    old = survey(tmp_path / "light")
+    assert old.sound and "not compared with their checksums" in old.text()
+    assert len(RunRecord.load(tmp_path / "light").facts)
+
+
+def test_how_a_light_record_ended_cannot_be_lost(tmp_path):
+    fake_run(tmp_path / "run", "memit", done=100)
+    Store(tmp_path / "run").put_collapse({"batch": 3, "first": 101, "last": 150, "edits": 100, "why": "not finite"})
+    pack(tmp_path / "run", tmp_path / "light")
+    assert not (tmp_path / "light" / "progress.json").exists() and status(tmp_path / "light")["state"] == "collapsed"
+    (tmp_path / "light" / "collapse.json").unlink()
+    assert survey(tmp_path / "light").damaged == {"collapse.json": "missing"}
+    with pytest.raises(Damaged, match=r"collapse\.json: missing"):
+        RunRecord.load(tmp_path / "light")
+
+
+def test_sealing_gives_an_old_record_its_checksums_and_hides_no_damage(tmp_path):
+    old = fake_run(tmp_path / "old", "memit")
+    assert survey(seal(old)).text() == "7 files, sound"
+    (old / "norms.parquet").write_bytes((old / "residual.parquet").read_bytes())
+    with pytest.raises(KetoolsError, match=r"norms\.parquet: its checksum does not fit.*remove tables\.json"):
+        seal(old)
+    (old / "tables.json").unlink()
+    assert survey(seal(old)).sound
+    (old / "batches").mkdir()
+    with pytest.raises(KetoolsError, match="no light record"):
+        seal(old)
 
 
 def test_the_status_of_a_light_record_is_that_of_its_run(tmp_path, tiny_gpt2):
@@ -71,3 +99,18 @@ def test_the_status_of_a_light_record_is_that_of_its_run(tmp_path, tiny_gpt2):
     assert now["seconds_left"] is None
     with pytest.raises(KetoolsError, match="without its weights"):
         export_at(tmp_path / "light", 100, tmp_path / "model", tiny_gpt2)
+
+
+def test_light_records_at_the_command_line(tmp_path):
+    folders = [str(pack(fake_run(tmp_path / f"{name} run", name), tmp_path / name)) for name in ("memit", "encore")]
+    ask = CliRunner().invoke
+    blocks = [ask(cli.app, ["status", folder]).output.strip() for folder in folders]
+    assert f"{folders[0]}: complete, 200 of 200 edits with memit on pocket (tables without weights)" in blocks[0]
+    assert "at the end" not in blocks[0], "it does not grow"
+    assert ask(cli.app, ["status", *folders]).output.strip() == "\n\n".join(blocks)
+    out = str(tmp_path / "model")
+    refused = one_line(ask(cli.app, ["export", folders[0], "--at", "100", "--out", out]), 2)
+    assert "the tables of a run without its weights" in refused, "before a model is loaded: there is none to load"
+    (tmp_path / "memit" / "norms.parquet").unlink()
+    verified = ask(cli.app, ["runs", "verify", folders[0]])
+    assert verified.exit_code == 2 and "norms.parquet: missing" in verified.output
