@@ -107,8 +107,7 @@ def demo(
     known = settled(facts if isinstance(facts, FactSet) else read_facts(facts))
     todo = known.sample(edits, seed)
     loaded = model if isinstance(model, EditableModel) else load(model)
-    given, statistics = statistics is not None, statistics or load_statistics(loaded)
-    out = Path(out)
+    given, statistics, out = statistics is not None, statistics or load_statistics(loaded), Path(out)
     if look is not None and (again or not _unfinished(out, chosen)):
         look(loaded, todo, tuple(chosen.values()), given)
     _prepare(out, chosen, again)  # only now: a mistyped model must not cost an earlier run

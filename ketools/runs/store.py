@@ -199,8 +199,7 @@ class Store:
 
     def _note(self) -> None:
         if self._begun:  # a light record has no progress
-            done = self.progress()
-            self.write_progress(done["batches"], done["edits"])
+            self.write_progress(*self.progress().values())
 
     def commit(self, batch: int) -> dict[str, Any]:
         """The commit of a batch. Raises Damaged."""
