@@ -198,5 +198,6 @@ def _disk(error: OSError) -> str:
 
 
 def _stopped(why: str) -> str:
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    # With --again the command would throw away what was kept.
+    command = shlex.join([Path(sys.argv[0]).name, *(word for word in sys.argv[1:] if word != "--again")])
     return f"{why.rstrip('.') or 'stopped; finished batches are kept'}. To go on: {command}"

@@ -1,8 +1,10 @@
 """Files and folders that are either wholly written or not there at all, and one reader for tensors."""
 
+import errno
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
@@ -35,7 +37,12 @@ def write_tensors(path: str | Path, tensors: "Mapping[str, Tensor]", about: Mapp
     from safetensors.torch import save_file  # brings torch with it
 
     with _replacing(Path(path)) as part:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, dict(about))
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, dict(about))
+        except SafetensorError as error:  # a full disk among others: the library wraps what the system said in words
+            found = re.search(r"os error (\d+)", str(error))
+            number = int(found[1]) if found else errno.EIO
+            raise OSError(number, os.strerror(number), str(path)) from error
     return Path(path)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from ketools import KetoolsError
 from ketools.files import new_folder, read_tensors, write_atomic, write_tensors
@@ -112,3 +113,14 @@ def test_a_new_name_is_flushed_to_the_disk_with_its_folder(tmp_path, monkeypatch
     monkeypatch.setattr(os, "fsync", lambda handle: seen.append(stat.S_ISDIR(os.fstat(handle).st_mode)) or real(handle))
     write_atomic(tmp_path / "a.json", "{}")
     assert seen == [False, True], "first what is in the file, then that it is there"
+
+
+def test_a_full_disk_is_told_as_the_system_does_whoever_writes(tmp_path, monkeypatch):
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_tensors(tmp_path / "a.safetensors", {"a": torch.ones(2)}, {"format": "x-1"})
+    assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(tmp_path / "a.safetensors")
+    assert not list(tmp_path.iterdir())

@@ -200,7 +200,7 @@ def perplexity(checkpoints: pd.DataFrame) -> go.Figure:
     add_lines(fig, rows, "perplexity_ratio", ".2f")
     fig.update_xaxes(title=EDITS, rangemode="tozero")
     fig.update_yaxes(title="perplexity (ratio to before any edit)", **scale(rows["perplexity_ratio"]))
-    caption = "Perplexity on held-out text that the model never saw; 1 is the unedited model, lower is better."
+    caption = "Perplexity on held-out documents; 1 is the unedited model, lower is better."
     text = told(rows, "perplexity_ratio", "perplexity ratio", findings.times)
     return dress(fig, findings.PERPLEXITY.sentence(ends, span), caption + holes(checkpoints, "perplexity_ratio"), text)
 

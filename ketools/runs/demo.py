@@ -100,7 +100,7 @@ def demo(
         KetoolsError: unknown method or model, fewer facts than edits, unwritable folder.
         ketools.runs.lifelong.Interrupted: Ctrl-C; finished batches and methods are kept.
     """
-    chosen = {name: named_method(name) for name in methods}
+    chosen = {each.name: each for each in map(named_method, methods)}
     if not chosen:
         raise KetoolsError(f"no methods given, expected some of {', '.join(METHODS)}")
     check_seed(seed)
