@@ -63,7 +63,7 @@ def damage(runs: Sequence[Run]) -> list[str]:
         each = [f"{_DAMAGED[row.measure]} {row.spearman:+.2f}" for row in found.itertuples()]
         if each:
             said.append(
-                f"On {model}, over {len(points)} checkpoints of {len(those)} runs, the norm of the most grown matrix goes with "
+                f"On {model}, over {len(points)} checkpoints of {len(those)} {'run' if len(those) == 1 else 'runs'}, the norm of the most grown matrix goes with "
                 f"{listed(each)} (Spearman; checkpoints follow each other and are no independent draws)."
             )
     return said
