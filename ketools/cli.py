@@ -133,6 +133,8 @@ def _look(batch: int, yes: bool, quiet: bool) -> Callable[..., None]:
         found = preflight.inspect(
             model, facts, first, batch=batch, edits=len(facts), beside=beside, statistics=statistics, trial=not quiet
         )
+        typer.echo("settings (their rule, and what was chosen for some models: ketools/editing/hyperparameters.toml)")
+        typer.echo("\n".join(f"  {each.name}: {each.told(model)}" for each in methods) + "\n")
         confirm(found, len(facts), model.name, yes or not at_a_terminal(), quiet)
 
     return look

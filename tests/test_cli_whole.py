@@ -105,5 +105,6 @@ def test_who_sits_at_a_terminal_is_asked_before_the_demo_writes(home, monkeypatc
     refused = CliRunner().invoke(cli.app, words, input="n\n")
     assert refused.exit_code == 2 and "not confirmed, nothing was changed" in refused.output
     assert "d_mlp" in refused.output and "for 4 edits" in refused.output, "what it is and costs is shown first"
-    assert all(name in refused.output for name in ("memit", "alphaedit"))
+    assert all(f"\n  {name}: layers (" in refused.output for name in ("memit", "alphaedit")), "and with what settings"
+    assert "lambda_p" not in refused.output.split("alphaedit:")[1].splitlines()[0], "those alone that count for it"
     assert not (home / "asked").exists()

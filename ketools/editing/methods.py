@@ -170,6 +170,11 @@ class Method:
         lines += [f"  {name} = {value}{_times(name)}" for name, value in shown.items() if value is not None]
         return "\n".join(lines)
 
+    def told(self, model: EditableModel) -> str:
+        """The settings that count for this method on `model`, with their values: "layers (0,), lr 0.5, ..."."""
+        hyper = self.settings(model)
+        return ", ".join(f"{name} {getattr(hyper, name)}" for name in self.counting(hyper))
+
     def counting(self, hyper: Hyper) -> tuple[str, ...]:
         """Names of the settings that count for this method; of an absolute and a relative one that which is used."""
 

@@ -77,7 +77,12 @@ def test_damage_goes_with_the_norm_or_against_it():
 
     falls, grows = [0.0, 0.9, 0.8, 0.3], [1.0, 0.1, 0.2, 0.3]
     said = damage([run("a", falls), run("b", grows, perplexity_ratio=[1.0, 3.0, 2.0, 1.0]), run("a", falls)])
-    assert len(said) == 2 and "On a, over 6 checkpoints of 2 runs," in said[0] and "of 1 run," in said[1] and "facts kept -1.00 (" in said[0]
+    assert (
+        len(said) == 2
+        and "On a, over 6 checkpoints of 2 runs," in said[0]
+        and "of 1 run," in said[1]
+        and "facts kept -1.00 (" in said[0]
+    )
     assert "facts kept +1.00 and perplexity -1.00" in said[1]
     assert damage([run("a", [math.nan] * 4)]) == [] and damage([]) == []
     bare = SimpleNamespace(model="a", record=SimpleNamespace(checkpoints=pd.DataFrame({"edits": [0, 10]})))
