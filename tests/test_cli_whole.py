@@ -68,7 +68,12 @@ def test_stopped_continued_and_reported(home):
     process = start(home, COMMAND)
     progress = home / "out" / "memit" / "progress.json"
     until = time.monotonic() + 300
-    while not progress.exists() and process.poll() is None and time.monotonic() < until:
+    # It is there from the first checkpoint on, before any edit.
+    while (
+        not (progress.exists() and json.loads(progress.read_text(encoding="utf-8"))["edits"])
+        and process.poll() is None
+        and time.monotonic() < until
+    ):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=300)
