@@ -128,20 +128,22 @@ def _task(name: str, items: pd.DataFrame, seed: int) -> dict[str, object]:
 
 
 def _interval(gold: pd.Series, said: pd.Series, seed: int, level: float = 0.95) -> tuple[float, float]:
-    # Items with the same right choice and the same answer are the same to F1: draws of items are draws of their counts.
-    cells = pd.crosstab(gold, said)
-    classes = sorted({*cells.index, *cells.columns})
-    counts = cells.reindex(index=classes, columns=classes, fill_value=0).to_numpy()
-    drawn = np.random.default_rng(seed).multinomial(counts.sum(), counts.ravel() / counts.sum(), _RESAMPLES)
-    low, high = np.quantile(_weighted_f1(drawn.reshape(-1, *counts.shape)), [(1 - level) / 2, (1 + level) / 2])
+    # Items with the same right choice and the same answer are the same to F1: a draw of items is a draw of how often each
+    # such pair comes. There are as many as items at most; of classes there may be hundreds, and of their squares too many.
+    pairs = pd.DataFrame({"gold": gold.to_numpy(), "said": said.to_numpy()}).value_counts(sort=False)
+    count, n = pairs.to_numpy(), len(gold)
+    drawn = np.random.default_rng(seed).multinomial(n, count / n, _RESAMPLES).astype(float)
+    low, high = np.quantile(_weighted_f1(drawn, pairs.index), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def _weighted_f1(counts: np.ndarray) -> np.ndarray:
-    # Of confusion matrices (draws, right choice, answer); a class that is neither asked nor said counts nothing.
-    asked, answered = counts.sum(2), counts.sum(1)
-    each = 2 * np.diagonal(counts, axis1=1, axis2=2) / np.maximum(asked + answered, 1)
-    return (each * asked).sum(1) / asked.sum(1)
+def _weighted_f1(drawn: np.ndarray, pairs: pd.MultiIndex) -> np.ndarray:
+    # Of how often each pair (right choice, answer) comes, (draws, pairs). Classes that are nobody's right choice weigh nothing.
+    right, answer = (pairs.get_level_values(level).to_numpy() for level in ("gold", "said"))
+    classes = np.unique(right)
+    is_right, is_answer = (side[:, None] == classes for side in (right, answer))
+    asked, answered, hit = (drawn @ each.astype(float) for each in (is_right, is_answer, is_right & is_answer))
+    return (2 * hit / np.maximum(asked + answered, 1) * asked).sum(1) / drawn.sum(1)
 
 
 def load_heldout(path: str | Path | None = None, documents: int | None = None) -> list[str]:
