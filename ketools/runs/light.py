@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import pandas as pd
 
 from ketools.errors import KetoolsError
-from ketools.files import new_folder, write_atomic
+from ketools.files import new_folder
 from ketools.runs.gather import Run
 from ketools.runs.store import RunRecord, Store
-from ketools.runs.tables import FRAMES, seal_tables
+from ketools.runs.tables import FRAMES, seal_tables, write_table
 from ketools.runs.verify import survey
 
 # Of each fact, what tests between methods, forgetting and lists of lost edits need.
@@ -42,7 +41,7 @@ def pack(folder: str | Path, to: str | Path) -> Path:
             light.put_collapse(record.collapse)
         for name in FRAMES:
             if len(frame := getattr(record, name)):
-                _write(_slim(frame) if name == "facts" else frame, made / f"{name}.parquet")
+                write_table(made / f"{name}.parquet", _slim(frame) if name == "facts" else frame, "zstd")
         seal(made)
     return Path(to)
 
@@ -74,9 +73,3 @@ def _slim(facts: pd.DataFrame) -> pd.DataFrame:
     scored = [f"{moment}_{name}" for moment in ("at_edit", "end") for name in _SCORES]
     kept = facts[[name for name in (*_FACTS, *scored) if name in facts]]
     return kept.astype({name: "float32" for name in kept.select_dtypes("float").columns})
-
-
-def _write(frame: pd.DataFrame, path: Path) -> None:
-    buffer = io.BytesIO()
-    frame.to_parquet(buffer, index=False, compression="zstd")
-    write_atomic(path, buffer.getvalue())

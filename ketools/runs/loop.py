@@ -28,7 +28,7 @@ from ketools.runs.panel import Panel
 from ketools.runs.resume import restore, weights_digest
 from ketools.runs.sealed import Damaged, joined
 from ketools.runs.store import Store
-from ketools.runs.verify import latest_snapshot
+from ketools.runs.verify import due, latest_snapshot
 
 _KNOWN = re.compile(r"(\d+) of \d+ facts need no edit")  # the editor's warning
 
@@ -190,9 +190,9 @@ class Run:
 
     def _due(self, number: int) -> bool:
         """Is there to be a checkpoint after batch `number`?"""
-        if number == 0 or number == self._batches():
+        if number == self._batches():
             return True
-        return len(self._past(number)) // self.every > len(self._past(number - 1)) // self.every
+        return due(len(self._past(number)), len(self._past(number - 1)), self.every)
 
     def _checkpoint(self, number: int, editor: Editor) -> None:
         """Measure after batch `number` if a checkpoint is due and not there yet."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
@@ -19,10 +20,15 @@ def write_tables(out: Path, frames: Mapping[str, pd.DataFrame]) -> None:
     """A file for each of FRAMES in the folder `out`, then their checksums."""
     open_tables(out)
     for name, frame in frames.items():
-        buffer = io.BytesIO()
-        frame.to_parquet(buffer, index=False)
-        write_atomic(out / f"{name}.parquet", buffer.getvalue())
+        write_table(out / f"{name}.parquet", frame)
     seal_tables(out)
+
+
+def write_table(path: Path, frame: pd.DataFrame, compression: Literal["snappy", "zstd"] = "snappy") -> None:
+    """One of them, without its index; `compression` is that of parquet."""
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer, index=False, compression=compression)
+    write_atomic(path, buffer.getvalue())
 
 
 def seal_tables(out: Path, *more: str) -> None:

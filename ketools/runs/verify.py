@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +62,8 @@ def survey(out: str | Path) -> Survey:
     store = Store(Path(out))
     if not store.exists():
         raise KetoolsError(f"{out}: no run here (run.json is missing); expected the folder that a run wrote")
-    damaged, seen = dict(_sealed(store)), {"run.json", "batches/00000.json"}
+    tables = _tables(store)
+    damaged, seen = dict(_sealed(store, tables)), {"run.json", "batches/00000.json"}
     numbers = {number for name in _FOLDERS for number in store.numbers(name)}
     commits = store.numbers("batches")
     damaged |= dict(_absent(store, max(commits, default=0)))
@@ -75,7 +76,7 @@ def survey(out: str | Path) -> Survey:
         whole = whole and not any(not name.startswith("snapshots/") for name in wrong)
         batches = number if whole else batches
     seen |= {store.checkpoint_path(number).relative_to(store.out).as_posix() for number in store.numbers("checkpoints")}
-    seen |= {name for name in _tables(store)} | {"tables.json", "collapse.json", "progress.json", "lock"}
+    seen |= {*tables, "tables.json", "collapse.json", "progress.json", "lock"}
     leftovers = tuple(sorted(_leftovers(store, seen)))
     looked_at, unsealed = len(seen & set(_names(store))), _unsealed(store)
     return Survey(batches, max(numbers, default=0), damaged, looked_at, leftovers, store.light, unsealed)
@@ -88,10 +89,9 @@ def cut(store: Store, found: Survey) -> None:
             (store.out / name).unlink(missing_ok=True)
     if any(name.endswith(".parquet") for name in found.damaged):
         (store.out / "tables.json").unlink(missing_ok=True)  # all tables are written anew
-    for folder in _FOLDERS:
-        for path in (store.out / folder).glob("[0-9]*.*"):
-            if OURS.fullmatch(f"{folder}/{path.name}") and int(path.stem) > found.batches:
-                path.unlink()
+    for path in [store.out / name for name in _names(store) if OURS.fullmatch(name)]:
+        if int(path.stem) > found.batches:
+            path.unlink()
     if found.damaged:
         (store.out / "progress.json").unlink(missing_ok=True)  # it speaks of batches that are not there any more
     if found.batches < found.last:
@@ -100,18 +100,17 @@ def cut(store: Store, found: Survey) -> None:
         shutil.rmtree(store.out / "checkpoints", ignore_errors=True)
 
 
-def _sealed(store: Store) -> Iterator[tuple[str, str]]:
-    """Damaged JSON files that belong to no batch, and damaged tables."""
+def _sealed(store: Store, tables: Mapping[str, str | None]) -> Iterator[tuple[str, str]]:
+    """Damaged JSON files that belong to no batch, and those of `tables` with which something is wrong."""
     points = [store.checkpoint_path(number).relative_to(store.out) for number in store.numbers("checkpoints")]
-    begun = any(
-        store.numbers(name) for name in _FOLDERS
-    )  # a kill may leave the empty folder that it is to be written to
+    # A kill may leave the folders that the first files were to be written to, empty.
+    begun = any(store.numbers(name) for name in _FOLDERS)
     wanted = [Path("run.json"), *([Path("batches/00000.json")] if begun else []), *points]
     wanted += [Path(name) for name in ("collapse.json", "tables.json", "progress.json") if (store.out / name).is_file()]
     for path in wanted:
         if why := _trouble(store.out / path):
             yield path.as_posix(), why
-    for name, wrong in _tables(store).items():
+    for name, wrong in tables.items():
         if wrong:
             yield name, wrong
 
@@ -134,6 +133,11 @@ def _absent(store: Store, last: int) -> Iterator[tuple[str, str]]:
             yield path.relative_to(store.out).as_posix(), "missing"
 
 
+def due(edits: int, before: int, every: int) -> bool:
+    """Is there a checkpoint after a batch that is not the last, after which so many facts are edited, `before` it fewer?"""
+    return not edits or edits // every > before // every
+
+
 def _due(store: Store, last: int) -> Iterator[int]:
     """Batches before `last` after which there is a checkpoint; that of `last` itself may not be measured yet."""
     try:
@@ -142,7 +146,7 @@ def _due(store: Store, last: int) -> Iterator[int]:
         settings = {}
     size, every = int(settings.get("batch", 0)), int(settings.get("checkpoint_every", 0))
     for number in range(last if size and every else 0):
-        if not number or number * size // every > (number - 1) * size // every:
+        if due(number * size, (number - 1) * size, every):
             yield number
 
 
