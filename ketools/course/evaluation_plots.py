@@ -9,9 +9,9 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ketools.course.findings import number, percent
-from ketools.course.means import SHAPES, Frames, add_mean_bars, later, led, means_of, named_frames, told
-from ketools.course.parts import add_points, checked, gaps, joined, present
-from ketools.course.style import NEUTRAL, OKABE_ITO, dress, label, left_of, part_styles, plain
+from ketools.course.means import Frames, add_mean_bars, later, led, means_of, named_frames, told
+from ketools.course.parts import add_points, checked, joined, present
+from ketools.course.style import NEUTRAL, OKABE_ITO, dress, label, left_of, plain
 from ketools.errors import KetoolsError
 from ketools.runs.names import listed
 
@@ -210,18 +210,16 @@ def free_text_bars(frames: Frames, *, context: str = "") -> go.Figure:
 def task_bars(frames: Frames, *, context: str = "") -> go.Figure:
     """Weighted F1 of downstream tasks, from `downstream.downstream`: one table, or several by name ("before", methods).
 
-    With its bootstrap intervals, where the table has them. With "before" the title compares. Raises KetoolsError for another table or an empty one.
+    With its bootstrap intervals, where the tables have them. With "before" the title compares. Raises KetoolsError for
+    another table or an empty one.
     """
     named = named_frames(frames, "task", "n", "accuracy", "f1", of="evaluation.downstream.downstream")
     tasks = list(dict.fromkeys(task for frame in named.values() for task in frame["task"]))
-    fig, mean = go.Figure(), {}
-    for i, (name, look) in enumerate(part_styles(named).items()):
-        rows = named[name].set_index("task").reindex(tasks)
-        mean[name] = float(rows["f1"].mean())
-        fig.add_bar(
-            x=[plain(task, 20) for task in tasks], y=gaps(rows["f1"]), name=label(name),
-            marker={"color": look.colour, "pattern": {"shape": SHAPES[i % len(SHAPES)]}}, **_ends(rows, label(name)),
-        )  # fmt: skip
+    rows = {
+        name: frame.set_index("task").reindex(tasks).rename(columns={"f1": "mean"}) for name, frame in named.items()
+    }
+    fig, mean = go.Figure(), {name: float(table["mean"].mean()) for name, table in rows.items()}
+    add_mean_bars(fig, rows, {task: plain(task, 20) for task in tasks}, show=".3f")
     said = "; ".join(led(name, f"mean F1 {number(value)}", len(mean)) for name, value in mean.items())
     head = "Downstream tasks"
     if "before" in mean and len(mean) > 1 and mean["before"] > 0:
@@ -242,22 +240,7 @@ def task_bars(frames: Frames, *, context: str = "") -> go.Figure:
         f"{', with 95% bootstrap intervals' if intervals else ''}.",
         context,
     )
-    return dress(fig, f"{head} ({said})", caption, f"Grouped bars by task. {said}.").update_layout(barmode="group")
-
-
-def _ends(rows: pd.DataFrame, name: str) -> dict[str, object]:
-    # Of bars of F1: their intervals, if the table has any, and what is said on hover.
-    if not {"low", "high"} <= set(rows):
-        return {"hovertemplate": f"{name}: %{{y:.3f}}<extra></extra>"}
-    return {
-        "error_y": {
-            "array": gaps(rows["high"] - rows["f1"]), "arrayminus": gaps(rows["f1"] - rows["low"]), "color": NEUTRAL,
-            "thickness": 1.5, "width": 4,
-        },
-        "customdata": rows[["low", "high"]].to_numpy().tolist(),
-        "meta": {"interval": "95% interval"},
-        "hovertemplate": f"{name}: %{{y:.3f}} (%{{customdata[0]:.3f}} to %{{customdata[1]:.3f}}, 95% interval)<extra></extra>",
-    }  # fmt: skip
+    return dress(fig, f"{head} ({said})", caption, f"Grouped bars by task. {said}.")
 
 
 def harness_forest(frame: pd.DataFrame, *, context: str = "") -> go.Figure:

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from ketools.course.findings import percent
 from ketools.course.parts import At, bar_gap, checked, gaps
-from ketools.course.style import label, part_styles
+from ketools.course.style import NEUTRAL, label, part_styles
 from ketools.errors import KetoolsError
 from ketools.evaluation.forgetting import interval
 
@@ -58,23 +58,27 @@ def add_mean_bars(
     legend: bool = True,
     lying: bool = False,
 ) -> None:
-    """A set of bars a table of `means_of`, a bar a measure of `names` (column -> how the axis calls it, escaped)."""
+    """A set of bars a table of `means_of`, a bar a measure of `names` (index -> how the axis calls it, escaped).
+
+    A table without low and high has no intervals.
+    """
     value, place = ("x", "y") if lying else ("y", "x")
     for i, (which, look) in enumerate(part_styles(means).items()):
         rows = means[which].loc[list(names)]
-        called = label(which)
-        ends = {
-            "array": gaps(rows["high"] - rows["mean"]),
-            "arrayminus": gaps(rows["mean"] - rows["low"]),
-            "thickness": 2,
-            "width": 4,
-            "color": "#808080",
-        }
+        called, ranged, aside = label(which), {}, ""
+        if {"low", "high"} <= set(rows):
+            ends = {
+                "array": gaps(rows["high"] - rows["mean"]), "arrayminus": gaps(rows["mean"] - rows["low"]), "thickness": 2,
+                "width": 4, "color": NEUTRAL,
+            }  # fmt: skip
+            ranged = {f"error_{value}": ends, "customdata": rows[["low", "high"]].to_numpy().tolist()}
+            ranged["meta"] = {"interval": "95% interval"}
+            aside = f" (%{{customdata[0]:{show}}} to %{{customdata[1]:{show}}})"
         bar = go.Bar(
             name=called, legendgroup=called, showlegend=legend, orientation="h" if lying else "v",
-            **{place: list(names.values()), value: gaps(rows["mean"]), f"error_{value}": ends},
-            marker={"color": look.colour, "pattern": {"shape": SHAPES[i % len(SHAPES)]}}, customdata=rows[["low", "high"]].to_numpy().tolist(),
-            meta={"interval": "95% interval"}, hovertemplate=f"{called}: %{{{value}:{show}}} (%{{customdata[0]:{show}}} to %{{customdata[1]:{show}}})<extra></extra>",
+            **{place: list(names.values()), value: gaps(rows["mean"])}, **ranged,
+            marker={"color": look.colour, "pattern": {"shape": SHAPES[i % len(SHAPES)]}},
+            hovertemplate=f"{called}: %{{{value}:{show}}}{aside}<extra></extra>",
         )  # fmt: skip
         fig.add_trace(bar, **(at or {}))
     fig.update_layout(barmode="group", bargap=bar_gap(len(names) * max(1, len(means) - 1)))

@@ -166,14 +166,16 @@ class Method:
             lines += [f"afterwards: {self.post}", _prose(self.post)]
         hyper = scaled(self.name, self.hyper) if model is None else self.settings(model)
         lines += ["settings, scaled to the model:" if model is None else f"settings for {model.name}:"]
-        shown = {name: getattr(hyper, name) for name in self.counting(hyper)}
-        lines += [f"  {name} = {value}{_times(name)}" for name, value in shown.items() if value is not None]
+        lines += [f"  {name} = {value}{_times(name)}" for name, value in self._set(hyper).items()]
         return "\n".join(lines)
 
     def told(self, model: EditableModel) -> str:
         """The settings that count for this method on `model`, with their values: "layers (0,), lr 0.5, ..."."""
-        hyper = self.settings(model)
-        return ", ".join(f"{name} {getattr(hyper, name)}" for name in self.counting(hyper))
+        return ", ".join(f"{name} {value}" for name, value in self._set(self.settings(model)).items())
+
+    def _set(self, hyper: Hyper) -> dict[str, object]:
+        # Those that count and have a value.
+        return {name: value for name in self.counting(hyper) if (value := getattr(hyper, name)) is not None}
 
     def counting(self, hyper: Hyper) -> tuple[str, ...]:
         """Names of the settings that count for this method; of an absolute and a relative one that which is used."""

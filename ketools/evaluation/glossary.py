@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -73,9 +73,14 @@ def table_names() -> list[str]:
 
 def of_table(table: str) -> tuple[Entry, ...]:
     """The entries of one table. Raises KetoolsError, with the names there are, for an unknown one."""
-    if table not in (known := table_names()):
+    return _of(table, entries())
+
+
+def _of(table: str, among: Sequence[Entry]) -> tuple[Entry, ...]:
+    if not (own := tuple(entry for entry in among if entry.table == table)):
+        known = dict.fromkeys(entry.table for entry in among)
         raise KetoolsError(f"no table {table!r} in the glossary; there are: {', '.join(known)}")
-    return tuple(entry for entry in entries() if entry.table == table)
+    return own
 
 
 def to_frame(chosen: Iterable[Entry] | None = None) -> pd.DataFrame:
@@ -97,7 +102,7 @@ def look_up(name: str, table: str | None = None) -> tuple[Entry, ...]:
     among = entries()
     if table is not None:
         among = (
-            *of_table(table),
+            *_of(table, among),
             *(e for e in among if e.table in (*_HOLDS.get(table, ()), SHARED) and e.table != table),
         )
     found = [replace(entry, name=name) for entry in among if fnmatchcase(name, entry.name)]

@@ -59,12 +59,12 @@ def damage(runs: Sequence[Run]) -> list[str]:
         points = points[points["edits"] > 0]
         if "norm_ratio" not in points or not set(_DAMAGED) & set(points):
             continue
-        found = norm_damage(points, damage=[name for name in _DAMAGED if name in points]).dropna(subset=["spearman"])
+        found = norm_damage(points, damage=_DAMAGED).dropna(subset=["spearman"])
         each = [f"{_DAMAGED[row.measure]} {row.spearman:+.2f}" for row in found.itertuples()]
         if each:
             said.append(
-                f"On {model}, over {len(points)} checkpoints of {len(those)} {'run' if len(those) == 1 else 'runs'}, the norm of the most grown matrix goes with "
-                f"{listed(each)} (Spearman; checkpoints follow each other and are no independent draws)."
+                f"On {model}, over {len(points)} checkpoints of {len(those)} {'run' if len(those) == 1 else 'runs'}, the norm "
+                f"of the most grown matrix goes with {listed(each)} (Spearman; checkpoints follow each other and are no independent draws)."
             )
     return said
 

@@ -136,6 +136,8 @@ def lost_edits(groups: Sequence[Group]) -> str:
     """Edits that had taken and were gone at the end: the ones that lost most probability."""
     parts = []
     several = len({group.model for group in groups}) > 1
+    moments = {"at_edit_p_new": "probability right after the edit", "end_p_new": "probability at the end"}
+    terms = {head: hover_text(name, "facts") for name, head in moments.items()}
     for group in groups:
         held = [run.record.facts for run in group.runs if set(_NEEDED) <= set(run.record.facts)]
         if not held:
@@ -148,10 +150,7 @@ def lost_edits(groups: Sequence[Group]) -> str:
             parts.append(head)
             continue
         worst = gone.assign(drop=gone["at_edit_p_new"] - gone["end_p_new"]).nlargest(_LOST, "drop").set_index("subject")
-        shown = worst[["relation", "batch", "at_edit_p_new", "end_p_new"]]
-        early, late = "probability right after the edit", "probability at the end"
-        shown = shown.set_axis(["relation", "batch", early, late], axis=1)
-        terms = {early: hover_text("at_edit_p_new", "facts"), late: hover_text("end_p_new", "facts")}
+        shown = worst[["relation", "batch", *moments]].rename(columns=moments)
         inner = table(shown, f"The {len(shown)} that lost most probability", terms=terms)
         parts.append(head + (inner if len(groups) <= 4 else f"<details><summary>Examples</summary>{inner}</details>"))
     if not parts:
