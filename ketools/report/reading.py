@@ -9,6 +9,7 @@ import pandas as pd
 
 from ketools.course.findings import percent, times
 from ketools.evaluation.forgetting import norm_damage
+from ketools.report.paper import beside_paper
 from ketools.runs.gather import Run
 from ketools.runs.names import listed, title
 
@@ -28,10 +29,6 @@ _DAMAGED = {
     "downstream_kept": "downstream F1 kept",
     "perplexity_ratio": "perplexity",
 }
-# Gupta et al., arXiv 2502.01636: 10,000 edits of CounterFact; S of GPT2-XL (table 2), norms (figures 1 and 4).
-PAPER_S = {
-    "memit": 0.7422, "memit+mpes": 0.7368, "memit+norm": 0.7453, "encore": 0.7458, "alphaedit": 0.6920, "emmet+mpes": 0.7343,
-}  # fmt: skip
 
 
 def reading(table: pd.DataFrame) -> dict[str, list[str]]:
@@ -42,7 +39,7 @@ def reading(table: pd.DataFrame) -> dict[str, list[str]]:
     said = {}
     for model, part in table.groupby("model", sort=False):
         rows = {str(row["method"]): row for _, row in part.iterrows()}
-        texts = [_collapsed(rows), _end(rows), *_parts(rows), _faster(rows), _norms(rows), _order(rows)]
+        texts = [_collapsed(rows), _end(rows), *_parts(rows), _faster(rows), *beside_paper(rows)]
         said[str(model)] = [text for text in texts if text]
     return said
 
@@ -138,29 +135,3 @@ def _faster(rows: Rows) -> str:
         return f"An edit takes {b:.3f} s with ENCORE and as long with MEMIT ({a:.3f} s)."
     than = f"{percent(1 - b / a)} less" if b < a else f"{percent(b / a - 1)} more"
     return f"An edit takes {b:.3f} s with ENCORE, {than} than with MEMIT ({a:.3f} s)."
-
-
-def _norms(rows: Rows) -> str:
-    """The paper: MEMIT beyond 10 times, AlphaEdit about 2, ENCORE near the original norm."""
-    paper = {"memit": "more than 10×", "alphaedit": "about 2×", "encore": "near 1×"}
-    here = [
-        f"{title(m)} {times(float(rows[m]['norm_ratio']))} (there {said})" for m, said in paper.items() if m in rows
-    ]
-    return f"The largest norm ratio, against the paper's after 10,000 edits: {listed(here)}." if here else ""
-
-
-def _order(rows: Rows) -> str:
-    """The order of methods by S, here and in the paper."""
-    both = [m for m in PAPER_S if m in rows and pd.notna(rows[m]["S"])]
-    if len(both) < 3:
-        return ""
-    here = sorted(both, key=lambda m: -float(rows[m]["S"]))
-    there = sorted(both, key=lambda m: -PAPER_S[m])
-    if here == there:
-        return f"The order by S is the paper's on GPT2-XL: {', '.join(map(title, here))}."
-    pairs = [(a, b) for i, a in enumerate(here) for b in here[i + 1 :]]
-    same = sum(PAPER_S[a] > PAPER_S[b] for a, b in pairs)
-    return (
-        f"The order by S is {', '.join(map(title, here))}; in the paper on GPT2-XL it is "
-        f"{', '.join(map(title, there))}: {same} of {len(pairs)} pairs stand the same way round."
-    )

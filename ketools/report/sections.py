@@ -14,6 +14,7 @@ from ketools.errors import KetoolsError
 from ketools.evaluation.glossary import hover_text
 from ketools.files import finite
 from ketools.report.page import table
+from ketools.report.paper import beside_paper
 from ketools.runs.compare import comparable, paired_tests
 from ketools.runs.gather import Group, Run
 from ketools.runs.names import listed, title
@@ -67,6 +68,24 @@ def at_the_end(models: Mapping[str, Sequence[Group]]) -> str:
     return f"<section{wide}><h2>At the end</h2>{''.join(parts)}</section>"
 
 
+def next_to_paper(models: Mapping[str, Sequence[Group]]) -> str:
+    """What the paper saw and these runs did not, or did; nothing where the paper has none of these methods."""
+    parts = []
+    for model, groups in models.items():
+        ends = {group.label: [_end(run) | _at_edit(run) for run in group.runs if run.edits] for group in groups}
+        said = beside_paper({label: pd.DataFrame(rows).mean() for label, rows in ends.items() if rows})
+        if said:
+            head = f"<h3>{escape(model)}</h3>" if len(models) > 1 else ""
+            parts.append(f"{head}<ul>{''.join(f'<li>{escape(text)}</li>' for text in said)}</ul>")
+    if not parts:
+        return ""
+    about = (
+        "The paper edited GPT2-XL, Llama2-7B and Llama3-8B 10,000 times; these are other models, other facts and, it may be, "
+        "fewer edits. Its figures: arXiv 2502.01636, tables 1 and 2, figures 1, 3, 4 and 6."
+    )
+    return f"<section><h2>Beside the paper</h2><p>{about}</p>{''.join(parts)}</section>"
+
+
 def _end(run: Run) -> dict[str, float]:
     """A run's last checkpoint, as numbers, with what an edit took."""
     row = run.record.checkpoints.iloc[-1]
@@ -75,6 +94,12 @@ def _end(run: Run) -> dict[str, float]:
     if {"seconds", "facts"} <= set(batches) and len(batches):
         found["seconds_per_edit"] = float(batches["seconds"].sum() / batches["facts"].sum())
     return found
+
+
+def _at_edit(run: Run) -> dict[str, float]:
+    """How probable the edited facts were right after their edit: at the end many may be lost, which hides overfitting."""
+    facts = run.record.facts
+    return {"p_at_edit": float(facts["at_edit_p_new"].mean())} if "at_edit_p_new" in facts else {}
 
 
 def _not_known(groups: Sequence[Group]) -> list[str]:

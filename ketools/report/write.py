@@ -18,7 +18,7 @@ from ketools.files import write_atomic
 from ketools.report.capacity import bends, capacity, capacity_curve
 from ketools.report.figures import CHARTS
 from ketools.report.page import figure_table, page, table
-from ketools.report.sections import at_the_end, lost_edits, pairs, provenance
+from ketools.report.sections import at_the_end, lost_edits, next_to_paper, pairs, provenance
 from ketools.runs.gather import Group, Run
 from ketools.runs.names import listed, title
 from ketools.runs.store import RunRecord
@@ -47,7 +47,7 @@ def write_report(runs: Mapping[str, RunRecord] | Sequence[Group], path: str | Pa
     heading = f"Lifelong editing: {listed(list(dict.fromkeys(title(group.label) for group in groups)))}"
     keys = list(dict.fromkeys(key for key, _ in drawn))
     figures = {_id(key, model, models): undressed(fig) for (key, model), fig in drawn.items()}
-    body = [_head(groups, models, drawn, heading), at_the_end(models)]
+    body = [_head(groups, models, drawn, heading), at_the_end(models), next_to_paper(models)]
     body += [_section(key, drawn, models) for key in keys]
     body += [
         _capacity(groups, figures, missing),
