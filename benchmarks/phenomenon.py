@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from ketools.editing.methods import method
 from ketools.errors import KetoolsError
 from ketools.files import write_atomic
-from ketools.model import load
+from ketools.model import EditableModel, load
 from ketools.runs.demo import METHODS, demo
+from ketools.runs.provenance import plain
 
 ROWS = (
     ("Frobenius norm of the most grown edited matrix / original", "norm_ratio", "times"),
@@ -66,14 +68,29 @@ def table(results: Sequence[dict[str, Any]], methods: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def usable(about: dict[str, Any], options: argparse.Namespace) -> bool:
+    """Are these the figures asked for: this model, as many edits in such batches, and the settings that methods have now?"""
+    model = options.loaded()
+    asked = {"edits": options.edits, "batch": options.batch, "fingerprint": model.fingerprint}
+    held = {"edits": about["edits"], "batch": about["batch"], "fingerprint": about["model"]["fingerprint"]}
+    known = about.get("methods", {})
+    return held == asked and all(
+        name in known and known[name].get("settings") == settings(name, model) for name in options.methods
+    )
+
+
+def settings(name: str, model: EditableModel) -> dict[str, Any]:
+    """A method's settings for the model, as a run's provenance holds them."""
+    return plain(method(name).settings(model))
+
+
 def one_seed(seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """The demo's result for one seed: read if it is there, else run."""
     out = Path(options.out) / f"{options.name}-seed-{seed}"
     stored = out / "demo.json"
     if stored.is_file():
         result = json.loads(stored.read_text(encoding="utf-8"))
-        same = result["provenance"]["edits"] == options.edits and result["provenance"]["batch"] == options.batch
-        if same and set(options.methods) <= set(result["methods"]):
+        if usable(result["provenance"], options):
             return result
     result = demo(
         options.methods,
@@ -105,7 +122,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> int:
     """Run what is missing, write the table; returns the exit code."""
     options = parse(words)
-    held: list[Any] = []  # the model is loaded once, and only if a seed has to be run
+    held: list[Any] = []  # the model is loaded once
 
     def loaded() -> Any:
         if not held:

@@ -5,6 +5,7 @@ torch and transformers are imported inside the commands, so that `--help` and `-
 """
 
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -146,12 +147,24 @@ app.command()(cli_report.compare)
 
 @app.command()
 def methods(
-    name: Annotated[str | None, typer.Argument(help="Show this method's equation and choices.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Show this method's equation, choices and settings.")] = None,
+    model: Annotated[str | None, typer.Option(help="Settings as they are for this model (name or folder).")] = None,
 ) -> None:
     """List the editing methods, or describe one."""
     from ketools.editing import methods as known
 
-    typer.echo(known.methods().to_string(index=False) if name is None else known.method(name).describe())
+    if name is None:
+        if model is not None:
+            raise KetoolsError(f"--model {model} without a method; name one of those that `ketools methods` lists")
+        typer.echo(known.methods().to_string(index=False))
+        return
+    described = known.method(name)  # a mistyped method is told before a model is loaded
+    if model is None:
+        typer.echo(described.describe())
+        return
+    from ketools.model import load
+
+    typer.echo(described.describe(load(model)))
 
 
 app.command()(cli_run.run)
@@ -201,5 +214,8 @@ def _disk(error: OSError) -> str:
 
 def _stopped(why: str) -> str:
     # With --again the command would throw away what was kept.
-    command = shlex.join([Path(sys.argv[0]).name, *(word for word in sys.argv[1:] if word != "--again")])
+    ours = Path(sys.argv[0]).name
+    if shutil.which(ours) is None:  # `make` calls it by its path, and the environment need not be active
+        ours = sys.argv[0]
+    command = shlex.join([ours, *(word for word in sys.argv[1:] if word != "--again")])
     return f"{why.rstrip('.') or 'stopped; finished batches are kept'}. To go on: {command}"

@@ -255,8 +255,21 @@ def test_a_real_ctrl_c_in_a_process_of_its_own(tmp_path):
     assert out == ""
 
 
+def test_the_way_on_is_a_command_that_the_shell_finds(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/somewhere/bin/ketools-elsewhere", "demo", "--again"])
+    assert cli._stopped("stopped") == "stopped. To go on: /somewhere/bin/ketools-elsewhere demo"
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_folder_is_named(run, job, tmp_path):
     tmp_path.chmod(0o500)
     assert str(tmp_path) in one_line(run("demo", "--json", tmp_path / "f.json"), 2)
     tmp_path.chmod(0o700)
+
+
+def test_a_method_is_described_with_the_settings_of_a_model(run):
+    told = run("methods", "encore", "--model", "pocket-llama")
+    assert told.exit_code == 0 and "settings for pocket-llama:" in told.output and "clamp" in told.output
+    for words, why in ((["--model", "pocket"], "without a method"), (["encore", "--model", "nowhere"], "nowhere")):
+        wrong = run("methods", *words)
+        assert wrong.exit_code == 2 and why in wrong.output + wrong.stderr

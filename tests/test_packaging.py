@@ -54,6 +54,13 @@ def imports(folder):
                 yield dists, f"{path.relative_to(ROOT)}:{node.lineno}: {top}"
 
 
+def test_style():
+    ran = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--no-cache", "."], cwd=ROOT, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
 @pytest.mark.parametrize("folder", ["ketools", "tests", "benchmarks", "data/make"])
 def test_every_import_is_declared(folder):
     allowed = DECLARED | {"packaging"} if folder == "tests" else DECLARED  # packaging comes with pytest

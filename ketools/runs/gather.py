@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +147,9 @@ def _inside(folder: Path) -> list[Path]:
     if Store(folder).exists():
         return [folder]
     runs = [path for path in sorted(folder.iterdir()) if Store(path).exists()] if folder.is_dir() else []
+    if (folder / "demo.json").is_file():  # an earlier demo of other methods may have left its runs beside
+        last = json.loads((folder / "demo.json").read_text(encoding="utf-8"))["methods"]
+        runs = [path for path in runs if path.name in last] or runs
     if not runs:
         raise KetoolsError(
             f"{folder}: no records of a run here; expected a folder with run.json, or one that holds such folders, as "

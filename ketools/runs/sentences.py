@@ -26,6 +26,9 @@ def sentences(methods: Mapping[str, Mapping[str, Any]], edits: int) -> list[str]
             f"The {what}: nothing was edited, the first update was not finite." for what in ("norm", "model", "edits")
         ]
     found = [_norm(done, edits), _model(done), _edits(done, edits)]
+    for name, figures in done.items():
+        if figures["edits"] < edits:
+            found[0] += f" {title(name)} ended after {figures['edits']:,} edits: its next update was not finite."
     if idle:  # they have no figures
         found[0] += f" Nothing was edited with {listed(idle)}: the first update was not finite."
     return found
@@ -55,7 +58,8 @@ def _edits(methods: Mapping[str, Mapping[str, Any]], edits: int) -> str:
     ]
     natural = next(iter(methods.values()))["p_natural"]
     compared = "" if math.isnan(natural) else f"; natural facts had a mean probability of {natural:.2f}"
-    return f"The edits: of all {edits:,}, those that hold at the end are {listed(each)}{compared}."
+    whole = all(f["edits"] == edits for f in methods.values())
+    return f"The edits: of {f'all {edits:,}' if whole else 'those made'}, those that hold at the end are {listed(each)}{compared}."
 
 
 def _falling(figures: Mapping[str, Any]) -> str:

@@ -34,6 +34,14 @@ def test_gather_takes_runs_and_folders_of_runs_once_each(tmp_path):
     assert all(run.complete and not run.collapsed and run.edits == 200 for run in found)
 
 
+def test_a_finished_demo_is_the_runs_that_it_names(tmp_path):
+    for name in ("memit", "encore"):
+        fake_run(tmp_path / name, name)
+    (tmp_path / "demo.json").write_text('{"methods": {"encore": {}}}')  # memit's run is of an earlier demo there
+    assert [run.name for run in gather([tmp_path])] == ["encore"]
+    assert [run.name for run in gather([tmp_path / "memit"])] == ["memit"]
+
+
 def test_gather_refuses_what_is_no_run(tmp_path):
     for folders in ([tmp_path], [tmp_path / "nowhere"]):
         with pytest.raises(KetoolsError, match="no records of a run here"):

@@ -107,6 +107,7 @@ def test_a_method_that_ends_in_its_first_batch_has_no_figures_and_stops_nobody(
     norm, model, edits = result["sentences"]
     assert norm.endswith("Nothing was edited with MEMIT: the first update was not finite.")
     assert "MEMIT" not in model + edits and "nan" not in norm + model + edits
+    assert "of all 8," in edits
     assert (tmp_path / "two" / "report.html").is_file()
     table = compare(gather([tmp_path / "two"])).set_index("method")
     assert list(table["edits"]) == [0, 8] and list(table["collapsed"]) == [True, False]
@@ -250,3 +251,10 @@ def test_a_look_comes_before_anything_is_written_and_once_a_job(tiny_gpt2, facts
     with pytest.raises(KetoolsError, match="no"):
         (tmp_path / "demo.json").unlink()
         demo(["memit"], tiny_gpt2, out=tmp_path, facts=facts, look=refuse, again=True, **quick)
+
+
+def test_a_method_that_ends_early_is_told_so():
+    figures = dict.fromkeys(FIGURES, 0.5) | {"norm_still_growing": True, "unedited_falling": True}
+    norm, _, edits = sentences({"memit": figures | {"edits": 100}, "encore": figures | {"edits": 200}}, 200)
+    assert norm.endswith("MEMIT ended after 100 edits: its next update was not finite.")
+    assert "of those made," in edits and "200" not in edits

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,6 +21,7 @@ def phenomenon():
 
 def result(seed: int, edits: int = 20) -> dict:
     about = {"edits": edits, "batch": 50, "model": {"fingerprint": "f" * 64}, "versions": {}, "seed": seed}
+    about["methods"] = {name: {"settings": {"lr": 0.5}} for name in ("memit", "encore")}
     figures = {"norm_ratio": 2.0 + seed, "norm_still_growing": seed > 0, "unedited_kept": 0.5, "downstream_kept": None}
     return {"methods": {"memit": figures, "encore": figures}, "sentences": [], "provenance": about}
 
@@ -41,7 +43,10 @@ def test_table_and_resume(phenomenon, tmp_path, monkeypatch, capsys):
         return result(seed, edits) | {"records": {}}
 
     monkeypatch.setattr(phenomenon, "demo", demo)
-    monkeypatch.setattr(phenomenon, "load", lambda name: name)
+    model = SimpleNamespace(fingerprint="f" * 64)
+    now = {"lr": 0.5}
+    monkeypatch.setattr(phenomenon, "load", lambda name: model)
+    monkeypatch.setattr(phenomenon, "settings", lambda name, of: now)
     words = ["--seeds", "0,1", "--methods", "memit,encore", "--edits", "20", "--out", str(tmp_path), "--model", "tiny"]
     assert phenomenon.main(words) == 0
     assert ran == [0, 1]
@@ -55,6 +60,10 @@ def test_table_and_resume(phenomenon, tmp_path, monkeypatch, capsys):
     assert table in capsys.readouterr().out
     assert phenomenon.main([*words[:4], "--edits", "10", *words[6:]]) == 0  # other settings: not the stored ones
     assert ran == [0, 1, 2, 0, 1]
+    now["lr"] = 0.1  # a method's settings have changed since
+    assert phenomenon.main([*words[:1], "2", *words[2:]]) == 0 and ran[5:] == [2]
+    now["lr"], model.fingerprint = 0.5, "e" * 64  # and so has the model
+    assert phenomenon.main([*words[:1], "2", *words[2:]]) == 0 and ran[6:] == [2]
 
 
 def test_mistakes_are_one_line(phenomenon, tmp_path, capsys):
