@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 import ketools
 from ketools import cli_edit, cli_report, cli_run
-from ketools.cli_common import at_a_terminal, confirm, writable
+from ketools.cli_common import at_a_terminal, confirm, notes, writable
 from ketools.cli_data import data_app
 from ketools.cli_glossary import glossary
 from ketools.errors import KetoolsError
@@ -112,10 +112,11 @@ def demo(
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-    result = job.demo(
-        methods=chosen, model=model, edits=edits, seed=seed, out=out, batch=batch, checkpoint_every=checkpoint_every,
-        facts=facts, progress=not quiet, again=again, report=write_report, look=_look(batch, yes, quiet),
-    )  # fmt: skip
+    with notes():
+        result = job.demo(
+            methods=chosen, model=model, edits=edits, seed=seed, out=out, batch=batch, checkpoint_every=checkpoint_every,
+            facts=facts, progress=not quiet, again=again, report=write_report, look=_look(batch, yes, quiet),
+        )  # fmt: skip
     if json is not None:
         write_json(json, {key: value for key, value in result.items() if key != "records"})
     typer.echo(table(result["methods"]))

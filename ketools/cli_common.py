@@ -3,6 +3,8 @@
 import json
 import sys
 import tempfile
+import warnings
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,8 @@ import typer
 from ketools.errors import KetoolsError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ketools.model import EditableModel
     from ketools.preflight import Preflight
 
@@ -99,3 +103,17 @@ def confirm(found: "Preflight", count: int, name: str, yes: bool, quiet: bool) -
         agreed = False
     if not agreed:
         raise KetoolsError("not confirmed, nothing was changed; --yes leaves out the question")
+
+
+@contextmanager
+def notes() -> "Iterator[None]":
+    """Our warnings as lines of their own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = _note
+        yield
+
+
+def _note(message: Warning | str, category: type[Warning], *_: object) -> None:
+    if issubclass(category, UserWarning):  # ours; others are for developers
+        typer.echo(f"note: {message}", err=True)

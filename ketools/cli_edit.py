@@ -92,8 +92,10 @@ def edit(
     known = _facts(facts, limit)
     from ketools.edit_job import Job, advice
     from ketools.editing.methods import method as named_method
+    from ketools.runs.config import check_seed
 
     how = named_method(method)
+    check_seed(seed)
     if export and not again and (out / "model").exists():
         raise KetoolsError(f"{out / 'model'} is there already; --again makes the job anew, or give another --out")
     loaded = load_model(model, device, dtype)

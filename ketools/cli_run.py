@@ -3,17 +3,14 @@
 Mistakes travel as KetoolsError; the program around these commands turns them into one line and exit code 2.
 """
 
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ketools.cli_common import at_a_terminal, confirm, load_model, settings
+from ketools.cli_common import at_a_terminal, confirm, load_model, notes, settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ketools.facts import FactSet
     from ketools.model import EditableModel
     from ketools.runs.config import RunConfig
@@ -129,7 +126,7 @@ def verify(folder: Folder) -> None:
 def _execute(config: "RunConfig", force: bool, yes: bool, quiet: bool) -> None:
     from ketools.runs.job import execute, ready
 
-    with _notes():
+    with notes():
         facts = ready(config)
     if quiet:
         from transformers.utils import logging
@@ -137,7 +134,7 @@ def _execute(config: "RunConfig", force: bool, yes: bool, quiet: bool) -> None:
         logging.disable_progress_bar()
     model = load_model(config.model, config.device, config.dtype)
     _looked(config, model, facts, yes, quiet)
-    with _notes():
+    with notes():
         record = execute(config, model, facts, force=force, progress=not quiet)
     typer.echo(_ended(config, record))
 
@@ -154,22 +151,6 @@ def _looked(config: "RunConfig", model: "EditableModel", facts: "FactSet", yes: 
         statistics=config.statistics is not None, trial=not quiet, **config.settings,
     )  # fmt: skip
     confirm(found, config.edits, config.model, yes or not at_a_terminal(), quiet)
-
-
-@contextmanager
-def _notes() -> "Iterator[None]":
-    """Our warnings as lines of their own."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("default", UserWarning)
-        warnings.showwarning = _note
-        yield
-
-
-def _note(message: Warning | str, category: type[Warning], *_: object) -> None:
-    if issubclass(category, UserWarning):  # ours; others are for developers
-        typer.echo(f"note: {message}", err=True)
 
 
 def _ended(config: "RunConfig", record: "RunRecord") -> str:
