@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -13,8 +15,9 @@ from ketools.editing.methods import ENCORE, MPES, FixedSteps
 from ketools.editing.statistics import Statistics
 from ketools.errors import KetoolsError
 from ketools.facts import FactSet
-from ketools.files import write_atomic
+from ketools.files import write_atomic, write_json
 from ketools.model import EditableModel
+from ketools.paths import data_root
 from ketools.runs.demo import figures, fresh
 from ketools.runs.lifelong import lifelong
 from ketools.runs.panel import Panel
@@ -82,6 +85,30 @@ def grid(
     table = pd.DataFrame(rows)
     write_atomic(out / "grid.parquet", table.to_parquet(index=False))
     return table
+
+
+def keep(table: pd.DataFrame, name: str, about: Mapping[str, Any]) -> Path:
+    """Put a table of `grid` and where it comes from into the data folder, as NAME.parquet and NAME.json; returns the table's path.
+
+    Raises OSError if the folder cannot be written.
+    """
+    folder = data_root() / "dial"
+    folder.mkdir(exist_ok=True)
+    write_json(folder / f"{name}.json", about)
+    return write_atomic(folder / f"{name}.parquet", table.to_parquet(index=False))
+
+
+def stored(name: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The grid of a pocket model that lies in the data folder, and its provenance (edits, batch, seed, model, versions).
+
+    Raises KetoolsError if there is none of this name; it says which command makes it.
+    """
+    path = data_root() / "dial" / f"{name}.parquet"
+    if not path.is_file():
+        raise KetoolsError(
+            f"no grid of {name!r} at {path}; `python -m benchmarks.dial --model {name} --write` makes it"
+        )
+    return pd.read_parquet(path), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
 
 
 def _check(lambda_n: Sequence[float], patience: Sequence[int | None]) -> None:

@@ -8,7 +8,7 @@ import ketools.runs.grid as module
 from ketools import KetoolsError
 from ketools.editing.methods import MPES, FixedSteps
 from ketools.runs.demo import figures
-from ketools.runs.grid import ALL_STEPS, grid
+from ketools.runs.grid import ALL_STEPS, grid, keep, stored
 from ketools.runs.panel import Panel
 from ketools.runs.store import RunRecord
 from tests.runs.conftest import SIZES, TASKS, TEXTS
@@ -80,3 +80,14 @@ def test_a_larger_grid_takes_over_what_is_there(make, monkeypatch):
 def test_refusals(make, changes, message):
     with pytest.raises(KetoolsError, match=message):
         make(**changes)
+
+
+def test_a_kept_grid_is_read_as_it_was_made(make, tmp_path, monkeypatch):
+    monkeypatch.setenv("KETOOLS_DATA", str(tmp_path))
+    with pytest.raises(KetoolsError, match="no grid of 'tiny'.*benchmarks.dial --model tiny --write"):
+        stored("tiny")
+    table = make(lambda_n=(0,), patience=(0, None))
+    keep(table, "tiny", {"edits": 4, "seed": 0})
+    read, about = stored("tiny")
+    pd.testing.assert_frame_equal(read, table)
+    assert about == {"edits": 4, "seed": 0}
