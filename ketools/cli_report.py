@@ -112,10 +112,12 @@ def _table(table: "pd.DataFrame") -> str:
 
 
 def _pairs(pairs: "pd.DataFrame") -> str:
+    from ketools.course.findings import p_value
+
     shown = pairs[["model", "seed", "a", "b"]].astype(str)
     shown["a"], shown["b"] = shown["a"].map(title), shown["b"].map(title)
     shown["only a"], shown["only b"] = pairs["only_a"].astype(str), pairs["only_b"].astype(str)
-    shown["p, adjusted"] = ["<0.0001" if p < 1e-4 else f"{p:.4f}" for p in pairs["p_adjusted"]]
+    shown["p, adjusted"] = pairs["p_adjusted"].map(p_value)
     return (
         "Edits that hold at the end with one method and not with the other (McNemar's exact test; Benjamini-Hochberg):\n"
         + shown.to_string(index=False)

@@ -63,6 +63,11 @@ def number(value: float) -> str:
     return f"{value:#.3g}".rstrip(".") if math.isfinite(value) else "unknown"
 
 
+def p_value(p: float) -> str:
+    """A p-value with four decimals."""
+    return "<0.0001" if p < 1e-4 else f"{p:.4f}"
+
+
 NORM = Verdict(
     "Edited matrices", "keep near their original norm", "outgrow their norm", "largest ratio", lambda v: v <= 1.5, times
 )

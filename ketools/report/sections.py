@@ -143,7 +143,7 @@ def pairs(groups: Sequence[Group], missing: dict[str, str]) -> str:
         return ""
     shown = found.assign(a=found["a"].map(title), b=found["b"].map(title)).set_index("a")
     shown = shown[["b", "model", "seed", *_COUNTED]].astype({"seed": str, "model": str})
-    shown["p_adjusted"] = ["<0.0001" if p < 1e-4 else f"{p:.4f}" for p in shown["p_adjusted"]]
+    shown["p_adjusted"] = shown["p_adjusted"].map(findings.p_value)
     heads = ["and", "model", "seed", "first only", "second only", "both", "neither", "p, adjusted"]
     shown = shown.set_axis(heads, axis=1).rename_axis("method")
     caption = (
