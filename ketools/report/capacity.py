@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ketools.course import findings
-from ketools.course.lines import add_lines, describe, measured
+from ketools.course.lines import add_lines, describe, holes, measured
 from ketools.course.style import dress, plain
 from ketools.errors import KetoolsError
 from ketools.report.seeds import LOW, pooled, ranged
@@ -40,8 +40,8 @@ def capacity(groups: Sequence[Group]) -> pd.DataFrame:
 
     Returns:
         A row per model, method and checkpoint after an edit: model, method, edits, places (edited layers x d_mlp), load
-        (edits / places), held (share of all edits so far whose new object is the model's answer now; mean over seeds),
-        held_low, held_high, seeds, held_edits (held x edits).
+        (edits / places), held (share of all edits so far whose new object is the model's answer now; mean over seeds; NaN
+        where it was not measured), held_low, held_high, seeds, held_edits (held x edits).
 
     Raises:
         KetoolsError: no record says how wide its model is, or has a checkpoint after an edit.
@@ -52,11 +52,11 @@ def capacity(groups: Sequence[Group]) -> pd.DataFrame:
             continue
         frame = pooled([group], lambda record: record.checkpoints)
         if len(frame) and _MEASURE in frame:
-            frame = frame[(frame["edits"] > 0) & frame[_MEASURE].notna()]
+            frame = frame[frame["edits"] > 0]
             names = {f"{_MEASURE}{end}": f"held{end}" for end in ("", LOW, "_high")}
             frame = frame.rename(columns=names)[["method", "edits", *names.values(), "seeds"]]
             parts.append(frame.assign(model=group.model, places=room))
-    if not parts or not sum(map(len, parts)):
+    if not any(part["held"].notna().any() for part in parts):
         raise KetoolsError("nothing to draw: the records do not say how wide the models are, or hold no checkpoint yet")
     frame = pd.concat(parts, ignore_index=True)
     frame["load"] = frame["edits"] / frame["places"]
@@ -70,9 +70,13 @@ def capacity_curve(frame: pd.DataFrame) -> go.Figure:
     widths = [int(frame.loc[frame["model"] == model, "places"].iloc[0]) for model in models]
     heads = [f"{plain(model)}: {width:,} key dimensions" for model, width in zip(models, widths, strict=True)]
     fig = make_subplots(1, len(models), shared_yaxes=True, subplot_titles=heads, horizontal_spacing=0.05)
-    told = []
+    told, missing = [], ""
     for panel, model in enumerate(models, 1):
-        rows = measured(frame[frame["model"] == model].assign(edits=lambda part: part["load"]), "held")
+        mine = frame[frame["model"] == model].assign(edits=lambda part: part["load"])
+        missing += holes(mine, "held")
+        if mine["held"].isna().all():
+            continue
+        rows = measured(mine, "held")
         part = make_subplots(1, 1)
         add_lines(part, rows, "held", ".1%", panel=1)
         for trace in ranged(_meta(part), rows, ("held",)).data:
@@ -87,7 +91,7 @@ def capacity_curve(frame: pd.DataFrame) -> go.Figure:
     caption = (
         "All edits so far whose new object is the model's answer now. The dotted line is one edit per key dimension, which "
         "is d_mlp of each edited layer: more keys than that cannot be independent."
-    )
+    ) + missing
     fig = dress(fig, finding(frame), caption, " ".join(told))
     return fig.update_layout(legend={"y": 1.09}, hovermode="closest")
 
@@ -95,7 +99,7 @@ def capacity_curve(frame: pd.DataFrame) -> go.Figure:
 def finding(frame: pd.DataFrame) -> str:
     """What the capacity data say, as one sentence: for each model how full it got and which method still held most."""
     said = []
-    for model, part in frame.groupby("model", sort=False):
+    for model, part in frame.dropna(subset="held").groupby("model", sort=False):
         ends = part.sort_values("edits").groupby("method", sort=False).tail(1)
         best, worst = ends.loc[ends["held"].idxmax()], ends.loc[ends["held"].idxmin()]
         text = f"{plain(model)} at {best['load']:.2g} edits per key dimension holds {_most(best)}"
@@ -106,7 +110,7 @@ def finding(frame: pd.DataFrame) -> str:
 def bends(frame: pd.DataFrame, share: float = HELD) -> list[str]:
     """A sentence per model: up to how many edits per key dimension each method holds `share` of its edits."""
     said = []
-    for model, part in frame.groupby("model", sort=False):
+    for model, part in frame.dropna(subset="held").groupby("model", sort=False):
         words = []
         for method, line in part.groupby("method", sort=False):
             line = line.sort_values("edits")

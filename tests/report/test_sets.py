@@ -191,6 +191,17 @@ def test_capacity_counts_layers_times_width():
     assert words(fig)["finding"].startswith("pocket at 0.2 edits per key dimension holds")
 
 
+def test_a_checkpoint_without_a_share_is_told_in_the_figure_of_capacity():
+    given = groups(("memit", 0), ("encore", 0))
+    points = given[0].runs[0].record.checkpoints
+    points.loc[points["edits"] == points["edits"].max(), "efficacy_accuracy"] = np.nan
+    frame = capacity(given)
+    assert frame["held"].isna().sum() == 1
+    caption = words(capacity_curve(frame))["caption"]
+    assert "Points of held that were not measured and are left out: 1 of" in caption and "with MEMIT" in caption
+    assert "nan" not in "".join(bends(frame))
+
+
 def test_bends_say_where_edits_begin_to_be_lost():
     frame = pd.DataFrame(
         {"model": "m", "method": ["a"] * 3 + ["b"] * 3 + ["c"] * 3, "edits": [100, 200, 300] * 3, "places": 100,
