@@ -1,11 +1,15 @@
 """Helpers of notebooks 09 to 11: against the package's solve, and where they must find nothing."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import ketools as ke
 from ketools.course.lessons import nb09, nb10, nb11
 from ketools.editing.updates import Protection, least_squares
+from ketools.runs.grid import keep
+from tests.course.test_widgets_dial import made_up_grid
 
 
 def test_the_written_out_update_is_the_packages():
@@ -14,6 +18,22 @@ def test_the_written_out_update_is_the_packages():
     protection.add(past)
     left, right = least_squares(protection, keys, residuals)
     torch.testing.assert_close(nb09.closed_form(keys, residuals, covariance, past, 2.0, 0.5), left @ right.T)
+
+
+def test_the_dial_turns_over_stored_runs_of_this_very_model_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("KETOOLS_DATA", str(tmp_path))
+    lab = SimpleNamespace(model=SimpleNamespace(name="tiny", fingerprint="f" * 64), context=lambda n: f"n = {n}.")
+    live = made_up_grid()
+    grid = live.assign(efficacy=0.25)
+    assert nb09.dial(lab, live, "32 facts").grid["efficacy"].equals(live["efficacy"]), "nothing is stored"
+    about = {"model": {"fingerprint": "f" * 64}, "edits": 1000, "batch": 50, "seed": 3}
+    keep(grid, "tiny", about)
+    view = nb09.dial(lab, live, "32 facts")
+    assert view.grid["efficacy"].eq(0.25).all()
+    assert view.context == "Stored runs of tiny: n = 1,000 edits in batches of 50, seed 3."
+    keep(grid, "tiny", about | {"model": {"fingerprint": "e" * 64}})
+    other = nb09.dial(lab, live, "32 facts")
+    assert other.grid["efficacy"].equals(live["efficacy"]) and other.context == "n = 32 facts."
 
 
 def test_a_table_of_facts_reads_back(tiny_facts):

@@ -18,10 +18,13 @@ from ketools.course.lessons.arms import (
     table,
     written,
 )
-from ketools.runs.grid import ALL_STEPS
+from ketools.course.mode import Lab
+from ketools.course.widgets import EncoreDial
+from ketools.errors import KetoolsError
+from ketools.runs.grid import ALL_STEPS, stored
 
 __all__ = [
-    "Arm", "Asked", "Written", "ablation_bars", "choose", "closed_form", "side_by_side", "stops", "strength", "table",
+    "Arm", "Asked", "Written", "ablation_bars", "choose", "closed_form", "dial", "side_by_side", "stops", "strength", "table",
     "update", "written",
 ]  # fmt: skip
 
@@ -112,6 +115,19 @@ update = Exercise(
         Wrong("adds lambda_n to every entry", _ones, "the gradient vanishes"),
     ),
 )  # fmt: skip
+
+
+def dial(lab: Lab, live: pd.DataFrame, n: str) -> EncoreDial:
+    """The ENCORE dial over whole runs of the lab's model, where a grid of them is stored; else over `live` (n: "32 facts")."""
+    try:
+        grid, about = stored(lab.model.name)
+    except KetoolsError:
+        return EncoreDial(live, context=lab.context(n=n))
+    if about["model"]["fingerprint"] != lab.model.fingerprint:
+        return EncoreDial(live, context=lab.context(n=n))
+    made = f"Stored runs of {lab.model.name}: n = {about['edits']:,} edits in batches of {about['batch']}, seed {about['seed']}."
+    return EncoreDial(grid, context=made)
+
 
 Choose = Callable[[pd.DataFrame, float], "pd.Series"]
 _GRID = pd.DataFrame(
