@@ -7,11 +7,13 @@ for every token what it computes in the plain text, to rounding.
 
 The MLP of the last layer works at the places that are read alone, a third of a tree's tokens.
 
-Architectures for which this is tested pack; all others read each text by itself, one that another begins with excepted.
+Architectures for which this is tested pack; all others, and texts longer than a window of attention, are read one by
+one, a text that another begins with excepted. A UserWarning says so.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -22,13 +24,16 @@ from torch import Tensor, nn
 
 from ketools.kernels import fused
 from ketools.model import EditableModel
+from ketools.prefix import window_of
 from ketools.prompts import Row, pad_right
 
 WIDTH = 128  # tokens of a packed row; wide enough that repeating a beginning in the next row costs little
 TOKENS = 8192  # of a forward pass: enough to fill an accelerator, little memory
 TOKENS_CPU = 2048  # the activations of an MLP stay in the cache: a third faster than 8192 on wide MLPs
 LOGITS = 2**24  # entries of one block of logits: 64 MiB in float32
-TREES = ("gpt2", "llama")  # positions are given as ids, masks reach all layers alike
+# Positions are given as ids, a mask of four dimensions reaches all layers as it is.
+TREES = ("gpt2", "gpt_neox", "gptj", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2",
+         "stablelm", "falcon")  # fmt: skip
 Place = tuple[int, int]  # (sequence, token in it)
 
 
@@ -47,8 +52,12 @@ def row_scores(model: EditableModel, rows: Sequence[Row]) -> tuple[np.ndarray, n
     Returns:
         logprob: float64 (rows,), nats, the sum over the target's tokens; NaN where the model's output is.
         hit: bool (rows,).
+
+    Warns (UserWarning, once) if several texts are read one by one.
     """
-    layout = packed(rows) if packs(model) else plain(rows)
+    layout = packed(rows) if packs(model, rows) else plain(rows)
+    if layout.parents is None and len(layout.tokens) > 1:
+        _tell(model)
     logprob, hit = np.zeros(len(rows)), np.ones(len(rows), dtype=bool)
     wanted: dict[int, list[tuple[int, int, int]]] = {}  # sequence -> (token in it, row, target token)
     for i, (row, places) in enumerate(zip(rows, layout.reads, strict=True)):
@@ -68,11 +77,22 @@ def row_scores(model: EditableModel, rows: Sequence[Row]) -> tuple[np.ndarray, n
     return logprob, hit
 
 
-def packs(model: EditableModel) -> bool:
-    """Can this model read trees: a tested architecture, with an attention that takes any mask."""
-    config = model.config
-    attention = getattr(config, "_attn_implementation", None)
-    return config.model_type in TREES and model.anatomy.mlp is not None and attention in ("sdpa", "eager")
+def packs(model: EditableModel, rows: Sequence[Row]) -> bool:
+    """Can this model read `rows` as a tree: a tested architecture, an attention that takes any mask and sees all of a text."""
+    config, window = model.config, window_of(model)
+    known = config.model_type in TREES and model.anatomy.mlp is not None and not getattr(config, "alibi", False)
+    seen = window is None or max((len(row.ids) for row in rows), default=0) <= window
+    return known and seen and getattr(config, "_attn_implementation", None) in ("sdpa", "eager")
+
+
+def _tell(model: EditableModel) -> None:
+    about = f"{model.config.model_type}, {getattr(model.config, '_attn_implementation', None)} attention"
+    warnings.warn(
+        f"model {model.name!r} ({about}) cannot read these texts as a tree: beginnings of prompts cannot be shared, so that "
+        "each text is run by itself, which is slower",
+        UserWarning,
+        stacklevel=3,
+    )
 
 
 def plain(rows: Sequence[Row]) -> Sequences:

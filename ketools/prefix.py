@@ -4,7 +4,8 @@ Attention is causal, so the keys and values of a token depend on nothing behind 
 context before many prompts, the same template before many subjects) share the computation of that beginning.
 """
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from ketools.model import EditableModel
+
+_WINDOWS = ("sliding_window", "window_size", "attention_chunk_size")  # entries of a config that set one
 
 
 class FrozenLayer(DynamicLayer):
@@ -61,10 +64,11 @@ def prefill(
     """Keys and values of `rows` in all layers up to `upto` (None: the last).
 
     `levels`, from coarse to fine, give each row a group; the tokens that all rows of a group begin with are run once.
-    With `whole=False` only these common tokens are run, and the mask tells how many they are.
+    With `whole=False` only these common tokens are run, and the mask tells how many they are. The caller has asked
+    `shareable`, and gives no levels if not.
     """
     upto = model.anatomy.n_layer - 1 if upto is None else upto
-    levels = [*levels] if _shareable(model) else []
+    levels = [*levels]
     if whole or not levels:
         levels.append(range(len(rows)))
     done, of_row = [0] * len(rows), [0] * len(rows)
@@ -115,6 +119,45 @@ def extend(model: EditableModel, prefix: Prefix, rows: Sequence[Sequence[int]], 
     return Prefix(prefix.cache, mask)
 
 
+def window_of(model: EditableModel) -> int | None:
+    """Tokens that the narrowest layer of the model attends to; None: all of them, 0: fewer, the config not saying how many."""
+    config = model.config
+    kinds = {*(getattr(config, "layer_types", None) or ()), *(getattr(config, "attention_layers", None) or ())}
+    sizes = [size for name in _WINDOWS if isinstance(size := getattr(config, name, None), int) and size]
+    return min(sizes, default=None if kinds <= {"full_attention", "global"} else 0)
+
+
+def shareable(model: EditableModel, rows: Iterable[Sequence[int]], levels: int) -> bool:
+    """Whether `rows` (token ids) may go on from beginnings that they share on so many `levels`.
+
+    Padding between a beginning and the rest counts in a window of attention, which therefore has to hold all columns:
+    those of every level, of what is run before the last part, and of that part, none of them more than the longest row.
+    """
+    window = window_of(model)
+    return window is None or (levels + 2) * max(map(len, rows), default=0) <= window
+
+
+def tell_unshared(model: EditableModel, rows: Iterable[Sequence[int]], levels: int) -> None:
+    """One UserWarning if beginnings of `rows` (token ids) cannot be frozen or shared on `levels`, with the reason.
+
+    For the functions that users call, once in each, however many passes they make.
+    """
+    about = f"model {model.name!r} ({model.config.model_type})"
+    if not model.replays:
+        said = (
+            f"{about} carries a recurrent state: beginnings of prompts cannot be frozen, so that whole prompts are run in "
+            "every pass, which is slower"
+        )
+    elif not shareable(model, rows, levels):
+        said = (
+            f"{about} attends to a window of {window_of(model) or 'some'} tokens: beginnings of prompts cannot be shared, "
+            "so that each prompt is run by itself, which is slower"
+        )
+    else:
+        return
+    warnings.warn(said, UserWarning, stacklevel=3)
+
+
 @contextmanager
 def stopped_at(model: EditableModel, layer: int) -> Iterator[None]:
     """Forward passes end in `layer` once its attention has run: its keys and values are then in the cache."""
@@ -160,10 +203,3 @@ def _common(rows: Sequence[Sequence[int]], level: Sequence[int], done: Sequence[
         same = next((n for n, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
         ends[group] = same
     return ends
-
-
-def _shareable(model: EditableModel) -> bool:
-    # Padding between a shared beginning and the rest would count in a window of attention.
-    config = model.config
-    kinds = {*(getattr(config, "layer_types", None) or ()), *(getattr(config, "attention_layers", None) or ())}
-    return kinds <= {"full_attention", "global"} and not getattr(config, "sliding_window", None)

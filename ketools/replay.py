@@ -10,12 +10,12 @@ change behind layer L leaves all layers up to L alone. The engine therefore
 `Frozen.run` then calls the model's own layers above L with the model's own arguments, as often as one likes. Nothing
 of an architecture is written again here: masks, rotations and caches are those that transformers made.
 
-Rows whose attention sees a window only share no beginnings (ketools.prefix). A model that carries a recurrent state
+Rows longer than a window of attention share no beginnings (ketools.prefix). A model that carries a recurrent state
 beside keys and values (LFM2, Falcon-H1, RecurrentGemma) cannot go on from a cache that stays as it is: its rows are kept
-whole, and only the layers up to L are spared. The engine warns of it, and `first` says where a row's change begins.
+whole, and only the layers up to L are spared; `first` says where a row's change begins. `prefix.tell_unshared` warns of
+both.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from transformers.cache_utils import Cache
 from ketools.errors import KetoolsError
 from ketools.hooks import Call, listening, only
 from ketools.model import EditableModel
-from ketools.prefix import Enough, FrozenLayer, Prefix, extend, prefill
+from ketools.prefix import Enough, FrozenLayer, Prefix, extend, prefill, shareable
 from ketools.prompts import pad_right
 
 
@@ -109,12 +109,14 @@ def freeze(
     *,
     whole: bool = False,
 ) -> Frozen:
-    """Freeze `rows` (token ids) before position `starts[i]` and at the output of `layer`; `levels` as in `prefill`.
+    """Freeze `rows` (token ids) before position `starts[i]` and at the output of `layer`; `levels` as in `prefill`,
+    left alone where the rows cannot share (`shareable`).
 
     A model with a recurrent state is refused (KetoolsError), unless `whole` says that the caller minds `Frozen.first`.
     """
     if not model.replays:
         return _freeze_whole(model, rows, starts, layer, whole)
+    levels = levels if shareable(model, rows, len(levels)) else ()
     prefix = prefill(model, [row[:start] for row, start in zip(rows, starts, strict=True)], levels)
     suffixes = [row[start:] for row, start in zip(rows, starts, strict=True)]
     cache = Cache(layers=[FrozenLayer(c.keys, c.values) for c in prefix.cache.layers])
@@ -133,18 +135,12 @@ def freeze(
 def _freeze_whole(
     model: EditableModel, rows: Sequence[Sequence[int]], starts: Sequence[int], layer: int, allowed: bool
 ) -> Frozen:
-    kind = model.config.model_type
     if not allowed:
         raise KetoolsError(
-            f"model {model.name!r} ({kind}) carries a recurrent state beside keys and values of attention: it cannot be "
-            "replayed from the middle, which this measurement needs; take a model of attention layers"
+            f"model {model.name!r} ({model.config.model_type}) carries a recurrent state beside keys and values of "
+            "attention: it cannot be replayed from the middle, which this measurement needs; take a model of attention "
+            "layers"
         )
-    warnings.warn(
-        f"model {model.name!r} ({kind}) carries a recurrent state: beginnings of prompts cannot be frozen, so that whole "
-        "prompts are run in every pass, which is slower",
-        UserWarning,
-        stacklevel=4,
-    )
     ids, mask = pad_right([list(row) for row in rows], model.device)
     with listening(model, layer) as heard, suppress(Enough):
         model.body(input_ids=ids, attention_mask=mask, use_cache=False)
@@ -166,6 +162,7 @@ def read_last(
     """At the last token of `rows`: the key of `key_layer` (rows, d_mlp), the output of `state_layer` (rows, d_model).
 
     The pass ends at the higher of the two layers, whose MLP sees the last tokens only; None for a layer not asked for.
+    `levels` as in `freeze`.
     """
     top = max(-1 if layer is None else layer for layer in (key_layer, state_layer))
     got: dict[str, Tensor] = {}
@@ -181,6 +178,7 @@ def read_last(
         if state_layer == top:
             raise Enough
 
+    levels = levels if shareable(model, rows, len(levels)) else ()
     prefix = prefill(model, [row[:-1] for row in rows], levels, upto=top, whole=False) if model.replays else None
     with ExitStack() as stack:
         if key_layer is not None:

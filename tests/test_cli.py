@@ -279,4 +279,8 @@ def test_a_method_is_described_with_the_settings_of_a_model(run):
 def test_a_warning_is_a_line_of_its_own(run, job, tmp_path):
     job.does = lambda: warnings.warn("2 of 8 facts needed no edit", UserWarning, stacklevel=2)
     told = run("demo", "--out", tmp_path, "--yes")
-    assert told.exit_code == 0 and "note: 2 of 8 facts needed no edit\n" in told.stderr and "UserWarning" not in told.stderr
+    assert (
+        told.exit_code == 0
+        and "note: 2 of 8 facts needed no edit\n" in told.stderr
+        and "UserWarning" not in told.stderr
+    )

@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 
-from ketools import packing, scoring
+from ketools import load, packing, scoring
 from ketools.packing import packed, packs, plain, row_scores
 from ketools.prompts import Row, make_rows
+from tests import test_recurrent as recurrent
 from tests.reference.plain_scores import plain_score
+from tests.saying import said_once
 from tests.small_world import small_facts
+from tests.test_architectures import KINDS, WINDOWED, network
 
 
 @pytest.fixture
@@ -63,6 +66,7 @@ def asked(facts) -> list[tuple[str, str]]:
     ]
 
 
+@pytest.mark.filterwarnings("ignore:.*as a tree")
 @pytest.mark.parametrize("width", [8, 40, 128])
 def test_scores_are_those_of_each_text_by_itself(tiny_model, facts, monkeypatch, width):
     pairs = asked(facts[:12])
@@ -70,14 +74,15 @@ def test_scores_are_those_of_each_text_by_itself(tiny_model, facts, monkeypatch,
     monkeypatch.setattr(packing, "WIDTH", width)
     monkeypatch.setattr(packing, "TOKENS", 600)
     monkeypatch.setattr(packing, "LOGITS", 400 * 50)  # several batches, several blocks of logits
-    assert packs(tiny_model)
+    assert packs(tiny_model, rows)
     logprob, hit = row_scores(tiny_model, rows)
-    monkeypatch.setattr(packing, "packs", lambda model: False)
+    monkeypatch.setattr(packing, "packs", lambda *_: False)
     apart, hit_apart = row_scores(tiny_model, rows)
     lengths = np.array([len(row.target_ids) for row in rows])
+    # 1e-5 of a logarithm is 1e-5 of the probability, relatively; of a logarithm near 0 it says more than a share of it.
     alone = [plain_score(tiny_model, *pair) for pair in pairs]
-    np.testing.assert_allclose(logprob / lengths, [p for p, _ in alone], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(apart / lengths, [p for p, _ in alone], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(logprob / lengths, [p for p, _ in alone], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(apart / lengths, [p for p, _ in alone], rtol=0, atol=1e-5)
     assert list(hit) == list(hit_apart) == [best for _, best in alone]
     assert lengths.max() > 1
 
@@ -92,12 +97,13 @@ def test_pairs_are_scored_once_and_come_back_in_their_order(tiny_gpt2, facts, mo
     np.testing.assert_allclose(back[::-1], once, rtol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:.*as a tree")
 @pytest.mark.parametrize("wanted", [True, False])
 def test_a_fact_s_prompts_and_targets_share_their_beginnings(tiny_model, facts, monkeypatch, wanted):
     """Most of the tokens of plain texts never pass the model, and those of a tree pass the last MLP only where read."""
     pairs = asked(facts)
     rows = make_rows(tiny_model, [p for p, _ in pairs], [t for _, t in pairs])
-    monkeypatch.setattr(packing, "packs", lambda model: wanted)
+    monkeypatch.setattr(packing, "packs", lambda *_: wanted)
     through = {0: 0, 3: 0}
 
     def count(layer):
@@ -119,7 +125,52 @@ def test_a_fact_s_prompts_and_targets_share_their_beginnings(tiny_model, facts, 
         assert through[0] == through[3] < plain_tokens
 
 
+def model_of(kind, tokenizer, **config):
+    return load((recurrent.network if kind in recurrent.KINDS else network)(kind, **config), tokenizer=tokenizer)
+
+
+def against_plain(model, pairs):
+    """Scores of pairs are those of each by itself."""
+    rows = make_rows(model, [p for p, _ in pairs], [t for _, t in pairs])
+    logprob, hit = row_scores(model, rows)
+    alone = [plain_score(model, *pair) for pair in pairs]
+    np.testing.assert_allclose(
+        logprob / [len(row.target_ids) for row in rows], [p for p, _ in alone], rtol=0, atol=1e-5
+    )
+    assert list(hit) == [best for _, best in alone]
+    return rows
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *recurrent.KINDS])
+def test_scores_of_every_architecture_and_who_reads_no_trees_says_so(kind, tiny_tokenizer, facts, monkeypatch):
+    monkeypatch.setattr(packing, "WIDTH", 40)
+    monkeypatch.setattr(packing, "TOKENS_CPU", 600)
+    model = model_of(kind, tiny_tokenizer)
+    falls_back = {*WINDOWED, "falcon alibi", "bloom", "opt", *recurrent.KINDS}
+    with said_once(rf"{model.config.model_type}, .*cannot read these texts as a tree", said=kind in falls_back):
+        rows = against_plain(model, asked(facts[:4]))
+    assert packs(model, rows) == (kind not in falls_back)
+    with said_once("as a tree", said=False):
+        row_scores(model, rows[:1])  # a single text has nothing to share
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gemma2", "gemma3_text", "phi3"])
+def test_a_window_that_holds_every_text_leaves_trees_as_they_are(kind, tiny_tokenizer, facts):
+    pairs = asked(facts[:4])
+    rows = make_rows(model_of(kind, tiny_tokenizer), [p for p, _ in pairs], [t for _, t in pairs])
+    longest = max(len(row.ids) for row in rows)
+    for window in (longest, longest - 1):
+        model = model_of(kind, tiny_tokenizer, sliding_window=window)
+        assert packs(model, rows) == (window == longest)
+        with said_once("as a tree", said=window < longest):
+            against_plain(model, pairs)
+    assert max(map(len, packed(rows).tokens)) > longest
+
+
 def test_other_architectures_and_attentions_read_plain_texts(tiny_gpt2):
-    assert packs(tiny_gpt2)
+    assert packs(tiny_gpt2, [])
+    tiny_gpt2.model.config._attn_implementation = "flash_attention_2"
+    assert not packs(tiny_gpt2, [])
+    tiny_gpt2.model.config._attn_implementation = "sdpa"
     tiny_gpt2.model.config.model_type = "bloom"
-    assert not packs(tiny_gpt2)
+    assert not packs(tiny_gpt2, [])

@@ -12,7 +12,7 @@ from torch import Tensor
 from ketools.editing import edit as stack
 from ketools.editing import ultraedit
 from ketools.editing.hyper import Hyper
-from ketools.editing.keys import before_norm, keys_and_states
+from ketools.editing.keys import before_norm, keys_and_states, read_parts
 from ketools.editing.methods import Constraint, FineTune, Method, Nas, Shift
 from ketools.editing.postprocess import processed
 from ketools.editing.rows import FactRows, sharing
@@ -21,7 +21,6 @@ from ketools.editing.updates import Protection, constrained, least_squares
 from ketools.errors import NotFinite
 from ketools.facts import Fact
 from ketools.model import EditableModel
-from ketools.replay import read_last
 from ketools.scoring import target_logprobs
 
 _STRIDE = 1_000_003  # between the seeds of two sequences: longer than any of them
@@ -145,7 +144,7 @@ class Batch:
         # What the matrix of the target layer adds to the stream at the subject's last token, (facts, d_model) float32.
         top, path = self.layers[-1], self.model.anatomy.post_norm
         bare = [fact.contexts[0].ids[: fact.contexts[0].subject_last + 1] for fact in rows]
-        keys, _ = read_last(self.model, bare, sharing(rows, [0]), key_layer=top)
+        keys, _ = read_parts(self.model, bare, sharing(rows, [0]), key_layer=top)
         assert keys is not None
         with torch.no_grad():
             out = self.model.mlp_out(top)(keys)

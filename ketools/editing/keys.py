@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ketools.editing.rows import FactRows, sharing
+from ketools.editing.rows import LEVELS, FactRows, sharing
+from ketools.editing.targets import tokens_at_once
 from ketools.errors import NotFinite
 from ketools.model import EditableModel
+from ketools.prefix import tell_unshared
 from ketools.replay import read_last
 
 
@@ -18,16 +20,18 @@ def keys_and_states(model: EditableModel, rows: Sequence[FactRows], layer: int, 
     arXiv 2210.07229, equation 19); states are the bare prompt's. Tokens behind the subject are not run, nor layers
     above `layer` for the prefixed prompts or above `top` for the bare ones.
 
+    Warns (UserWarning, once) of a model whose prompts share no beginnings.
     Raises KetoolsError if either is not finite.
     """
     bare = [fact.contexts[0].ids[: fact.contexts[0].subject_last + 1] for fact in rows]
-    own, states = read_last(model, bare, sharing(rows, [0]), key_layer=layer, state_layer=top)
+    prefixed = [row.ids[: row.subject_last + 1] for fact in rows for row in fact.contexts[1:]]
+    tell_unshared(model, [*bare, *prefixed], LEVELS)
+    own, states = read_parts(model, bare, sharing(rows, [0]), key_layer=layer, state_layer=top)
     assert own is not None and states is not None
     keys = own.double()
     width = len(rows[0].contexts) - 1
     if width:
-        prefixed = [row.ids[: row.subject_last + 1] for fact in rows for row in fact.contexts[1:]]
-        other, _ = read_last(model, prefixed, sharing(rows, range(1, width + 1)), key_layer=layer)
+        other, _ = read_parts(model, prefixed, sharing(rows, range(1, width + 1)), key_layer=layer)
         assert other is not None
         keys = (keys + other.double().view(len(rows), width, -1).mean(1)) / 2
     for what, value in ((f"keys of layer {layer}", keys), (f"states of layer {top}", states)):
@@ -35,6 +39,52 @@ def keys_and_states(model: EditableModel, rows: Sequence[FactRows], layer: int, 
             raise NotFinite(f"{what} hold NaN or Inf: the model's weights are not finite, or overflow in {model.dtype}")
     # Rounded once, so that keys kept in float32 for later batches are the very ones that were used.
     return keys.float().double().T.contiguous().cpu(), states.double().T.contiguous().cpu()
+
+
+def read_parts(
+    model: EditableModel,
+    rows: Sequence[Sequence[int]],
+    levels: Sequence[Sequence[int]] = (),
+    *,
+    key_layer: int | None = None,
+    state_layer: int | None = None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """As `read_last`, in passes of at most as many tokens, padded, as step 1 computes on at once."""
+    limit = tokens_at_once(model, max(layer for layer in (key_layer, state_layer) if layer is not None))
+    parts = _parts(rows, levels, limit)
+    found = [
+        read_last(
+            model,
+            [rows[i] for i in part],
+            [[level[i] for i in part] for level in levels],
+            key_layer=key_layer,
+            state_layer=state_layer,
+        )
+        for part in parts
+    ]
+    order = torch.tensor([i for part in parts for i in part]).argsort()
+    keys, states = zip(*found, strict=True)
+    return _joined(keys, order), _joined(states, order)
+
+
+def _parts(rows: Sequence[Sequence[int]], levels: Sequence[Sequence[int]], limit: int) -> list[list[int]]:
+    # Places of rows, at most `limit` tokens a part, one row at least. By groups, not by length as elsewhere: rows that
+    # begin alike stay together, and what they share is run once. Ascending, so that one part is the rows as they are.
+    parts: list[list[int]] = []
+    longest = 0
+    for i in sorted(range(len(rows)), key=lambda i: [level[i] for level in levels]):
+        longest = max(longest, len(rows[i]))
+        if parts and longest * (len(parts[-1]) + 1) <= limit:
+            parts[-1].append(i)
+        else:
+            parts.append([i])
+            longest = len(rows[i])
+    return [sorted(part) for part in parts]
+
+
+def _joined(parts: Sequence[Tensor | None], order: Tensor) -> Tensor | None:
+    known = [part for part in parts if part is not None]
+    return torch.cat(known)[order.to(known[0].device)] if known else None
 
 
 @torch.no_grad()
@@ -50,7 +100,7 @@ def before_norm(model: EditableModel, rows: Sequence[FactRows], layer: int, resi
     if path is None:
         return residuals
     bare = [fact.contexts[0].ids[: fact.contexts[0].subject_last + 1] for fact in rows]
-    keys, _ = read_last(model, bare, sharing(rows, [0]), key_layer=layer)
+    keys, _ = read_parts(model, bare, sharing(rows, [0]), key_layer=layer)
     assert keys is not None
     out = model.mlp_out(layer)(keys)
     gain = model.layer(layer).get_submodule(path)(torch.ones_like(out[:1]))  # of a vector with rms 1: g

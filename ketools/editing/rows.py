@@ -8,6 +8,8 @@ from ketools.facts import Fact
 from ketools.model import EditableModel
 from ketools.prompts import Row, make_rows, subject_span
 
+LEVELS = 2  # on which rows share beginnings, see `sharing`
+
 
 @dataclass(frozen=True)
 class FactRows:

@@ -21,14 +21,15 @@ import torch
 from ketools.editing.descent import Descent, Targets
 from ketools.editing.hyper import Hyper
 from ketools.editing.methods import Stopping
-from ketools.editing.rows import FactRows, fact_rows
+from ketools.editing.rows import LEVELS, FactRows, fact_rows
 from ketools.errors import NotFinite
 from ketools.facts import Fact
 from ketools.model import EditableModel
+from ketools.prefix import tell_unshared
 
-__all__ = ["Targets", "compute_targets", "not_finite"]
+__all__ = ["Targets", "compute_targets", "not_finite", "tokens_at_once"]
 
-_TOKENS_ON_CPU = 1536  # suffix tokens computed on at once: enough for full-speed matrix products, little memory
+_TOKENS_ON_CPU = 1536  # tokens computed on at once: enough for full-speed matrix products, little memory
 _TOKENS = (512, 16384)  # on an accelerator, at least and at most
 _SHARE = 0.5  # of an accelerator's free memory that step 1 may take
 _POOL = 4  # so many times the facts computed on at once are frozen at once: who is done is replaced from there
@@ -49,12 +50,14 @@ def compute_targets(
     `rows` are those of `fact_rows`, if they are at hand already.
 
     `progress` is called with the number of facts done since the last call. The weights are only read.
+    Warns (UserWarning, once) of a model whose prompts cannot be replayed or share no beginnings.
     Raises KetoolsError for a fact that cannot be edited or whose optimisation leaves the finite numbers.
     """
     assert contexts and contexts[0] == "", "the first context is the bare prompt"
     rows = fact_rows(model, facts, contexts) if rows is None else rows
+    tell_unshared(model, [row.ids for fact in rows for row in fact.contexts], LEVELS)
     results: list[tuple[list[int], Targets]] = []
-    for chosen, at_once in _pools(rows, hyper.facts_at_once, _tokens_at_once(model, hyper)):
+    for chosen, at_once in _pools(rows, hyper.facts_at_once, tokens_at_once(model, hyper.layers[-1])):
         got = Descent(model, [rows[i] for i in chosen], stopping, hyper, at_once).run(progress)
         results.append((chosen, got))
     order = torch.tensor([i for chosen, _ in results for i in chosen]).argsort()
@@ -64,11 +67,14 @@ def compute_targets(
     return whole
 
 
-def _tokens_at_once(model: EditableModel, hyper: Hyper) -> int:
-    # On an accelerator from its free memory: what one token leaves behind for the gradient in the layers above.
+def tokens_at_once(model: EditableModel, layer: int) -> int:
+    """Tokens to compute on at once when `layer` is the last edited one: fixed on a CPU, from the free memory elsewhere.
+
+    By what one token leaves behind for the gradient in the layers above; passes without a gradient need less.
+    """
     if model.device.type == "cpu":
         return _TOKENS_ON_CPU
-    about, above = model.anatomy, model.anatomy.n_layer - 1 - hyper.layers[-1]
+    about, above = model.anatomy, model.anatomy.n_layer - 1 - layer
     free, _ = torch.accelerator.get_memory_info(model.device)
     one = max(1, above) * (12 * about.d_model + 5 * about.d_mlp) * model.dtype.itemsize
     return int(min(max(_SHARE * free / one, _TOKENS[0]), _TOKENS[1]))

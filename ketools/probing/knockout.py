@@ -20,6 +20,7 @@ from ketools.errors import KetoolsError
 from ketools.facts import Fact
 from ketools.model import EditableModel
 from ketools.packing import batches
+from ketools.prefix import tell_unshared
 from ketools.probing.cases import Case, known_cases, target_reads
 from ketools.replay import Frozen, freeze
 
@@ -72,6 +73,8 @@ def knockout_cases(
     model: EditableModel, cases: Sequence[Case], sources: Sequence[str], window: int, progress: Progress | None = None
 ) -> pd.DataFrame:
     """`knockout` of cases whether the model knows them or not, without attrs."""
+    if model.replays:  # others are refused
+        tell_unshared(model, [case.ids for case in cases], 1)
     parts: dict[int, pd.DataFrame] = {}
     for some in batches([case.ids for case in cases], _TOKENS_AT_ONCE):
         found = _probabilities(model, [cases[i] for i in some], sources, window)

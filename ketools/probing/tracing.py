@@ -15,6 +15,7 @@ from ketools.errors import KetoolsError
 from ketools.facts import Fact
 from ketools.model import EditableModel
 from ketools.packing import batches
+from ketools.prefix import tell_unshared
 from ketools.probing.cases import ROLES, Case, known_cases, spread_of
 from ketools.probing.restoring import KINDS, PLACES, TOKENS, Plan, places_of, restored, run_both
 
@@ -75,6 +76,8 @@ def trace_cases(
     model: EditableModel, cases: Sequence[Case], plan: Plan, progress: Progress | None = None
 ) -> pd.DataFrame:
     """`trace` of cases whether the model knows them or not, without attrs."""
+    if model.replays:  # others are refused
+        tell_unshared(model, [case.ids for case in cases], 1)
     parts: dict[int, pd.DataFrame] = {}
     for some in batches([case.ids[case.first :] for case in cases], TOKENS // plan.samples):
         runs = run_both(model, [cases[i] for i in some], plan)

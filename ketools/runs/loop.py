@@ -54,6 +54,7 @@ class Run:
     consolidate: int
     facts: list[pd.DataFrame] = field(default_factory=list)  # rows at edit time
     known: int = 0
+    told: set[str] = field(default_factory=set)  # warnings that were given: each once a run, not once a batch
 
     def go(self, done: int, progress: bool) -> None:
         """The checkpoints that are due, and batches done + 1 .. last with theirs."""
@@ -137,7 +138,7 @@ class Run:
         facts = self._slice(number)
         start = time.perf_counter()
         try:
-            edit, known = _edited(editor, facts)
+            edit, known = _edited(editor, facts, self.told)
         except NotFinite as error:
             self._collapse(number, str(error), editor)
             return False
@@ -231,8 +232,11 @@ class Run:
             self.store.write_tables()
 
 
-def _edited(editor: Editor, facts: FactSet) -> tuple[Edit, int]:
-    """The edit, and of how many facts the target was the top answer already: said once at the end of a run."""
+def _edited(editor: Editor, facts: FactSet, told: set[str]) -> tuple[Edit, int]:
+    """The edit, and of how many facts the target was the top answer already: said once at the end of a run.
+
+    Other warnings are passed on, if they are not among those in `told` already.
+    """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         edit = editor.apply(facts)
@@ -240,7 +244,8 @@ def _edited(editor: Editor, facts: FactSet) -> tuple[Edit, int]:
     for warning in caught:
         if found := _KNOWN.match(str(warning.message)):
             known += int(found[1])
-        else:
+        elif (text := str(warning.message)) not in told:
+            told.add(text)
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return edit, known
 

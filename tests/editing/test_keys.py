@@ -4,10 +4,15 @@ import pytest
 import torch
 
 from ketools import load
+from ketools.editing import keys as reading
+from ketools.editing import targets
 from ketools.editing.checks import checked_rows
 from ketools.editing.contexts import contexts_of
 from ketools.editing.keys import before_norm, keys_and_states
-from tests.test_architectures import KINDS, network
+from tests.saying import said_once
+from tests.test_architectures import KINDS, WINDOWED, network
+
+CONTEXTS = contexts_of(["You sang", "The tower of Vell lives"])
 
 
 def plain(model, ids, layer, top):
@@ -31,18 +36,88 @@ def plain(model, ids, layer, top):
     return heard["key"].double(), heard["state"].double()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_keys_and_states_are_those_of_the_plain_forward(kind, tiny_tokenizer, tiny_facts):
-    model = load(network(kind), tokenizer=tiny_tokenizer)
-    rows = checked_rows(model, tiny_facts, contexts_of(["You sang", "The tower of Vell lives"]))
+def near(got, want, relative=1e-5):
+    return (got - want).abs().max() <= relative * want.abs().max()
+
+
+def against_plain(model, rows):
+    """Keys of layer 1 and states of layer 2 are those of plain forward passes."""
     keys, states = keys_and_states(model, rows, 1, 2)
     for i, fact in enumerate(rows):
         each = [plain(model, row.ids[: row.subject_last + 1], 1, 2) for row in fact.contexts]
-        want = each[0][0] / 2 + (each[1][0] + each[2][0]) / 4
-        assert torch.allclose(keys[:, i], want, rtol=1e-4, atol=1e-5 * want.abs().max().item())
-        assert torch.allclose(states[:, i], each[0][1], rtol=1e-4, atol=1e-5 * each[0][1].abs().max().item())
+        assert near(keys[:, i], each[0][0] / 2 + (each[1][0] + each[2][0]) / 4)
+        assert near(states[:, i], each[0][1])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_keys_and_states_are_those_of_the_plain_forward(kind, tiny_tokenizer, tiny_facts):
+    model = load(network(kind), tokenizer=tiny_tokenizer)
+    with said_once("attends to a window of [46] tokens: .*each prompt is run by itself", said=kind in WINDOWED):
+        against_plain(model, checked_rows(model, tiny_facts, CONTEXTS))
+
+
+def tokens_through_layer_0(model, rows):
+    count = 0
+
+    def hear(_, args):
+        nonlocal count
+        count += args[0].shape[:-1].numel()
+
+    handle = model.mlp_out(0).register_forward_pre_hook(hear)
+    keys_and_states(model, rows, 1, 2)
+    handle.remove()
+    return count
+
+
+@pytest.mark.filterwarnings("ignore:.*attends to a window")
+@pytest.mark.parametrize("kind", WINDOWED)
+def test_a_window_that_holds_all_columns_leaves_beginnings_shared(kind, tiny_tokenizer, tiny_facts):
+    # Columns: two levels of beginnings, what is left, and the last part; each of at most the longest row.
+    small = load(network(kind), tokenizer=tiny_tokenizer)
+    rows = checked_rows(small, tiny_facts, CONTEXTS)
+    columns = 4 * max(row.subject_last + 1 for fact in rows for row in fact.contexts)
+    counts = [tokens_through_layer_0(small, rows)]
+    for window in (columns - 1, columns):
+        model = load(network(kind, **{WINDOWED[kind]: window}), tokenizer=tiny_tokenizer)
+        with said_once("attends to a window", said=window < columns):
+            against_plain(model, rows)
+        counts.append(tokens_through_layer_0(model, rows))
+    assert counts[2] < counts[1] < counts[0], "shared by all prompts, by the bare ones, by none"
+
+
+@pytest.mark.filterwarnings("ignore:.*attends to a window")
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "mistral", "gemma2", "bloom", "opt"])
+@pytest.mark.parametrize("limit", [1, 40])
+def test_many_parts_come_to_the_same(kind, limit, tiny_tokenizer, tiny_facts, monkeypatch):
+    model = load(network(kind), tokenizer=tiny_tokenizer)
+    rows = checked_rows(model, tiny_facts, CONTEXTS)
+    sizes, real = [], reading.read_last
+    monkeypatch.setattr(reading, "read_last", lambda m, ids, *a, **k: sizes.append([*ids]) or real(m, ids, *a, **k))
+    whole = keys_and_states(model, rows, 1, 2)
+    assert [len(part) for part in sizes] == [len(rows), 2 * len(rows)], (
+        "few facts: bare and prefixed prompts, a pass each"
+    )
+    sizes.clear()
+    monkeypatch.setattr(targets, "_TOKENS_ON_CPU", limit)
+    parts = keys_and_states(model, rows, 1, 2)
+    assert len(sizes) > (6 if limit > 1 else 3 * len(rows) - 1) and sum(map(len, sizes)) == 3 * len(rows)
+    assert all(len(part) == 1 or len(part) * max(map(len, part)) <= limit for part in sizes)
+    assert all(near(a, b, 1e-6) for a, b in zip(parts, whole))
+
+
+def test_the_head_is_never_asked(tiny_model, tiny_facts):
+    def refuse(*_):
+        raise AssertionError("the head was run")
+
+    rows = checked_rows(tiny_model, tiny_facts, CONTEXTS)
+    tiny_model.head.register_forward_pre_hook(refuse)
+    for layer in range(tiny_model.anatomy.n_layer):
+        keys_and_states(tiny_model, rows, layer, 3)
+    with pytest.raises(AssertionError, match="the head was run"):
+        tiny_model.model(torch.tensor([[1, 2]]))
+
+
+@pytest.mark.filterwarnings("ignore:.*attends to a window")
 @pytest.mark.parametrize("kind", ["gemma2", "gemma3_text", "olmo2"])
 def test_before_a_norm(kind, tiny_tokenizer, tiny_facts):
     model = load(network(kind), tokenizer=tiny_tokenizer)

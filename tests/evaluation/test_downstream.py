@@ -33,7 +33,7 @@ def test_choice_is_the_largest_first_token_logit(tiny_gpt2):
         with torch.no_grad():
             logits = tiny_gpt2.model(input_ids=ids).logits[0, -1]
         first = [tiny_gpt2.tokenizer(choice)["input_ids"][0] for choice in (" good", " bad")]
-        np.testing.assert_allclose(row, logits.log_softmax(-1)[first].numpy(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(row, logits.log_softmax(-1)[first].numpy(), rtol=0, atol=1e-5)
 
 
 def test_downstream_is_scikit_learn_on_the_choices(tiny_gpt2):

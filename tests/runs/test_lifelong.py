@@ -1,6 +1,7 @@
 """A lifelong run: what it records, that stopping does not change it, and what it refuses."""
 
 import math
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -194,3 +195,17 @@ def test_a_covariance_has_one_name_on_all_machines(statistics) -> None:
     assert statistics_digest(replace(statistics, layers=noise), [0, 1]) == name
     assert statistics_digest(replace(statistics, layers=other), [0, 1]) != name
     assert statistics_digest(replace(statistics, tokens=statistics.tokens + 1), [0, 1]) != name
+
+
+def test_a_warning_of_every_batch_is_given_once_a_run(run, monkeypatch):
+    real = Editor.apply
+
+    def apply(self, batch):
+        warnings.warn("prompts share nothing here", UserWarning, stacklevel=2)
+        return real(self, batch)
+
+    monkeypatch.setattr(Editor, "apply", apply)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("default")
+        record = run()
+    assert len(record.batches) > 1 and sum("share nothing" in str(one.message) for one in heard) == 1
