@@ -18,6 +18,7 @@ all its steps, as MEMIT takes them, says what MPES is worth (`seconds_saved_by_m
 
 import argparse
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -28,6 +29,7 @@ import torch
 from benchmarks.command import Work, finish, interleaved, medians, origin, parser, spreads
 from benchmarks.measure import Cost, matmul_rate
 from benchmarks.shapes import open_model
+from ketools import replay
 from ketools.editing import descent
 from ketools.editing import targets as engine
 from ketools.editing.contexts import contexts_of, generate_prefixes
@@ -38,6 +40,10 @@ from ketools.model import EditableModel
 from tests.reference.plain_batch import plain_targets
 from tests.reference.plain_targets import PlainTarget, plain_target
 
+REFINEMENTS = (
+    "frozen prefixes", "shared prefixes", "the top MLP where it is read alone", "leaving when done", "buckets by length",
+    "quick kernels",
+)  # fmt: skip
 ROUGH, ALL_STEPS = "replay in bfloat16", "replay with all steps"
 SAID = (
     "flops_plain_over_needed", "max_relative_error_z", "same_steps_share", "mean_steps", "padding_share",
@@ -98,7 +104,16 @@ def _weights(model: EditableModel, layer: int) -> tuple[int, int, int, int]:
 def without(what: str) -> Iterator[None]:
     """The engine with one refinement taken away."""
     with contextlib.ExitStack() as stack:
-        if what == "shared prefixes":
+        if what == "frozen prefixes":
+            # Whole prompts in every pass, as models with a recurrent state need; the layers up to the edited one stay spared.
+            stack.enter_context(patch.object(EditableModel, "replays", False))
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore", UserWarning)  # which says just that
+        elif what == "the top MLP where it is read alone":
+            stack.enter_context(patch.object(replay, "only", lambda *_: contextlib.nullcontext()))
+        elif what == "quick kernels":
+            stack.enter_context(patch.object(descent, "quick", lambda _: contextlib.nullcontext()))
+        elif what == "shared prefixes":
             stack.enter_context(patch.object(descent, "sharing", lambda *_: []))
         elif what == "leaving when done":
             # Finished facts stay until the slowest is done: their results are noted, their rows computed on.
@@ -114,23 +129,23 @@ def variants(
 ) -> dict[str, Work]:
     """The computations to compare, by name; each returns its targets."""
 
-    def replay(**changed: Any) -> Targets:
+    def replayed(**changed: Any) -> Targets:
         return compute_targets(model, chosen, contexts, stopping, replace(hyper, **changed))
 
     def lacking(what: str) -> Targets:
         with without(what):
-            return replay()
+            return replayed()
 
     work: dict[str, Work] = {
         "plain": lambda: [plain_target(model, fact, contexts, stopping, hyper) for fact in chosen],
         "batched": lambda: plain_targets(model, chosen, contexts, stopping, hyper),
-        "replay": replay,
-        "replay one fact at a time": lambda: replay(facts_at_once=1),
+        "replay": replayed,
+        "replay one fact at a time": lambda: replayed(facts_at_once=1),
         ALL_STEPS: lambda: compute_targets(model, chosen, contexts, FixedSteps(), hyper),
     }
     if model.dtype == torch.float32:
-        work[ROUGH] = lambda: replay(precision="bfloat16")
-    for what in ("shared prefixes", "leaving when done", "buckets by length"):
+        work[ROUGH] = lambda: replayed(precision="bfloat16")
+    for what in REFINEMENTS:
         work[f"replay without {what}"] = lambda what=what: lacking(what)
     return work
 

@@ -46,6 +46,35 @@ def test_taking_a_refinement_away_takes_it_away(tiny_gpt2, monkeypatch):
     assert seen and not any(levels and levels[0] for levels in seen)
 
 
+def test_so_do_frozen_prefixes_kernels_and_the_mlp_s_places(tiny_gpt2, monkeypatch):
+    frozen, called = [], []
+    for where, name in ((bench.descent, "freeze"), (bench.descent, "quick"), (bench.replay, "only")):
+        real = getattr(where, name)
+
+        def heard(*args, real=real, name=name, **more):
+            called.append(name)
+            made = real(*args, **more)
+            frozen.extend([made] if name == "freeze" else [])
+            return made
+
+        monkeypatch.setattr(where, name, heard)
+    hyper = method("encore").settings(tiny_gpt2, layers=(1,), steps=2)
+    work = bench.variants(tiny_gpt2, small_facts()[:2], CONTEXTS, hyper, MPES(1))
+    for what, gone in (
+        ("", set()),
+        (" without quick kernels", {"quick"}),
+        (" without the top MLP where it is read alone", {"only"}),
+    ):
+        called.clear()
+        work[f"replay{what}"]()
+        assert {"freeze", "quick", "only"} - set(called) == gone
+    assert all(each.first is None for each in frozen)
+    frozen.clear()
+    work["replay without frozen prefixes"]()
+    assert frozen and all(each.first is not None for each in frozen)
+    assert tiny_gpt2.replays, "the model is as it was"
+
+
 def test_needed_flops_are_those_counted_by_hand(tiny_gpt2):
     facts = small_facts()[:1]
     (row,) = rows = fact_rows(tiny_gpt2, facts, ("",))
