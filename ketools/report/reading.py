@@ -117,7 +117,7 @@ def _parts(rows: Rows) -> list[str]:
 
 
 def _way(way: float) -> str:
-    return f"{-way:.0%} the other way" if way < -0.005 else f"{way:.0%}"
+    return f"{-way:.0%} the other way" if way < -0.005 else f"{max(way, 0):.0%}"
 
 
 def _upper(text: str) -> str:
@@ -125,8 +125,8 @@ def _upper(text: str) -> str:
 
 
 def _faster(rows: Rows) -> str:
-    # Seconds belong to a machine, and seeds are run when there is one: only the same seeds are likely to share it.
-    if not {"memit", "encore"} <= set(rows) or rows["memit"]["seed_list"] != rows["encore"]["seed_list"]:
+    # Seconds belong to a machine.
+    if not {"memit", "encore"} <= set(rows) or not rows["memit"]["processor"] == rows["encore"]["processor"] != "":
         return ""
     a, b = float(rows["memit"]["seconds_per_edit"]), float(rows["encore"]["seconds_per_edit"])
     if not (a > 0 and b > 0):

@@ -37,7 +37,8 @@ def compare(runs: Sequence[Run], at: int | None = None) -> pd.DataFrame:
 
     Returns:
         run, model, method (the label that sets it apart), seed, edits (`at`), complete (whether these are all edits asked
-        for), collapsed (the run ended early, in an update that is not finite), then MEASURES: the scores of all edits so
+        for), collapsed (the run ended early, in an update that is not finite), processor (that of its last start; "" where the
+        record does not say), then MEASURES: the scores of all edits so
         far on the model as it then was, the same right after each edit's own batch (at_edit_*; S the harmonic mean of the
         means), shares, ratios to before any edit, seconds_per_edit (editing alone, mean up to there). NaN where a run
         has not recorded one.
@@ -56,7 +57,8 @@ def compare(runs: Sequence[Run], at: int | None = None) -> pd.DataFrame:
             here = min(point, run.edits)  # less than all only where the run ended early
             head = {"run": run.name, "model": group.model, "method": group.label, "seed": run.seed, "edits": here}
             ended = {"complete": run.complete and run.edits == here, "collapsed": run.collapsed}
-            rows.append(head | ended | _measures(run, here))
+            made = {"processor": str(run.about.get("processor") or "")}
+            rows.append(head | ended | made | _measures(run, here))
     return pd.DataFrame(rows)
 
 
@@ -102,7 +104,7 @@ def by_method(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row per model and method: model, method, seeds (how many), seed_list ("0, 1, 2"), edits, complete (of all),
-        collapsed (how many), and for each of MEASURES its mean, NAME_min and NAME_max over seeds; NaN are left out, and
+        collapsed (how many), processor ("" where seeds differ), and for each of MEASURES its mean, NAME_min and NAME_max over seeds; NaN are left out, and
         where some are, NAME_seeds says of how many seeds the three are.
     """
     rows = []
@@ -111,6 +113,7 @@ def by_method(table: pd.DataFrame) -> pd.DataFrame:
         row = {"model": model, "method": method, "seeds": len(seeds), "seed_list": listed([str(s) for s in seeds])}
         row |= {"edits": int(part["edits"].max()), "complete": bool(part["complete"].all())}
         row["collapsed"] = int(part["collapsed"].sum())
+        row["processor"] = part["processor"].iloc[0] if part["processor"].nunique() == 1 else ""
         for name in MEASURES:
             row |= {name: part[name].mean(), f"{name}_min": part[name].min(), f"{name}_max": part[name].max()}
             if 0 < (held := int(part[name].count())) < len(part):

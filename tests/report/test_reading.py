@@ -4,6 +4,7 @@ import math
 from types import SimpleNamespace
 
 import pandas as pd
+import pytest
 
 from ketools.report.reading import damage, reading
 from ketools.runs.compare import MEASURES
@@ -14,7 +15,7 @@ def table(**methods):
     rows = []
     for method, values in methods.items():
         row = {"model": "pocket", "method": method.replace("_", "+") if "memit_" in method else method, "seeds": 3}
-        row["seed_list"] = "0, 1 and 2"
+        row |= {"seed_list": "0, 1 and 2", "processor": "One CPU"}
         rows.append(row | {"edits": 10_000, "collapsed": 0} | dict.fromkeys(MEASURES, 0.5) | values)
     return pd.DataFrame(rows)
 
@@ -65,9 +66,20 @@ def test_what_was_not_run_or_not_measured_is_not_spoken_of():
     assert "not finite, and the run ended there, with MEMIT (2 of 3 runs)" in reading(ended)["pocket"][0]
 
 
-def test_seconds_are_compared_on_the_same_seeds_alone():
-    mixed = table(memit={"seconds_per_edit": 0.10}, encore={"seconds_per_edit": 0.05, "seed_list": "0"})
+@pytest.mark.parametrize("encore", ["Another CPU", ""])
+def test_seconds_are_compared_on_one_processor_alone(encore):
+    memit = "One CPU" if encore else ""  # not known of either
+    mixed = table(
+        memit={"seconds_per_edit": 0.10, "processor": memit}, encore={"seconds_per_edit": 0.05, "processor": encore}
+    )
     assert not any("An edit takes" in text for text in reading(mixed)["pocket"])
+
+
+def test_a_part_that_does_nothing_goes_no_way():
+    said = reading(
+        table(memit={"unedited_kept": 0.4}, memit_mpes={"unedited_kept": 0.3999}, encore={"unedited_kept": 0.9})
+    )
+    assert any("MPES 0% (40%)" in text for text in said["pocket"])
 
 
 def test_damage_goes_with_the_norm_or_against_it():
