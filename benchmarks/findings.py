@@ -94,15 +94,13 @@ def tables(runs: Sequence[Run], options: argparse.Namespace) -> tuple[str, dict[
     """All tables as markdown, and the same as data."""
     rows = pd.DataFrame([{"method": run.method, "seed": run.seed} | measure(run) for run in runs])
     judged, correlated = judge(rows), damage(runs)
-    without = int((judged["seeds"] == 0).sum())
-    holds = judged["verdict"] == "holds"
     seeds = ", ".join(map(str, options.seeds))
     text = [
         f"`{options.model}`, {options.edits:,} sequential edits in batches of {options.batch}, seeds {seeds}; "
-        "`python -m benchmarks.findings`. Means and Student's 95% intervals over seeds; a claim *holds* where the whole "
+        f"`python -m benchmarks.findings{'' if options.model == 'pocket' else f' --model {options.model}'}`. Means and Student's 95% intervals over seeds; a claim *holds* where the whole "
         "interval lies above the bound; where methods are compared, seed by seed.",
         "",
-        f"{int(holds.sum())} of {len(judged) - without} claims hold; {without} have no number (a method was not run, or not measured):",
+        _counted(judged),
         "",
         _verdicts(judged),
         "",
@@ -121,6 +119,16 @@ def tables(runs: Sequence[Run], options: argparse.Namespace) -> tuple[str, dict[
         "damage": correlated.to_dict("records"),
     }
     return "\n".join(text) + "\n", data
+
+
+def _counted(judged: pd.DataFrame) -> str:
+    without, one = int((judged["seeds"] == 0).sum()), judged[judged["seeds"] == 1]
+    asked = len(judged) - without - len(one)
+    said = [f"{int((judged['verdict'] == 'holds').sum())} of {asked} claims hold"] if asked else []
+    if len(one):
+        above = int((one["mean"] > one["than"]).sum())
+        said.append(f"{len(one)} have the number of one seed and no verdict, {above} of them lie above the bound")
+    return "; ".join([*said, f"{without} have no number (a method was not run, or not measured):"])
 
 
 def _verdicts(judged: pd.DataFrame) -> str:

@@ -91,10 +91,15 @@ def student(values: Sequence[float] | Values, level: float = 0.95) -> tuple[floa
     return float(good.mean()), float(good.mean()) - half, float(good.mean()) + half, len(good)
 
 
-def verdict(low: float, high: float, than: float) -> str:
-    """ "holds" if the whole interval is above `than`; else "does not hold", with what the interval says instead."""
+def verdict(mean: float, low: float, high: float, than: float) -> str:
+    """ "holds" if the whole interval is above `than`; else "does not hold", with what the interval says instead.
+
+    Without an interval there is no verdict, only the side on which the one seed lies.
+    """
+    if np.isnan(mean):
+        return "no number"
     if np.isnan(low) or np.isnan(high):
-        return "does not hold (no interval: fewer than two seeds with a number)"
+        return f"no verdict (one seed, {'above' if mean > than else 'not above'})"
     if low > than:
         return "holds"
     return "does not hold (the reverse)" if high < than else "does not hold (the interval reaches both sides)"
@@ -218,7 +223,7 @@ def judge(rows: pd.DataFrame) -> pd.DataFrame:
     for claim in CLAIMS:
         mean, low, high, n = student(claim.value(of))
         head = {"finding": claim.finding, "claim": claim.text, "mean": mean, "low": low, "high": high}
-        said = verdict(low, high, claim.than)
+        said = verdict(mean, low, high, claim.than)
         judged.append(head | {"than": claim.than, "seeds": n, "kind": claim.kind, "verdict": said})
     return pd.DataFrame(judged)
 
