@@ -22,7 +22,9 @@ def test_the_written_out_update_is_the_packages():
 
 def test_the_dial_turns_over_stored_runs_of_this_very_model_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("KETOOLS_DATA", str(tmp_path))
-    lab = SimpleNamespace(model=SimpleNamespace(name="tiny", fingerprint="f" * 64), context=lambda n: f"n = {n}.")
+    lab = SimpleNamespace(
+        mode="quick", model=SimpleNamespace(name="tiny", fingerprint="f" * 64), context=lambda n: f"n = {n}."
+    )
     live = made_up_grid()
     grid = live.assign(efficacy=0.25)
     assert nb09.dial(lab, live, "32 facts").grid["efficacy"].equals(live["efficacy"]), "nothing is stored"
@@ -30,7 +32,7 @@ def test_the_dial_turns_over_stored_runs_of_this_very_model_alone(tmp_path, monk
     keep(grid, "tiny", about)
     view = nb09.dial(lab, live, "32 facts")
     assert view.grid["efficacy"].eq(0.25).all()
-    assert view.context == "Stored runs of tiny: n = 1,000 edits in batches of 50, seed 3."
+    assert view.context == "Mode quick, model tiny, n = 1,000 edits in batches of 50, seed 3, stored."
     keep(grid, "tiny", about | {"model": {"fingerprint": "e" * 64}})
     other = nb09.dial(lab, live, "32 facts")
     assert other.grid["efficacy"].equals(live["efficacy"]) and other.context == "n = 32 facts."

@@ -125,7 +125,7 @@ def dial(lab: Lab, live: pd.DataFrame, n: str) -> EncoreDial:
         return EncoreDial(live, context=lab.context(n=n))
     if about["model"]["fingerprint"] != lab.model.fingerprint:
         return EncoreDial(live, context=lab.context(n=n))
-    made = f"Stored runs of {lab.model.name}: n = {about['edits']:,} edits in batches of {about['batch']}, seed {about['seed']}."
+    made = f"Mode {lab.mode}, model {lab.model.name}, n = {about['edits']:,} edits in batches of {about['batch']}, seed {about['seed']}, stored."
     return EncoreDial(grid, context=made)
 
 
