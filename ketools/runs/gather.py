@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,15 +147,24 @@ def _inside(folder: Path) -> list[Path]:
     if Store(folder).exists():
         return [folder]
     runs = [path for path in sorted(folder.iterdir()) if Store(path).exists()] if folder.is_dir() else []
-    if (folder / "demo.json").is_file():  # an earlier demo of other methods may have left its runs beside
-        last = json.loads((folder / "demo.json").read_text(encoding="utf-8"))["methods"]
-        runs = [path for path in runs if path.name in last] or runs
+    # An earlier demo of other methods may have left its runs beside those of the last.
+    last = _last_demo(folder)
+    runs = [path for path in runs if path.name in last] or runs
     if not runs:
         raise KetoolsError(
             f"{folder}: no records of a run here; expected a folder with run.json, or one that holds such folders, as "
             f"`ketools demo --out {folder}` writes it"
         )
     return runs
+
+
+def _last_demo(folder: Path) -> Collection[str]:
+    """Methods of the finished demo in `folder`; none if there is no such demo, or if it cannot be read."""
+    try:
+        methods = json.loads((folder / "demo.json").read_text(encoding="utf-8"))["methods"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+    return methods if isinstance(methods, dict) else ()
 
 
 def arrange(runs: Sequence[Run]) -> list[Group]:

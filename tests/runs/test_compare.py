@@ -40,6 +40,9 @@ def test_a_finished_demo_is_the_runs_that_it_names(tmp_path):
     (tmp_path / "demo.json").write_text('{"methods": {"encore": {}}}')  # memit's run is of an earlier demo there
     assert [run.name for run in gather([tmp_path])] == ["encore"]
     assert [run.name for run in gather([tmp_path / "memit"])] == ["memit"]
+    for other in ("{", "[]", '{"methods": 3}'):  # no demo's file, or a broken one: all that is there
+        (tmp_path / "demo.json").write_text(other)
+        assert len(gather([tmp_path])) == 2
 
 
 def test_gather_refuses_what_is_no_run(tmp_path):
