@@ -68,9 +68,8 @@ def table(results: Sequence[dict[str, Any]], methods: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def usable(about: dict[str, Any], options: argparse.Namespace) -> bool:
+def usable(about: dict[str, Any], options: argparse.Namespace, model: EditableModel) -> bool:
     """Are these the figures asked for: this model, as many edits in such batches, and the settings that methods have now?"""
-    model = options.loaded()
     asked = {"edits": options.edits, "batch": options.batch, "fingerprint": model.fingerprint}
     held = {"edits": about["edits"], "batch": about["batch"], "fingerprint": about["model"]["fingerprint"]}
     known = about.get("methods", {})
@@ -84,17 +83,17 @@ def settings(name: str, model: EditableModel) -> dict[str, Any]:
     return plain(method(name).settings(model))
 
 
-def one_seed(seed: int, options: argparse.Namespace) -> dict[str, Any]:
+def one_seed(seed: int, options: argparse.Namespace, model: EditableModel) -> dict[str, Any]:
     """The demo's result for one seed: read if it is there, else run."""
     out = Path(options.out) / f"{options.name}-seed-{seed}"
     stored = out / "demo.json"
     if stored.is_file():
         result = json.loads(stored.read_text(encoding="utf-8"))
-        if usable(result["provenance"], options):
+        if usable(result["provenance"], options, model):
             return result
     result = demo(
         options.methods,
-        options.loaded(),
+        model,
         options.edits,
         seed,
         out,
@@ -122,16 +121,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> int:
     """Run what is missing, write the table; returns the exit code."""
     options = parse(words)
-    held: list[Any] = []  # the model is loaded once
-
-    def loaded() -> Any:
-        if not held:
-            held.append(load(options.model))
-        return held[0]
-
-    options.loaded = loaded
     try:
-        results = [one_seed(seed, options) for seed in options.seeds]
+        model = load(options.model)
+        results = [one_seed(seed, options, model) for seed in options.seeds]
     except KetoolsError as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -37,11 +37,10 @@ def compare(runs: Sequence[Run], at: int | None = None) -> pd.DataFrame:
 
     Returns:
         run, model, method (the label that sets it apart), seed, edits (`at`), complete (whether these are all edits asked
-        for), collapsed (the run ended early, in an update that is not finite), processor (that of its last start; "" where the
-        record does not say), then MEASURES: the scores of all edits so
-        far on the model as it then was, the same right after each edit's own batch (at_edit_*; S the harmonic mean of the
-        means), shares, ratios to before any edit, seconds_per_edit (editing alone, mean up to there). NaN where a run
-        has not recorded one.
+        for), collapsed (the run ended early, in an update that is not finite), processor ("" where the record does not
+        say), then MEASURES: the scores of all edits so far on the model as it then was, the same right after each edit's
+        own batch (at_edit_*; S the harmonic mean of the means), shares, ratios to before any edit, seconds_per_edit
+        (editing alone, mean up to there). NaN where a run has not recorded one.
 
     Raises:
         KetoolsError: no runs, runs that cannot be compared (other facts, another panel; it says which and why), or
@@ -104,8 +103,8 @@ def by_method(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row per model and method: model, method, seeds (how many), seed_list ("0, 1, 2"), edits, complete (of all),
-        collapsed (how many), processor ("" where seeds differ), and for each of MEASURES its mean, NAME_min and NAME_max over seeds; NaN are left out, and
-        where some are, NAME_seeds says of how many seeds the three are.
+        collapsed (how many), processor ("" where seeds differ), and for each of MEASURES its mean, NAME_min and NAME_max
+        over seeds; NaN are left out, and where some are, NAME_seeds says of how many seeds the three are.
     """
     rows = []
     for (model, method), part in table.groupby(["model", "method"], sort=False):
