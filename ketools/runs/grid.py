@@ -98,17 +98,21 @@ def keep(table: pd.DataFrame, name: str, about: Mapping[str, Any]) -> Path:
     return write_atomic(folder / f"{name}.parquet", table.to_parquet(index=False))
 
 
-def stored(name: str) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The grid of a pocket model that lies in the data folder, and its provenance (edits, batch, seed, model, versions).
+def stored(model: EditableModel) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The grid of this model that lies in the data folder, and its provenance (edits, batch, seed, model, versions).
 
-    Raises KetoolsError if there is none of this name; it says which command makes it.
+    Raises KetoolsError if there is none, or one of another model of this name; it says which command makes it.
     """
-    path = data_root() / "dial" / f"{name}.parquet"
+    path, remedy = (
+        data_root() / "dial" / f"{model.name}.parquet",
+        f"`python -m benchmarks.dial --model {model.name} --write` makes it",
+    )
     if not path.is_file():
-        raise KetoolsError(
-            f"no grid of {name!r} at {path}; `python -m benchmarks.dial --model {name} --write` makes it"
-        )
-    return pd.read_parquet(path), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        raise KetoolsError(f"no grid of {model.name!r} at {path}; {remedy}")
+    about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    if about["model"]["fingerprint"] != model.fingerprint:
+        raise KetoolsError(f"the grid at {path} is of another model than this {model.name!r}; {remedy} anew")
+    return pd.read_parquet(path), about
 
 
 def _check(lambda_n: Sequence[float], patience: Sequence[int | None]) -> None:

@@ -1,5 +1,7 @@
 """The grid of ENCORE's two knobs: each pair is a run of its own, from the unedited model, kept and taken over."""
 
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
 import torch
@@ -84,10 +86,15 @@ def test_refusals(make, changes, message):
 
 def test_a_kept_grid_is_read_as_it_was_made(make, tmp_path, monkeypatch):
     monkeypatch.setenv("KETOOLS_DATA", str(tmp_path))
+    tiny = SimpleNamespace(name="tiny", fingerprint="f" * 64)
     with pytest.raises(KetoolsError, match="no grid of 'tiny'.*benchmarks.dial --model tiny --write"):
-        stored("tiny")
+        stored(tiny)
     table = make(lambda_n=(0,), patience=(0, None))
-    keep(table, "tiny", {"edits": 4, "seed": 0})
-    read, about = stored("tiny")
+    made = {"edits": 4, "seed": 0, "model": {"fingerprint": "f" * 64}}
+    keep(table, "tiny", made)
+    read, about = stored(tiny)
     pd.testing.assert_frame_equal(read, table)
-    assert about == {"edits": 4, "seed": 0}
+    assert about == made
+    tiny.fingerprint = "e" * 64
+    with pytest.raises(KetoolsError, match="of another model than this 'tiny'"):
+        stored(tiny)

@@ -120,10 +120,8 @@ update = Exercise(
 def dial(lab: Lab, live: pd.DataFrame, n: str) -> EncoreDial:
     """The ENCORE dial over whole runs of the lab's model, where a grid of them is stored; else over `live` (n: "32 facts")."""
     try:
-        grid, about = stored(lab.model.name)
-    except KetoolsError:
-        return EncoreDial(live, context=lab.context(n=n))
-    if about["model"]["fingerprint"] != lab.model.fingerprint:
+        grid, about = stored(lab.model)
+    except KetoolsError:  # none, or one of another model of this name
         return EncoreDial(live, context=lab.context(n=n))
     made = f"Mode {lab.mode}, model {lab.model.name}, n = {about['edits']:,} edits in batches of {about['batch']}, seed {about['seed']}, stored."
     return EncoreDial(grid, context=made)
