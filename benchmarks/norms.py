@@ -26,7 +26,7 @@ from ketools.files import write_atomic
 from ketools.model import EditableModel, load
 from ketools.norms.alignment import alignment, key_bases
 from ketools.norms.drift import activation_norms, drift, drift_components, hidden_states
-from ketools.norms.residual import contributions
+from ketools.norms.residual import contributions_and_states
 from ketools.norms.sample import text_sample
 from ketools.norms.spectra import accumulated, singular_values, spectra, update_spectra
 from ketools.norms.weights import frobenius, norms
@@ -63,8 +63,7 @@ def jobs(model: EditableModel, layers: Sequence[int]) -> tuple[dict[str, Callabl
         "spectra": lambda: spectra(model),
         "update_spectra": lambda: update_spectra(accumulated(model), model),
         "alignment": lambda: alignment(model, bases=bases),
-        "contributions": lambda: contributions(model, sample),
-        "hidden_states": lambda: hidden_states(model, sample),
+        "contributions and states": lambda: contributions_and_states(model, sample),
         "drift": lambda: drift(now, reference),
         "activation_norms": lambda: activation_norms(now),
         "drift_components": lambda: drift_components(now, reference, last),

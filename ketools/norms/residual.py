@@ -29,9 +29,10 @@ TOLERANCE = 1e-5
 @dataclass(frozen=True)
 class _Stream:
     # At some tokens: summands (2 n_layer + 1, tokens, d_model), embedding first, then attention and MLP of each layer;
-    # states (n_layer, tokens, d_model) behind each layer. float32.
+    # states (n_layer, tokens, d_model) behind each layer. float32. order (tokens,): their places in the sample.
     summands: Tensor
     states: Tensor
+    order: Tensor
 
 
 def contributions(model: EditableModel, sample: Sample, *, edited: Collection[int] | None = None) -> pd.DataFrame:
@@ -51,12 +52,29 @@ def contributions(model: EditableModel, sample: Sample, *, edited: Collection[in
     Raises:
         KetoolsError: states that are not finite, or an architecture whose sublayers do not sum to its stream.
     """
+    return _summed(model, sample, edited)
+
+
+def contributions_and_states(
+    model: EditableModel, sample: Sample, *, edited: Collection[int] | None = None
+) -> tuple[pd.DataFrame, dict[int, Tensor]]:
+    """`contributions` and, from the same pass over the sample, `drift.hidden_states` of all layers."""
+    states = {layer: torch.zeros(sample.tokens, model.anatomy.d_model) for layer in range(model.anatomy.n_layer)}
+    return _summed(model, sample, edited, states), states
+
+
+def _summed(
+    model: EditableModel, sample: Sample, edited: Collection[int] | None, states: dict[int, Tensor] | None = None
+) -> pd.DataFrame:
+    # The frame of `contributions`; `states`, if given, is filled with those behind each layer, in the sample's order.
     touched = {layer for edit in model.edits for layer in edit.layers} if edited is None else set(edited)
     total, tokens = torch.zeros(2 * model.anatomy.n_layer + 1, 4, dtype=torch.float64), 0
     for stream in _streams(model, sample):
         _refuse(model, *_errors(stream))
         total += _measures(stream).sum(1).cpu()
         tokens += stream.summands.shape[1]
+        for layer, into in (states or {}).items():
+            into[stream.order] = stream.states[layer].cpu()
     names = ("norm", "share", "relative", "projection")
     frame = pd.DataFrame(_summands(model.anatomy.n_layer), columns=["layer", "kind"])
     frame["edited"] = [kind == "mlp" and layer in touched for layer, kind in _summands(model.anatomy.n_layer)]
@@ -127,7 +145,8 @@ def _streams(model: EditableModel, sample: Sample) -> Iterator[_Stream]:
         picked = {name: [batch.pick(by_layer[i]) for i in sorted(by_layer)] for name, by_layer in got.items()}
         pairs = zip(picked["attention"], picked["mlp"], strict=True)
         summands = [start, *(factor * part.to(start.device) for pair in pairs for part in pair)]
-        yield _Stream(torch.stack(summands), torch.stack([state.to(start.device) for state in picked["hidden"]]))
+        states = torch.stack([state.to(start.device) for state in picked["hidden"]])
+        yield _Stream(torch.stack(summands), states, batch.order)
 
 
 def _errors(stream: _Stream) -> tuple[Tensor, Tensor]:

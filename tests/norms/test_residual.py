@@ -2,6 +2,7 @@
 
 import math
 
+import pandas as pd
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -9,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from ketools import Edit, Fact, KetoolsError, load
 from ketools.norms import residual
 from ketools.norms.drift import activation_norms, drift, drift_components, drift_points, hidden_states
-from ketools.norms.residual import before_and_now, check_sums, contributions, edited_share
+from ketools.norms.residual import before_and_now, check_sums, contributions, contributions_and_states, edited_share
 from ketools.norms.sample import Sample, subject_sample, text_sample, unedited
 from ketools.norms.weights import norms
 from tests.conftest import SENTENCES
@@ -158,6 +159,17 @@ def test_subjects_are_read_at_their_last_token(tiny_gpt2):
     assert torch.allclose(states[1][0], plain[2][0, at], atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "falcon", "gemma2", "granite"])
+def test_one_pass_gives_the_same_contributions_and_states(kind, tiny_tokenizer):
+    model = made(kind, tiny_tokenizer)
+    sample = text_sample(model, [*SENTENCES, "Ada Lorn was"], skip=0)
+    frame, states = contributions_and_states(model, sample, edited=[1])
+    pd.testing.assert_frame_equal(frame, contributions(model, sample, edited=[1]))
+    for layer, apart in hidden_states(model, sample).items():
+        assert torch.equal(states[layer], apart)
+    assert sorted(states) == list(range(model.anatomy.n_layer))
+
+
 def test_a_layer_that_adds_something_else_is_refused(tiny_gpt2):
     handle = tiny_gpt2.layer(2).register_forward_hook(
         lambda _, __, out: (out[0] + 1, *out[1:]) if isinstance(out, tuple) else out + 1
@@ -179,8 +191,6 @@ def test_a_broken_model_is_named(tiny_gpt2):
 
 
 def contributions_of_nothing():
-    import pandas as pd
-
     return pd.DataFrame({"layer": [0], "kind": ["mlp"], "edited": [False], "share": [1.0], "projection": [1.0]})
 
 
