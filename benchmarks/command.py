@@ -1,4 +1,4 @@
-"""What the side-by-side benchmarks have in common: the command line, interleaved repeats, where figures come from."""
+"""What the benchmarks have in common: the command line, interleaved repeats, where figures come from, how they end."""
 
 import argparse
 import statistics
@@ -82,13 +82,25 @@ def finish(
     compare: Callable[[argparse.Namespace], dict[str, Any]],
     lines: Callable[[dict[str, Any]], Sequence[str]],
 ) -> int:
-    """Compare, print the lines, write the JSON file; the exit code is 2 for a mistake of the user."""
-    try:
+    """Compare, print the lines, write the JSON file; the exit code is that of `ended`."""
+
+    def work() -> None:
         figures = compare(args)
+        sys.stdout.write("\n".join(lines(figures)) + "\n")
+        if args.json is not None:
+            write_json(args.json, figures)
+
+    return ended(work, name)
+
+
+def ended(work: Callable[[], None], name: str = "") -> int:
+    """Do the work; the exit code: 0, 2 for a mistake of the user and 130 for Ctrl-C, both said on stderr."""
+    try:
+        work()
+        return 0
     except KetoolsError as error:
-        sys.stderr.write(f"{name}: {error}\n")
-        return 2
-    sys.stdout.write("\n".join(lines(figures)) + "\n")
-    if args.json is not None:
-        write_json(args.json, figures)
-    return 0
+        message, code = str(error), 2
+    except KeyboardInterrupt as stop:
+        message, code = f"{stop}; the same command goes on" if str(stop) else "stopped", 130
+    sys.stderr.write(f"{name}: {message}\n" if name else f"{message}\n")
+    return code

@@ -14,9 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.command import ended
 from ketools.editing.methods import ENCORE
 from ketools.editing.statistics import load_statistics
-from ketools.errors import KetoolsError
 from ketools.facts import facts as read_facts
 from ketools.model import EditableModel, load
 from ketools.runs.grid import grid, keep
@@ -51,25 +51,21 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> int:
     """Make the grid, print it; returns the exit code."""
     options = parse(words)
-    try:
-        model = load(options.model)
-        weights, steps = knobs(model)
-        table = grid(
-            model, read_facts(options.facts), lambda_n=weights, patience=steps, edits=options.edits, batch=options.batch,
-            seed=options.seed, out=options.out / model.name, progress=not options.quiet,
-        )  # fmt: skip
-        if options.write:
-            about = provenance(model, options.seed, ENCORE)
-            keep(table, model.name, about | {"edits": options.edits, "batch": options.batch, "facts": options.facts})
-    except KetoolsError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    except KeyboardInterrupt as stop:
-        sys.stderr.write(f"{stop}\n")
-        return 130
+    return ended(lambda: _made(options))
+
+
+def _made(options: argparse.Namespace) -> None:
+    model = load(options.model)
+    weights, steps = knobs(model)
+    table = grid(
+        model, read_facts(options.facts), lambda_n=weights, patience=steps, edits=options.edits, batch=options.batch,
+        seed=options.seed, out=options.out / model.name, progress=not options.quiet,
+    )  # fmt: skip
+    if options.write:
+        about = provenance(model, options.seed, ENCORE)
+        keep(table, model.name, about | {"edits": options.edits, "batch": options.batch, "facts": options.facts})
     shown = ["lambda_n", "patience", "efficacy", "unedited_kept", "same_subject_kept", "norm_ratio", "steps_mean"]
     sys.stdout.write(table[shown].to_string(index=False, float_format="{:.3f}".format) + "\n")
-    return 0
 
 
 if __name__ == "__main__":

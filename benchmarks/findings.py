@@ -16,13 +16,14 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from benchmarks.command import ended
 from benchmarks.verdicts import METHODS, damage, judge, measure, student
-from ketools.errors import KetoolsError
 from ketools.facts import FactSet
 from ketools.facts import facts as read_facts
 from ketools.files import finite, write_atomic
@@ -197,22 +198,13 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> int:
     """Run what is missing, write the tables; returns the exit code."""
     options = parse(words)
-    try:
-        model = load(options.model)
-        world: list[FactSet] = []
+    return ended(lambda: _made(options))
 
-        def facts() -> FactSet:
-            if not world:
-                world.append(read_facts("world"))
-            return world[0]
 
-        runs = collect(options, lambda: model, facts, model.fingerprint)
-    except KetoolsError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    except KeyboardInterrupt as stop:
-        sys.stderr.write(f"{stop}; the same command goes on\n")
-        return 130
+def _made(options: argparse.Namespace) -> None:
+    model = load(options.model)
+    facts = cache(lambda: read_facts("world"))
+    runs = collect(options, lambda: model, facts, model.fingerprint)
     text, data = tables(runs, options)
     out = Path(options.out)
     write_atomic(out / f"{options.name}.md", text)
@@ -222,7 +214,6 @@ def main(words: Sequence[str] | None = None) -> int:
         keep(runs, out, KEPT)
         write_atomic(README, written(README.read_text(encoding="utf-8"), text, options.name))
     sys.stdout.write(text)
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """The reference runs: seven methods, 10,000 edits each, on the pocket models; their light records, table and reading.
 
-    python benchmarks/lifelong.py --list              the plan, and how far each run is
-    python benchmarks/lifelong.py                     start or resume the next unfinished run
-    python benchmarks/lifelong.py --all               one after another until all are done
-    python benchmarks/lifelong.py --only encore,seed0 only runs whose name has one of these words
-    python benchmarks/lifelong.py --pack              no run; pack what is finished, write table and figures
+    python -m benchmarks.lifelong --list              the plan, and how far each run is
+    python -m benchmarks.lifelong                     start or resume the next unfinished run
+    python -m benchmarks.lifelong --all               one after another until all are done
+    python -m benchmarks.lifelong --only encore,seed0 only runs whose name has one of these words
+    python -m benchmarks.lifelong --pack              no run; pack what is finished, write table and figures
 
 Runs lie in build/lifelong (weights of every batch; resumed after Ctrl-C or a kill). What is finished is packed without
 weights into data/results, from which `ketools report data/results/*` draws everything on a fresh clone.
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from benchmarks.command import ended
 from ketools.editing.hyper import scaled
 from ketools.errors import KetoolsError
 from ketools.files import write_atomic
@@ -165,7 +166,7 @@ def readme(groups: Sequence[Group]) -> str:
     parts = [
         "# Reference runs",
         f"{edits:,} sequential edits of facts about different subjects, {_each(runs, 'batch')} a batch; written by "
-        "`python benchmarks/lifelong.py` from the records in this folder. `ketools report data/results/*` draws all "
+        "`python -m benchmarks.lifelong` from the records in this folder. `ketools report data/results/*` draws all "
         "figures, `ketools compare data/results/*` puts the runs side by side, fact by fact.",
         f"## After {edits:,} edits",
         markdown(table),
@@ -264,23 +265,19 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> int:
     """Run what is next, pack, write; returns the exit code."""
     options = parse(words)
-    try:
-        runs = plan(options.only, options.models)
-        if options.list:
-            sys.stdout.write(f"{listing(runs, options.out)}\n")
-            return 0
-        waiting = [] if options.pack else [run for run in runs if not done(options.out / run.name)]
-        for run in waiting if options.all else waiting[:1]:
-            go(run, options)
-        for path in publish(plan((), options.models), options):
-            sys.stdout.write(f"{path}\n")
-    except KetoolsError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    except KeyboardInterrupt as stop:
-        sys.stderr.write(f"{stop}\n")
-        return 130
-    return 0
+    return ended(lambda: _made(options))
+
+
+def _made(options: argparse.Namespace) -> None:
+    runs = plan(options.only, options.models)
+    if options.list:
+        sys.stdout.write(f"{listing(runs, options.out)}\n")
+        return
+    waiting = [] if options.pack else [run for run in runs if not done(options.out / run.name)]
+    for run in waiting if options.all else waiting[:1]:
+        go(run, options)
+    for path in publish(plan((), options.models), options):
+        sys.stdout.write(f"{path}\n")
 
 
 if __name__ == "__main__":

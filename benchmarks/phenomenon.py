@@ -1,6 +1,6 @@
 """The phenomenon, measured: what sequential edits do to a pocket model, by method, over several seeds.
 
-    python benchmarks/phenomenon.py --out build/phenomenon
+    python -m benchmarks.phenomenon --out build/phenomenon
 
 Runs the demo for each seed (a seed that is done is not run again; one that was stopped goes on), then writes
 phenomenon.md (mean and range over the seeds) and phenomenon.json (every figure of every seed, with provenance).
@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.command import ended
 from ketools.editing.methods import method
-from ketools.errors import KetoolsError
 from ketools.files import write_atomic
 from ketools.model import EditableModel, load
 from ketools.runs.demo import METHODS, demo
@@ -121,15 +121,12 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> int:
     """Run what is missing, write the table; returns the exit code."""
     options = parse(words)
-    try:
-        model = load(options.model)
-        results = [one_seed(seed, options, model) for seed in options.seeds]
-    except KetoolsError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    except KeyboardInterrupt as stop:
-        sys.stderr.write(f"{stop}\n")
-        return 130
+    return ended(lambda: _made(options))
+
+
+def _made(options: argparse.Namespace) -> None:
+    model = load(options.model)
+    results = [one_seed(seed, options, model) for seed in options.seeds]
     about = results[0]["provenance"]
     title = (
         f"{options.model}: {options.edits:,} sequential edits in batches of {options.batch}, "
@@ -141,7 +138,6 @@ def main(words: Sequence[str] | None = None) -> int:
     by_seed = {str(seed): result for seed, result in zip(options.seeds, results, strict=True)}
     write_atomic(out / f"{options.name}.json", json.dumps({"seeds": by_seed}, indent=1) + "\n")
     sys.stdout.write(text)
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,40 +1,33 @@
 """The reference runs: which is next, what is packed, and the table that is written from the records."""
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from benchmarks import lifelong
 from ketools.editing.hyper import scaled
 from ketools.runs.config import composed
 from ketools.runs.names import variant
 from ketools.runs.provenance import plain
 from tests.runs.fakes import fake_run
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "lifelong.py"
-
 
 @pytest.fixture
 def script(monkeypatch):
-    """The script as a module of its own; runs are made up, and remembered in script.ran."""
-    spec = importlib.util.spec_from_file_location("reference_runs", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "reference_runs", module)  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    module.ran = []
+    """The module, whose runs are made up and remembered in script.ran; script.real is what runs them in truth."""
+    monkeypatch.setattr(lifelong, "ran", [], raising=False)
+    monkeypatch.setattr(lifelong, "real", lifelong.execute, raising=False)
 
     def execute(config, model, facts, *, progress):
         assert model.name == config.model and len(facts) >= config.edits
-        module.ran.append(Path(config.out).name)
+        lifelong.ran.append(Path(config.out).name)
         shape = {"edits": config.edits, "batch": config.batch, "every": config.checkpoint_every}
         fake_run(Path(config.out), composed(config.method), config.seed, **shape, changes={"model": config.model})
 
-    module.real = module.execute
-    monkeypatch.setattr(module, "execute", execute)
-    monkeypatch.setattr(module, "write_headline", lambda groups, folder: [])
-    return module
+    monkeypatch.setattr(lifelong, "execute", execute)
+    monkeypatch.setattr(lifelong, "write_headline", lambda groups, folder: [])
+    return lifelong
 
 
 @pytest.fixture

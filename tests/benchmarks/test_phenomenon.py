@@ -1,22 +1,10 @@
 """The table over seeds: what it says, and that seeds that are done are not run again."""
 
-import importlib.util
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
-
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "phenomenon.py"
-
-
-@pytest.fixture
-def phenomenon():
-    """The script as a module of its own for each test."""
-    spec = importlib.util.spec_from_file_location("phenomenon", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from benchmarks import phenomenon
 
 
 def result(seed: int, edits: int = 20) -> dict:
@@ -26,14 +14,14 @@ def result(seed: int, edits: int = 20) -> dict:
     return {"methods": {"memit": figures, "encore": figures}, "sentences": [], "provenance": about}
 
 
-def test_cells(phenomenon):
+def test_cells():
     assert phenomenon.cell([1.0, 2.0], "times") == "1.50 (1.00 to 2.00)"
     assert phenomenon.cell([0.95], "percent") == "95.0%"
     assert phenomenon.cell([True, False, True], "count") == "2 of 3"
     assert phenomenon.cell([None, None], "percent") == "-"
 
 
-def test_table_and_resume(phenomenon, tmp_path, monkeypatch, capsys):
+def test_table_and_resume(tmp_path, monkeypatch, capsys):
     ran = []
 
     def demo(methods, model, edits, seed, out, **_):
@@ -66,6 +54,6 @@ def test_table_and_resume(phenomenon, tmp_path, monkeypatch, capsys):
     assert phenomenon.main([*words[:1], "2", *words[2:]]) == 0 and ran[6:] == [2]
 
 
-def test_mistakes_are_one_line(phenomenon, tmp_path, capsys):
+def test_mistakes_are_one_line(tmp_path, capsys):
     assert phenomenon.main(["--model", "nowhere", "--out", str(tmp_path), "--quiet"]) == 2
     assert "nowhere" in capsys.readouterr().err
