@@ -48,10 +48,13 @@ def pooled(groups: Sequence[Group], rows: Rows, over: str = "edits", *, keep: Se
             mean["layer"] = by["layer"].agg(lambda values: values.mode().iloc[0])
         count = by[numbers].count()[shared]
         partly = [name for name in numbers if count[name].between(1, len(frames) - 1).any()]
-        ranges = mean.join(low.add_suffix(LOW)).join(high.add_suffix(HIGH))[shared]
-        part = ranges.join(count[partly].add_suffix(SEEDS)).reset_index()
-        runs = {"runs": len(group.runs)} if len(frames) < len(group.runs) else {}
-        parts.append(part.assign(method=group.label, seeds=len(frames), **runs))
+        ranges = [mean[shared], low[shared].add_suffix(LOW), high[shared].add_suffix(HIGH)]
+        about = {"method": group.label, "seeds": len(frames)}
+        about |= {"runs": len(group.runs)} if len(frames) < len(group.runs) else {}
+        same = pd.DataFrame(about, index=count.index)
+        # One concat, then a copy: a column at a time, records with a hundred columns become slow.
+        part = pd.concat([*ranges, count[partly].add_suffix(SEEDS), same], axis=1).copy()
+        parts.append(part.reset_index())
     frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["method", over, *keep])
     return frame[["method", *frame.columns.drop("method")]]
 

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -71,6 +72,13 @@ def test_means_reach_as_far_as_all_seeds_do():
     short = arrange([Run("a", fake_record("memit", 0)), Run("b", fake_record("memit", 1, done=100))])
     assert list(pooled(short, lambda record: record.checkpoints)["edits"]) == [0, 100]
     assert pooled(short, lambda record: pd.DataFrame()).empty
+
+
+def test_a_record_of_many_columns_is_pooled_without_a_warning():
+    wide = pd.DataFrame({"edits": [0, 100]} | {f"column {i}": [i, i] if i % 2 else [i, np.nan] for i in range(150)})
+    with warnings.catch_warnings(action="error"):
+        frame = pooled(groups(("memit", 0), ("memit", 1)), lambda record: wide)
+    assert frame.shape == (2, 3 + 3 * 150) and (frame["column 7_high"] == 7).all()
 
 
 def test_long_lines_are_thinned_and_keep_their_ends():
