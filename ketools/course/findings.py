@@ -102,13 +102,11 @@ def probability(edited: Values, natural: float, edits: str) -> str:
 
 
 def cost(steps: Values, seconds: Values) -> str:
-    """Which method is fastest, and how many steps its targets take."""
-    order = sorted(seconds, key=lambda m: seconds[m])
-    fast, slow = order[0], order[-1]
-    head = f"{label(fast)} takes {number(seconds[fast])} s and {number(steps[fast])} steps per fact"
-    if fast == slow:
+    """Which method's targets take the fewest steps; seconds stand beside them, uncompared: they belong to a machine."""
+    order = sorted(steps, key=lambda m: steps[m])
+    few, many = order[0], order[-1]
+    head = f"{label(few)} takes {number(steps[few])} steps per fact ({number(seconds[few])} s)"
+    if few == many:
         return head
-    saved, other = 1 - seconds[fast] / seconds[slow], f"{number(seconds[slow])} s, {number(steps[slow])} steps"
-    if saved < 0.01:
-        return f"{head}, no less time than {label(slow)} ({other})"
-    return f"{head}, {percent(saved)} less time than {label(slow)} ({other})"
+    saved, other = 1 - steps[few] / steps[many], f"{label(many)} ({number(steps[many])}; {number(seconds[many])} s)"
+    return f"{head}, no fewer than {other}" if saved < 0.01 else f"{head}, {percent(saved)} fewer than {other}"

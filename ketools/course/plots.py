@@ -45,7 +45,7 @@ from ketools.course.overfit_plots import (
 from ketools.course.probing_plots import answer_bars, lens_heat, lens_lines, surroundings_bars, top_token_bars
 from ketools.course.recalled_plots import recalled_bars
 from ketools.course.stream_plots import stream_error_lines, stream_profile, stream_share_bars
-from ketools.course.style import dress, label, styles, themed, words
+from ketools.course.style import dress, label, left_of, styles, themed, words
 from ketools.course.tables import describe, numbers
 from ketools.course.target_plots import (
     target_curve,
@@ -280,10 +280,10 @@ def cost(batches: pd.DataFrame) -> go.Figure:
     fig.update_xaxes(title="optimisation steps per fact (count)", row=1, col=1)
     fig.update_xaxes(title="time per fact (s)", row=1, col=2)
     fig.update_yaxes(title="method (name)", autorange="reversed", col=1)
-    caption = "Mean over all batches. Steps: of the target's optimisation (step 1). Patterns split the time by phase."
+    caption = "Means over all batches: steps of step 1, and time by phase, which compares runs of one machine only."
     each = (f"{label(m)}: {findings.number(steps[m])} steps and {findings.number(seconds[m])} s per fact." for m in methods)  # fmt: skip
     text = f"Bar chart. {' '.join(each)}"
-    fig = dress(fig, findings.cost(steps, seconds), caption, text, height=300)
+    fig = dress(fig, findings.cost(steps, seconds), caption, text, 300, left_of(names))
     return fig.update_layout(barmode="stack", hovermode="closest", legend={"x": 1.0, "xanchor": "right", "y": 1.12})
 
 
