@@ -80,4 +80,5 @@ def in_context(fig: go.Figure, context: str) -> go.Figure:
     """The same figure of `ketools.course.plots`, its caption ended by `context`."""
     said = words(fig)
     fig.layout.annotations = [note for note in fig.layout.annotations if note.name != "caption"]
-    return dress(fig, said["finding"], joined(said["caption"], context), said["description"])
+    caption = joined(said["caption"], context)
+    return dress(fig, said["finding"], caption, said["description"], left=fig.layout.margin.l)
