@@ -87,15 +87,18 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         model, layers = open_model(args.model, args.device, getattr(torch, args.dtype), args.seed)
         editor = make_editor(model, layers, args.steps, args.seed)
         source = facts(args.source)
-        like = _warm(editor, source.sample(args.facts, seed=args.seed))
-        found |= {"provenance": origin(args, model), "weights_gib": _weights(model) / _GIB}
-        for number in todo:
-            if time.monotonic() - start > 60 * args.minutes:
-                break
-            fill(editor, number, args.facts, like, args.seed)
-            chosen = source.sample(args.facts, seed=args.seed + 1 + number)
-            found["batches"].append(one_batch(editor, chosen, number))
-            write_json(args.json, found)
+        found |= {"provenance": _same_machine(args, found, origin(args, model)), "weights_gib": _weights(model) / _GIB}
+        try:
+            like = _warm(editor, source.sample(args.facts, seed=args.seed))
+            for number in todo:
+                if time.monotonic() - start > 60 * args.minutes:
+                    break
+                fill(editor, number, args.facts, like, args.seed)
+                chosen = source.sample(args.facts, seed=args.seed + 1 + number)
+                found["batches"].append(one_batch(editor, chosen, number))
+                write_json(args.json, found)
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(f"stopped; batches measured: {len(found['batches'])}") from stop
     left = len(numbers(args.edits, args.window, args.facts)) - len(found["batches"])
     return found | {"batches_left": left, "parts": _parts(found["batches"], args)}
 
@@ -104,10 +107,25 @@ def _begun(args: argparse.Namespace, settings: dict[str, Any]) -> dict[str, Any]
     # What an earlier call has measured.
     if not args.json.is_file():
         return {"settings": settings, "batches": []}
-    found = json.loads(args.json.read_text(encoding="utf-8"))
-    if found.get("settings") != settings:
+    try:
+        found = json.loads(args.json.read_text(encoding="utf-8"))
+        same = found["settings"] == settings
+    except (ValueError, KeyError, TypeError) as error:
+        raise KetoolsError(f"{args.json} is no result of this benchmark; name another file, or remove it") from error
+    if not same:
         raise KetoolsError(f"{args.json} holds a benchmark with other settings; name another file, or remove it")
     return found
+
+
+def _same_machine(args: argparse.Namespace, found: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
+    # Seconds of two machines make no median.
+    before = found["provenance"]["processor"] if found["batches"] else about["processor"]
+    if before != about["processor"]:
+        raise KetoolsError(
+            f"{args.json} holds batches measured on {before}, and this is {about['processor']}; name another file, or "
+            "remove it"
+        )
+    return about
 
 
 def _warm(editor: Editor, chosen: FactSet) -> dict[int, float]:

@@ -26,11 +26,11 @@ SHARE = Verdict(
     findings.times,
 )  # fmt: skip
 KEPT = Verdict(
-    "What took", "is still there", "is undone in part by later edits", "still right of what was right after its batch",
+    "What took", "is still there", "is undone in part by later edits", "share right, relative to right after each batch",
     lambda v: v >= 0.95, findings.percent,
 )  # fmt: skip
 OLD = Verdict(
-    "The oldest tenth of the edits", "holds", "is lost in part", "still right of what was right after its batch",
+    "The oldest tenth of the edits", "holds", "is lost in part", "share right, relative to right after each batch",
     lambda v: v >= 0.95, findings.percent,
 )  # fmt: skip
 PACE = Verdict(

@@ -39,7 +39,7 @@ def provenance(model: EditableModel, seed: int, method: object | None = None) ->
         "dtype": str(model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "machine": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": _processor(model.device),
         "seed": seed,
         "versions": versions(),
         "git": git_commit(),
@@ -48,8 +48,10 @@ def provenance(model: EditableModel, seed: int, method: object | None = None) ->
     return about | ({"method": plain(method)} if method is not None else {})
 
 
-def _processor() -> str:
-    # Seconds mean nothing without it. Linux tells Python nothing better than "x86_64" or "".
+def _processor(device: torch.device) -> str:
+    # What did the arithmetic: seconds mean nothing without it. Linux tells Python nothing better than "x86_64" or "".
+    if device.type != "cpu" and (named := getattr(torch.get_device_module(device), "get_device_name", None)):
+        return str(named(device))
     try:
         told = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:

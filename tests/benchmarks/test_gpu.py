@@ -38,13 +38,35 @@ def test_a_stopped_call_goes_on(tmp_path, monkeypatch, capsys):
         return real(editor, chosen, number)
 
     monkeypatch.setattr(gpu, "one_batch", one)
-    assert gpu.main(arguments(out)) == 130 and capsys.readouterr().err == "gpu: stopped\n"
+    assert (
+        gpu.main(arguments(out)) == 130
+        and "stopped; batches measured: 1; the same command goes on" in capsys.readouterr().err
+    )
     assert gpu.main(arguments(out)) == 0
     assert [n for n, _ in calls] == [0, 1, 1, 18, 19], "the first batch is not measured again"
     assert all(counts == [n, n] for n, counts in calls), "as many past keys as batches before"
     assert json.loads(out.read_text())["batches_left"] == 0
     assert gpu.main(arguments(out)) == 0 and len(calls) == 5
     assert gpu.main(arguments(out, "--seed", "1")) == 2 and "other settings" in capsys.readouterr().err
+
+
+def test_batches_of_two_processors_are_not_mixed(tmp_path, capsys):
+    out = tmp_path / "gpu.json"
+    assert gpu.main(arguments(out)) == 0
+    found = json.loads(out.read_text())
+    found["batches"].pop()
+    found["provenance"]["processor"] = "Abacus"
+    out.write_text(json.dumps(found))
+    assert gpu.main(arguments(out)) == 2 and "measured on Abacus, and this is " in capsys.readouterr().err
+    assert json.loads(out.read_text()) == found
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null"])
+def test_a_file_of_something_else_is_left_alone(tmp_path, capsys, content):
+    out = tmp_path / "gpu.json"
+    out.write_text(content)
+    assert gpu.main(arguments(out)) == 2 and "no result of this benchmark" in capsys.readouterr().err
+    assert out.read_text() == content
 
 
 def test_filled_keys_are_of_the_size_of_real_ones():

@@ -71,7 +71,9 @@ def test_titles_say_who_keeps_and_who_loses():
         == "Unedited facts get lost with ENCORE (still right after 200 edits: 10%)"
     )
     assert words(draw("cost"))["finding"].startswith("ENCORE takes 6.20 steps per fact (")
-    assert "48%" not in words(draw("cost"))["finding"] and "69% fewer than AlphaEdit (20" in words(draw("cost"))["finding"]
+    assert (
+        "48%" not in words(draw("cost"))["finding"] and "69% fewer than AlphaEdit (20" in words(draw("cost"))["finding"]
+    )
 
 
 def test_a_model_broken_beyond_numbers_is_said_so():
