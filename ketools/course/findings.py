@@ -91,6 +91,16 @@ def last(frame: pd.DataFrame, column: str) -> tuple[dict[str, float], str]:
     return {m: float(rows.loc[m, column]) for m in methods}, span
 
 
+def ends_of(values: Values) -> tuple[list[str], list[str]]:
+    """The methods with the highest and with the lowest value, each with all that lie within a percentage point of it.
+
+    To name one of those alone would say too much. None is in both; the second is empty where all are in the first.
+    """
+    most, least = max(values.values()), min(values.values())
+    first = [m for m, value in values.items() if value >= most - 0.01]
+    return first, [m for m, value in values.items() if value <= least + 0.01 and m not in first]
+
+
 def probability(edited: Values, natural: float, edits: str) -> str:
     """Is the model surer of what was edited in than of what it learnt?"""
     over = [label(m) for m, value in edited.items() if value > natural]

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ketools.course.browser import pictures
-from ketools.course.findings import last, number, percent
+from ketools.course.findings import ends_of, last, number, percent
 from ketools.course.lines import EDITS, add_lines, describe, scale
 from ketools.course.style import LEFT, dress, label, plain, undressed, words
 from ketools.errors import KetoolsError
@@ -92,11 +92,11 @@ def _laid_out(fig: go.Figure, methods: int) -> go.Figure:
 
 
 def finding(frame: pd.DataFrame) -> str:
-    """Who keeps most and who least of what was not edited, as one sentence."""
+    """Who keeps most and who least of what was not edited, as one sentence; all who are close to either are named."""
     ends, span = last(frame, "unedited_kept")
-    best, worst = max(ends, key=ends.__getitem__), min(ends, key=ends.__getitem__)
-    said = f"After {span} edits the model has kept {percent(ends[best])} of what was not edited with {label(best)}"
-    return said if best == worst else f"{said}, {percent(ends[worst])} with {label(worst)}"
+    first, behind = (listed([label(m) for m in some]) for some in ends_of(ends))
+    said = f"After {span} edits the model has kept {percent(max(ends.values()))} of what was not edited with {first}"
+    return f"{said}, {percent(min(ends.values()))} with {behind}" if behind else said
 
 
 def write_headline(groups: Sequence[Group], folder: str | Path) -> list[Path]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 
-from ketools.course.findings import percent, times
+from ketools.course.findings import ends_of, percent, times
 from ketools.evaluation.forgetting import norm_damage
 from ketools.report.paper import beside_paper
 from ketools.runs.gather import Run
@@ -80,15 +80,21 @@ def _end(rows: Rows) -> str:
     known = {m: row for m, row in rows.items() if pd.notna(row["unedited_kept"]) and pd.notna(row["S"])}
     if len(known) < 2:
         return ""
-    kept = max(known, key=lambda m: known[m]["unedited_kept"])
-    score = max(known, key=lambda m: known[m]["S"])
-    least = min(known, key=lambda m: known[m]["unedited_kept"])
+    kept, score = ({m: float(row[name]) for m, row in known.items()} for name in ("unedited_kept", "S"))
+    most, least = ends_of(kept)
     edits = max(int(row["edits"]) for row in rows.values())
+    head = f"After {edits:,} edits {_titles(most)} {'has' if len(most) == 1 else 'have'} kept"
+    tail = f"the highest score S is that of {_titles(ends_of(score)[0])} ({percent(max(score.values()))})."
+    if not least:
+        return f"{head} about as much of what was not edited ({percent(max(kept.values()))}); {tail}"
     return (
-        f"After {edits:,} edits {title(kept)} has kept most of what was not edited "
-        f"({percent(known[kept]['unedited_kept'])}), {title(least)} least ({percent(known[least]['unedited_kept'])}); the "
-        f"highest score S is that of {title(score)} ({percent(known[score]['S'])})."
+        f"{head} most of what was not edited ({percent(max(kept.values()))}), {_titles(least)} least "
+        f"({percent(min(kept.values()))}); {tail}"
     )
+
+
+def _titles(methods: Sequence[str]) -> str:
+    return listed([title(m) for m in methods])
 
 
 def _parts(rows: Rows) -> list[str]:

@@ -5,7 +5,10 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from ketools.course.findings import ends_of
 from ketools.report.reading import damage, reading
 from ketools.runs.compare import MEASURES
 
@@ -54,6 +57,28 @@ def test_it_says_the_opposite_of_opposite_numbers():
     assert any("MPES 10% the other way (95.0%); none of them alone goes that way" in text for text in said)
     assert any("100% more than with MEMIT" in text for text in said)
     assert any(text.startswith("The order by S is MEMIT + MPES, MEMIT, ENCORE; in the paper") for text in said)
+
+
+def test_who_keeps_as_much_as_the_best_is_named_beside_it():
+    kept = {"memit": 0.09, "memit_mpes": 0.085, "alphaedit": 0.461, "encore": 0.464}
+    said = reading(table(**{m: {"unedited_kept": value, "S": 0.5 + value} for m, value in kept.items()}))["pocket"]
+    assert said[0] == (
+        "After 10,000 edits AlphaEdit and ENCORE have kept most of what was not edited (46%), MEMIT and MEMIT + MPES least "
+        "(8%); the highest score S is that of AlphaEdit and ENCORE (96.4%)."
+    )
+    alike = {"memit": 0.5, "alphaedit": 0.506, "encore": 0.51}
+    said = reading(table(**{m: {"unedited_kept": value} for m, value in alike.items()}))["pocket"]
+    assert said[0].startswith(
+        "After 10,000 edits MEMIT, AlphaEdit and ENCORE have kept about as much of what was not edited (51%)"
+    )
+
+
+@given(st.dictionaries(st.sampled_from("abcdefg"), st.floats(0, 1), min_size=1))
+def test_highest_and_lowest_share_no_method_and_hold_the_extremes(values):
+    first, behind = ends_of(values)
+    assert max(values, key=values.__getitem__) in first and not set(first) & set(behind)
+    lowest = min(values, key=values.__getitem__)
+    assert lowest in (behind or first)
 
 
 def test_what_was_not_run_or_not_measured_is_not_spoken_of():
