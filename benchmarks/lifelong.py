@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +48,12 @@ COLUMNS = {
     "same_subject_kept": ("same subject", "percent"), "downstream_kept": ("downstream", "percent"),
     "perplexity_ratio": ("perplexity", "times"), "norm_ratio": ("norm", "times"), "seconds_per_edit": ("s/edit", "seconds"),
 }  # fmt: skip
+BRIEF = {
+    "norm_ratio": ("norm", "times"), "unedited_kept": ("unedited facts", "whole"),
+    "same_subject_kept": ("other facts of edited subjects", "whole"), "downstream_kept": ("downstream F1", "whole"),
+    "ES": ("edits that hold (ES)", "whole"),
+}  # fmt: skip
+"""Columns of the table that the project's README shows too."""
 
 
 @dataclass(frozen=True)
@@ -135,24 +141,28 @@ def packed(runs: Sequence[Planned], out: Path, results: Path) -> list[Path]:
     return there
 
 
+_SHOW = {"percent": "{:.1f}", "whole": "{:.0f}%", "times": "{:.2f}", "seconds": "{:.3f}"}
+
+
 def cell(row: pd.Series, name: str, kind: str) -> str:
     """Mean and, over seeds, range as a table's cell, and of how many seeds if not of all; "-" where nothing was measured."""
-    show = {"percent": lambda v: f"{100 * v:.1f}", "times": lambda v: f"{v:.2f}", "seconds": lambda v: f"{v:.3f}"}[kind]
+    show = _SHOW[kind].format
     if pd.isna(row[name]):
         return "-"
-    mean, low, high = (show(row[f"{name}{end}"]) for end in ("", "_min", "_max"))
+    unit = 100 if kind in ("percent", "whole") else 1
+    mean, low, high = (show(unit * row[f"{name}{end}"]) for end in ("", "_min", "_max"))
     aside = [f"{low} to {high}"] if low != high else []
     if pd.notna(held := row.get(f"{name}_seeds")):
         aside.append(f"{int(held)} of {row['seeds']} seeds")
     return f"{mean} ({'; '.join(aside)})" if aside else mean
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """The table of `by_method`: a row per model and method."""
-    heads = ["model", "method", "seeds", *(head for head, _ in COLUMNS.values())]
+def markdown(table: pd.DataFrame, columns: Mapping[str, tuple[str, str]]) -> str:
+    """`columns` (name -> head, kind of `cell`) of the table of `by_method`: a row per model and method."""
+    heads = ["model", "method", "seeds", *(head for head, _ in columns.values())]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for _, row in table.iterrows():
-        cells = [cell(row, name, kind) for name, (_, kind) in COLUMNS.items()]
+        cells = [cell(row, name, kind) for name, (_, kind) in columns.items()]
         ended = f" (ended early in {row['collapsed']} of {row['seeds']} runs)" if row["collapsed"] else ""
         lines.append(f"| {' | '.join([row['model'], title(row['method']) + ended, row['seed_list'], *cells])} |")
     return "\n".join(lines)
@@ -169,7 +179,12 @@ def readme(groups: Sequence[Group]) -> str:
         "`python -m benchmarks.lifelong` from the records in this folder. `ketools report data/results/*` draws all "
         "figures, `ketools compare data/results/*` puts the runs side by side, fact by fact.",
         f"## After {edits:,} edits",
-        markdown(table),
+        markdown(table, BRIEF),
+        "Mean over seeds (lowest to highest). norm: of the most grown edited matrix, relative to before any edit; facts still "
+        "right, in percent of those right before; downstream: weighted F1, in percent of before; ES: of all edits, on the "
+        "final model.",
+        "## All measures",
+        markdown(table, COLUMNS),
         "Mean over seeds (lowest to highest). ES, PS, NS, S in percent of all edits, scored again on the final model; \"then\": right "
         "after each edit's own batch. unedited, same subject: facts still right, in percent of those right before; "
         "downstream: weighted F1, in percent of before; perplexity and norm (of the most grown edited matrix): relative to "
