@@ -102,7 +102,8 @@ def test_many_parts_come_to_the_same(kind, limit, tiny_tokenizer, tiny_facts, mo
     parts = keys_and_states(model, rows, 1, 2)
     assert len(sizes) > (6 if limit > 1 else 3 * len(rows) - 1) and sum(map(len, sizes)) == 3 * len(rows)
     assert all(len(part) == 1 or len(part) * max(map(len, part)) <= limit for part in sizes)
-    assert all(near(a, b, 1e-6) for a, b in zip(parts, whole))
+    # Products of other shapes go through other kernels: up to 1.2e-6 apart in float32 on an Intel Xeon with AMX.
+    assert all(near(a, b) for a, b in zip(parts, whole))
 
 
 def test_the_head_is_never_asked(tiny_model, tiny_facts):
