@@ -89,7 +89,11 @@ def test_a_window_that_holds_all_columns_leaves_beginnings_shared(kind, tiny_tok
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "mistral", "gemma2", "bloom", "opt"])
 @pytest.mark.parametrize("limit", [1, 40])
 def test_many_parts_come_to_the_same(kind, limit, tiny_tokenizer, tiny_facts, monkeypatch):
-    model = load(network(kind), tokenizer=tiny_tokenizer)
+    # Products of other shapes go through other kernels, in float32 up to 1.2e-6 apart: double precision tells more. The two
+    # whose eager attention gives NaN in it, for places that are padding, stay in float32.
+    double = kind not in ("gemma2", "bloom")
+    net = network(kind)
+    model = load(net.double() if double else net, tokenizer=tiny_tokenizer)
     rows = checked_rows(model, tiny_facts, CONTEXTS)
     sizes, real = [], reading.read_last
     monkeypatch.setattr(reading, "read_last", lambda m, ids, *a, **k: sizes.append([*ids]) or real(m, ids, *a, **k))
@@ -102,8 +106,7 @@ def test_many_parts_come_to_the_same(kind, limit, tiny_tokenizer, tiny_facts, mo
     parts = keys_and_states(model, rows, 1, 2)
     assert len(sizes) > (6 if limit > 1 else 3 * len(rows) - 1) and sum(map(len, sizes)) == 3 * len(rows)
     assert all(len(part) == 1 or len(part) * max(map(len, part)) <= limit for part in sizes)
-    # Products of other shapes go through other kernels: up to 1.2e-6 apart in float32 on an Intel Xeon with AMX.
-    assert all(near(a, b) for a, b in zip(parts, whole))
+    assert all(near(a, b, 1e-7 if double else 1e-5) for a, b in zip(parts, whole))
 
 
 def test_the_head_is_never_asked(tiny_model, tiny_facts):
