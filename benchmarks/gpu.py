@@ -87,7 +87,9 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         model, layers = open_model(args.model, args.device, getattr(torch, args.dtype), args.seed)
         editor = make_editor(model, layers, args.steps, args.seed)
         source = facts(args.source)
-        found |= {"provenance": _same_machine(args, found, origin(args, model)), "weights_gib": _weights(model) / _GIB}
+        about = origin(args, model)
+        _check_processor(args, found, about["processor"])
+        found |= {"provenance": about, "weights_gib": _weights(model) / _GIB}
         try:
             like = _warm(editor, source.sample(args.facts, seed=args.seed))
             for number in todo:
@@ -117,15 +119,12 @@ def _begun(args: argparse.Namespace, settings: dict[str, Any]) -> dict[str, Any]
     return found
 
 
-def _same_machine(args: argparse.Namespace, found: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
+def _check_processor(args: argparse.Namespace, found: dict[str, Any], processor: str) -> None:
     # Seconds of two machines make no median.
-    before = found["provenance"]["processor"] if found["batches"] else about["processor"]
-    if before != about["processor"]:
+    if found["batches"] and (before := found["provenance"]["processor"]) != processor:
         raise KetoolsError(
-            f"{args.json} holds batches measured on {before}, and this is {about['processor']}; name another file, or "
-            "remove it"
+            f"{args.json} holds batches measured on {before}, and this is {processor}; name another file, or remove it"
         )
-    return about
 
 
 def _warm(editor: Editor, chosen: FactSet) -> dict[int, float]:
