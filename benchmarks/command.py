@@ -34,6 +34,19 @@ def parser(about: str, facts: int = 100) -> argparse.ArgumentParser:
     return made
 
 
+def over_seeds(about: str, methods: Sequence[str], out: str) -> argparse.ArgumentParser:
+    """Arguments of the benchmarks that make a run for each method and seed; `about` is the module's docstring."""
+    made = argparse.ArgumentParser(description=about.partition("\n")[0])
+    made.add_argument("--seeds", type=lambda s: [int(x) for x in s.split(",")], default=[0, 1, 2, 3, 4], help="0,1,2")
+    made.add_argument("--methods", type=lambda s: s.split(","), default=list(methods), help="memit,encore")
+    made.add_argument("--model", default="pocket")
+    made.add_argument("--edits", type=int, default=1000)
+    made.add_argument("--batch", type=int, default=50)
+    made.add_argument("--out", default=out)
+    made.add_argument("--quiet", action="store_true", help="no progress bars")
+    return made
+
+
 def interleaved(
     work: Mapping[str, Work], repeats: int, device: torch.device, quiet: bool = True
 ) -> tuple[dict[str, list[Cost]], dict[str, Any]]:

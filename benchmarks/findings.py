@@ -22,7 +22,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.command import ended
+from benchmarks.command import ended, over_seeds
 from benchmarks.verdicts import METHODS, damage, judge, measure, student
 from ketools.facts import FactSet
 from ketools.facts import facts as read_facts
@@ -179,17 +179,10 @@ def written(text: str, block: str, name: str) -> str:
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=lambda s: [int(x) for x in s.split(",")], default=[0, 1, 2, 3, 4], help="0,1,2")
-    parser.add_argument("--methods", type=lambda s: s.split(","), default=list(METHODS), help="memit,encore")
-    parser.add_argument("--model", default="pocket")
-    parser.add_argument("--edits", type=int, default=1000)
-    parser.add_argument("--batch", type=int, default=50)
+    parser = over_seeds(__doc__, METHODS, "build/findings")
     parser.add_argument("--checkpoint-every", type=int, default=250)
-    parser.add_argument("--out", default="build/findings")
     parser.add_argument("--records", nargs="*", default=[], help="runs that are there already; data/findings")
     parser.add_argument("--write", action="store_true", help="put the tables into data/README.md")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args(words)
     options.name = Path(options.model).name
     return options

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.command import ended
+from benchmarks.command import ended, over_seeds
 from ketools.editing.methods import method
 from ketools.files import write_atomic
 from ketools.model import EditableModel, load
@@ -105,14 +105,7 @@ def one_seed(seed: int, options: argparse.Namespace, model: EditableModel) -> di
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=lambda s: [int(x) for x in s.split(",")], default=[0, 1, 2, 3, 4], help="0,1,2")
-    parser.add_argument("--methods", type=lambda s: s.split(","), default=list(METHODS), help="memit,encore")
-    parser.add_argument("--model", default="pocket")
-    parser.add_argument("--edits", type=int, default=1000)
-    parser.add_argument("--batch", type=int, default=50)
-    parser.add_argument("--out", default="build/phenomenon")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser = over_seeds(__doc__, METHODS, "build/phenomenon")
     options = parser.parse_args(words)
     options.name = Path(options.model).name
     return options
