@@ -39,7 +39,10 @@ _HEADS: dict[str, tuple[str, Callable[[float], str]]] = {
 def report(
     folders: Folders = None,
     to: Annotated[
-        Path | None, typer.Option(help="The file to write; FOLDER/report.html, of several build/report.html.")
+        Path | None,
+        typer.Option(
+            "--to", "--out", help="The file to write, or a folder for report.html; else RUN's own, of several build/."
+        ),
     ] = None,
 ) -> None:
     """Draw a report of any runs from their records, without running anything; unfinished runs too.
@@ -50,8 +53,9 @@ def report(
     from ketools.report.write import write_report
     from ketools.runs.gather import arrange, gather
 
-    target = to or (given[0] / "report.html" if len(given) == 1 else Path("build/report.html"))
     groups = arrange(gather(given))
+    target = to or (given[0] if len(given) == 1 else Path("build/report.html"))
+    target = target / "report.html" if target.is_dir() else target
     writable(target)
     typer.echo(f"Report: {write_report(groups, target)}")
 

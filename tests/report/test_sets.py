@@ -182,6 +182,8 @@ def test_the_commands_default_places(tmp_path, monkeypatch):
     assert "Report: demo/report.html" in CliRunner().invoke(cli.app, ["report", "demo"]).output
     both = CliRunner().invoke(cli.app, ["report", "demo", "other"])
     assert "Report: build/report.html" in both.output and (tmp_path / "build" / "report.html").is_file()
+    (tmp_path / "there").mkdir()
+    assert "Report: there/report.html" in CliRunner().invoke(cli.app, ["report", "demo", "--out", "there"]).output
     assert CliRunner().invoke(cli.app, ["report", "nowhere"]).exit_code == 2
 
 
