@@ -22,8 +22,8 @@ from ketools.runs.names import listed
 from ketools.runs.store import RunRecord
 
 SHARE = Verdict(
-    "The edited layers' part of the residual stream", "stays", "grows", "share relative to before", lambda v: v <= 1.25,
-    findings.times,
+    "The edited layers' part of the residual stream", "grows by a quarter at most", "grows by more than a quarter",
+    "share relative to before", lambda v: v <= 1.25, findings.times,
 )  # fmt: skip
 KEPT = Verdict(
     "What took", "is still there", "is undone in part by later edits", "share right, relative to right after each batch",
@@ -34,8 +34,8 @@ OLD = Verdict(
     lambda v: v >= 0.95, findings.percent,
 )  # fmt: skip
 PACE = Verdict(
-    "An edit's time", "stays the same", "grows", "last tenth of the run relative to the first", lambda v: v <= 1.25,
-    findings.times,
+    "An edit's time", "grows by a quarter at most", "grows by more than a quarter",
+    "last tenth of the run relative to the first", lambda v: v <= 1.25, findings.times,
 )  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def residual_share(frame: pd.DataFrame) -> go.Figure:
     fig.update_yaxes(title="share of the residual stream (%)", tickformat=".0%", range=[0, 1.1 * rows["share"].max()])
     caption = (
         "Norms of what the edited layers' MLPs add to the residual stream, together, over the sum of the norms of all that "
-        "is added to it; mean over tokens of ordinary text. Growth above a quarter counts as growing."
+        "is added to it; mean over tokens of ordinary text."
     )
     text = describe(rows, "share", "the edited layers' share", findings.percent)
     relative = {method: value / first[method] for method, value in ends.items()}

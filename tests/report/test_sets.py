@@ -98,7 +98,8 @@ def test_every_chart_is_drawn_from_full_records_and_titles_follow_the_data():
         if key in ("residual", "forgetting", "age", "norm", "unedited", "stopped"):
             assert words(chart.figure(swapped))["finding"] != words(fig)["finding"], key
     share = words(CHARTS["residual"].figure(given))["finding"]
-    assert share.startswith("The edited layers' part of the residual stream grows with MEMIT, stays with ENCORE (")
+    assert share.startswith("The edited layers' part of the residual stream grows by more than a quarter with MEMIT, ")
+    assert "grows by a quarter at most with ENCORE (" in share
     kept = CHARTS["age"].figure(given).data[0]
     assert max(kept.x) == 150, "the oldest batch has the edits of all others after it"
 
