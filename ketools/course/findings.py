@@ -11,6 +11,8 @@ from ketools.runs.names import listed
 
 Values = Mapping[str, float]
 
+_SAID = 4  # methods whose values a sentence holds
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -43,6 +45,10 @@ def _all(ends: Values) -> str:
 
 
 def _values(ends: Values, show: Callable[[float], str]) -> str:
+    # Of many methods the two at the ends: the figure and the table hold them all.
+    if len(ends) > _SAID and all(math.isfinite(value) for value in ends.values()):
+        low, high = (pick(ends, key=ends.__getitem__) for pick in (min, max))
+        return f"from {label(low)} {show(ends[low])} to {label(high)} {show(ends[high])}"
     return ", ".join((f"{label(m)} " if len(ends) > 1 else "") + show(value) for m, value in ends.items())
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from ketools import KetoolsError
-from ketools.course import plots
+from ketools.course import findings, plots
 from ketools.course.style import OKABE_ITO, label, styles, undressed, words
 from ketools.evaluation.glossary import look_up
 from tests.course.sample import record, records
@@ -74,6 +74,15 @@ def test_titles_say_who_keeps_and_who_loses():
     assert (
         "48%" not in words(draw("cost"))["finding"] and "69% fewer than AlphaEdit (20" in words(draw("cost"))["finding"]
     )
+
+
+def test_of_many_methods_the_two_at_the_ends_are_said():
+    ends = {f"method-{i}": i / 10 for i in (3, 1, 9, 2, 5)}
+    assert findings.UNEDITED.sentence(ends, "100").endswith("edits: from method-1 10% to method-9 90%)")
+    few = dict(list(ends.items())[:4])
+    assert findings.UNEDITED.sentence(few, "100").endswith("method-3 30%, method-1 10%, method-9 90%, method-2 20%)")
+    broken = findings.NORM.sentence({**ends, "method-1": math.inf}, "100")
+    assert "method-1 beyond measure" in broken and "method-5 0.50×" in broken
 
 
 def test_a_model_broken_beyond_numbers_is_said_so():
