@@ -85,7 +85,7 @@ DOWNSTREAM = Verdict("Downstream skill", "survives", "declines", "F1 of before",
 PERPLEXITY = Verdict(
     "Ordinary text", "is predicted as before", "is predicted worse", "perplexity ratio", lambda v: v <= 1.1, times
 )
-EFFICACY = Verdict("Edits", "hold", "do not all hold", "efficacy", lambda v: v >= 0.95, percent)
+EFFICACY = Verdict("Edits", "hold", "fail in part", "efficacy", lambda v: v >= 0.95, percent)
 
 
 def last(frame: pd.DataFrame, column: str) -> tuple[dict[str, float], str]:

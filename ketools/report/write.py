@@ -98,7 +98,7 @@ def _head(groups: Sequence[Group], models: Mapping[str, object], drawn: Drawn, h
         "per batch": _values(run.settings.get("batch") for run in runs),
         "seed": _values(run.seed for run in runs),
         "runs": str(len(runs)) if len(runs) > len(groups) else "",
-        "started": str(min((str(run.about["started"]) for run in runs if run.about.get("started")), default="")),
+        "started (UTC)": min((_minute(run.about["started"]) for run in runs if run.about.get("started")), default=""),
     }
     line = " · ".join(f"{escape(name)} {escape(value)}" for name, value in facts.items() if value)
     return (
@@ -106,6 +106,10 @@ def _head(groups: Sequence[Group], models: Mapping[str, object], drawn: Drawn, h
         f'<h2>In short</h2><div class="pair">{"".join(parts)}</div>'
         "<noscript><p>The figures need JavaScript; the tables under them do not.</p></noscript></header>"
     )
+
+
+def _minute(moment: object) -> str:
+    return str(moment)[:16].replace("T", " ")  # of an ISO time
 
 
 def _values(values: Sequence[object]) -> str:
