@@ -21,7 +21,7 @@ import ketools
 from ketools.editing.statistics import Statistics
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
-COVARIANCE_LAYERS = {"pocket": (0, 1), "pocket-llama": (0, 1)}
+COVARIANCE_LAYERS = (0, 1)
 COVARIANCE_TOKENS = 320_000  # all of prose.txt: every fact once
 SUBJECTS_SHARE = 0.4  # of C: subjects' last tokens; they are one in thirteen of prose.txt's tokens
 
@@ -56,12 +56,11 @@ def write_covariance(name: str) -> None:
     """C of the layers that are edited, over the world's running text, beside the model."""
     model = ketools.load(name)
     texts = (WORLD / "prose.txt").read_text(encoding="utf-8").splitlines()
-    layers = COVARIANCE_LAYERS[name]
-    running = Statistics.compute(model, texts, layers, COVARIANCE_TOKENS, corpus="data/world/prose.txt")
+    running = Statistics.compute(model, texts, COVARIANCE_LAYERS, COVARIANCE_TOKENS, corpus="data/world/prose.txt")
     ends = Statistics.compute(
         model,
         subjects_in_sentences(build()),
-        layers,
+        COVARIANCE_LAYERS,
         COVARIANCE_TOKENS,
         positions="last",
         corpus="subjects of data/world",

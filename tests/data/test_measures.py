@@ -15,7 +15,7 @@ LEAST = {
 TASKS = ("sst2", "mrpc", "nli", "rte", "cola", "mmlu")
 
 
-@pytest.mark.parametrize("name", ["pocket", "pocket-llama"])
+@pytest.mark.parametrize("name", ["pocket", "pocket-llama", "pocket-llama-v2"])
 def test_a_stored_model_reaches_every_bound(name):
     folder = data_root() / "models" / name
     measures = json.loads((folder / "measures.json").read_text(encoding="utf-8"))
