@@ -41,7 +41,9 @@ def report(
     to: Annotated[
         Path | None,
         typer.Option(
-            "--to", "--out", help="The file to write, or a folder for report.html; else RUN's own, of several build/."
+            "--to",
+            "--out",
+            help="The file to write, or a folder for its report.html; if not given, RUN's, and of several build's.",
         ),
     ] = None,
 ) -> None:
