@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ketools.model import EditableModel
 
 METHODS = "memit,alphaedit,encore"
+MODEL = "pocket-llama-v2"
 BAD_INPUT, INTERRUPTED = 2, 130
 
 
@@ -82,7 +83,7 @@ def options(
 def demo(
     edits: Annotated[int, typer.Option(min=1, help="How many facts to edit, one batch after another.")] = 1000,
     methods: Annotated[str, typer.Option(help="Methods, separated by commas; `ketools methods` lists them.")] = METHODS,
-    model: Annotated[str, typer.Option(help="Name of a pocket model, or the folder of a model.")] = "pocket",
+    model: Annotated[str, typer.Option(help="Name of a pocket model, or the folder of a model.")] = MODEL,
     seed: Annotated[int, typer.Option(help="Decides which facts, and every random choice.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for the report and the records.")] = Path("build/demo"),
     json: Annotated[Path | None, typer.Option(help="Also write the figures of the end to this file.")] = None,

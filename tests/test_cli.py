@@ -101,11 +101,11 @@ def test_demo_passes_everything_on_and_prints_table_and_sentences(run, job, tmp_
 def test_the_defaults_are_the_jobs_own(run, job):
     import inspect
 
-    from ketools.runs.demo import METHODS
+    from ketools.runs.demo import METHODS, MODEL
     from ketools.runs.lifelong import lifelong
 
     assert run("demo").exit_code == 0
-    assert job.got["methods"] == list(METHODS) and job.got["edits"] == 1000
+    assert job.got["methods"] == list(METHODS) and job.got["model"] == MODEL and job.got["edits"] == 1000
     assert job.got["batch"] == inspect.signature(lifelong).parameters["batch"].default
     assert job.got["checkpoint_every"] == inspect.signature(lifelong).parameters["checkpoint_every"].default
 

@@ -31,6 +31,8 @@ from ketools.runs.settle import settled
 from ketools.runs.store import RunRecord, Store
 
 METHODS = ("memit", "alphaedit", "encore")
+MODEL = "pocket-llama-v2"
+"""The pocket model on which a thousand edits show what the paper shows (data/README.md: the others, and why less)."""
 Report = Callable[[Mapping[str, RunRecord], Path], object]
 """Draws records (method -> record) into a file; drawing lies above this room, so that the caller brings it."""
 Look = Callable[[EditableModel, FactSet, Sequence[Method], bool], object]
@@ -59,7 +61,7 @@ def fresh(model: EditableModel) -> Iterator[EditableModel]:
 
 def demo(
     methods: Sequence[str] = METHODS,
-    model: str | EditableModel = "pocket",
+    model: str | EditableModel = MODEL,
     edits: int = 1000,
     seed: int = 0,
     out: str | Path = "build/demo",
