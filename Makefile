@@ -63,7 +63,7 @@ test-mutations: env ## Break the science in twenty places; a claim of a notebook
 	$(QUIET) $(BIN)/python -m tests.notebooks.harness $(ARGS)
 
 browser: env ## Chromium for test-browser and the pictures of figures; from Debian's packages if there is none
-	@$(BIN)/python -c 'from ketools.course.browser import chromium; chromium()' 2>/dev/null || \
+	@$(BIN)/python -c 'from ketools.plots.pictures import chromium; chromium()' 2>/dev/null || \
 	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; }
 
 test-browser: env ## JupyterLab in a headless Chromium: run notebooks, turn their widgets, screenshots in build/browser

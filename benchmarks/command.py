@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from benchmarks.measure import Cost, measured
 from ketools.errors import KetoolsError
-from ketools.files import write_json
-from ketools.model import EditableModel
-from ketools.runs.provenance import provenance
+from ketools.io import write_json
+from ketools.models.model import EditableModel
+from ketools.runs.records import provenance
 
 Work = Callable[[], Any]
 

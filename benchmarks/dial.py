@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.command import ended
+from ketools.editing.covariance import load_statistics
 from ketools.editing.methods import ENCORE
-from ketools.editing.statistics import load_statistics
-from ketools.facts import facts as read_facts
-from ketools.model import EditableModel, load
-from ketools.runs.grid import grid, keep
-from ketools.runs.provenance import provenance
+from ketools.facts.sets import facts as read_facts
+from ketools.models.model import EditableModel, load
+from ketools.runs.records import provenance
+from ketools.runs.sweep import grid, keep
 
 FACTORS = (0.0, 0.25, 1.0, 4.0)
 

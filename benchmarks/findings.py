@@ -24,17 +24,15 @@ import pandas as pd
 
 from benchmarks.command import ended, over_seeds
 from benchmarks.verdicts import METHODS, damage, judge, measure, student
-from ketools.facts import FactSet
-from ketools.facts import facts as read_facts
-from ketools.files import finite, write_atomic
-from ketools.model import EditableModel, load
+from ketools.facts.sets import FactSet
+from ketools.facts.sets import facts as read_facts
+from ketools.io import finite, write_atomic
+from ketools.models.model import EditableModel, load
 from ketools.runs.config import composed
-from ketools.runs.demo import fresh
-from ketools.runs.gather import Run, gather
-from ketools.runs.lifelong import lifelong
-from ketools.runs.light import pack
-from ketools.runs.names import title
+from ketools.runs.records import Run, gather, pack, title
+from ketools.runs.run import lifelong
 from ketools.runs.store import RunRecord, Store
+from ketools.runs.sweep import fresh
 
 README = Path(__file__).resolve().parent.parent / "data" / "README.md"
 KEPT = README.parent / "findings"
@@ -59,7 +57,7 @@ def collect(
 ) -> list[Run]:  # fmt: skip
     """The runs of all methods and seeds: those among the records, those of `options.out`, and what was missing.
 
-    `settings` are further arguments of `ketools.runs.lifelong.lifelong`.
+    `settings` are further arguments of `ketools.runs.run.lifelong`.
     """
     places = options.records or [folder for folder in sorted(KEPT.glob("*")) if Store(folder).exists()]
     there = gather(places) if places else []

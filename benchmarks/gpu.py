@@ -25,13 +25,13 @@ from benchmarks.command import finish, origin, parser
 from benchmarks.measure import measured
 from benchmarks.shapes import open_model
 from benchmarks.solver import problem
+from ketools.editing.covariance import Statistics
 from ketools.editing.editor import Editor
 from ketools.editing.methods import method
-from ketools.editing.statistics import Statistics
 from ketools.errors import KetoolsError
-from ketools.facts import FactSet, facts
-from ketools.files import write_json
-from ketools.model import EditableModel
+from ketools.facts.sets import FactSet, facts
+from ketools.io import write_json
+from ketools.models.model import EditableModel
 
 _GIB = 2**30
 

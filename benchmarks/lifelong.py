@@ -22,20 +22,17 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.command import ended
-from ketools.editing.hyper import scaled
+from ketools.editing.methods import scaled
 from ketools.errors import KetoolsError
-from ketools.files import write_atomic
-from ketools.model import load
-from ketools.report.capacity import bends, capacity
+from ketools.io import write_atomic
+from ketools.models.model import load
+from ketools.report.figures import bends, capacity
 from ketools.report.headline import write_headline
-from ketools.report.reading import damage, reading
+from ketools.report.verdicts import damage, reading
 from ketools.runs.compare import by_method, compare, paired_tests
 from ketools.runs.config import RunConfig, composed
-from ketools.runs.gather import Group, Run, arrange, gather
-from ketools.runs.job import execute, ready
-from ketools.runs.light import pack, size
-from ketools.runs.names import listed, title
-from ketools.runs.provenance import plain
+from ketools.runs.records import Group, Run, arrange, gather, listed, pack, plain, size, title
+from ketools.runs.run import execute, ready
 from ketools.runs.store import RunRecord, Store
 
 METHODS = ("memit", "sequential-memit", "alphaedit", "emmet+mpes", "memit+mpes", "memit+norm", "encore")

@@ -19,18 +19,16 @@ from typing import Any
 import torch
 
 from benchmarks.measure import measured
+from ketools.editing.covariance import load_statistics
 from ketools.editing.edit import Edit
-from ketools.editing.statistics import load_statistics
 from ketools.evaluation.downstream import load_heldout
-from ketools.files import write_atomic
-from ketools.model import EditableModel, load
-from ketools.norms.alignment import alignment, key_bases
-from ketools.norms.drift import activation_norms, drift, drift_components, hidden_states
-from ketools.norms.residual import contributions_and_states
-from ketools.norms.sample import text_sample
+from ketools.io import write_atomic
+from ketools.models.model import EditableModel, load
+from ketools.norms.drift import activation_norms, alignment, drift, drift_components, hidden_states, key_bases
+from ketools.norms.residual import contributions_and_states, text_sample
 from ketools.norms.spectra import accumulated, singular_values, spectra, update_spectra
 from ketools.norms.weights import frobenius, norms
-from ketools.runs.provenance import versions
+from ketools.runs.records import versions
 
 RANK = 50  # of the update in each edited layer: a batch of 50 facts
 

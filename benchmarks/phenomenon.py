@@ -19,10 +19,10 @@ import numpy as np
 
 from benchmarks.command import ended, over_seeds
 from ketools.editing.methods import method
-from ketools.files import write_atomic
-from ketools.model import EditableModel, load
-from ketools.runs.demo import METHODS, demo
-from ketools.runs.provenance import plain
+from ketools.io import write_atomic
+from ketools.models.model import EditableModel, load
+from ketools.runs.records import plain
+from ketools.runs.sweep import METHODS, demo
 
 ROWS = (
     ("Frobenius norm of the most grown edited matrix / original", "norm_ratio", "times"),

@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.command import finish, middle, parser, said
-from ketools.course.browser import headless
 from ketools.errors import KetoolsError
-from ketools.report.write import write_report
-from ketools.runs.gather import gather
-from ketools.runs.provenance import versions
+from ketools.plots.pictures import headless
+from ketools.report.page import write_report
+from ketools.runs.records import gather, versions
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

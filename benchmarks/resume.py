@@ -20,13 +20,13 @@ from typing import Any
 
 from benchmarks.command import finish, middle, parser, said
 from ketools.errors import KetoolsError
-from ketools.runs.provenance import versions
+from ketools.runs.records import versions
 from ketools.runs.store import Store
 
 # What `ketools resume` does, up to the point where step 2 of the next batch could begin.
 _CHILD = """
 import json, resource, sys, time
-from ketools.runs.loop import Run
+from ketools.runs.run import Run
 def stop(run, number, editor):
     for layer in editor.layers if editor.method.has_targets else ():
         editor.protection(layer).solve(editor.model.weight(layer).T[:, :1])

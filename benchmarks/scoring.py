@@ -2,7 +2,7 @@
 
     python -m benchmarks.scoring --model pocket --facts 1000 --json build/scoring.json
 
-"packed" is ketools.evaluate with ten neighbours a fact; "plain" (tests/reference) runs each prompt with each of its two
+"packed" is ketools.evaluate with ten neighbours a fact; "plain" (ketools/reference) runs each prompt with each of its two
 targets by itself, logits everywhere, for the first `--plain` facts. A prompt counts once, with both its targets: edit
 prompt, paraphrases and neighbours of every fact, those that facts have in common too. All in one process, interleaved,
 medians; prompts per second, and their ratio.
@@ -18,8 +18,8 @@ import torch
 from benchmarks.command import finish, interleaved, medians, origin, parser, spreads
 from benchmarks.shapes import open_model
 from ketools.evaluation.edits import KINDS, evaluate
-from ketools.facts import Fact, facts
-from tests.reference.plain_scoring import success
+from ketools.facts.sets import Fact, facts
+from ketools.reference.scores import success
 
 
 def prompts(some: Sequence[Fact], neighbours: int) -> int:

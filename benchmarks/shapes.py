@@ -12,8 +12,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ketools.errors import KetoolsError
-from ketools.model import EditableModel, load
-from ketools.paths import model_dir
+from ketools.io import model_dir
+from ketools.models.model import EditableModel, load
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
     python benchmarks/solver.py --json build/solver.json
 
 Both solve Delta = R K1^T (lambda_p C + lambda_n I + K_p K_p^T + K1 K1^T)^-1 in float64 for the same batches, one after the
-other in this process. "sequential" is what an Editor does (ketools.editing.updates.Protection): one Cholesky factor, kept
+other in this process. "sequential" is what an Editor does (ketools.editing.update.Protection): one Cholesky factor, kept
 up to date by each batch's rank. "dense" is what the published codes do: K_p K_p^T summed up, and one dense solve a batch.
 Times are medians over the batches; what counts is their ratio, on whatever machine: by the clock, and in CPU seconds of this
 process (cpu_ratio), which say the same where it has a core for itself and more where it has not. The exit code is 1 if the
@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ketools.editing.updates import Protection, least_squares
-from ketools.files import write_json
-from ketools.runs.provenance import versions
+from ketools.editing.update import Protection, least_squares
+from ketools.io import write_json
+from ketools.runs.records import versions
 
 SIZES = (2048, 8192, 14336)  # GPT2-medium and small Llamas; 8,192; Llama 3 8B, Mistral 7B
 TOLERANCE = 1e-8

@@ -2,7 +2,7 @@
 
     python -m benchmarks.targets --model pocket --facts 100 --json build/targets.json
 
-(a) plain: one fact at a time, whole sequences through the whole model, logits everywhere (tests/reference);
+(a) plain: one fact at a time, whole sequences through the whole model, logits everywhere (ketools/reference);
 (b) batched: the same, 16 facts at once;
 (c) replay: what the package does;
 (d) replay with one refinement taken away at a time: what each is worth.
@@ -29,16 +29,16 @@ import torch
 from benchmarks.command import Work, finish, interleaved, medians, origin, parser, spreads
 from benchmarks.measure import Cost, matmul_rate
 from benchmarks.shapes import open_model
-from ketools import replay
-from ketools.editing import descent
+from ketools.editing import targets as descent
 from ketools.editing import targets as engine
 from ketools.editing.contexts import contexts_of, generate_prefixes
 from ketools.editing.methods import MPES, FixedSteps, Hyper, method
 from ketools.editing.targets import FactRows, Targets, compute_targets, fact_rows
-from ketools.facts import Fact, facts
-from ketools.model import EditableModel
-from tests.reference.plain_batch import plain_targets
-from tests.reference.plain_targets import PlainTarget, plain_target
+from ketools.facts.sets import Fact, facts
+from ketools.models import replay
+from ketools.models.model import EditableModel
+from ketools.reference.batch import plain_targets
+from ketools.reference.targets import PlainTarget, plain_target
 
 REFINEMENTS = (
     "frozen prefixes", "shared prefixes", "the top MLP where it is read alone", "leaving when done", "buckets by length",

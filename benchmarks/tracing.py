@@ -2,7 +2,7 @@
 
     python -m benchmarks.tracing --model pocket --facts 100 --json build/tracing.json
 
-"replay" is ketools.probing.tracing.trace; "plain" (tests/reference) restores one state in one run at a time, whole
+"replay" is ketools.probing.tracing.trace; "plain" (ketools/reference) restores one state in one run at a time, whole
 sequences through the whole model, as published code does (which also runs the clean prompt again beside each corrupted
 one; here clean states are kept). The plain loop does the first `--plain` facts only; times are compared per restoration.
 All in one process, interleaved, medians. Random models know no fact, so that cases are traced whether known or not.
@@ -16,12 +16,10 @@ import torch
 
 from benchmarks.command import finish, interleaved, medians, origin, parser, spreads
 from benchmarks.shapes import open_model
-from ketools.facts import facts
-from ketools.model import EditableModel
-from ketools.probing.cases import Case, make_cases, spread_of
-from ketools.probing.restoring import KINDS, Plan
-from ketools.probing.tracing import plan_of, trace_cases
-from tests.reference import plain_tracing
+from ketools.facts.sets import facts
+from ketools.models.model import EditableModel
+from ketools.probing.tracing import KINDS, Case, Plan, make_cases, plan_of, spread_of, trace_cases
+from ketools.reference import tracing as plain_tracing
 
 Effects = dict[tuple[str, str, int, int], float]  # of fact, kind, layer, position
 

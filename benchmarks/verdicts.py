@@ -14,9 +14,8 @@ import pandas as pd
 from scipy.stats import spearmanr, t
 
 from ketools.evaluation.forgetting import DAMAGE, norm_damage
-from ketools.norms.growth import growth
-from ketools.norms.weights import growing
-from ketools.runs.gather import Run
+from ketools.norms.weights import growing, growth
+from ketools.runs.records import Run
 
 NEITHER, STOP, NORM, BOTH = "sequential-memit", "sequential-memit+mpes", "sequential-memit+norm", "encore"
 NO_PAST, NO_PAST_NORM = "memit", "memit+norm"

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 from ketools.errors import KetoolsError
 
 # Imported here and not on first use: the function must win over the submodule of the same name.
-from ketools.facts import Fact, FactSet, facts
+from ketools.facts.sets import Fact, FactSet, facts
 
 if TYPE_CHECKING:
     from ketools.editing.edit import Edit, edited
     from ketools.editing.editor import Editor
     from ketools.editing.methods import methods
     from ketools.evaluation.edits import evaluate
-    from ketools.model import EditableModel, load
+    from ketools.models.model import EditableModel, load
 
 __version__ = "0.1.0"
 
@@ -43,11 +43,11 @@ __all__ = [
 
 _LAZY = {
     "Edit": "ketools.editing.edit",
-    "EditableModel": "ketools.model",
+    "EditableModel": "ketools.models.model",
     "Editor": "ketools.editing.editor",
     "edited": "ketools.editing.edit",
     "evaluate": "ketools.evaluation.edits",
-    "load": "ketools.model",
+    "load": "ketools.models.model",
     "methods": "ketools.editing.methods",
 }
 

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ketools import Fact, FactSet
-from ketools.model import EditableModel, load
+from ketools.models.model import EditableModel, load
 
 SENTENCES = [
     "Ada Lorn was born in Vell and works for the guild of Oran Bay.",

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from ketools import KetoolsError
-from ketools.files import new_folder, read_tensors, write_atomic, write_tensors
+from ketools.io import new_folder, read_tensors, write_atomic, write_tensors
 
 
 def test_writes_text_and_bytes_and_makes_folders(tmp_path):

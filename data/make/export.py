@@ -18,7 +18,7 @@ from tokenizer import build_tokenizer
 from world import SEED, WORLD, WorldFact, build
 
 import ketools
-from ketools.editing.statistics import Statistics
+from ketools.editing.covariance import Statistics
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 COVARIANCE_LAYERS = (0, 1)

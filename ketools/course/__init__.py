@@ -7,15 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ketools.course.claims import check_claim
-    from ketools.course.guesses import predict
+    from ketools.course.claims import check_claim, predict
     from ketools.course.mode import setup
 
 __all__ = ["check_claim", "predict", "setup"]
 
 _LAZY = {
     "check_claim": "ketools.course.claims",
-    "predict": "ketools.course.guesses",
+    "predict": "ketools.course.claims",
     "setup": "ketools.course.mode",
 }
 

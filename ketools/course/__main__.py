@@ -15,7 +15,7 @@ _Folder = Annotated[Path, typer.Option(help="Where the notebooks lie.")]
 @app.command()
 def student(out: Path = Path("build/student"), notebooks: _Folder = Path("notebooks")) -> None:
     """The student's version of every notebook: stubs, solutions folded up."""
-    from ketools.course.student import write_students
+    from ketools.course.build import write_students
 
     for path in write_students(notebooks, out):
         typer.echo(path)
@@ -24,7 +24,7 @@ def student(out: Path = Path("build/student"), notebooks: _Folder = Path("notebo
 @app.command()
 def build(out: Path = Path("build/course"), notebooks: _Folder = Path("notebooks")) -> None:
     """Run every notebook and write pages that open offline, with an index."""
-    from ketools.course.site import build as run_all
+    from ketools.course.build import build as run_all
 
     for name, took in run_all(notebooks, out).items():
         typer.echo(f"{name}: {took:.0f} s")
@@ -37,7 +37,7 @@ def store(
     seconds: Annotated[int, typer.Option(help="The most that a cell may take, on a busy machine.")] = 120,
 ) -> None:
     """Run notebooks from a fresh kernel and write them back with outputs and pictures, ready to be committed."""
-    from ketools.course.storing import store as run_one
+    from ketools.course.build import store as run_one
 
     for path in paths:
         typer.echo(run_one(path, seconds=seconds))
@@ -46,7 +46,7 @@ def store(
 @app.command()
 def times(built: Path = Path("build/course"), notebooks: _Folder = Path("notebooks")) -> None:
     """Write the table of times into notebooks/README.md."""
-    from ketools.course.timetable import write_times
+    from ketools.course.build import write_times
 
     typer.echo(write_times(notebooks, built))
 

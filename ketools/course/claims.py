@@ -1,5 +1,9 @@
 """Claims: what a notebook asserts of its own results, checked in front of the reader and compared by the gate."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 from ketools.errors import KetoolsError
 
 
@@ -52,3 +56,157 @@ def _stops() -> bool:
     from ketools.course.mode import current_mode  # claims alone need no torch
 
     return current_mode() == "quick"
+
+
+# Predict, reveal, reconcile: the learner's guess before a result, scored and answered after it.
+
+
+@dataclass(frozen=True)
+class Said:
+    """Text that Jupyter shows as Markdown."""
+
+    text: str
+
+    def _repr_markdown_(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A question, its options (key -> text) and what the learner expects (a key, None: nothing recorded)."""
+
+    question: str
+    options: dict[str, str]
+    guess: str | None = None
+
+    def _repr_markdown_(self) -> str:
+        lines = [f"**{self.question}**", "", *(f"- `{key}`: {text}" for key, text in self.options.items())]
+        noted = f"You say `{self.guess}`." if self.guess else "Write your answer in: `guess=...`"
+        return "\n".join([*lines, "", noted])
+
+    def __repr__(self) -> str:
+        return self._repr_markdown_()
+
+    def reveal(self, answer: str, **because: str) -> Said:
+        """What came out, whether the guess was right, and why the other options are wrong.
+
+        `because` explains wrong options by key; with a wrong guess that explanation comes first and alone, without a
+        guess all are given, in the order of the call. Raises KetoolsError for a key that is no option.
+        """
+        for key in (answer, *because):
+            _check(key, self.options)
+        result = f"**It is `{answer}`:** {self.options[answer]}."
+        if self.guess == answer:
+            return Said(f"{result} You predicted it.")
+        if self.guess is not None:
+            why = because.get(self.guess, "")
+            return Said(f"{result} You said `{self.guess}`: {self.options[self.guess]}. {why}".rstrip())
+        others = [f"- Why not `{key}`? {text}" for key, text in because.items() if key != answer]
+        return Said("\n".join([result, "", *others]).rstrip())
+
+
+def predict(question: str, *, guess: str | None = None, **options: str) -> Guess:
+    """Ask before showing: `options` are the possible answers by key, `guess` is the learner's.
+
+    The default None keeps a notebook running for who only reads. Raises KetoolsError for fewer than two options and for
+    a guess that is none of them.
+
+    >>> predict("Does it rain?", yes="it does", no="it does not", guess="no").reveal("no")
+    **It is `no`:** it does not. You predicted it.
+    """
+    if len(options) < 2:
+        raise KetoolsError(f"question {question!r} has {len(options)} options; give at least two to choose from")
+    if guess is not None:
+        _check(guess, options)
+    return Guess(question, options, guess)
+
+
+def _check(key: str, options: dict[str, str]) -> None:
+    if key not in options:
+        raise KetoolsError(f"{key!r} is none of the options; choose one of {', '.join(map(repr, options))}")
+
+
+# Exercises: an answer is a function; it is checked by properties that it must have, with messages that teach.
+#
+# Nothing is compared with a reference solution: another correct way passes. Each exercise also names answers that look
+# right and are not; the tests see to it that they fail, for the right reason.
+
+
+Answer = Callable[..., Any]
+_LEVELS = ("easy", "medium", "hard")
+
+
+class WrongAnswer(AssertionError):
+    """An answer that lacks a property; the message says which, and what to think about."""
+
+    def _render_traceback_(self) -> list[str]:
+        return str(self).splitlines()  # IPython: the message alone, no traceback through our code
+
+
+@dataclass(frozen=True)
+class Property:
+    """What a right answer does. `test(answer, *given)` is true if it does; `teaches` is told to whose answer does not."""
+
+    says: str
+    test: Callable[..., bool]
+    teaches: str
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A plausible wrong answer: what it does, the function, and `says` of the property that catches it."""
+
+    what: str
+    answer: Answer
+    fails: str
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """A task of a notebook; `minutes` is what a learner who has followed so far needs."""
+
+    title: str
+    difficulty: str
+    minutes: int
+    properties: tuple[Property, ...]
+    wrong: tuple[Wrong, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.difficulty not in _LEVELS or self.minutes < 1 or not self.properties:
+            raise KetoolsError(
+                f"exercise {self.title!r}: expected a difficulty of {', '.join(_LEVELS)}, at least one minute and one "
+                f"property; got {self.difficulty!r}, {self.minutes}, {len(self.properties)}"
+            )
+        says = {each.says for each in self.properties}
+        if odd := [each.fails for each in self.wrong if each.fails not in says]:
+            raise KetoolsError(f"exercise {self.title!r}: no property says {odd[0]!r}")
+
+    def check(self, answer: Answer, *given: object) -> str:
+        """One line if `answer` has all properties, tried in order; `given` is handed on to each.
+
+        Raises WrongAnswer at the first that it lacks, or in which it fails with an error; NotImplementedError passes
+        through: nothing was tried yet. KetoolsError if `answer` is not a function.
+        """
+        if not callable(answer):
+            raise KetoolsError(
+                f"exercise {self.title!r}: expected a function, got {type(answer).__name__}; hand over its name, without ()"
+            )
+        for each in self.properties:
+            self._try(each, answer, given)
+        return f"passed: {self.title} ({', '.join(each.says for each in self.properties)})"
+
+    def _try(self, each: Property, answer: Answer, given: tuple[object, ...]) -> None:
+        try:
+            fine = bool(each.test(answer, *given))
+        except NotImplementedError:
+            raise
+        except Exception as error:
+            raise WrongAnswer(self._said(each, f"It stopped with {type(error).__name__}: {error}")) from error
+        if not fine:
+            raise WrongAnswer(self._said(each))
+
+    def _said(self, each: Property, more: str = "") -> str:
+        return f"Not yet: {self.title}.\nMissing: {each.says}.\n{each.teaches}" + (f"\n{more}" if more else "")

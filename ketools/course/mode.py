@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 
+from ketools.editing.covariance import Statistics, load_statistics, own_file
 from ketools.editing.editor import Editor
 from ketools.editing.methods import Method
-from ketools.editing.statistics import Statistics, load_statistics, own_file
 from ketools.errors import KetoolsError
-from ketools.facts import FactSet
-from ketools.facts import facts as read_facts
-from ketools.model import EditableModel, fingerprint_of, load
+from ketools.facts.sets import FactSet
+from ketools.facts.sets import facts as read_facts
+from ketools.models.model import EditableModel, fingerprint_of, load
 from ketools.probing.recall import answers
-from ketools.runs.provenance import versions
+from ketools.runs.records import versions
 
 MODES = ("quick", "full")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

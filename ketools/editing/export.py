@@ -10,8 +10,8 @@ from torch import nn
 
 from ketools.editing.edit import Edit, check
 from ketools.errors import KetoolsError
-from ketools.files import new_folder, write_json, write_tensors
-from ketools.model import EditableModel
+from ketools.io import new_folder, write_json, write_tensors
+from ketools.models.model import EditableModel
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ketools.editing.rows import LEVELS, FactRows, sharing
+from ketools.editing.contexts import LEVELS, FactRows, sharing
 from ketools.editing.targets import tokens_at_once
 from ketools.errors import NotFinite
-from ketools.model import EditableModel
-from ketools.prefix import tell_unshared
-from ketools.replay import read_last
+from ketools.models.model import EditableModel
+from ketools.models.replay import read_last, tell_unshared
 
 
 def keys_and_states(model: EditableModel, rows: Sequence[FactRows], layer: int, top: int) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ class Prune:
 
     sigma -> ln(sigma) - ln(sigma_max) + sigma_max for sigma > sigma_max, the singular values of W + Delta - W_0; the
     others stay (Ma et al., arXiv 2405.16821, section 4, with the logarithm as F). `when`: "end", as published, one step
-    when all batches are in (`Editor.finish`; `ketools.editing.finish.finished` to measure on the way); "batch": after
+    when all batches are in (`Editor.finish`; `ketools.editing.editor.finished` to measure on the way); "batch": after
     every batch, on what the batches before have left, so that the weights are pruned at any time and later targets are
     found on pruned weights. What changes is a sum of as many rank-one terms as there are such values.
     """

@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 
 from ketools.errors import KetoolsError
-from ketools.facts import Fact
-from ketools.model import EditableModel
-from ketools.scoring import score_pairs
+from ketools.facts.sets import Fact
+from ketools.models.model import EditableModel
+from ketools.models.scoring import score_pairs
 
 KINDS = ("efficacy", "paraphrase", "neighbourhood")
 BESIDE = ("two_hop", "locality")

@@ -18,10 +18,10 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from ketools.errors import KetoolsError
-from ketools.facts import Fact
-from ketools.model import EditableModel
-from ketools.packing import row_scores
-from ketools.prompts import Row, make_rows
+from ketools.facts.sets import Fact
+from ketools.models.model import EditableModel
+from ketools.models.scoring import row_scores
+from ketools.models.tokens import Row, make_rows
 
 _TOKENS = 8192  # of one call of generate, prompts and answers
 _MORE = 8  # tokens after the length of an answer: enough to see whether it goes on

@@ -17,9 +17,9 @@ from sklearn.metrics import roc_auc_score
 
 from ketools.errors import KetoolsError
 from ketools.evaluation.edits import evaluate, recall
-from ketools.facts import Fact
-from ketools.model import EditableModel
-from ketools.scoring import score_pairs
+from ketools.facts.sets import Fact
+from ketools.models.model import EditableModel
+from ketools.models.scoring import score_pairs
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 Numbers = Sequence[float] | np.ndarray | pd.Series

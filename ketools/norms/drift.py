@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import torch
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from ketools.editing.targets import not_finite
+from ketools.editing.covariance import Statistics
+from ketools.editing.edit import Edit
+from ketools.editing.methods import ALPHAEDIT
+from ketools.editing.targets import Targets, not_finite
 from ketools.errors import KetoolsError
-from ketools.model import EditableModel
-from ketools.norms.sample import Sample, places
-from ketools.probing.sublayers import heard
+from ketools.facts.sets import Fact
+from ketools.models.model import EditableModel
+from ketools.models.sublayers import heard
+from ketools.norms.residual import Sample, places, subject_sample
+from ketools.norms.spectra import Factors, accumulated, factors_of, original, precise, update_values
 
 States = Mapping[int, Tensor]
 
@@ -133,3 +140,287 @@ def _same(now: States, reference: States) -> list[int]:
             "sample and the same layers"
         )
     return list(now)
+
+
+# Where an update puts its energy: along the leading directions of W, and on the keys of running text.
+#
+# An update Delta = left right^T (d_model, d_mlp) is small in rank and large in norm. Whether it harms what was there shows
+# in the share of it that lies along the leading singular directions of W (Liu et al., arXiv 2510.01172), and in the share
+# that falls on the keys of prose, whose second moment C has the leading eigenvectors where prose lives and a null space
+# where it does not (AlphaEdit, arXiv 2410.02355). All in float64.
+
+
+_EPS = torch.finfo(torch.float64).eps
+
+
+@dataclass(frozen=True)
+class KeyBasis:
+    """Eigenvectors of a layer's C (d_mlp, d_mlp), taken once: values (d_mlp,) ascending, vectors in columns, float64.
+
+    The first `null` of them have eigenvalues below `threshold`: AlphaEdit's null space.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    null: int
+    threshold: float
+
+
+def key_bases(
+    model: EditableModel, statistics: Statistics, layers: Iterable[int], threshold: float | None = None
+) -> dict[int, KeyBasis]:
+    """C's eigenvectors for `layers`: one symmetric eigenproblem of d_mlp each, seconds to minutes, once per model.
+
+    `threshold`: eigenvalues below it count as the null space; None: AlphaEdit's setting for this model (absolute, or
+    relative to the mean eigenvalue tr(C) / d_mlp, as `Editor` has it). Raises KetoolsError for another model's
+    statistics or a layer that they lack.
+    """
+    layers, hyper = list(layers), ALPHAEDIT.settings(model)
+    found = {}
+    for layer in layers:
+        covariance = precise(statistics.of(model, layers).layers[layer])
+        values, vectors = torch.linalg.eigh(covariance)
+        limit = threshold
+        if limit is None:
+            limit = hyper.value("null_threshold", float(covariance.trace()) / len(covariance))
+        found[layer] = KeyBasis(values, vectors, int((values < limit).sum()), limit)
+    return found
+
+
+def alignment(
+    model: EditableModel,
+    update: Edit | Factors | None = None,
+    *,
+    bases: Mapping[int, KeyBasis] | None = None,
+    top: float = 0.05,
+) -> pd.DataFrame:
+    """Where an update's energy ||Delta||_F^2 lies, as shares of it, beside what a random update would have there.
+
+    Args:
+        model: the model; directions are those of its unedited matrices W_0 (d_model, d_mlp).
+        update: an Edit or factors per layer; None: everything in the weights, `accumulated(model)`.
+        bases: from `key_bases`; without them the columns on C are left out.
+        top: share of all directions that count as leading (at least one).
+
+    Returns:
+        A row per layer: layer; top_left, the share in the leading left singular directions of W_0 (what the update
+        writes), and top_left_chance; top_right and top_right_chance, the same for the right ones (what it reads). With
+        bases: c_top and c_top_chance (leading eigenvectors of C), c_mean (tr(Delta C Delta^T) over its value for a
+        random update of the same norm: below 1 prose is spared), null_energy, null_chance (null space of C), null_dim,
+        null_threshold. Shares of a zero update are NaN.
+
+    Raises:
+        KetoolsError: nothing to align (an unedited model), `top` outside 0 to 1, or a layer without a basis.
+    """
+    if not 0 < top <= 1:
+        raise KetoolsError(f"top={top}: expected a share of the directions, above 0 and up to 1")
+    factors = factors_of(accumulated(model) if update is None else update)
+    rows = []
+    for layer, (left, right) in factors.items():
+        weight = precise(original(model, layer))
+        left, right = (precise(side).to(weight.device) for side in (left, right))
+        rows.append({"layer": layer} | _along_weights(weight, left, right, top))
+        if bases is not None:
+            if layer not in bases:
+                raise KetoolsError(f"no eigenvectors of C for layer {layer}; make them with key_bases(..., [{layer}])")
+            rows[-1] |= _along_keys(bases[layer], left, right, top)
+    return pd.DataFrame(rows)
+
+
+def _along_weights(weight: Tensor, left: Tensor, right: Tensor, top: float) -> dict[str, float]:
+    squares, vectors = torch.linalg.eigh(weight @ weight.T)
+    rank = int((squares > len(squares) * _EPS * squares[-1]).sum())  # beyond it there is no direction
+    count = max(1, min(rank, round(top * min(weight.shape))))
+    u = vectors[:, -count:]
+    v = weight.T @ (u / squares[-count:].clamp_min(1e-300).sqrt())
+    whole = float(update_values(left, right).square().sum())
+    return {
+        "top_left": _share((u.T @ left) @ right.T, whole),
+        "top_left_chance": count / weight.shape[0],
+        "top_right": _share(left @ (right.T @ v), whole),
+        "top_right_chance": count / weight.shape[1],
+    }
+
+
+def _along_keys(basis: KeyBasis, left: Tensor, right: Tensor, top: float) -> dict[str, float]:
+    # Rows with the same Gram matrix as Delta's, at most r of them; their energy by eigenvector of C.
+    rows = left if left.shape[1] >= len(left) else torch.linalg.qr(left, "r").R
+    energy = ((rows @ right.T).cpu() @ basis.vectors.cpu()).square().sum(0)
+    whole, d, values = float(energy.sum()), len(energy), basis.values.cpu()
+    count = max(1, round(top * d))
+    return {
+        "c_top": _ratio(float(energy[-count:].sum()), whole),
+        "c_top_chance": count / d,
+        "c_mean": _ratio(float(energy @ values), whole * float(values.mean())),
+        "null_energy": _ratio(float(energy[: basis.null].sum()), whole),
+        "null_chance": basis.null / d,
+        "null_dim": basis.null,
+        "null_threshold": basis.threshold,
+    }
+
+
+def _share(part: Tensor, whole: float) -> float:
+    return _ratio(float(part.square().sum()), whole)
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else float("nan")
+
+
+# Step 1 under the glass: how far targets lie from natural states, and the overfitting curve of their optimisation.
+#
+# Step 1 pushes a state until the new object is all but certain. Two things go wrong there before any weight is touched:
+# the target's probability runs past that of natural facts (Gupta et al., 2502.01636, section 3, which MPES stops), and its
+# norm leaves the range of natural activations (norm-anchor scaling, arXiv 2602.02543).
+
+
+_COLUMNS = ("steps", "p_target", "loss", "delta_norm", "h0_norm", "z_norm", "z_ratio", "known")
+_MEASURES = ("steps", "p_target", "delta_norm", "z_norm", "z_ratio")
+
+
+def per_fact(found: Targets | Edit, facts: Sequence[Fact] | Sequence[str] | None = None) -> pd.DataFrame:
+    """What step 1 came to, a row per fact.
+
+    Args:
+        found: from `compute_targets` or `Editor.targets`, or an Edit, whose record keeps steps, p_target and delta_norm.
+        facts: the facts (or their ids) in the order of `found`; None: an Edit's own ids, else 0, 1, ...
+
+    Returns:
+        id, steps, p_target (the target's probability when stopped), loss, delta_norm (||delta||), h0_norm (||h_0||, the
+        state before), z_norm (||z||), z_ratio (||z|| / ||h_0||), known (the target was the top answer before), finite
+        (all numbers that there are). What an Edit's record does not hold is NaN.
+
+    Raises:
+        KetoolsError: as many facts as there are not, or a record of no facts.
+    """
+    values, ids = (_of_edit(found), found.record.get("facts")) if isinstance(found, Edit) else (_of(found), None)
+    n = max((len(column) for column in values.values()), default=0)
+    if n == 0:
+        raise KetoolsError("no targets to look at: the record holds none of steps, p_target and delta_norm")
+    if facts is not None:
+        ids = [fact.id if isinstance(fact, Fact) else fact for fact in facts]
+    ids = list(range(n)) if ids is None else list(ids)
+    if any(len(column) != len(ids) for column in values.values()):
+        raise KetoolsError(f"{len(ids)} facts for targets of {n}; give the facts that the targets were computed for")
+    frame = pd.DataFrame({"id": ids} | {name: values.get(name, np.full(n, np.nan)) for name in _COLUMNS})
+    there = [name for name in values if name != "known"]
+    return frame.assign(finite=np.isfinite(frame[there].to_numpy(dtype=float)).all(axis=1))
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """Quantiles over facts of `per_fact`'s or `against_natural`'s frame.
+
+    Returns:
+        A row per measure that was recorded: measure, mean, p05, median, p95, n, excluded (facts with NaN or Inf, in none
+        of the others).
+
+    Raises:
+        KetoolsError: no fact has finite numbers.
+    """
+    good = frame[frame["finite"]]
+    if good.empty:
+        raise KetoolsError(f"none of {len(frame)} targets is finite; the optimisation or the record is broken")
+    rows = []
+    for measure in _MEASURES:
+        values = good[measure].to_numpy(dtype=float)
+        if np.isnan(values).all():
+            continue
+        low, middle, high = np.quantile(values, [0.05, 0.5, 0.95])
+        row = {"measure": measure, "mean": values.mean(), "p05": low, "median": middle, "p95": high}
+        rows.append(row | {"n": len(good), "excluded": len(frame) - len(good)})
+    return pd.DataFrame(rows)
+
+
+def natural_norms(model: EditableModel, facts: Sequence[Fact], layer: int) -> Tensor:
+    """Norms (facts,) float32 of the states that the model itself has at the subjects' last tokens behind `layer`.
+
+    Take them on the unedited model, of facts that are not edited, at the layer of the targets (the last edited one).
+    """
+    return hidden_states(model, subject_sample(model, facts), [layer])[layer].norm(dim=1)
+
+
+def against_natural(found: Targets, natural: Tensor, facts: Sequence[Fact] | None = None) -> pd.DataFrame:
+    """Norms of the targets z against natural activations at the same place.
+
+    Args:
+        found: the targets.
+        natural: norms from `natural_norms`; those that are not finite are not compared with (counted in `excluded`).
+        facts: as in `per_fact`.
+
+    Returns:
+        The columns of `per_fact`, and natural_mean, z_score ((||z|| - mean) / standard deviation; NaN where natural norms
+        do not differ), above (share of natural norms below ||z||: 1 is longer than any), n_natural, excluded.
+
+    Raises:
+        KetoolsError: fewer than two natural norms that are finite.
+    """
+    usable = natural.double()[natural.isfinite()]
+    if len(usable) < 2:
+        raise KetoolsError(f"{len(usable)} finite natural norms; give at least two facts to compare with")
+    frame, spread = per_fact(found, facts), float(usable.std())
+    norm = torch.tensor(frame["z_norm"].to_numpy(dtype=float))
+    score = (norm - usable.mean()) / spread if spread > 0 else torch.full_like(norm, torch.nan)
+    above = (usable[None] < norm[:, None]).double().mean(1)
+    return frame.assign(
+        natural_mean=float(usable.mean()),
+        z_score=score.numpy(),
+        above=torch.where(norm.isfinite(), above, torch.nan).numpy(),
+        n_natural=len(usable),
+        excluded=len(natural) - len(usable),
+    )
+
+
+def trace(found: Targets, facts: Sequence[Fact] | Sequence[str] | None = None) -> pd.DataFrame:
+    """The target's probability before each update of step 1: id, step (0: no delta yet), p_target; a row per pass.
+
+    A fact has rows up to the pass in which it stopped.
+
+    Raises:
+        KetoolsError: an Edit, whose record does not keep the passes.
+    """
+    if isinstance(found, Edit):
+        raise KetoolsError(
+            "an Edit's record keeps the end of step 1 and not its passes; compute the targets with "
+            "Editor.targets(facts) and give those"
+        )
+    ids = per_fact(found, facts)["id"].to_numpy()
+    passes = (found.steps + 1).numpy()
+    step = np.concatenate([np.arange(n) for n in passes])
+    fact = np.repeat(np.arange(len(passes)), passes)
+    return pd.DataFrame({"id": ids[fact], "step": step, "p_target": found.trace.double().numpy()[fact, step]})
+
+
+def overfitting_curve(found: Targets) -> pd.DataFrame:
+    """The target's probability per step over all facts: where the optimisation passes the natural level.
+
+    Returns:
+        A row per step: step, p_mean, p05, median, p95 over all facts, one that has stopped counting with the probability
+        at which it stopped; running (share of facts still optimised), n, excluded (facts whose trace has NaN or Inf, in
+        no other column).
+
+    Raises:
+        KetoolsError: no fact has a finite trace.
+    """
+    p, passes = found.trace.double().numpy().copy(), found.steps.numpy() + 1
+    column = np.arange(p.shape[1])
+    after = column[None] >= passes[:, None]
+    last = p[np.arange(len(p)), passes - 1]
+    p = np.where(after, last[:, None], p)
+    good = np.isfinite(p).all(axis=1)
+    if not good.any():
+        raise KetoolsError(f"none of {len(p)} traces is finite; the optimisation is broken")
+    p, after = p[good], after[good]
+    low, middle, high = np.quantile(p, [0.05, 0.5, 0.95], axis=0)
+    frame = pd.DataFrame({"step": column, "p_mean": p.mean(0), "p05": low, "median": middle, "p95": high})
+    return frame.assign(running=1 - after.mean(0), n=int(good.sum()), excluded=int((~good).sum()))
+
+
+def _of(found: Targets) -> dict[str, np.ndarray]:
+    h0, z = (tensor.double().norm(dim=1) for tensor in (found.h0, found.z))
+    plain = {name: getattr(found, name).numpy() for name in ("steps", "p_target", "loss", "delta_norm", "known")}
+    return plain | {"h0_norm": h0.numpy(), "z_norm": z.numpy(), "z_ratio": (z / h0).numpy()}
+
+
+def _of_edit(edit: Edit) -> dict[str, np.ndarray]:
+    held = {name: edit.record[name] for name in ("steps", "p_target", "delta_norm") if name in edit.record}
+    return {name: np.array([np.nan if x is None else x for x in column], dtype=float) for name, column in held.items()}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ketools.editing.edit import Edit
 from ketools.errors import KetoolsError
-from ketools.model import EditableModel
+from ketools.models.model import EditableModel
 
 DIRECT = 1024
 """Largest smaller side of a matrix whose singular values are computed from the matrix itself."""

@@ -11,9 +11,10 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import pandas as pd
 import torch
+from scipy import stats
 
 from ketools.errors import KetoolsError
-from ketools.model import EditableModel
+from ketools.models.model import EditableModel
 
 GROWTH = 0.01
 """Relative growth over the last quarter above which a norm counts as still growing."""
@@ -88,3 +89,103 @@ def growing(series: Sequence[float] | pd.Series, threshold: float = GROWTH) -> b
     )
     before = float(np.interp(edits[0] + 0.75 * (edits[-1] - edits[0]), edits, values))
     return bool(values[-1] > before * (1.0 + threshold))
+
+
+# How a norm grows with the edits: by what law, how sure that is, and what one edit adds.
+#
+# Updates that know nothing of each other add up as a random walk does: ||W_n - W_0|| grows like sqrt(n). Updates that
+# push in one direction add up like n; what a penalty contains grows more slowly than sqrt(n).
+
+
+LAWS = {"linear in sqrt(n)": 0.5, "linear in n": 1.0}
+"""Laws by the exponent b of ||W_n - W_0|| ~ n^b."""
+
+
+def growth(series: pd.Series | Sequence[float], *, level: float = 0.95) -> pd.Series:
+    """Fit the growth of a matrix's Frobenius norm over the edits.
+
+    What grows is e_n = sqrt(||W_n||^2 - ||W_0||^2), which is ||W_n - W_0|| as far as the updates have no direction in
+    common with W_0 (their inner product with it is small beside either square). The law is e_n = a n^b, a line in
+    logarithms by least squares (scipy's linregress), with Student's interval for b.
+
+    The points of a run follow each other and are no independent draws, so the interval says how well the law describes
+    this run, not how other runs will go; for that take exponents over seeds.
+
+    Args:
+        series: norms by edits so far (the index); the first is that before any edit, at 0. Without an index: evenly
+            spaced, n = 0, 1, ...
+        level: of the interval.
+
+    Returns:
+        exponent, exponent_low, exponent_high (b; the interval is NaN with two points, all are NaN with fewer);
+        scale (a, so that e_n = a n^b); law ("linear in sqrt(n)" or "linear in n" where the interval has only that
+        exponent in it, "power law" where it has neither, "undecided" where it has both or there is no interval, "none"
+        where nothing grew); r2 (of the line in logarithms), r2_sqrt, r2_linear (of e_n^2 against c n and c n^2: one
+        minus the squares left over those around the mean; negative where a constant is nearer); per_edit (growth of
+        the norm per edit over the whole series, relative to the first), per_edit_last (the same over the last quarter);
+        n (points fitted), excluded (points not finite, or with a norm no larger than the first).
+
+    Raises:
+        KetoolsError: fewer than two points, a first norm that is not positive and finite, edits that do not rise from 0.
+    """
+    if not 0 < level < 1:
+        raise KetoolsError(f"level={level}: expected a confidence between 0 and 1, such as 0.95")
+    norms, edits = _checked(series)
+    later, at = norms[1:], edits[1:]
+    with np.errstate(invalid="ignore", over="ignore"):
+        square = later**2 - norms[0] ** 2
+    good = np.isfinite(square) & (square > 64 * np.finfo(float).eps * norms[0] ** 2)
+    n, e = at[good], np.sqrt(square[good])
+    fitted = _power(n, e, level)
+    fitted |= {"r2_sqrt": _r2(e**2, n), "r2_linear": _r2(e**2, n**2)}
+    whole = np.isfinite(norms)
+    fitted |= {"per_edit": _slope(edits[whole], norms[whole], 0.0)}
+    fitted |= {"per_edit_last": _slope(edits[whole], norms[whole], 0.75)}
+    return pd.Series(fitted | {"n": int(good.sum()), "excluded": int((~good).sum())})
+
+
+def _checked(series: pd.Series | Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    norms = np.asarray(series, dtype=float)
+    edits = (
+        np.asarray(series.index, dtype=float) if isinstance(series, pd.Series) else np.arange(len(norms), dtype=float)
+    )
+    if len(norms) < 2:
+        raise KetoolsError(f"growth: got {len(norms)} points, expected the norm before any edit and at least one after")
+    if not (np.isfinite(norms[0]) and norms[0] > 0):
+        raise KetoolsError(f"growth: the first norm is {norms[0]}, expected that of the unedited matrix, above 0")
+    if edits[0] != 0 or not (np.diff(edits) > 0).all():
+        raise KetoolsError(
+            f"growth: edits {edits[0]:g}, {edits[1]:g}, ... expected numbers that rise from 0, the point before any edit"
+        )
+    return norms, edits
+
+
+def _power(n: np.ndarray, e: np.ndarray, level: float) -> dict[str, float | str]:
+    nothing = dict.fromkeys(("exponent", "exponent_low", "exponent_high", "scale", "r2"), float("nan"))
+    if len(n) < 2:
+        return nothing | {"law": "none" if len(n) == 0 else "undecided"}
+    line = stats.linregress(np.log(n), np.log(e))
+    low = high = float("nan")
+    if len(n) > 2:
+        half = float(stats.t.ppf(0.5 + level / 2, len(n) - 2)) * line.stderr
+        low, high = line.slope - half, line.slope + half
+    inside = [
+        law for law, exponent in LAWS.items() if low - 1e-9 <= exponent <= high + 1e-9
+    ]  # a perfect fit has no width
+    law = "undecided" if len(n) == 2 or len(inside) > 1 else inside[0] if inside else "power law"
+    found = {"exponent": line.slope, "exponent_low": low, "exponent_high": high, "scale": np.exp(line.intercept)}
+    return {name: float(value) for name, value in found.items()} | {"r2": float(line.rvalue**2), "law": law}
+
+
+def _r2(y: np.ndarray, x: np.ndarray) -> float:
+    around = float(((y - y.mean()) ** 2).sum()) if len(y) else 0.0
+    if len(y) < 2 or around == 0:
+        return float("nan")
+    return 1.0 - float(((y - x * (x @ y) / (x @ x)) ** 2).sum()) / around
+
+
+def _slope(edits: np.ndarray, norms: np.ndarray, since: float) -> float:
+    start = edits[0] + since * (edits[-1] - edits[0])
+    if edits[-1] <= start:
+        return float("nan")
+    return float((norms[-1] - np.interp(start, edits, norms)) / (edits[-1] - start) / norms[0])

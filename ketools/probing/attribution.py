@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ketools.errors import KetoolsError
-from ketools.model import EditableModel
-from ketools.probing.sublayers import SUBLAYERS, heard, heard_entering, scale
-from ketools.prompts import make_rows
+from ketools.models.model import EditableModel
+from ketools.models.sublayers import SUBLAYERS, heard, heard_entering, scale
+from ketools.models.tokens import make_rows
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # relative; half precision rounds at every layer
 

@@ -2,7 +2,7 @@
 
 In a window of layers the positions at which the answer is read (the prompt's last token and, for an answer of several
 tokens, those of the answer) may not attend to the subject's. If the answer's probability falls there, that is where it
-is extracted from the subject's state. All else is as in the clean run, which is computed once (ketools.replay): only
+is extracted from the subject's state. All else is as in the clean run, which is computed once (ketools.models.replay): only
 the reading positions run again, against the cache of everything before them.
 """
 
@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 
 from ketools.errors import KetoolsError
-from ketools.facts import Fact
-from ketools.model import EditableModel
-from ketools.packing import batches
-from ketools.prefix import tell_unshared
-from ketools.probing.cases import Case, known_cases, target_reads
-from ketools.replay import Frozen, freeze
+from ketools.facts.sets import Fact
+from ketools.models.model import EditableModel
+from ketools.models.replay import Frozen, freeze, tell_unshared
+from ketools.models.scoring import batches
+from ketools.probing.tracing import Case, known_cases, target_reads
 
 SOURCES = ("subject", "other")
 Progress = Callable[[int], None]

@@ -11,15 +11,14 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ketools.editing.covariance import Statistics, load_statistics
 from ketools.editing.editor import Editor
 from ketools.editing.methods import Method, method
-from ketools.editing.statistics import Statistics, load_statistics
 from ketools.errors import KetoolsError
 from ketools.evaluation.edits import evaluate, harmonic_mean
-from ketools.facts import Fact
-from ketools.model import EditableModel
-from ketools.probing.cases import known_cases, spread_of
-from ketools.probing.tracing import average, plan_of, trace_cases
+from ketools.facts.sets import Fact
+from ketools.models.model import EditableModel
+from ketools.probing.tracing import average, known_cases, plan_of, spread_of, trace_cases
 
 Progress = Callable[[int], None]
 _SCORES = {"ES": "efficacy_success", "PS": "paraphrase_success", "NS": "neighbourhood_success"}

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from ketools.errors import KetoolsError
-from ketools.model import EditableModel
-from ketools.packing import batches
-from ketools.probing.sublayers import heard, heard_entering
-from ketools.prompts import Row, make_rows, pad_right
+from ketools.models.model import EditableModel
+from ketools.models.scoring import batches
+from ketools.models.sublayers import heard, heard_entering
+from ketools.models.tokens import Row, make_rows, pad_right
 
 _LOGITS_AT_ONCE = 2**24  # entries of one block of logits: 64 MiB in float32
 _TOKENS_AT_ONCE = 4096

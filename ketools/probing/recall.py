@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from ketools.errors import KetoolsError
-from ketools.facts import Fact
-from ketools.model import EditableModel
-from ketools.prompts import make_rows
-from ketools.scoring import score_pairs
+from ketools.facts.sets import Fact
+from ketools.models.model import EditableModel
+from ketools.models.scoring import score_pairs
+from ketools.models.tokens import make_rows
 
 
 def top_tokens(model: EditableModel, prompt: str, k: int = 5) -> pd.DataFrame:

@@ -11,16 +11,25 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ketools.course.browser import pictures
-from ketools.course.findings import ends_of, last, number, percent
-from ketools.course.lines import EDITS, add_lines, describe, scale
-from ketools.course.style import LEFT, dress, label, plain, undressed, words
 from ketools.errors import KetoolsError
-from ketools.files import write_atomic
+from ketools.io import write_atomic
+from ketools.plots.drawers import EDITS, add_lines, describe, scale
+from ketools.plots.pictures import pictures
+from ketools.plots.style import (
+    LEFT,
+    dress,
+    ends_of,
+    label,
+    last,
+    number,
+    percent,
+    plain,
+    undressed,
+    words,
+)
+from ketools.report.figures import left_out, pooled, ranged
 from ketools.report.page import figure_table, page, table
-from ketools.report.seeds import left_out, pooled, ranged
-from ketools.runs.gather import Group
-from ketools.runs.names import listed
+from ketools.runs.records import Group, listed
 
 PANELS = {
     "norm_ratio": ("norm of the edited matrix (ratio)", ".2f"),
@@ -50,15 +59,15 @@ def headline(groups: Sequence[Group]) -> go.Figure:
     fig.update_yaxes(**scale(frame["norm_ratio"], 8.0), col=1)
     fig.update_xaxes(title=EDITS, rangemode="tozero")
     known = frame.dropna(subset=["unedited_kept"])
-    caption = f"{plain(groups[0].model)}; {_seeds(groups)}. ES: edits that win over the object they replaced."
+    caption = f"{plain(groups[0].model)}; {_seeds_headline(groups)}. ES: edits that win over the object they replaced."
     caption += left_out(frame, tuple(PANELS))
     text = " ".join(describe(frame.dropna(subset=[name]), name, said, number) for name, (said, _) in PANELS.items())
-    dress(fig, finding(known), caption, text)
+    dress(fig, _headline_finding(known), caption, text)
     said = words(fig)
     return _laid_out(ranged(fig, frame, tuple(PANELS)).update_layout(meta=said), len(groups))
 
 
-def _seeds(groups: Sequence[Group]) -> str:
+def _seeds_headline(groups: Sequence[Group]) -> str:
     """ "seed 0", "mean of seeds 0 and 1, their range behind it", or which methods have which."""
     methods: dict[tuple[int, ...], list[str]] = {}
     for group in groups:
@@ -91,7 +100,7 @@ def _laid_out(fig: go.Figure, methods: int) -> go.Figure:
     return fig.update_xaxes(title_standoff=6, nticks=4, tickformat=",d")
 
 
-def finding(frame: pd.DataFrame) -> str:
+def _headline_finding(frame: pd.DataFrame) -> str:
     """Who keeps most and who least of what was not edited, as one sentence; all who are close to either are named."""
     ends, span = last(frame, "unedited_kept")
     first, behind = (listed([label(m) for m in some]) for some in ends_of(ends))

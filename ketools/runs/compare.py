@@ -12,8 +12,7 @@ from scipy.stats import false_discovery_control
 from ketools.errors import KetoolsError
 from ketools.evaluation.edits import harmonic_mean
 from ketools.evaluation.forgetting import mcnemar
-from ketools.runs.gather import Group, Run, arrange
-from ketools.runs.names import listed
+from ketools.runs.records import Group, Run, arrange, listed
 
 SCORES = ("ES", "PS", "NS")
 MEASURES = (
@@ -30,7 +29,7 @@ def compare(runs: Sequence[Run], at: int | None = None) -> pd.DataFrame:
     """A row per run: what it had come to after `at` edits.
 
     Args:
-        runs: from `ketools.runs.gather.gather`.
+        runs: from `ketools.runs.records.gather`.
         at: a number of edits at which all of them were measured; None: the last such. A run that ended early, in an update
             that is not finite, stands as it was at its end if that came before; if it ended in its first batch, without
             measures.
@@ -78,7 +77,7 @@ def paired_tests(groups: Sequence[Group], column: str = "end_efficacy_success") 
     """McNemar's exact test between the methods, fact by fact, for each model and seed.
 
     Args:
-        groups: from `ketools.runs.gather.arrange`; that they can be compared is the caller's to see to (`comparable`).
+        groups: from `ketools.runs.records.arrange`; that they can be compared is the caller's to see to (`comparable`).
         column: of `RunRecord.facts`, a success of each fact.
 
     Returns:

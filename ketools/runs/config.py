@@ -3,16 +3,77 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ketools.errors import KetoolsError
+from ketools.errors import KetoolsError, named
+from ketools.facts.fact import UNKNOWN, Fact
+from ketools.facts.sets import FactSet
 
 if TYPE_CHECKING:
     from ketools.editing.methods import Method
+
+
+# Facts that contradict each other, before a run draws from them: the last one wins, or the run is refused.
+
+
+POLICIES = ("last wins", "refuse")
+
+
+class Settled(FactSet):
+    """Facts without contradictions; `left_out`: how many of those that were given had to go."""
+
+    __slots__ = ("left_out",)
+
+    def __init__(self, facts: Iterable[Fact], left_out: int) -> None:
+        super().__init__(facts)
+        self.left_out = left_out
+
+
+def settled(facts: FactSet, policy: str = POLICIES[0]) -> FactSet:
+    """`facts` without contradictions (FactSet.conflicts), in their order.
+
+    "last wins": of facts that ask for different objects of one thing (subject and relation, or prompt) those with another
+    object than the last one's are left out, with a warning, and the set says how many; "refuse": there may be none.
+
+    Raises:
+        KetoolsError: a contradiction with "refuse" (the first ones are named), or an unknown policy.
+    """
+    if policy not in POLICIES:
+        raise KetoolsError(f"conflicts={policy!r}: expected one of {', '.join(map(repr, POLICIES))}")
+    clashes = facts.conflicts()
+    if not clashes:
+        return facts
+    if policy == "refuse":
+        pairs = [f"{clash.first.id!r} and {clash.second.id!r}" for clash in clashes]
+        raise KetoolsError(
+            f"{len(clashes)} facts contradict earlier ones: {named(pairs, 3)} ({clashes[0]}); take them out, or let the last "
+            'one win (conflicts = "last wins")'
+        )
+    said: dict[tuple[str, ...], str] = {}  # one thing -> the object that its last fact asks for
+    kept: list[Fact] = []
+    gone: list[tuple[Fact, str]] = []  # with the object that stays
+    for fact in reversed(facts):
+        things = [(fact.text.lower(),)]
+        if fact.relation != UNKNOWN:
+            things.append((fact.subject.lower(), fact.relation))
+        if others := [said[thing] for thing in things if said.get(thing, fact.target_new) != fact.target_new]:
+            gone.append((fact, others[0]))
+        else:
+            kept.append(fact)
+            said |= dict.fromkeys(things, fact.target_new)
+    first, stays = gone[-1]
+    warnings.warn(
+        f"{len(gone):,} facts contradict later ones and are left out (the last one wins), first of them {first.id!r}: "
+        f"subject {first.subject!r}, relation {first.relation!r}, {stays!r} stays and {first.target_new!r} goes",
+        stacklevel=2,
+    )
+    return Settled(reversed(kept), len(gone))
+
 
 _WHOLE = ("edits", "batch", "checkpoint_every", "consolidate_every")
 _MOST = 2**32 - 1  # numpy takes no seed below 0; multiples of larger ones leave the 64 bits of torch's generators
@@ -25,7 +86,7 @@ class RunConfig:
 
     model: a pocket model, the folder of a model, or an id of the hub; facts: "world", a data set or a file; method:
     "encore", or a method with what is added to it, "memit+mpes" (`composed`); edits, batch, seed, checkpoint_every,
-    consolidate_every, conflicts: as in `ketools.runs.lifelong.lifelong`; out: the run's folder; statistics: file of the
+    consolidate_every, conflicts: as in `ketools.runs.run.lifelong`; out: the run's folder; statistics: file of the
     covariance (None: the model's own); device, dtype: of the model; settings: of the method (a table, [settings]);
     measures: what checkpoints measure and how much of it (a table, [measures]: `ketools.runs.panel.Sizes`).
     """
@@ -89,7 +150,6 @@ class RunConfig:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def _check(self) -> None:
-        from ketools.runs.settle import POLICIES
 
         for name in _WHOLE:
             if getattr(self, name) < 1:
@@ -121,7 +181,7 @@ def composed(name: str) -> Method:
     """The method of a name such as "encore", or "memit+mpes": a method, and what is changed in it.
 
     mpes: step 1 stops early (MPES); past: keys of earlier edits are protected; norm: lambda_n I; prune, rect, sphere, nas:
-    post-processing. `ketools.runs.names.variant` is the way back.
+    post-processing. `ketools.runs.records.variant` is the way back.
 
     Raises:
         KetoolsError: an unknown method or part, or a part that the method has no place for.
@@ -145,7 +205,7 @@ def composed(name: str) -> Method:
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
-    from ketools.editing.hyper import Hyper, check_value
+    from ketools.editing.methods import Hyper, check_value
 
     known_keys(settings, [each.name for each in fields(Hyper)], "setting")
     for name, value in settings.items():

@@ -12,16 +12,13 @@ from typing import Any
 import torch
 
 from ketools.editing import edit as stack
-from ketools.editing.edit import Edit
-from ketools.editing.state import SequentialState
-from ketools.editing.statistics import Statistics
-from ketools.editing.stored import Blocks
+from ketools.editing.covariance import Statistics
+from ketools.editing.edit import Blocks, Edit
+from ketools.editing.editor import SequentialState
 from ketools.errors import KetoolsError
-from ketools.files import finite, read_tensors
-from ketools.model import EditableModel
-from ketools.runs.sealed import Damaged, file_digest
-from ketools.runs.store import Store
-from ketools.runs.verify import Survey, cut, survey
+from ketools.io import finite, read_tensors
+from ketools.models.model import EditableModel
+from ketools.runs.store import Damaged, Store, Survey, cut, file_digest, survey
 
 # What is on disk was made with these: no --force can make it fit others.
 FIXED = ("kind", "model", "facts", "edits", "batch", "seed")

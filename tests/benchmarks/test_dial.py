@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 
 from benchmarks import dial
+from ketools.editing.covariance import load_statistics
 from ketools.editing.methods import ENCORE
-from ketools.editing.statistics import load_statistics
-from ketools.model import load
+from ketools.models.model import load
 
 
 def test_knobs_stand_around_the_models_own_settings():

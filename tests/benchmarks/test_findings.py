@@ -22,10 +22,10 @@ from benchmarks.verdicts import (
     student,
     verdict,
 )
-from ketools.editing.statistics import Statistics
-from ketools.model import load
-from ketools.runs.gather import Run
+from ketools.editing.covariance import Statistics
+from ketools.models.model import load
 from ketools.runs.panel import Panel, Sizes
+from ketools.runs.records import Run
 from tests.conftest import SENTENCES
 from tests.runs.fakes import fake_record
 from tests.small_world import small_facts

@@ -6,10 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import lifelong
-from ketools.editing.hyper import scaled
+from ketools.editing.methods import scaled
 from ketools.runs.config import composed
-from ketools.runs.names import variant
-from ketools.runs.provenance import plain
+from ketools.runs.records import plain, variant
 from tests.runs.fakes import fake_run
 
 ROOT = Path(lifelong.__file__).parents[1]

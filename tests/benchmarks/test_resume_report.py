@@ -3,8 +3,8 @@
 import pytest
 
 from benchmarks import report, resume
-from ketools.course.browser import chromium
 from ketools.errors import KetoolsError
+from ketools.plots.pictures import chromium
 from ketools.runs.store import Store
 
 

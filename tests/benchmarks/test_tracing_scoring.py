@@ -5,9 +5,7 @@ import json
 import pytest
 
 from benchmarks import scoring, tracing
-from ketools.probing.cases import make_cases
-from ketools.probing.restoring import KINDS
-from ketools.probing.tracing import plan_of
+from ketools.probing.tracing import KINDS, make_cases, plan_of
 from tests.small_world import small_facts
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from ketools import KetoolsError
-from ketools.course.exercises import Exercise, Property, Wrong, WrongAnswer
+from ketools.course.claims import Exercise, Property, Wrong, WrongAnswer
 
 DOUBLE = Exercise(
     "Double it", "easy", 1,

@@ -3,7 +3,7 @@
 import pytest
 
 from ketools import KetoolsError
-from ketools.course.guesses import predict
+from ketools.course.claims import predict
 
 
 def ask(guess=None):

@@ -6,14 +6,14 @@ import torch
 
 from ketools.course.lessons import keys, nb01, nb02, nb03
 from ketools.course.lessons.points import kind_points
-from ketools.course.style import words
 from ketools.editing.edit import edited
-from ketools.editing.updates import Protection, least_squares
+from ketools.editing.update import Protection, least_squares
 from ketools.errors import KetoolsError
+from ketools.models.replay import read_last
+from ketools.plots.style import words
 from ketools.probing.lens import lens, lens_trace
 from ketools.probing.recall import answers
-from ketools.replay import read_last
-from tests.course.figures import known_facts
+from tests.plots.figures import known_facts
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}
 

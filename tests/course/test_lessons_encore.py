@@ -7,8 +7,8 @@ import torch
 
 import ketools as ke
 from ketools.course.lessons import nb09, nb10, nb11
-from ketools.editing.updates import Protection, least_squares
-from ketools.runs.grid import keep
+from ketools.editing.update import Protection, least_squares
+from ketools.runs.sweep import keep
 from tests.course.test_widgets_dial import made_up_grid
 
 

@@ -6,8 +6,7 @@ import pandas as pd
 import pytest
 
 from ketools.course.lessons import nb10
-from ketools.runs.gather import gather
-from ketools.runs.light import pack
+from ketools.runs.records import gather, pack
 from tests.runs.fakes import fake_record, fake_run
 
 LAB = SimpleNamespace(model=SimpleNamespace(fingerprint="pocket-fingerprint"), seed=0)

@@ -7,9 +7,9 @@ import torch
 
 from ketools.course.lessons import nb04, nb05, trades
 from ketools.course.lessons.keys import moved
-from ketools.course.style import words
-from ketools.editing.updates import Protection, least_squares, null_space
-from ketools.norms.alignment import KeyBasis
+from ketools.editing.update import Protection, least_squares, null_space
+from ketools.norms.drift import KeyBasis
+from ketools.plots.style import words
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 
 from ketools import KetoolsError
 from ketools.course.lessons import nb00, nb01, trades
-from ketools.course.style import words
+from ketools.plots.style import words
 
 
 def drawn(view):

@@ -9,7 +9,7 @@ import torch
 
 import ketools as ke
 from ketools.course import check_claim, mode, setup
-from ketools.editing.statistics import Statistics
+from ketools.editing.covariance import Statistics
 
 FULL = """
 [model]

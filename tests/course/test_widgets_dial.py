@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from ketools import KetoolsError
-from ketools.course.style import words
 from ketools.course.widgets import EncoreDial
 from ketools.course.widgets.dial import MEASURES
-from ketools.runs.grid import ALL_STEPS
+from ketools.plots.style import words
+from ketools.runs.sweep import ALL_STEPS
 
 WEIGHTS, STEPS = (0.0, 10.0, 40.0), (0, 2, ALL_STEPS)
 

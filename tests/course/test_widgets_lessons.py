@@ -9,13 +9,13 @@ import pytest
 from ketools import KetoolsError
 from ketools.course.lessons import nb08, nb11
 from ketools.course.lessons.sequence import Sequence
-from ketools.course.style import words
 from ketools.course.widgets import SpectrumScrubber
 from ketools.editing.edit import Edit
 from ketools.evaluation.edits import evaluate
-from ketools.facts import FactSet
+from ketools.facts.sets import FactSet
 from ketools.norms.spectra import singular_values
-from ketools.runs.demo import fresh
+from ketools.plots.style import words
+from ketools.runs.sweep import fresh
 
 METHODS, EDITS = ("memit", "encore"), (0, 20, 40)
 

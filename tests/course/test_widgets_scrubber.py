@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 
 from ketools import KetoolsError
-from ketools.course.style import words
 from ketools.course.widgets import LifelongScrubber
-from tests.course.sample import record, records
+from ketools.plots.style import words
+from tests.plots.sample import record, records
 
 
 def measured(runs):

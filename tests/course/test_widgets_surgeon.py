@@ -9,11 +9,11 @@ import torch
 
 import ketools.course.widgets.surgeon as module
 from ketools import KetoolsError
-from ketools.course.style import words
 from ketools.course.widgets import FactSurgeon
+from ketools.editing.covariance import Statistics
 from ketools.editing.editor import Editor
-from ketools.editing.statistics import Statistics
 from ketools.norms.weights import norms
+from ketools.plots.style import words
 from ketools.probing.recall import answers, surroundings, top_tokens
 from tests.small_world import small_facts
 

@@ -4,11 +4,10 @@ import pandas as pd
 import pytest
 
 from ketools import KetoolsError
-from ketools.course.style import words
 from ketools.course.widgets import TraceExplorer
-from ketools.probing.cases import ROLES
+from ketools.plots.style import words
 from ketools.probing.recall import answers
-from ketools.probing.tracing import average, trace
+from ketools.probing.tracing import ROLES, average, trace
 
 KINDS = ("hidden", "mlp")
 

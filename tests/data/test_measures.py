@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ketools.paths import data_root
+from ketools.io import data_root
 
 LEAST = {
     "trained templates": 0.98,

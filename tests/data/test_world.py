@@ -11,7 +11,7 @@ from tokenizer import build_tokenizer
 from world import WORLD, build, world_records
 
 from ketools import facts as read_facts
-from ketools.paths import data_root
+from ketools.io import data_root
 
 
 def _lines(name: str) -> list[dict]:

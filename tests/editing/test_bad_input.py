@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from ketools import Editor, Fact, KetoolsError
-from ketools.editing import batch, descent
+from ketools.editing import editor as batch
+from ketools.editing import targets as descent
+from ketools.editing.covariance import Statistics
 from ketools.editing.methods import ALL, FT, LORA, MEMIT, FineTune
 from ketools.editing.postprocess import Prune, Rect
-from ketools.editing.statistics import Statistics
 from ketools.errors import NotFinite
-from ketools.scoring import target_logprobs
+from ketools.models.scoring import target_logprobs
 
 SETTINGS = {"clamp_norm_factor": 4.0, "lambda_p": 0.05, "lambda_n": 0.01, "steps": 6, "l2": 0.01}
 CLOSED = [m for m in ALL if not isinstance(m.update, FineTune)]
@@ -238,9 +239,9 @@ def test_fine_tuning_is_left_to_its_module(tiny_gpt2, tiny_facts, monkeypatch, h
         d_model, d_mlp = model.weight(1).shape
         return {1: (torch.ones(d_model, 1), torch.ones(d_mlp, 1))}, {"steps": [7, 7], "p_target": [0.5, 0.6]}
 
-    stub = types.ModuleType("ketools.editing.finetune")
+    stub = types.ModuleType("ketools.editing.baselines")
     stub.fine_tune = fine_tune
-    monkeypatch.setitem(sys.modules, "ketools.editing.finetune", stub)
+    monkeypatch.setitem(sys.modules, "ketools.editing.baselines", stub)
     it = Editor(tiny_gpt2, how, layers=[1], seed=4)  # asks for no statistics
     before = bits(tiny_gpt2)
     edit = it.apply(tiny_facts[:2])

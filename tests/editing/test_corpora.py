@@ -9,12 +9,9 @@ import pytest
 import torch
 
 from ketools import KetoolsError
-from ketools.editing import moments
-from ketools.editing.convergence import convergence
-from ketools.editing.corpora import corpus
+from ketools.editing import covariance as moments
+from ketools.editing.covariance import Statistics, convergence, corpus, import_moments
 from ketools.editing.editor import Editor
-from ketools.editing.published import import_moments
-from ketools.editing.statistics import Statistics
 from tests.conftest import SENTENCES
 
 

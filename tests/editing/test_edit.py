@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 from ketools import KetoolsError, load
 from ketools.editing import edit as stack
 from ketools.editing.edit import Edit, edited
-from ketools.files import write_tensors
+from ketools.io import write_tensors
 
 
 def made(model, layers, rank=3, seed=0, **record):

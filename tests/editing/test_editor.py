@@ -8,12 +8,11 @@ import torch
 import ketools as ke
 from ketools import Fact, KetoolsError
 from ketools.editing import edit as stack
+from ketools.editing.covariance import Statistics
 from ketools.editing.edit import Edit, edited
-from ketools.editing.editor import Editor
+from ketools.editing.editor import Editor, SequentialState
 from ketools.editing.methods import ALL, MEMIT, MPES
-from ketools.editing.state import SequentialState
-from ketools.editing.statistics import Statistics
-from ketools.scoring import target_logprobs
+from ketools.models.scoring import target_logprobs
 from tests.conftest import SENTENCES
 
 PREFIXES = ["The tower of Vell", "Therefore you sang because"]

@@ -6,11 +6,10 @@ import torch
 from ketools import load
 from ketools.editing import keys as reading
 from ketools.editing import targets
-from ketools.editing.checks import checked_rows
-from ketools.editing.contexts import contexts_of
+from ketools.editing.contexts import checked_rows, contexts_of
 from ketools.editing.keys import before_norm, keys_and_states
+from tests.models.test_architectures import KINDS, WINDOWED, network
 from tests.saying import said_once
-from tests.test_architectures import KINDS, WINDOWED, network
 
 CONTEXTS = contexts_of(["You sang", "The tower of Vell lives"])
 

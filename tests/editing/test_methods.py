@@ -11,7 +11,6 @@ import pytest
 import ketools as ke
 from ketools import KetoolsError
 from ketools.editing import methods as known
-from ketools.editing.hyper import Hyper
 from ketools.editing.methods import (
     ALL,
     ALPHAEDIT,
@@ -25,6 +24,7 @@ from ketools.editing.methods import (
     ROME,
     ULTRAEDIT,
     FixedSteps,
+    Hyper,
     Rect,
     method,
 )

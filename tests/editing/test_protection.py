@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ketools.editing.updates import Protection, least_squares, null_space
+from ketools.editing.update import Protection, least_squares, null_space
 from tests.editing.test_updates import problem, product, seeds
 
 

@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from ketools import KetoolsError, load
+from ketools.editing.covariance import Statistics
 from ketools.editing.edit import Edit
-from ketools.editing.editor import Editor
-from ketools.editing.state import SequentialState
-from ketools.editing.statistics import Statistics
-from ketools.files import write_tensors
+from ketools.editing.editor import Editor, SequentialState
+from ketools.io import write_tensors
 from tests.conftest import SENTENCES
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from ketools import Edit, KetoolsError, edited
-from ketools.editing import moments
-from ketools.editing.statistics import Statistics, default_tokens, load_statistics
-from ketools.editing.updates import cholesky
+from ketools.editing import covariance as moments
+from ketools.editing.covariance import Statistics, default_tokens, load_statistics
+from ketools.editing.update import cholesky
 from ketools.errors import NotFinite
 from tests.conftest import SENTENCES
 

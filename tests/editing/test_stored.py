@@ -6,11 +6,9 @@ import pytest
 import torch
 
 from ketools import KetoolsError
-from ketools.editing.edit import Edit, edited
-from ketools.editing.editor import Editor
-from ketools.editing.state import SequentialState
-from ketools.editing.statistics import Statistics
-from ketools.editing.stored import Blocks, StoredBlock
+from ketools.editing.covariance import Statistics
+from ketools.editing.edit import Blocks, Edit, StoredBlock, edited
+from ketools.editing.editor import Editor, SequentialState
 from tests.editing.test_edit import made
 from tests.small_world import small_facts
 

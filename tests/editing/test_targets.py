@@ -6,17 +6,17 @@ import pytest
 import torch
 
 from ketools import load
-from ketools.editing import descent, targets
-from ketools.editing.descent import Descent
+from ketools.editing import targets
+from ketools.editing import targets as descent
+from ketools.editing.contexts import fact_rows
 from ketools.editing.methods import MPES, FixedSteps, Hyper, ProbabilityThreshold, method
-from ketools.editing.rows import fact_rows
-from ketools.editing.targets import compute_targets
+from ketools.editing.targets import Descent, compute_targets
 from ketools.errors import KetoolsError
-from ketools.model import EditableModel
-from ketools.scoring import target_logprobs
-from tests.reference.plain_targets import plain_target
+from ketools.models.model import EditableModel
+from ketools.models.scoring import target_logprobs
+from ketools.reference.targets import plain_target
+from tests.models.test_architectures import KINDS, WINDOWED, network
 from tests.saying import said_once
-from tests.test_architectures import KINDS, WINDOWED, network
 
 CONTEXTS = ["", "The tower of Vell. ", "Therefore you sang because. ", "I. "]
 HYPER = Hyper(layers=(0, 1), lr=0.5, steps=15, clamp_norm_factor=4.0)
@@ -200,7 +200,7 @@ def test_delta_stays_in_the_ball(tiny_model, tiny_facts):
 
 @pytest.mark.parametrize("direction", ["reference", "edited"])
 def test_fused_losses_are_those_of_autograd(tiny_model, direction, monkeypatch):
-    from ketools.editing import readout
+    from ketools.models import scoring as readout
 
     monkeypatch.setitem(readout._ENTRIES, "cpu", 1000)  # several blocks
     model = tiny_model

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ketools import Editor, KetoolsError
-from ketools.editing.rows import fact_rows
-from ketools.editing.state import SequentialState
-from ketools.editing.ultraedit import joined, moments, read_features, shift
-from ketools.scoring import target_logprobs
+from ketools.editing.baselines import joined, moments, read_features, shift
+from ketools.editing.contexts import fact_rows
+from ketools.editing.editor import SequentialState
+from ketools.models.scoring import target_logprobs
 
 seeds = st.integers(0, 2**31)
 LAYERS = (1, 3)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ketools import KetoolsError
-from ketools.editing.updates import Protection, constrained, least_squares, null_space
+from ketools.editing.update import Protection, constrained, least_squares, null_space
 from ketools.errors import NotFinite
 
 

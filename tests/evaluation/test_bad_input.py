@@ -7,16 +7,16 @@ import pytest
 from ketools import KetoolsError
 from ketools.evaluation.downstream import downstream, perplexity
 from ketools.evaluation.edits import evaluate, recall
+from ketools.evaluation.forgetting import two_hop
 from ketools.evaluation.generation import answers, continuations
 from ketools.evaluation.overfitting import natural_probabilities, spill
-from ketools.evaluation.ripple import two_hop
-from ketools.facts import Locality, TwoHop
+from ketools.facts.sets import Locality, TwoHop
 from ketools.norms.drift import activation_norms, drift, hidden_states
-from ketools.norms.sample import subject_sample, text_sample
+from ketools.norms.residual import subject_sample, text_sample
 from ketools.probing import recall as asked
 from ketools.probing.attribution import contributions
 from ketools.probing.lens import lens
-from tests.test_prompts import fact
+from tests.models.test_prompts import fact
 
 LONG = "Ada " * 200
 FAR = fact(f"{LONG}{{}} lives in", "Bo Tarn")

@@ -13,7 +13,7 @@ from sklearn.metrics import f1_score
 from ketools import KetoolsError
 from ketools.evaluation.downstream import _task, downstream, load_heldout, load_tasks, perplexity, sample_tasks
 from ketools.evaluation.overfitting import edited_probability, natural_probability, overfit
-from ketools.scoring import choice_logprobs, score_pairs
+from ketools.models.scoring import choice_logprobs, score_pairs
 
 
 def items(n: int = 12) -> pd.DataFrame:

@@ -9,8 +9,8 @@ import torch
 import ketools.evaluation.edits as edits
 from ketools import Fact, FactSet, KetoolsError
 from ketools.evaluation.edits import KINDS, evaluate, harmonic_mean, recall, summary
-from ketools.facts import Locality, TwoHop
-from tests.reference.plain_scores import plain_score
+from ketools.facts.sets import Locality, TwoHop
+from ketools.reference.score import plain_score
 
 
 def fact(**changes) -> Fact:

@@ -21,8 +21,8 @@ from ketools.evaluation.generation import (
     references_of,
     vectorizer,
 )
-from ketools.prompts import make_rows
-from ketools.scoring import target_logprobs
+from ketools.models.scoring import target_logprobs
+from ketools.models.tokens import make_rows
 
 
 def plain_greedy(model, prompt, tokens):

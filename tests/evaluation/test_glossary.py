@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from ketools import Edit, KetoolsError
-from ketools.editing.hyper import Hyper
-from ketools.editing.methods import FixedSteps
-from ketools.editing.statistics import Statistics
+from ketools.editing.covariance import Statistics
+from ketools.editing.methods import FixedSteps, Hyper
 from ketools.editing.targets import compute_targets
-from ketools.evaluation import downstream, edits, forgetting, generation, harness, overfitting, ripple
-from ketools.evaluation.glossary import (
+from ketools.evaluation import downstream, edits, forgetting, generation, overfitting
+from ketools.evaluation import downstream as harness
+from ketools.evaluation import forgetting as ripple
+from ketools.evaluation.metrics import (
     BETTER,
     entries,
     hover_text,
@@ -23,8 +24,12 @@ from ketools.evaluation.glossary import (
     table_names,
     to_frame,
 )
-from ketools.facts import Locality, TwoHop
-from ketools.norms import alignment, drift, growth, residual, sample, spectra, targets, weights
+from ketools.facts.sets import Locality, TwoHop
+from ketools.norms import drift, residual, spectra, weights
+from ketools.norms import drift as alignment
+from ketools.norms import drift as targets
+from ketools.norms import residual as sample
+from ketools.norms import weights as growth
 from ketools.probing import attribution, knockout, layers, lens, recall, tracing
 from tests.conftest import SENTENCES
 

@@ -11,10 +11,9 @@ import torch
 from sklearn.metrics import f1_score
 
 from ketools import Edit, KetoolsError
-from ketools.evaluation import harness as module
-from ketools.evaluation.downstream import load_tasks
-from ketools.evaluation.harness import PRESETS, harness, task_names
-from tests.reference.plain_scores import plain_score
+from ketools.evaluation import downstream as module
+from ketools.evaluation.downstream import PRESETS, harness, load_tasks, task_names
+from ketools.reference.score import plain_score
 
 needs = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed (extra eval)")
 

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import ketools.evaluation.ripple as module
 from ketools import Fact, KetoolsError
-from ketools.evaluation.ripple import ripple, two_hop
-from ketools.facts import TwoHop
+from ketools.evaluation import forgetting as module
+from ketools.evaluation.forgetting import ripple, two_hop
+from ketools.facts.sets import TwoHop
 
 
 def fact(id, *hops):

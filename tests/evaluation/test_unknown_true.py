@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 
 from ketools.evaluation.edits import evaluate, summary
-from ketools.evaluation.glossary import missing
+from ketools.evaluation.metrics import missing
 
 
 def test_unknown(tiny_gpt2, tiny_facts):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ketools import KetoolsError
-from ketools.norms.growth import growth
+from ketools.norms.weights import growth
 
 EDITS = np.arange(0, 1001, 50)
 

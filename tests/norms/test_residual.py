@@ -10,8 +10,17 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from ketools import Edit, Fact, KetoolsError, load
 from ketools.norms import residual
 from ketools.norms.drift import activation_norms, drift, drift_components, drift_points, hidden_states
-from ketools.norms.residual import before_and_now, check_sums, contributions, contributions_and_states, edited_share
-from ketools.norms.sample import Sample, subject_sample, text_sample, unedited
+from ketools.norms.residual import (
+    Sample,
+    before_and_now,
+    check_sums,
+    contributions,
+    contributions_and_states,
+    edited_share,
+    subject_sample,
+    text_sample,
+    unedited,
+)
 from ketools.norms.weights import norms
 from tests.conftest import SENTENCES
 

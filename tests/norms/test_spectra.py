@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ketools import KetoolsError
+from ketools.editing.covariance import Statistics
 from ketools.editing.edit import Edit
-from ketools.editing.statistics import Statistics
-from ketools.editing.updates import null_space
+from ketools.editing.update import null_space
 from ketools.norms import spectra
-from ketools.norms.alignment import alignment, key_bases
+from ketools.norms.drift import alignment, key_bases
 from ketools.norms.spectra import (
     accumulated,
     shape_of,

@@ -11,10 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import norms as benchmark
 from ketools.norms import spectra
-from ketools.norms.alignment import KeyBasis, alignment
-from ketools.norms.drift import activation_norms, drift, drift_components, hidden_states
-from ketools.norms.residual import contributions_and_states
-from ketools.norms.sample import text_sample
+from ketools.norms.drift import KeyBasis, activation_norms, alignment, drift, drift_components, hidden_states
+from ketools.norms.residual import contributions_and_states, text_sample
 from ketools.norms.spectra import accumulated, update_spectra
 from ketools.norms.weights import frobenius, norms
 from tests.conftest import SENTENCES

@@ -8,7 +8,7 @@ import torch
 from ketools import Edit, KetoolsError
 from ketools.editing.methods import MPES, FixedSteps, Hyper
 from ketools.editing.targets import Targets, compute_targets
-from ketools.norms.targets import against_natural, natural_norms, overfitting_curve, per_fact, summary, trace
+from ketools.norms.drift import against_natural, natural_norms, overfitting_curve, per_fact, summary, trace
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from ketools import KetoolsError
-from ketools.course import cells
-from ketools.course.browser import chromium, headless
+from ketools.course import build as cells
+from ketools.plots.pictures import chromium, headless
 from tests.notebooks.driving import DRIVES
 
 ROOT = Path(__file__).resolve().parents[2]

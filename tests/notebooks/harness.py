@@ -18,8 +18,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbformat.v4 import new_code_cell
 
-from ketools.course import cells
-from ketools.files import write_atomic
+from ketools.course import build as cells
+from ketools.io import write_atomic
 from tests.notebooks.mutations import MUTATIONS, Mutation
 
 ROOT = Path(__file__).resolve().parents[2]

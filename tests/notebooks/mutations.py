@@ -65,7 +65,7 @@ def _sign():
 
         return negative
 
-    return [patch(f"ketools.editing.updates:{name}", make) for name in ("least_squares", "constrained")]
+    return [patch(f"ketools.editing.update:{name}", make) for name in ("least_squares", "constrained")]
 
 
 def _covariance():
@@ -87,7 +87,7 @@ def _covariance():
 
 def _past_keys():
     return [
-        patch(f"ketools.editing.updates:Protection.{name}", lambda old: lambda self, *_: None)
+        patch(f"ketools.editing.update:Protection.{name}", lambda old: lambda self, *_: None)
         for name in ("add", "drop")
     ]
 
@@ -95,7 +95,7 @@ def _past_keys():
 def _no_penalty():
     return [
         patch(
-            "ketools.editing.hyper:Hyper.value",
+            "ketools.editing.methods:Hyper.value",
             lambda old: lambda self, name, unit: 0.0 if name == "lambda_n" else old(self, name, unit),
         )
     ]
@@ -110,7 +110,7 @@ def _mpes_never():
 
         return init
 
-    return [patch("ketools.editing.descent:Descent.__init__", make)]
+    return [patch("ketools.editing.targets:Descent.__init__", make)]
 
 
 def _mpes_at_once():
@@ -123,7 +123,7 @@ def _mpes_at_once():
 
         return stops
 
-    return [patch("ketools.editing.descent:Descent._stops", make)]
+    return [patch("ketools.editing.targets:Descent._stops", make)]
 
 
 def _wrong_layer():
@@ -208,11 +208,11 @@ def _wrong_restored():
     def named(old):
         return lambda self, position: old(self, max(0, position - 1) if position > self.first else position)
 
-    return [patch("ketools.probing.restoring:places_of", make), patch("ketools.probing.cases:Case.role", named)]
+    return [patch("ketools.probing.tracing:places_of", make), patch("ketools.probing.tracing:Case.role", named)]
 
 
 def _unedited():
-    from ketools.norms.sample import unedited
+    from ketools.norms.residual import unedited
 
     def make(old):
         def scored(model, *args, **settings):
@@ -221,7 +221,7 @@ def _unedited():
 
         return scored
 
-    return [patch("ketools.scoring:target_logprobs", make)]
+    return [patch("ketools.models.scoring:target_logprobs", make)]
 
 
 def _wrong_prompt():
@@ -243,12 +243,12 @@ def _wrong_prompt():
 
         return right
 
-    return [patch("ketools.scoring:target_logprobs", scored), patch("ketools.course.mode:Lab.known", known)]
+    return [patch("ketools.models.scoring:target_logprobs", scored), patch("ketools.course.mode:Lab.known", known)]
 
 
 def _no_projection():
     return [
-        patch("ketools.editing.updates:null_space", lambda old: lambda c, *_: torch.eye(len(c), dtype=torch.float64))
+        patch("ketools.editing.update:null_space", lambda old: lambda c, *_: torch.eye(len(c), dtype=torch.float64))
     ]
 
 
@@ -256,7 +256,7 @@ def _slack():
     def make(old):
         return lambda protection, keys, residuals, slack=1.0: old(protection, keys, residuals, 1.0)
 
-    return [patch("ketools.editing.updates:least_squares", make)]
+    return [patch("ketools.editing.update:least_squares", make)]
 
 
 _SURVIVE, _HELD = "earlier edits survive with past keys", "past keys hold earlier edits"

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from ketools.course import cells
-from ketools.course.exercises import Exercise
+from ketools.course import build as cells
+from ketools.course.claims import Exercise
 from ketools.errors import KetoolsError
 
 EXPECTED = (

@@ -8,8 +8,11 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from ketools import KetoolsError
-from ketools.course import cells, site, storing, timetable
-from ketools.course.student import student, write_students
+from ketools.course import build as cells
+from ketools.course import build as site
+from ketools.course import build as storing
+from ketools.course import build as timetable
+from ketools.course.build import student, write_students
 
 HEAD = "# Try it\n\n**You will be able to**\n\n1. add $a_1 + b_1$;\n2. draw.\n\n**Time**: 5 minutes\n\nSee [data](../data/x.md) and [next](01_more.ipynb)."
 DRAW = """import plotly.graph_objects as go

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ketools.course import cells, setup
-from ketools.course.exercises import Exercise, WrongAnswer
-from ketools.course.student import student
+from ketools.course import build as cells
+from ketools.course import setup
+from ketools.course.build import student
+from ketools.course.claims import Exercise, WrongAnswer
 from tests.notebooks.rules import declared_exercises
 
 ROOT = Path(__file__).resolve().parents[2]

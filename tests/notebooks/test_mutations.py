@@ -11,13 +11,14 @@ import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from ketools import Editor
+from ketools.editing.covariance import Statistics
 from ketools.editing.edit import edited
 from ketools.editing.methods import EMMET, ENCORE, MPES, SEQUENTIAL_MEMIT
-from ketools.editing.statistics import Statistics
 from ketools.evaluation.edits import evaluate
-from ketools.model import fingerprint_of
+from ketools.models.model import fingerprint_of
 from ketools.norms import weights
-from ketools.probing import cases, tracing
+from ketools.probing import tracing
+from ketools.probing import tracing as cases
 from ketools.probing.recall import answers
 from tests.notebooks import harness, rules
 from tests.notebooks.mutations import MUTATIONS, broken
@@ -100,7 +101,7 @@ def test_a_mutation_changes_what_it_says_and_goes(name, tiny_gpt2, tiny_facts, r
     def fresh():
         from copy import deepcopy
 
-        from ketools.model import load
+        from ketools.models.model import load
 
         return load(deepcopy(request.getfixturevalue("trained_gpt2")), tokenizer=tiny_gpt2.tokenizer)
 

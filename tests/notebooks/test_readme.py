@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from ketools.course import cells, timetable
+from ketools.course import build as cells
+from ketools.course import build as timetable
 from tests.notebooks import rules
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"

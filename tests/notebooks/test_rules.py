@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ketools.course import cells
+from ketools.course import build as cells
 from tests.notebooks import rules
 from tests.notebooks.mutations import MUTATIONS
 

@@ -10,10 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from ketools.course import cells, check_claim, plots, predict
+from ketools.course import build as cells
+from ketools.course import check_claim, predict
 from ketools.course.lessons import nb10
-from ketools.course.style import words
-from ketools.runs.light import pack
+from ketools.plots import figures as plots
+from ketools.plots.style import words
+from ketools.runs.records import pack
 from tests.runs.fakes import fake_run
 
 PATH = Path(__file__).resolve().parents[2] / "notebooks" / "10_ten_thousand_edits.ipynb"

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 import ketools as ke
-from ketools.course import cells, setup, storing
+from ketools.course import build as cells
+from ketools.course import build as storing
+from ketools.course import setup
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = cells.notebooks(ROOT / "notebooks")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ketools import Fact
-from ketools.scoring import score_pairs
+from ketools.models.scoring import score_pairs
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import torch
 
 from ketools import KetoolsError, load
 from ketools.probing.attribution import attribute, contributions
-from tests.test_architectures import KINDS, network
+from tests.models.test_architectures import KINDS, network
 
 PROMPT = "The mother tongue of Bo Tarn is"
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from ketools import Fact, KetoolsError, load
-from ketools.probing.cases import make_cases
 from ketools.probing.knockout import SOURCES, knockout, knockout_cases
-from tests.reference import plain_tracing
+from ketools.probing.tracing import make_cases
+from ketools.reference import tracing as plain_tracing
+from tests.models.test_architectures import KINDS, WINDOWED, network
 from tests.saying import said_once
-from tests.test_architectures import KINDS, WINDOWED, network
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

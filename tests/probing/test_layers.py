@@ -7,7 +7,7 @@ import torch
 
 from ketools import Fact, KetoolsError
 from ketools.probing.layers import _chosen, suggest
-from tests.test_architectures import statistics_of
+from tests.models.test_architectures import statistics_of
 
 FAST = {"steps": 3, "prefix_count": 1, "prefix_tokens": 2}
 

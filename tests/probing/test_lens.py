@@ -5,7 +5,7 @@ import torch
 
 from ketools import KetoolsError, load
 from ketools.probing.lens import lens, lens_trace
-from tests.test_architectures import KINDS, network
+from tests.models.test_architectures import KINDS, network
 
 PROMPTS = ["The mother tongue of Bo Tarn is", "Ada Lorn was born in", "You may visit the home of Tovar Istin in"]
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ketools.errors import KetoolsError
-from ketools.facts import Fact
-from ketools.model import EditableModel
+from ketools.facts.sets import Fact
+from ketools.models.model import EditableModel
 from ketools.probing.recall import answers, complete, recalled, surroundings, top_tokens
 
 

@@ -6,12 +6,11 @@ import pytest
 import torch
 
 from ketools import Fact, KetoolsError, load
-from ketools.probing.cases import make_cases, noise_of, spread_of
-from ketools.probing.tracing import KINDS, average, plan_of, trace, trace_cases
-from tests.reference import plain_tracing
+from ketools.probing.tracing import KINDS, average, make_cases, noise_of, plan_of, spread_of, trace, trace_cases
+from ketools.reference import tracing as plain_tracing
+from tests.models.test_architectures import KINDS as ARCHITECTURES
+from tests.models.test_architectures import WINDOWED, network
 from tests.saying import said_once
-from tests.test_architectures import KINDS as ARCHITECTURES
-from tests.test_architectures import WINDOWED, network
 
 
 def plan(model, noise=1.0, at="each", kinds=KINDS, layers=None, samples=1, window=2):

@@ -7,12 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ketools.course.style import words
-from ketools.report.figures import CHARTS
+from ketools.plots.style import words
+from ketools.report.figures import CHARTS, pooled
 from ketools.report.headline import headline
-from ketools.report.sections import at_the_end
-from ketools.report.seeds import pooled
-from ketools.runs.gather import arrange
+from ketools.report.page import at_the_end
+from ketools.runs.records import arrange
 from tests.report.test_sets import groups
 from tests.runs.fakes import fake_record
 

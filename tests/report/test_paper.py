@@ -2,9 +2,9 @@
 
 import math
 
-from ketools.report.paper import beside_paper, order, overfitting
-from ketools.report.write import write_report
-from tests.course.sample import records
+from ketools.report.page import write_report
+from ketools.report.verdicts import beside_paper, order, overfitting
+from tests.plots.sample import records
 
 
 def test_overfitting_is_told_as_there_or_not():

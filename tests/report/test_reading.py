@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ketools.course.findings import ends_of
-from ketools.report.reading import damage, reading
+from ketools.plots.style import ends_of
+from ketools.report.verdicts import damage, reading
 from ketools.runs.compare import MEASURES
 
 

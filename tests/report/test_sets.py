@@ -12,15 +12,21 @@ import pytest
 from typer.testing import CliRunner
 
 from ketools import KetoolsError, cli
-from ketools.course.style import words
 from ketools.editing.methods import EMMET, MEMIT, MPES, SEQUENTIAL_MEMIT, LeastSquares
-from ketools.report.capacity import bends, capacity, capacity_curve, places
-from ketools.report.figures import CHARTS
+from ketools.plots.style import words
+from ketools.report.figures import (
+    CHARTS,
+    bends,
+    capacity,
+    capacity_curve,
+    places,
+    pooled,
+    thinned,
+)
 from ketools.report.headline import headline, write_headline
-from ketools.report.seeds import pooled, thinned
-from ketools.report.write import write_report
-from ketools.runs.gather import Run, arrange
-from tests.course.figures import tells
+from ketools.report.page import write_report
+from ketools.runs.records import Run, arrange
+from tests.plots.figures import tells
 from tests.report.test_write import read
 from tests.runs.fakes import fake_record, fake_run
 

@@ -9,10 +9,9 @@ import pandas as pd
 import pytest
 
 from ketools import KetoolsError
-from ketools.evaluation.glossary import look_up
-from ketools.report.page import table
-from ketools.report.write import write_report
-from tests.course.sample import record, records
+from ketools.evaluation.metrics import look_up
+from ketools.report.page import table, write_report
+from tests.plots.sample import record, records
 
 EVIL = "</script><img src=x onerror=alert(1)>\"'&"
 

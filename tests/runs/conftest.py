@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 
 from ketools import FactSet
-from ketools.editing.statistics import Statistics
-from ketools.model import load
-from ketools.runs.lifelong import lifelong
+from ketools.editing.covariance import Statistics
+from ketools.models.model import load
 from ketools.runs.panel import Panel, Sizes
+from ketools.runs.run import lifelong
 from tests.small_world import small_facts
 
 SIZES = Sizes(unedited=12, same_subject=8, per_task=6, neighbours=1, neighbours_end=2)

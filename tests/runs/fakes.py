@@ -8,7 +8,7 @@ import pandas as pd
 
 from ketools.editing.methods import method as named_method
 from ketools.runs.panel import Sizes
-from ketools.runs.provenance import plain
+from ketools.runs.records import plain
 from ketools.runs.store import RunRecord, Store
 
 GROWTH = {"memit": 2.4, "alphaedit": 0.9, "encore": 0.15}

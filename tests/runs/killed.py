@@ -35,10 +35,10 @@ def run(home: str, out: str, edits: int = 400, batch: int = 20, events: int | No
 
     import torch
 
-    from ketools.editing.statistics import Statistics
-    from ketools.model import load
-    from ketools.runs.lifelong import lifelong
+    from ketools.editing.covariance import Statistics
+    from ketools.models.model import load
     from ketools.runs.panel import Sizes
+    from ketools.runs.run import lifelong
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -66,7 +66,7 @@ def _die_at(out: str, number: int) -> None:
 def start(*args: object) -> multiprocessing.process.BaseProcess:
     """`run` in a fresh process; torch is loaded once, in the server that processes are made from."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ketools.runs.lifelong", "ketools.model", "tests.runs.killed"])
+    context.set_forkserver_preload(["ketools.runs.run", "ketools.models.model", "tests.runs.killed"])
     process = context.Process(target=run, args=args, daemon=True)
     process.start()
     return process

@@ -8,7 +8,7 @@ import pytest
 
 from ketools import FactSet, KetoolsError
 from ketools.editing.editor import Editor
-from ketools.runs.lifelong import Interrupted, lifelong
+from ketools.runs.run import Interrupted, lifelong
 from ketools.runs.store import RunRecord, Store
 from tests.runs.conftest import CHANGED, SIZES
 

@@ -12,9 +12,8 @@ from ketools import KetoolsError, cli
 from ketools.editing.methods import ENCORE, MEMIT, MPES
 from ketools.evaluation.forgetting import mcnemar
 from ketools.runs.compare import MEASURES, by_method, comparable, compare, paired_tests
-from ketools.runs.gather import Run, arrange, gather
 from ketools.runs.panel import Sizes
-from ketools.runs.provenance import plain
+from ketools.runs.records import Run, arrange, gather, plain
 from tests.runs.fakes import fake_record, fake_run
 
 

@@ -9,12 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ketools import Fact, FactSet, KetoolsError
-from ketools.editing.hyper import scaled
-from ketools.editing.methods import EMMET, ENCORE, MEMIT, MPES, SEQUENTIAL_MEMIT, LeastSquares, Prune
-from ketools.runs.config import RunConfig, composed
-from ketools.runs.names import variant
-from ketools.runs.provenance import plain
-from ketools.runs.settle import settled
+from ketools.editing.methods import EMMET, ENCORE, MEMIT, MPES, SEQUENTIAL_MEMIT, LeastSquares, Prune, scaled
+from ketools.runs.config import RunConfig, composed, settled
+from ketools.runs.records import plain, variant
 
 TOML = """
 model = "pocket-llama"

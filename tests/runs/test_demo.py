@@ -7,17 +7,16 @@ import pandas as pd
 import pytest
 import torch
 
-import ketools.runs.demo as module
 from ketools import KetoolsError
 from ketools.editing.editor import Editor
 from ketools.errors import NotFinite
-from ketools.report.write import write_report
+from ketools.report.page import write_report
+from ketools.runs import sweep as module
 from ketools.runs.compare import MEASURES, compare
-from ketools.runs.demo import demo, figures, fresh
-from ketools.runs.gather import gather
-from ketools.runs.lifelong import Interrupted
-from ketools.runs.sentences import sentences
+from ketools.runs.records import gather
+from ketools.runs.run import Interrupted
 from ketools.runs.store import RunRecord
+from ketools.runs.sweep import demo, figures, fresh, sentences
 
 FIGURES = {
     "norm_ratio", "norm_still_growing", "unedited_kept", "downstream_kept", "efficacy", "paraphrase", "neighbourhood",

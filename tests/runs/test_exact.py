@@ -7,11 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
-from ketools.editing.statistics import Statistics
-from ketools.model import load
+from ketools.editing.covariance import Statistics
+from ketools.models.model import load
 from ketools.runs.resume import restore
-from ketools.runs.store import FRAMES, RunRecord, Store
-from ketools.runs.verify import survey
+from ketools.runs.store import FRAMES, RunRecord, Store, survey
 from tests.runs.killed import kill_often, many_facts, start
 
 KILLS = int(os.environ.get("KETOOLS_KILLS", "5"))

@@ -8,11 +8,11 @@ import torch
 
 from ketools.editing.editor import Editor
 from ketools.editing.methods import ALL
-from ketools.model import load
+from ketools.models.model import load
 from ketools.runs.config import composed
-from ketools.runs.lifelong import Interrupted, lifelong
 from ketools.runs.panel import Panel, Sizes
 from ketools.runs.resume import restore
+from ketools.runs.run import Interrupted, lifelong
 from ketools.runs.store import FRAMES, Store
 from tests.runs.conftest import CHANGED
 

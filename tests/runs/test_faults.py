@@ -10,15 +10,14 @@ import pandas as pd
 import pytest
 import torch
 
-import ketools.editing.batch
-import ketools.files
+import ketools.editing.editor
+import ketools.io
 import ketools.runs.resume as resuming
-import ketools.runs.tables
+import ketools.runs.store
 from ketools import KetoolsError
-from ketools.model import load
-from ketools.runs.lifelong import lifelong
-from ketools.runs.store import RunRecord, Store
-from ketools.runs.verify import survey
+from ketools.models.model import load
+from ketools.runs.run import lifelong
+from ketools.runs.store import RunRecord, Store, survey
 from tests.runs.conftest import CHANGED
 from tests.runs.killed import start
 from tests.runs.test_lifelong import same, undo_all, weights
@@ -78,7 +77,7 @@ def nth_call(patch, owner, name, number, error):
 def test_a_fault_of_the_disk_in_any_write_loses_nothing(run, tiny_gpt2, whole, tmp_path, monkeypatch, fault, number):
     with monkeypatch.context() as patch:
         if fault == "no space":
-            nth_call(patch, ketools.files, "_flush", number, OSError(errno.ENOSPC, "No space left on device"))
+            nth_call(patch, ketools.io, "_flush", number, OSError(errno.ENOSPC, "No space left on device"))
         else:
             nth_call(patch, Path, "replace", number, OSError(errno.EIO, "Input/output error"))
         with pytest.raises(KetoolsError, match=r"cannot write to .*(No space|Input/output).*finished before is kept"):
@@ -131,7 +130,7 @@ def test_tables_are_whole_after_a_kill_between_the_last_checkpoint_and_them(
         if len(writes) == 3 and not inside:
             raise KeyboardInterrupt
         if len(writes) == 3:
-            nth_call(patch, ketools.runs.tables, "write_atomic", 3, KeyboardInterrupt())
+            nth_call(patch, ketools.runs.store, "write_atomic", 3, KeyboardInterrupt())
         real(store)
 
     with monkeypatch.context() as patch:
@@ -160,14 +159,14 @@ def test_files_that_a_sync_tool_left_are_nobodys(run, tiny_gpt2, whole, tmp_path
 
 
 def test_how_a_run_ended_cannot_be_lost_unseen(run, tiny_gpt2, tmp_path, monkeypatch):
-    real, calls = ketools.editing.batch.least_squares, []
+    real, calls = ketools.editing.editor.least_squares, []
 
     def breaks(*args, **named):
         calls.append(1)  # two layers a batch: the fifth call is in the third batch
         left, right = real(*args, **named)
         return (left * float("nan" if len(calls) >= 5 else 1), right)
 
-    monkeypatch.setattr(ketools.editing.batch, "least_squares", breaks)
+    monkeypatch.setattr(ketools.editing.editor, "least_squares", breaks)
     ended = run("broken").collapse
     undo_all(tiny_gpt2)
     assert run("broken").collapse == ended and ended["batch"] == 3  # progress.json is written anew on the way
@@ -243,7 +242,7 @@ def test_a_folder_that_cannot_be_written_any_more(run, tiny_gpt2, whole, monkeyp
     def refuse(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(ketools.files.tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(ketools.io.tempfile, "mkstemp", refuse)
     with pytest.raises(KetoolsError, match="cannot write to .*Permission denied"):
         run("whole")
 
@@ -269,7 +268,7 @@ def test_another_covariance_is_refused(run, whole, statistics):
 
 
 def test_another_version_is_refused(run, whole, monkeypatch):
-    import ketools.runs.lifelong as lifelong
+    from ketools.runs import run as lifelong
 
     real = lifelong.provenance
     monkeypatch.setattr(

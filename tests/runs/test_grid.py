@@ -6,13 +6,12 @@ import pandas as pd
 import pytest
 import torch
 
-import ketools.runs.grid as module
 from ketools import KetoolsError
 from ketools.editing.methods import MPES, FixedSteps
-from ketools.runs.demo import figures
-from ketools.runs.grid import ALL_STEPS, grid, keep, stored
+from ketools.runs import sweep as module
 from ketools.runs.panel import Panel
 from ketools.runs.store import RunRecord
+from ketools.runs.sweep import ALL_STEPS, figures, grid, keep, stored
 from tests.runs.conftest import SIZES, TASKS, TEXTS
 
 CHANGED = {"steps": 3, "prefix_count": 2, "prefix_tokens": 3, "layers": (1, 2)}

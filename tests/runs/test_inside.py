@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from ketools.editing.edit import Edit
-from ketools.norms.residual import contributions
-from ketools.norms.sample import text_sample
-from ketools.runs.inside import inside
+from ketools.norms.residual import contributions, text_sample
 from ketools.runs.panel import Panel, Sizes
+from ketools.runs.run import inside
 from tests.runs.conftest import SIZES, TASKS, TEXTS
 
 

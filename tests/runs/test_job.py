@@ -5,10 +5,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ketools import KetoolsError
-from ketools.editing.finish import finished
+from ketools.editing.editor import finished
 from ketools.editing.postprocess import Prune
 from ketools.runs.config import composed
-from ketools.runs.job import config_of, export_at, model_of, status
+from ketools.runs.run import config_of, export_at, model_of, status
 from ketools.runs.store import Store
 from tests.runs.test_lifelong import undo_all
 

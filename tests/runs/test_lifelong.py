@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 import torch
 
-import ketools.runs.loop as module
 from ketools import KetoolsError
 from ketools.editing.editor import Editor
 from ketools.evaluation.edits import evaluate, summary
 from ketools.norms.weights import norms
-from ketools.runs.lifelong import Interrupted
+from ketools.runs import run as module
 from ketools.runs.resume import statistics_digest
+from ketools.runs.run import Interrupted
 from ketools.runs.store import FRAMES, RunRecord, Store
 from tests.runs.conftest import CHANGED, SIZES
 

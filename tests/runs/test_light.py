@@ -8,14 +8,11 @@ from typer.testing import CliRunner
 
 from ketools import KetoolsError, cli
 from ketools.runs.compare import compare, paired_tests
-from ketools.runs.gather import arrange, gather
-from ketools.runs.job import export_at, status
-from ketools.runs.light import pack, seal, size
-from ketools.runs.sealed import Damaged
-from ketools.runs.store import RunRecord, Store
-from ketools.runs.verify import survey
+from ketools.runs.records import arrange, gather, pack, seal, size
+from ketools.runs.run import export_at, status
+from ketools.runs.store import Damaged, RunRecord, Store, survey
+from tests.cli.test_cli import one_line
 from tests.runs.fakes import fake_run
-from tests.test_cli import one_line
 
 
 def test_a_light_record_says_the_same(tmp_path):

@@ -6,8 +6,7 @@ import pytest
 
 from ketools.editing.methods import ALL, ALPHAEDIT, EMMET, ENCORE, MEMIT, MPES, LeastSquares, NullSpace
 from ketools.editing.postprocess import Rect
-from ketools.runs.names import listed, title, variant
-from ketools.runs.provenance import plain
+from ketools.runs.records import listed, plain, title, variant
 
 MORE = [
     (replace(MEMIT, stopping=MPES()), "memit+mpes", "MEMIT + MPES"),

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import torch
 
-from ketools.runs.provenance import provenance
+from ketools.runs.records import provenance
 
 
 def about(device: str):

@@ -2,8 +2,7 @@
 
 import pytest
 
-from ketools.runs.store import Store
-from ketools.runs.verify import survey
+from ketools.runs.store import Store, survey
 from tests.runs.fakes import about
 
 

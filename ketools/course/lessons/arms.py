@@ -15,15 +15,13 @@ from ketools.course.lessons.keys import key_of
 from ketools.course.lessons.passes import GivenTargets, Watched, floor_steps
 from ketools.course.lessons.sequence import part_of
 from ketools.course.mode import Lab
-from ketools.course.parts import checked, joined
-from ketools.course.style import OKABE_ITO, dress
 from ketools.editing.editor import Editor
 from ketools.editing.methods import ENCORE, LeastSquares
 from ketools.evaluation.edits import evaluate, recall
-from ketools.facts import Fact
+from ketools.facts.sets import Fact
 from ketools.norms.weights import frobenius, norms
-from ketools.runs.demo import fresh
-from ketools.runs.grid import ALL_STEPS
+from ketools.plots.style import OKABE_ITO, checked, dress, joined
+from ketools.runs.sweep import ALL_STEPS, fresh
 
 _PANELS = {
     "accuracy": ("edits that hold", "share (0 to 1)"),

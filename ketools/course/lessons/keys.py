@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from ketools.facts import Fact
-from ketools.model import EditableModel
-from ketools.prompts import make_rows, subject_span
-from ketools.replay import run_until
+from ketools.facts.sets import Fact
+from ketools.models.model import EditableModel
+from ketools.models.replay import run_until
+from ketools.models.tokens import make_rows, subject_span
 
 
 def keys_of(model: EditableModel, text: str, layer: int) -> Tensor:

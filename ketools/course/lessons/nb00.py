@@ -6,17 +6,15 @@ import ipywidgets as W
 import pandas as pd
 import plotly.graph_objects as go
 
-from ketools.course.exercises import Exercise, Property, Wrong
-from ketools.course.findings import number
+from ketools.course.claims import Exercise, Property, Wrong
 from ketools.course.mode import Lab
-from ketools.course.parts import checked, joined
-from ketools.course.style import NEUTRAL, OKABE_ITO, dress, left_of, plain
 from ketools.course.widgets.base import View
 from ketools.editing.edit import Edit
 from ketools.errors import KetoolsError
-from ketools.fact import Fact
+from ketools.facts.fact import Fact
+from ketools.plots.style import NEUTRAL, OKABE_ITO, checked, dress, joined, left_of, number, plain
 from ketools.probing.recall import answers
-from ketools.runs.demo import fresh
+from ketools.runs.sweep import fresh
 
 Gentle = Callable[[Lab, Fact], Edit]
 Both = Callable[[Lab, list[Fact]], Edit]

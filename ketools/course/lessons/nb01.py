@@ -9,18 +9,18 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
-from ketools.course.exercises import Exercise, Property, Wrong
-from ketools.course.findings import number
+from ketools.course.claims import Exercise, Property, Wrong
 from ketools.course.lessons.points import kind_points
 from ketools.course.mode import Lab
-from ketools.course.probing_plots import lens_heat
 from ketools.course.widgets.base import View
 from ketools.errors import KetoolsError
-from ketools.facts import Fact
-from ketools.model import EditableModel
+from ketools.facts.sets import Fact
+from ketools.models.model import EditableModel
+from ketools.models.tokens import make_rows, subject_span
+from ketools.plots.probing import lens_heat
+from ketools.plots.style import number
 from ketools.probing.lens import lens, lens_trace
 from ketools.probing.recall import answers
-from ketools.prompts import make_rows, subject_span
 
 Score = Callable[[Sequence[float]], float]
 Lens = Callable[[EditableModel, Tensor], Tensor]

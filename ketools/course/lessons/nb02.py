@@ -8,17 +8,15 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor, nn
 
-from ketools.course.exercises import Exercise, Property, Wrong
-from ketools.course.findings import number
+from ketools.course.claims import Exercise, Property, Wrong
 from ketools.course.mode import Lab
-from ketools.course.parts import LAYER, add_means, joined, layer_axis, over_facts
-from ketools.course.style import OKABE_ITO, Style, dress
-from ketools.facts import Fact
-from ketools.model import EditableModel
+from ketools.facts.sets import Fact
+from ketools.models.model import EditableModel
+from ketools.models.sublayers import heard
+from ketools.models.tokens import Row, make_rows, subject_span
+from ketools.plots.style import LAYER, OKABE_ITO, Style, add_means, dress, joined, layer_axis, number, over_facts
 from ketools.probing.recall import answers
-from ketools.probing.sublayers import heard
 from ketools.probing.tracing import average
-from ketools.prompts import Row, make_rows, subject_span
 
 Pair = tuple[Fact, Fact]
 Share = Callable[[float, float, float], float]

@@ -7,14 +7,14 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
-from ketools.course.exercises import Exercise, Property, Wrong
-from ketools.course.findings import number
+from ketools.course.claims import Exercise, Property, Wrong
 from ketools.course.lessons.keys import key_of, keys_of, moved
 from ketools.course.lessons.points import kind_points
 from ketools.course.mode import Lab
 from ketools.editing.edit import Edit, edited
 from ketools.editing.editor import Editor
-from ketools.facts import Fact
+from ketools.facts.sets import Fact
+from ketools.plots.style import number
 from ketools.probing.recall import answers
 
 RankOne = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]

@@ -8,8 +8,7 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
-from ketools.course.exercises import Exercise, Property, Wrong
-from ketools.course.findings import times
+from ketools.course.claims import Exercise, Property, Wrong
 from ketools.course.lessons.keys import key_of, moved
 from ketools.course.lessons.passes import GivenTargets
 from ketools.course.lessons.sequence import part_of
@@ -20,7 +19,8 @@ from ketools.editing.editor import Editor
 from ketools.editing.targets import Targets
 from ketools.evaluation.downstream import perplexity
 from ketools.evaluation.edits import evaluate
-from ketools.facts import Fact, FactSet
+from ketools.facts.sets import Fact, FactSet
+from ketools.plots.style import times
 from ketools.probing.recall import answers
 
 Closed = Callable[[Tensor, Tensor, Tensor, float], Tensor]

@@ -8,21 +8,19 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
-from ketools.course.exercises import Exercise, Property, Wrong
-from ketools.course.findings import percent
+from ketools.course.claims import Exercise, Property, Wrong
 from ketools.course.lessons.keys import key_of, moved
 from ketools.course.lessons.nb04 import closed_form, problem
 from ketools.course.lessons.passes import GivenTargets
 from ketools.course.mode import Lab
-from ketools.course.parts import add_line, joined
-from ketools.course.style import NEUTRAL, OKABE_ITO, Style, dress
 from ketools.editing.edit import Edit, edited
 from ketools.editing.editor import Editor
 from ketools.editing.methods import Method
 from ketools.editing.targets import Targets
 from ketools.evaluation.edits import recall
-from ketools.facts import Fact
-from ketools.norms.alignment import KeyBasis
+from ketools.facts.sets import Fact
+from ketools.norms.drift import KeyBasis
+from ketools.plots.style import NEUTRAL, OKABE_ITO, Style, add_line, dress, joined, percent
 
 Exact = Callable[[Tensor, Tensor, Tensor], Tensor]
 Project = Callable[[Tensor, float], Tensor]

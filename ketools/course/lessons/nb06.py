@@ -9,16 +9,16 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
-from ketools.course.exercises import Exercise, Property, Wrong
+from ketools.course.claims import Exercise, Property, Wrong
 from ketools.course.lessons.keys import key_of
 from ketools.course.lessons.sequence import Sequence as Edits
 from ketools.course.mode import Lab
 from ketools.editing.edit import Edit
 from ketools.evaluation.downstream import downstream
 from ketools.evaluation.edits import evaluate, recall, summary
-from ketools.facts import Fact, FactSet
+from ketools.facts.sets import Fact, FactSet
 from ketools.norms.weights import frobenius, norms
-from ketools.runs.demo import fresh
+from ketools.runs.sweep import fresh
 
 Measure = Callable[[FactSet], dict[str, object]]
 

@@ -8,20 +8,19 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from ketools.course.exercises import Exercise, Property, Wrong
+from ketools.course.claims import Exercise, Property, Wrong
 from ketools.course.lessons.passes import GivenTargets, Watched
-from ketools.course.lines import add_reference
 from ketools.course.mode import Lab
-from ketools.course.parts import add_line, checked, joined
-from ketools.course.style import OKABE_ITO, Style, dress
-from ketools.course.target_plots import target_trace_lines
 from ketools.course.widgets.base import View
 from ketools.evaluation.edits import evaluate, recall
 from ketools.evaluation.overfitting import natural_probabilities
-from ketools.facts import Fact
-from ketools.norms.targets import overfitting_curve, trace
+from ketools.facts.sets import Fact
+from ketools.norms.drift import overfitting_curve, trace
+from ketools.plots.drawers import add_reference
+from ketools.plots.methods import target_trace_lines
+from ketools.plots.style import OKABE_ITO, Style, add_line, checked, dress, joined
 from ketools.probing.recall import answers
-from ketools.runs.demo import fresh
+from ketools.runs.sweep import fresh
 
 __all__ = [
     "PatienceDial", "ablation", "ablation_lines", "at_level", "beside", "chance", "known_answer", "natural_probabilities",

@@ -7,21 +7,19 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
-from ketools.course.exercises import Exercise, Property, Wrong
+from ketools.course.claims import Exercise, Property, Wrong
 from ketools.course.lessons.keys import key_of
 from ketools.course.lessons.sequence import Sequence as Edits
 from ketools.course.mode import Lab
-from ketools.course.parts import add_line, checked, joined, layer_axis
-from ketools.course.style import dress, label, styles
 from ketools.editing.editor import Editor
 from ketools.evaluation.edits import evaluate
-from ketools.facts import Fact
-from ketools.norms.alignment import KeyBasis, alignment, key_bases
-from ketools.norms.residual import before_and_now
-from ketools.norms.sample import Sample
+from ketools.facts.sets import Fact
+from ketools.norms.drift import KeyBasis, alignment, key_bases
+from ketools.norms.residual import Sample, before_and_now
 from ketools.norms.spectra import accumulated, singular_values
 from ketools.norms.weights import frobenius, norms
-from ketools.runs.demo import fresh
+from ketools.plots.style import add_line, checked, dress, joined, label, layer_axis, styles
+from ketools.runs.sweep import fresh
 
 Rows = list[Mapping[str, object]]
 

@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ketools.course.exercises import Exercise, Property, Wrong
+from ketools.course.claims import Exercise, Property, Wrong
 from ketools.course.lessons.arms import (
     Arm,
     Asked,
@@ -21,7 +21,7 @@ from ketools.course.lessons.arms import (
 from ketools.course.mode import Lab
 from ketools.course.widgets import EncoreDial
 from ketools.errors import KetoolsError
-from ketools.runs.grid import ALL_STEPS, stored
+from ketools.runs.sweep import ALL_STEPS, stored
 
 __all__ = [
     "Arm", "Asked", "Written", "ablation_bars", "choose", "closed_form", "dial", "side_by_side", "stops", "strength", "table",

@@ -8,19 +8,18 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 
-from ketools.course.exercises import Exercise, Property, Wrong
-from ketools.course.findings import percent
+from ketools.course.claims import Exercise, Property, Wrong
 from ketools.course.mode import Lab
-from ketools.facts import Fact, FactSet
-from ketools.model import EditableModel
-from ketools.paths import data_root
-from ketools.runs.demo import fresh
-from ketools.runs.gather import Run, gather
-from ketools.runs.lifelong import Interrupted, lifelong
-from ketools.runs.names import title
+from ketools.facts.sets import Fact, FactSet
+from ketools.io import data_root
+from ketools.models.model import EditableModel
+from ketools.plots.style import percent
 from ketools.runs.panel import Panel, Sizes
+from ketools.runs.records import Run, gather, title
 from ketools.runs.resume import weights_digest
+from ketools.runs.run import Interrupted, lifelong
 from ketools.runs.store import RunRecord, Store
+from ketools.runs.sweep import fresh
 
 COMPARED = ("memit", "alphaedit", "encore")
 """Methods that reference runs are read for: without all three the notebook compares small runs."""

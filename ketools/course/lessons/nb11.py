@@ -13,15 +13,14 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
-from ketools.course.exercises import Exercise, Property, Wrong
+from ketools.course.claims import Exercise, Property, Wrong
 from ketools.course.mode import Lab
-from ketools.course.parts import checked, gaps, joined
-from ketools.course.style import PATTERNS, dress, part_styles, plain
 from ketools.course.widgets.base import View
 from ketools.errors import KetoolsError
-from ketools.facts import Fact, FactSet
-from ketools.facts import facts as read_facts
-from ketools.model import EditableModel
+from ketools.facts.sets import Fact, FactSet
+from ketools.facts.sets import facts as read_facts
+from ketools.models.model import EditableModel
+from ketools.plots.style import PATTERNS, checked, dress, gaps, joined, part_styles, plain
 from ketools.probing.recall import answers
 
 _COLUMNS = ("id", "relation", "subject", "prompt", "target_true", "target_new", "paraphrases", "neighbours")

@@ -8,17 +8,14 @@ import torch
 from torch import Tensor
 
 from ketools.course.mode import Lab
-from ketools.editing.contexts import contexts_of
-from ketools.editing.descent import Descent
+from ketools.editing.contexts import FactRows, contexts_of, fact_rows
 from ketools.editing.edit import Edit
 from ketools.editing.editor import Editor
-from ketools.editing.hyper import Hyper
-from ketools.editing.methods import FixedSteps, Method
-from ketools.editing.rows import FactRows, fact_rows
-from ketools.editing.targets import Targets
-from ketools.facts import Fact
-from ketools.model import EditableModel
-from ketools.runs.demo import fresh
+from ketools.editing.methods import FixedSteps, Hyper, Method
+from ketools.editing.targets import Descent, Targets
+from ketools.facts.sets import Fact
+from ketools.models.model import EditableModel
+from ketools.runs.sweep import fresh
 
 _AT_ONCE = 16  # facts of step 1 at once
 

@@ -3,9 +3,7 @@
 import pandas as pd
 import plotly.graph_objects as go
 
-from ketools.course.findings import number
-from ketools.course.parts import checked, joined
-from ketools.course.style import NEUTRAL, OKABE_ITO, dress, left_of, plain
+from ketools.plots.style import NEUTRAL, OKABE_ITO, checked, dress, joined, left_of, number, plain
 
 _COLOURS = ("blue", "sky", "orange", "vermillion", "purple", "green")
 _SYMBOLS = ("circle", "diamond", "square", "x", "star", "cross")

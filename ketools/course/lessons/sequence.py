@@ -8,13 +8,12 @@ import plotly.graph_objects as go
 
 from ketools.course.lessons.passes import GivenTargets
 from ketools.course.mode import Lab
-from ketools.course.parts import joined
-from ketools.course.style import dress, words
 from ketools.editing.edit import Edit
 from ketools.editing.methods import Method
 from ketools.editing.targets import Targets
-from ketools.facts import FactSet
-from ketools.runs.demo import fresh
+from ketools.facts.sets import FactSet
+from ketools.plots.style import dress, joined, words
+from ketools.runs.sweep import fresh
 
 Measure = Callable[[FactSet], Mapping[str, object] | list[Mapping[str, object]]]
 
@@ -31,7 +30,7 @@ class Sequence:
     table: pd.DataFrame
 
     def put_in(self, lab: Lab) -> None:
-        """All edits into the lab's weights; do it within `ketools.runs.demo.fresh(lab.model)`."""
+        """All edits into the lab's weights; do it within `ketools.runs.sweep.fresh(lab.model)`."""
         for edit in self.edits:
             edit.apply_to(lab.model)
 
@@ -54,7 +53,7 @@ def in_batches(
     """Write `targets`, found on the unedited model, batch after batch; the weights are left as they were.
 
     Step 1 is the same for all methods that are given the same targets, so that they differ in step 2 alone. (A full run,
-    `ketools.runs.lifelong`, finds each batch's targets on the weights as they then are.) `measure` is called before the
+    `ketools.runs.run`, finds each batch's targets on the weights as they then are.) `measure` is called before the
     first batch, after every `every` of them and after the last, with the facts edited so far and the weights edited; its
     row or rows get a column edits. `overrides`: settings of the editor, such as layers.
     """
@@ -77,7 +76,7 @@ def in_batches(
 
 
 def in_context(fig: go.Figure, context: str) -> go.Figure:
-    """The same figure of `ketools.course.plots`, its caption ended by `context`."""
+    """The same figure of `ketools.plots.figures`, its caption ended by `context`."""
     said = words(fig)
     fig.layout.annotations = [note for note in fig.layout.annotations if note.name != "caption"]
     caption = joined(said["caption"], context)

@@ -9,11 +9,9 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
-from ketools.course.findings import percent, times
-from ketools.course.parts import add_line, checked, joined
-from ketools.course.style import NEUTRAL, OKABE_ITO, Style, dress, label
 from ketools.course.widgets.base import View
-from ketools.norms.alignment import KeyBasis
+from ketools.norms.drift import KeyBasis
+from ketools.plots.style import NEUTRAL, OKABE_ITO, Style, add_line, checked, dress, joined, label, percent, times
 
 C_LINE, FLAT_LINE, NULL_LINE = "with the covariance", "without it", "null space"
 _LOOKS = {

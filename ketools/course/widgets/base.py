@@ -14,9 +14,8 @@ import ipywidgets as W
 import pandas as pd
 import plotly.graph_objects as go
 
-from ketools.course.style import undressed, words
-from ketools.course.tables import Described
 from ketools.errors import KetoolsError
+from ketools.plots.style import Described, undressed, words
 
 
 class View(ABC):

@@ -10,12 +10,10 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ketools.course.findings import number, percent, times
-from ketools.course.parts import checked, gaps, joined
-from ketools.course.style import MAGNITUDE, NEUTRAL, OKABE_ITO, dress
 from ketools.course.widgets.base import View
 from ketools.errors import KetoolsError
-from ketools.runs.grid import ALL_STEPS
+from ketools.plots.style import MAGNITUDE, NEUTRAL, OKABE_ITO, checked, dress, gaps, joined, number, percent, times
+from ketools.runs.sweep import ALL_STEPS
 
 # Name of each measure, how it is written, and whether more (1) or less (-1) of it is better.
 MEASURES: dict[str, tuple[str, Callable[[float], str], int]] = {
@@ -40,7 +38,7 @@ class EncoreDial(View):
     kind, title, height = "dial", "ENCORE dial", 420
 
     def __init__(self, grid: pd.DataFrame, *, context: str = "") -> None:
-        """`grid`: from `ketools.runs.grid.grid`; `context` (mode, model, n, seed) ends the caption.
+        """`grid`: from `ketools.runs.sweep.grid`; `context` (mode, model, n, seed) ends the caption.
 
         Raises KetoolsError for another table, an empty one, or one that has a pair of settings twice.
         """

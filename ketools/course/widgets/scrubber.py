@@ -10,13 +10,24 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ketools.course.findings import percent, times
-from ketools.course.lines import EDITS
-from ketools.course.parts import LAYER, add_line, checked, gaps, layer_axis
-from ketools.course.plots import Tables, stack
-from ketools.course.style import NEUTRAL, Style, dress, label, styles
 from ketools.course.widgets.base import View
-from ketools.runs.names import title
+from ketools.plots.drawers import EDITS
+from ketools.plots.figures import Tables, stack
+from ketools.plots.style import (
+    LAYER,
+    NEUTRAL,
+    Style,
+    add_line,
+    checked,
+    dress,
+    gaps,
+    label,
+    layer_axis,
+    percent,
+    styles,
+    times,
+)
+from ketools.runs.records import title
 
 _METRICS = {
     "ES": "efficacy",

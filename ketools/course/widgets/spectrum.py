@@ -6,12 +6,11 @@ import ipywidgets as W
 import pandas as pd
 import plotly.graph_objects as go
 
-from ketools.course.norm_plots import spectra_lines
-from ketools.course.parts import checked, joined
-from ketools.course.style import label
 from ketools.course.widgets.base import View
 from ketools.errors import KetoolsError
-from ketools.runs.names import title
+from ketools.plots.norms import spectra_lines
+from ketools.plots.style import checked, joined, label
+from ketools.runs.records import title
 
 
 class SpectrumScrubber(View):

@@ -4,30 +4,130 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 import ipywidgets as W
 import pandas as pd
 import plotly.graph_objects as go
 
-from ketools.course.bars import before_after
-from ketools.course.findings import percent
-from ketools.course.probing_plots import surroundings_bars
-from ketools.course.style import label, plain
 from ketools.course.widgets.base import View
-from ketools.course.widgets.operation import Operation, grown, trial
-from ketools.course.widgets.typed import Words, fact_of, with_old
+from ketools.editing.covariance import Statistics
 from ketools.editing.edit import Edit
 from ketools.editing.editor import Editor
 from ketools.editing.methods import method as named_method
-from ketools.editing.statistics import Statistics
 from ketools.errors import KetoolsError
-from ketools.facts import Fact, FactSet
-from ketools.model import EditableModel
+from ketools.facts.fact import UNKNOWN
+from ketools.facts.sets import Fact, FactSet
+from ketools.models.model import EditableModel
+from ketools.models.tokens import make_rows, subject_span
 from ketools.norms.weights import norms
-from ketools.probing.recall import surroundings
-from ketools.runs.names import title
+from ketools.plots.drawers import before_after
+from ketools.plots.probing import surroundings_bars
+from ketools.plots.style import label, percent, plain
+from ketools.probing.recall import surroundings, top_tokens
+from ketools.runs.records import title
+
+# What the fact surgeon shows: an operation, and what it came to.
+
+
+@dataclass(frozen=True, eq=False)
+class Operation:
+    """What the surgeon shows: a fact, what the model said around it, and, once it is edited, the edit and its effects.
+
+    before, after: `probing.recall.surroundings`; norms: a row per edited layer: layer, before, after, ratio (Frobenius
+    norms of its MLP output matrix), update_norm.
+    """
+
+    fact: Fact
+    before: pd.DataFrame
+    edit: Edit | None = None
+    after: pd.DataFrame | None = None
+    norms: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+
+def grown(before: Mapping[int, float], after: Mapping[int, float], edit: Edit) -> pd.DataFrame:
+    """`Operation.norms` from the norms of all layers before and after the edit."""
+    rows = [
+        {"layer": i, "before": before[i], "after": after[i], "ratio": after[i] / before[i], "update_norm": size}
+        for i, size in edit.norms().items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def trial(done: Operation) -> dict[str, object]:
+    """What an operation with an edit came to: a row of `FactSurgeon.trials`, without its seconds."""
+    assert done.edit is not None and done.after is not None
+    return {
+        "method": done.edit.record["method"],
+        "subject": done.fact.subject,
+        "new": done.fact.target_new,
+        **_answers(done.before, done.after),
+        "norm_ratio": done.norms["ratio"].max(),
+        "steps": done.edit.record.get("steps", [float("nan")])[0],
+    }
+
+
+def _answers(before: pd.DataFrame, after: pd.DataFrame) -> dict[str, float]:
+    # NaN where there is no such prompt.
+    mean = after.groupby("kind")["p_new"].mean()
+    right = before["says_true"]
+    kept = after.loc[right].groupby("kind")["says_true"].mean()
+    unknown = float("nan")
+    return {
+        "p_before": float(before.loc[before["kind"] == "prompt", "p_new"].iloc[0]),
+        "p_after": float(mean["prompt"]),
+        "paraphrases": float(mean.get("paraphrase", unknown)),
+        "neighbours_kept": float(kept.get("neighbour", unknown)),
+        "same_subject_kept": float(kept.get("same subject", unknown)),
+    }
+
+
+# What a user typed, as a fact.
+
+
+_TRIED = 20  # of the model's most probable tokens, until one is a word
+
+
+@dataclass(frozen=True)
+class Words:
+    """The text fields of a fact; `old` may be empty."""
+
+    prompt: str
+    subject: str
+    old: str
+    new: str
+
+
+def fact_of(words: Words, chosen: Fact | None) -> Fact:
+    """The fact that the fields spell: `chosen` with another target, or one of the user's own.
+
+    A prompt that holds the subject itself once is taken as well. Raises KetoolsError as `Fact` does.
+    """
+    prompt, subject, old, new = (text.strip() for text in (words.prompt, words.subject, words.old, words.new))
+    if "{}" not in prompt and subject and prompt.count(subject) == 1:
+        prompt = prompt.replace(subject, "{}")
+    if chosen is not None and (prompt, subject, old) == (chosen.prompt, chosen.subject, chosen.target_true or ""):
+        return replace(chosen, target_new=new)
+    return Fact("typed", UNKNOWN, prompt, subject, old or None, new)
+
+
+def with_old(model: EditableModel, fact: Fact) -> Fact:
+    """The fact with what the model says now as its old answer, where none is known: its most probable word.
+
+    Raises KetoolsError if the fact does not fit the model, and if the model has no word but the new answer to give.
+    """
+    span = subject_span(fact)
+    make_rows(model, [fact.text], [fact.target_new], [span])
+    if fact.target_true is not None:
+        return fact
+    for token in top_tokens(model, fact.text, _TRIED)["token"]:
+        word = token.strip()
+        if word and word.isprintable() and "\ufffd" not in word and word != fact.target_new:
+            return replace(fact, target_true=word)
+    raise KetoolsError(f"fact {fact.id!r}: the model answers {fact.text!r} with no word; type the old answer")
+
 
 _MADE_BY = "fact surgeon"
 _OWN = -1  # not None, which a dropdown shows as no choice at all

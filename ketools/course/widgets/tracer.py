@@ -6,11 +6,10 @@ import ipywidgets as W
 import pandas as pd
 import plotly.graph_objects as go
 
-from ketools.course.parts import checked
-from ketools.course.tables import numbers
-from ketools.course.tracing_plots import named, trace_heat
 from ketools.course.widgets.base import View
 from ketools.errors import KetoolsError
+from ketools.plots.probing import named, trace_heat
+from ketools.plots.style import checked, numbers
 
 _OF = "probing.tracing.trace"
 _ALL = ""  # not None, which a dropdown shows as no choice at all; no fact has an empty id

@@ -1,0 +1,269 @@
+"""Models that can be edited: `load()`, and `EditableModel`, a model with its tokenizer and its anatomy.
+
+The anatomy (ketools.models.anatomy) says where the list of layers lies, which matrix of a layer's MLP is the last one (the
+linear associative memory that every method here edits), where the final norm and the head are.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ketools.errors import KetoolsError
+from ketools.io import model_dir, model_names
+from ketools.models.anatomy import Anatomy, anatomy_of, check_finite, recurrent, refuse_config, refuse_weights
+
+if TYPE_CHECKING:
+    from ketools.editing.edit import Edit
+
+__all__ = ["Anatomy", "EditableModel", "anatomy_of", "fingerprint_of", "load"]
+
+
+# Entries of a config that compute nothing.
+_VOLATILE = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache", "architectures"}
+
+
+@dataclass(eq=False)
+class EditableModel:
+    """A causal language model, its tokenizer and its anatomy; `edits` are the edits that are in the weights, in order.
+
+    `fingerprint` names the unedited model: sha256 of config and weights, taken when the model was loaded or wrapped.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    anatomy: Anatomy
+    fingerprint: str
+    name: str
+    path: Path | None = None
+    edits: list["Edit"] = field(default_factory=list)
+    # Unedited bits of each touched matrix, and the bits before the last edits: what undo restores (editing.edit).
+    originals: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    recent: list[dict[int, Tensor] | None] = field(default_factory=list, repr=False)
+    base_name: str | None = None  # of the model that was exported to `path`
+
+    @property
+    def known_as(self) -> str:
+        """The name by which settings are looked up: that of its base for a folder that `export` wrote."""
+        return self.base_name or self.name
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embeddings lie, hence where token ids go."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def config(self) -> Any:  # noqa: ANN401 - every architecture has a class of its own
+        """The configuration of the language model (in one that sees pictures too, the part for text)."""
+        return self.model.config.get_text_config()
+
+    @property
+    def window(self) -> int | None:
+        """Tokens that fit the model's context window; None if its positions set no limit (BLOOM, Falcon's ALiBi)."""
+        return getattr(self.config, "max_position_embeddings", None)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return self.model.get_input_embeddings().weight.dtype
+
+    def layer(self, index: int) -> nn.Module:
+        """Decoder layer `index` (0-based). Raises KetoolsError if there is none."""
+        if not 0 <= index < self.anatomy.n_layer:
+            raise KetoolsError(
+                f"model {self.name!r} has layers 0 to {self.anatomy.n_layer - 1}; got layer {index}, choose one of these"
+            )
+        return self.model.get_submodule(self.anatomy.layers)[index]
+
+    def mlp_out(self, index: int) -> nn.Module:
+        """The module of layer `index` that holds the MLP's output matrix."""
+        return self.layer(index).get_submodule(self.anatomy.mlp_out)
+
+    def weight(self, index: int) -> Tensor:
+        """The MLP's output matrix of layer `index` as a view (d_model, d_mlp): writing to it edits the model."""
+        weight = self.mlp_out(index).weight.detach()
+        return weight.T if self.anatomy.transposed else weight
+
+    @property
+    def replays(self) -> bool:
+        """Whether a pass can go on from frozen keys and values: not if layers carry a recurrent state beside them."""
+        return not recurrent(self.model)
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm between the last layer and the head."""
+        return self.model.get_submodule(self.anatomy.final_norm)
+
+    @property
+    def head(self) -> nn.Module:
+        """The map from d_model to the vocabulary."""
+        return self.model.get_submodule(self.anatomy.head)
+
+    @property
+    def body(self) -> nn.Module:
+        """The model without its head."""
+        return self.model.base_model
+
+    def logits(self, normed: Tensor) -> Tensor:
+        """Logits (..., vocabulary) of states (..., d_model) that have passed the final norm."""
+        config = self.config
+        logits = self.head(normed)
+        if scale := getattr(config, "logit_scale", None):
+            logits = logits * scale
+        if cap := getattr(config, "final_logit_softcapping", None):
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
+    @property
+    def plain_head(self) -> bool:
+        """Whether `logits` is nothing but the head's matrix (and bias)."""
+        config = self.config
+        odd = getattr(config, "logit_scale", None) or getattr(config, "final_logit_softcapping", None)
+        return not odd and isinstance(self.head, nn.Linear)
+
+    def export(self, path: str | Path) -> Path:
+        """Write the model with its edits as a plain folder of transformers; see `ketools.editing.export.export`."""
+        from ketools.editing.export import export  # that module imports this one
+
+        return export(self, path)
+
+
+def load(
+    source: str | Path | PreTrainedModel,
+    *,
+    tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> EditableModel:
+    """Load a model by name ("pocket"), by folder, by hub id ("openai-community/gpt2-xl"), or wrap one in memory.
+
+    Pocket models are stored in half precision and load as float32; others keep the type they are stored in. The model
+    is put in evaluation mode and its parameters stop requiring gradients (a wrapped model too). Only safetensors are
+    read; no code from the model's folder is run. `device="auto"` spreads a model over the devices there are (as
+    transformers' device_map="auto", needs accelerate); a wrapped model that is spread already stays as it is.
+
+    Raises KetoolsError for a name that is nowhere (listing what there is), a model that is quantised, a mixture of
+    experts, partly offloaded, with NaN or Inf in its weights, or without an MLP output matrix, and for a tokenizer that
+    cannot give character offsets.
+    """
+    if isinstance(source, PreTrainedModel):
+        model, name, path = source, source.config.name_or_path or type(source).__name__, None
+        refuse_config(model.config, name)
+        tokenizer = tokenizer or source.config.name_or_path
+    else:
+        name, path = str(source), _folder(source)
+        model = _read(path or name, dtype if dtype is not None else _default_dtype(path), name, device)
+        tokenizer = tokenizer or path or name
+    refuse_weights(model, name)
+    model = _moved(model, name, device, dtype)
+    model.eval().requires_grad_(False)
+    found = anatomy_of(model, name)
+    check_finite(model, name)
+    known = _tokenizer(tokenizer, name)
+    return EditableModel(model, known, found, fingerprint_of(model), name, path, base_name=_base_name(path))
+
+
+def fingerprint_of(model: PreTrainedModel) -> str:
+    """sha256 (hex) over config and weights: two models have the same one only if they compute the same."""
+    config = {k: v for k, v in model.config.to_dict().items() if k not in _VOLATILE}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for path, weight in model.named_parameters():  # a tied matrix appears once
+        digest.update(f"{path} {weight.dtype} {tuple(weight.shape)}\n".encode())
+        digest.update(weight.detach().contiguous().cpu().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _folder(source: str | Path) -> Path | None:
+    # None: a hub id. A pocket model's name wins over a folder of that name; "./pocket" is the folder.
+    name = str(source)
+    if isinstance(source, str) and "/" not in name and name in model_names():
+        return model_dir(name)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise KetoolsError(f"folder {path} holds no config.json; expected a model saved by save_pretrained")
+        return path
+    if isinstance(source, str) and name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return None
+    have = ", ".join(model_names()) or "none yet"
+    raise KetoolsError(
+        f"no model named {name!r}: neither a pocket model (there are: {have}) nor a folder; "
+        "models of the hub are named with their owner, as in 'openai-community/gpt2'"
+    )
+
+
+def _base_name(path: Path | None) -> str | None:
+    # From what export wrote beside the weights; in the first versions the model's own name alone.
+    file = None if path is None else path / "ketools.json"
+    if file is None or not file.is_file():
+        return None
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+        return str(about.get("known_as") or about["base"]["name"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise KetoolsError(
+            f"{file}: no record of an export ({error}); remove this file, the model does not need it"
+        ) from error
+
+
+def _default_dtype(path: Path | None) -> torch.dtype | str:
+    if path is None or path.resolve().parent.name != "models" or path.name not in model_names():
+        return "auto"
+    return torch.float32
+
+
+def _read(where: str | Path, dtype: torch.dtype | str, name: str, device: str | torch.device | None) -> PreTrainedModel:
+    spread = {"device_map": "auto"} if device == "auto" else {}
+    try:
+        refuse_config(AutoConfig.from_pretrained(where, trust_remote_code=False), name)
+        return AutoModelForCausalLM.from_pretrained(
+            where, dtype=dtype, use_safetensors=True, trust_remote_code=False, **spread
+        )
+    except KetoolsError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise KetoolsError(f"model {name!r} could not be loaded: {error}") from error
+
+
+def _moved(
+    model: PreTrainedModel, name: str, device: str | torch.device | None, dtype: torch.dtype | None
+) -> PreTrainedModel:
+    spread = len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
+    target = None if device == "auto" else device
+    if spread and target is not None:
+        raise KetoolsError(
+            f"model {name!r} is spread over several devices by its device_map; leave out device={device!r}, or load it "
+            "without a device_map"
+        )
+    model = model if target is None else model.to(device=target)
+    return model if dtype is None or model.dtype == dtype else _cast(model, dtype)
+
+
+def _cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    # As from_pretrained does: what a model computes for itself and stores in no file (frequencies of rotary positions)
+    # keeps its precision.
+    stored = model.state_dict().keys()
+    own = {path: buffer for path, buffer in model.named_buffers() if path not in stored}
+    model = model.to(dtype=dtype)
+    for path, buffer in own.items():
+        place, _, name = path.rpartition(".")
+        model.get_submodule(place).register_buffer(name, buffer, persistent=False)
+    return model
+
+
+def _tokenizer(given: PreTrainedTokenizerBase | str | Path | None, name: str) -> PreTrainedTokenizerBase:
+    if isinstance(given, str | Path) and str(given):
+        try:
+            given = AutoTokenizer.from_pretrained(given, use_fast=True, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise KetoolsError(f"no tokenizer for {name!r}: {error}; give one with tokenizer=") from error
+    if not isinstance(given, PreTrainedTokenizerBase):
+        raise KetoolsError(f"model {name!r} was wrapped without a tokenizer; give one with tokenizer=")
+    if not given.is_fast:
+        raise KetoolsError(f"the tokenizer of {name!r} gives no character offsets (a slow one); load its fast version")
+    return given

@@ -1,0 +1,133 @@
+"""Text to rows of tokens, with the subject's last token and the target's positions located.
+
+Positions are found through the character offsets that a fast tokenizer gives, never by counting tokens of parts that
+were tokenised alone: tokens of a name differ with and without a space before it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ketools.errors import KetoolsError
+from ketools.facts.fact import short
+from ketools.facts.sets import Fact
+from ketools.models.model import EditableModel
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One text as tokens.
+
+    `ids` hold the prompt and all target tokens but the last. `target_positions[i]` is the place whose prediction is
+    `target_ids[i]`. `subject_last` is the place of the subject's last token, None if the text has no subject.
+    """
+
+    ids: tuple[int, ...]
+    subject_last: int | None = None
+    target_positions: tuple[int, ...] = ()
+    target_ids: tuple[int, ...] = ()
+
+
+def subject_span(fact: Fact) -> Span:
+    """Characters (start, end) of the subject in `fact.text`. Raises KetoolsError unless it stands there once."""
+    times = fact.text.count(fact.subject)
+    if "{}" not in fact.prompt or times == 0:
+        raise KetoolsError(
+            f"fact {fact.id!r}: the prompt {fact.prompt!r} does not hold the subject; write '{{}}' in its place"
+        )
+    if times > 1:
+        raise KetoolsError(
+            f"fact {fact.id!r}: the subject {fact.subject!r} stands {times} times in {fact.text!r}, so its last token "
+            "is ambiguous; word the prompt so that the subject stands in it once"
+        )
+    start = fact.prompt.index("{}")
+    return start, start + len(fact.subject)
+
+
+def make_rows(
+    model: EditableModel,
+    prompts: Sequence[str],
+    targets: Sequence[str] | None = None,
+    spans: Sequence[Span] | None = None,
+) -> list[Row]:
+    """Tokenise `prompts`, each followed by its target (one space between) and with its subject at `spans`.
+
+    Raises KetoolsError for a target without tokens, a subject without tokens, or a row longer than the model's
+    context window.
+    """
+    tails = [""] * len(prompts)
+    if targets is not None:
+        prompts = [prompt.rstrip(" ") for prompt in prompts]  # the space belongs to the target's first token
+        tails = [
+            target if p.endswith("\n") else f" {target.lstrip(' ')}" for p, target in zip(prompts, targets, strict=True)
+        ]
+    encoded = _encode(model.tokenizer, [prompt + tail for prompt, tail in zip(prompts, tails, strict=True)])
+    window = model.window
+    rows = []
+    for i, (ids, offsets) in enumerate(encoded):
+        n_prompt = sum(1 for _, end in offsets if end <= len(prompts[i]))
+        ids, n_prompt, goal = _split(model.tokenizer, prompts[i], tails[i], ids, offsets, n_prompt)
+        last = None if spans is None else _last_token(offsets, spans[i], prompts[i])
+        if window and len(ids) > window:
+            goal_too = f", {len(goal)} of them its target's" if goal else ""
+            raise KetoolsError(
+                f"prompt {short(prompts[i])} takes {len(ids)} tokens{goal_too}; the model's context window holds {window}"
+            )
+        rows.append(Row(tuple(ids), last, tuple(range(n_prompt - 1, n_prompt - 1 + len(goal))), tuple(goal)))
+    return rows
+
+
+def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids (rows, longest) padded on the right with 0, and the mask of the same shape (int64, 1 = a token)."""
+    longest = max(len(row) for row in rows)
+    ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
+    return ids, mask
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[tuple[list[int], list[Span]]]:
+    if not texts:
+        return
+    got = tokenizer(texts, return_offsets_mapping=True, return_attention_mask=False, verbose=False)
+    for ids, offsets in zip(got["input_ids"], got["offset_mapping"], strict=True):
+        n = len(ids)
+        while n > 1 and offsets[n - 1] == (0, 0):  # an end-of-text token that the tokenizer appends
+            n -= 1
+        yield ids[:n], offsets[:n]
+
+
+def _split(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, tail: str, ids: list[int], offsets: list[Span], n_prompt: int
+) -> tuple[list[int], int, list[int]]:
+    # (prompt and target but its last token, tokens of the prompt, tokens of the target)
+    if not tail:
+        return ids, len(ids), []
+    if n_prompt < len(ids) and offsets[n_prompt][0] < len(prompt):
+        # A token straddles the border: the prompt and the target as tokens of their own.
+        ((prompt_ids, _),) = _encode(tokenizer, [prompt])
+        ids, n_prompt = prompt_ids + _tail_ids(tokenizer, tail), len(prompt_ids)
+    goal = ids[n_prompt:]
+    if not goal or not tail.strip():
+        raise KetoolsError(f"the target after {prompt!r} is {tail!r}, which has no tokens; give it some text")
+    return ids[:-1], n_prompt, goal
+
+
+def _tail_ids(tokenizer: PreTrainedTokenizerBase, tail: str) -> list[int]:
+    # Behind a letter and not alone: tokenizers in sentencepiece's manner put a space of their own before a text.
+    alone, behind = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a", f"a{tail}"))
+    if tail.startswith(" ") and behind[: len(alone)] == alone:
+        return behind[len(alone) :]
+    return tokenizer(tail, add_special_tokens=False)["input_ids"]
+
+
+def _last_token(offsets: list[Span], span: Span, prompt: str) -> int:
+    start, end = span
+    inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > max(start, a)]
+    if not inside:
+        raise KetoolsError(f"no token of {prompt!r} covers the subject {prompt[start:end]!r}")
+    return inside[-1]

@@ -1,0 +1,1 @@
+"""Figures: generic drawers and the named figures that notebooks, reports and widgets show."""

@@ -1,0 +1,454 @@
+"""What a method is called in text: "memit+mpes" is MEMIT + MPES. The name of a run is that of what it changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import subprocess
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+
+import ketools
+from ketools.errors import KetoolsError
+from ketools.io import new_folder
+from ketools.models.model import EditableModel
+from ketools.runs.store import FRAMES, RunRecord, Store, seal_tables, survey, write_table
+
+if TYPE_CHECKING:
+    from ketools.editing.methods import Method
+
+
+# In the order in which they are shown.
+_TITLES = {
+    "memit": "MEMIT",
+    "sequential-memit": "sequential MEMIT",
+    "rome": "ROME",
+    "r-rome": "R-ROME",
+    "emmet": "EMMET",
+    "alphaedit": "AlphaEdit",
+    "ultraedit": "UltraEdit",
+    "ft": "FT",
+    "ft-l": "FT-L",
+    "lora": "LoRA",
+    "encore": "ENCORE",
+}
+_PARTS = {"mpes": "MPES", "norm": "norm constraint", "past": "past keys"}
+
+
+def title(method: str) -> str:
+    """The method's name as readers know it; a name that nobody knows is given back as it is.
+
+    >>> title("emmet+mpes"), title("sequential_memit (batch 50)"), title("mine")
+    ('EMMET + MPES', 'sequential MEMIT (batch 50)', 'mine')
+    """
+    name, bracket, rest = str(method).partition(" (")
+    base, *parts = key(name).split("+")
+    if base not in _TITLES or not set(parts) <= set(_PARTS):
+        return str(method)
+    return " + ".join([_TITLES[base], *(_PARTS[part] for part in parts)]) + bracket + rest
+
+
+def rank(method: str) -> tuple[int, int]:
+    """Where a method stands among others: in the order of the methods, plain before changed; unknown ones last."""
+    base, *parts = key(str(method).partition(" (")[0]).split("+")
+    known = list(_TITLES)
+    return (known.index(base) if base in known else len(known), len(parts))
+
+
+def key(method: str) -> str:
+    """The name in the form in which tables of names hold it: lower case, with hyphens."""
+    return str(method).lower().replace("_", "-")
+
+
+def listed(items: Sequence[str]) -> str:
+    """ "A", "A and B", "A, B and C"."""
+    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
+
+
+def variant(method: Mapping[str, Any]) -> str:
+    """The method of a run by what it did: "memit" with MPES as its stopping rule is "memit+mpes".
+
+    Args:
+        method: as `ketools.runs.records.plain` writes a Method: name, stopping, update, post.
+
+    Returns:
+        The method's own name where it is the known one; with "+mpes", "+norm", "+past" for what was added to it; with
+        the type of any other difference ("memit+Rect") otherwise. Settings are not looked at.
+    """
+    from ketools.editing.methods import ALL  # brings torch, which nothing else of a name needs
+
+    name = str(method.get("name", "unknown"))
+    known = next((m for m in ALL if m.name == name), None)
+    if known is None:
+        return name
+    return "+".join([name, *_added(known, method)])
+
+
+def _added(known: Method, method: Mapping[str, Any]) -> list[str]:
+    parts = []
+    stopping, update, post = (method.get(part) or {} for part in ("stopping", "update", "post"))
+    if (rule := stopping.get("type", type(known.stopping).__name__)) != type(known.stopping).__name__:
+        parts.append("mpes" if rule == "MPES" else rule)
+    if (kind := update.get("type", type(known.update).__name__)) != type(known.update).__name__:
+        return [*parts, kind]
+    for field, part in (("past_keys", "past"), ("norm", "norm")):
+        before = getattr(known.update, field, False)
+        if (now := update.get(field, before)) != before:
+            parts.append(part if now else f"without {part}")
+    own = type(known.post).__name__ if known.post is not None else ""
+    if (after := post.get("type", "")) != own:
+        parts.append(after or f"without {own}")
+    return parts
+
+
+# Where a result comes from: versions, machine, method, model, commit.
+
+
+PACKAGES = ("torch", "transformers", "numpy", "pandas", "scikit-learn")
+
+
+def plain(value: object) -> Any:  # noqa: ANN401 - what json.dumps takes
+    """A value as JSON can hold it; a dataclass becomes {"type": its name, fields...}, so that MPES and FixedSteps differ."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": type(value).__name__, **fields}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | type(None)) else str(value)
+
+
+def provenance(model: EditableModel, seed: int, method: object | None = None) -> dict[str, Any]:
+    """Versions, machine, seed, method with its settings, model with its fingerprint, commit, time (UTC)."""
+    about = {
+        "model": {"name": model.name, "fingerprint": model.fingerprint, **_shape(model)},
+        "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(model.device),
+        "seed": seed,
+        "versions": versions(),
+        "git": git_commit(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return about | ({"method": plain(method)} if method is not None else {})
+
+
+def _processor(device: torch.device) -> str:
+    # What did the arithmetic: seconds mean nothing without it. Linux tells Python nothing better than "x86_64" or "".
+    if device.type != "cpu" and (named := getattr(torch.get_device_module(device), "get_device_name", None)):
+        return str(named(device))
+    try:
+        told = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor()
+    named = (line.partition(":")[2].strip() for line in told.splitlines() if line.startswith("model name"))
+    return next(named, platform.processor())
+
+
+def _shape(model: EditableModel) -> dict[str, Any]:
+    # How much a matrix can hold is told by its width.
+    anatomy = model.anatomy
+    return {
+        "architecture": anatomy.architecture, "n_layer": anatomy.n_layer, "d_model": anatomy.d_model, "d_mlp": anatomy.d_mlp,
+    }  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, ketools and the packages that decide the numbers."""
+    found = {"python": platform.python_version(), "ketools": ketools.__version__}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def git_commit() -> dict[str, Any] | None:
+    """{"commit", "changed"} of the checkout that the package lies in; None outside one or without git."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=20).stdout
+
+    try:
+        return {
+            "commit": git("rev-parse", "HEAD").strip(),
+            "changed": bool(git("status", "--porcelain", "-uno").strip()),
+        }
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+# Which runs lie in some folders, what each is called, and which of them are seeds of the same thing.
+
+
+# Of the settings, those that seeds of one method may differ in, and those that are told in another way.
+_FREE = ("seed", "facts", "checkpoint_every", "method", "model", "type", "layers_depth", "facts_at_once",
+         "contents", "left_out")  # fmt: skip
+# Settings that begin like this count with this stopping rule or update alone.
+_USED_BY = {
+    "patience": "MPES", "null_": "NullSpace", "l2": "NullSpace", "constraint_": "Constraint", "shift_": "Shift",
+    "ft_": "FineTune", "lora_": "FineTune",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """A record and what it is called: by its folder (`name`), by what it did (`method`: "memit+mpes", `model`, `seed`)."""
+
+    name: str
+    record: RunRecord
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """Settings and provenance."""
+        return self.record.provenance
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What was asked for."""
+        return self.about.get("settings") or {}
+
+    @property
+    def method(self) -> str:
+        """The method's name with what was changed in it; the folder's where the record does not say."""
+        described = self.settings.get("method") or self.about.get("method") or {}
+        return variant(described) if isinstance(described, Mapping) and described else str(described or self.name)
+
+    @property
+    def model(self) -> str:
+        """The model's name without the folders that it lay in."""
+        model = self.about.get("model") or {}
+        name = model.get("name", "unknown") if isinstance(model, Mapping) else model
+        return str(name).rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the unedited model; empty where the record does not say."""
+        model = self.about.get("model") or {}
+        return str(model.get("fingerprint", "")) if isinstance(model, Mapping) else ""
+
+    @property
+    def seed(self) -> int:
+        """Which facts, and every random choice."""
+        return int(self.about.get("seed", self.settings.get("seed", 0)) or 0)
+
+    @property
+    def edits(self) -> int:
+        """How many edits are done and scored."""
+        points = self.record.checkpoints
+        return int(points["edits"].max()) if len(points) else 0
+
+    @property
+    def complete(self) -> bool:
+        """Is the last checkpoint that of all edits asked for?"""
+        return self.edits > 0 and self.edits >= int(self.settings.get("edits", self.edits))
+
+    @property
+    def collapsed(self) -> bool:
+        """Did the run end early, in an update that is not finite?"""
+        return getattr(self.record, "collapse", None) is not None
+
+    @property
+    def what(self) -> dict[str, Any]:
+        """The settings that make two runs the same but for their seed, flat; without those that the method has no use for."""
+        flat: dict[str, Any] = {}
+        for name, value in self.settings.items():
+            parts = value if isinstance(value, Mapping) else {name: value}
+            flat |= {key: item for key, item in parts.items() if name not in _FREE and key not in _FREE}
+        return {name: value for name, value in flat.items() if self._counts(name)}
+
+    def _counts(self, name: str) -> bool:
+        """Does the method use this setting (lambda_n without a norm constraint changes nothing)?"""
+        method = self.settings.get("method")
+        if not isinstance(method, Mapping):
+            return True
+        stopping, update = (method.get(part) or {} for part in ("stopping", "update"))
+        for start, kind in _USED_BY.items():
+            if name.startswith(start):
+                return kind in (stopping.get("type"), update.get("type"))
+        return update.get("norm") is True if name.startswith("lambda_n") else True
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one method on one model that differ in their seed alone. `label` sets it apart from the other groups."""
+
+    model: str
+    label: str
+    runs: tuple[Run, ...]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds, ascending."""
+        return tuple(sorted(run.seed for run in self.runs))
+
+
+def gather(folders: Iterable[str | Path]) -> list[Run]:
+    """The runs in these folders: each a run's own, or one that holds runs' folders (as `ketools demo` writes it).
+
+    Files among several folders (a README that a pattern of the shell names too) are passed over.
+
+    Returns:
+        The runs, each once, in the order given; those of one folder by the time of their start. Names are the folders';
+        where two are alike, with the folder above.
+
+    Raises:
+        KetoolsError: a folder without a run, or nothing given.
+    """
+    given = [Path(folder) for folder in folders]
+    if len(given) > 1:
+        given = [path for path in given if path.is_dir() or not path.exists()]
+    found: dict[Path, RunRecord] = {}
+    for folder in given:
+        inside = {path.resolve(): RunRecord.load(path) for path in _inside(folder)}
+        by_start = sorted(inside.items(), key=lambda item: str(item[1].provenance.get("started", "")))
+        found |= {path: record for path, record in by_start if path not in found}
+    if not found:
+        raise KetoolsError("no folder of a run given; expected folders that `ketools run` or `ketools demo` wrote")
+    names = [path.name for path in found]
+    return [
+        Run(path.name if names.count(path.name) == 1 else f"{path.parent.name}/{path.name}", record)
+        for path, record in found.items()
+    ]
+
+
+def _inside(folder: Path) -> list[Path]:
+    if Store(folder).exists():
+        return [folder]
+    runs = [path for path in sorted(folder.iterdir()) if Store(path).exists()] if folder.is_dir() else []
+    # An earlier demo of other methods may have left its runs beside those of the last.
+    last = _last_demo(folder)
+    runs = [path for path in runs if path.name in last] or runs
+    if not runs:
+        raise KetoolsError(
+            f"{folder}: no records of a run here; expected a folder with run.json, or one that holds such folders, as "
+            f"`ketools demo --out {folder}` writes it"
+        )
+    return runs
+
+
+def _last_demo(folder: Path) -> Collection[str]:
+    """Methods of the finished demo in `folder`; none if there is no such demo, or if it cannot be read."""
+    try:
+        methods = json.loads((folder / "demo.json").read_text(encoding="utf-8"))["methods"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+    return methods if isinstance(methods, dict) else ()
+
+
+def arrange(runs: Sequence[Run]) -> list[Group]:
+    """Runs that differ in their seed alone, put together; models in order of appearance, methods in that of their rank.
+
+    A method that was run in several ways on one model has what differs in its label ("encore (batch 50)"), and runs
+    that are alike in everything, the seed too, have their folders'.
+    """
+    models = _models(runs)
+    groups: dict[tuple[str, str, str], list[Run]] = {}
+    for run in runs:
+        same = repr(sorted((name, repr(value)) for name, value in run.what.items()))
+        groups.setdefault((models[run.name], run.method, same), []).append(run)
+    arranged = []
+    for (model, method, _), members in groups.items():
+        others = [held for (m, name, _), held in groups.items() if (m, name) == (model, method)]
+        label = method + (_difference(members[0], [held[0] for held in others]) if len(others) > 1 else "")
+        if len({run.seed for run in members}) < len(members):
+            arranged += [Group(model, f"{method} ({run.name})", (run,)) for run in members]
+        else:
+            arranged.append(Group(model, label, tuple(sorted(members, key=lambda run: run.seed))))
+    order = list(dict.fromkeys(group.model for group in arranged))
+    return sorted(arranged, key=lambda group: (order.index(group.model), rank(group.label)))
+
+
+def _models(runs: Sequence[Run]) -> dict[str, str]:
+    """What each run's model is called; models of one name that are not the same carry their fingerprint."""
+    prints: dict[str, set[str]] = {}
+    for run in runs:
+        prints.setdefault(run.model, set()).add(run.fingerprint)
+    return {
+        run.name: run.model if len(prints[run.model]) == 1 else f"{run.model} {run.fingerprint[:8]}" for run in runs
+    }
+
+
+def _difference(run: Run, others: Sequence[Run]) -> str:
+    """ " (batch 50)": the settings of `run` that the others do not all share."""
+    mine = run.what
+    apart = [name for name, value in mine.items() if any(other.what.get(name) != value for other in others)]
+    return f" ({', '.join(f'{name} {mine[name]}' for name in apart)})" if apart else f" ({run.name})"
+
+
+# The light record of a run: its tables and where they come from, without weights; enough for reports and comparisons.
+
+
+# Of each fact, what tests between methods, forgetting and lists of lost edits need.
+_FACTS = ("id", "batch", "relation", "subject", "steps", "p_target")
+_SCORES = ("p_new", "efficacy_success", "efficacy_accuracy", "paraphrase_success", "neighbourhood_success")
+
+
+def pack(folder: str | Path, to: str | Path) -> Path:
+    """Write the light record of a finished run to the new folder `to`; returns it.
+
+    run.json, collapse.json where the run ended early, a parquet file for each table and tables.json with their checksums,
+    which `RunRecord.load` reads like the run itself. Of the facts the columns that are compared are kept, their numbers in
+    float32; other tables are whole.
+
+    Raises:
+        KetoolsError: no run, one that is not finished or is damaged, or `to` holds something already.
+    """
+    store, record = Store(Path(folder)), RunRecord.load(folder)
+    run = Run(Path(folder).name, record)
+    if not (run.complete or run.collapsed):
+        raise KetoolsError(
+            f"{folder}: {run.edits:,} of {int(run.settings.get('edits', 0)):,} edits are measured; let the run come to its end"
+        )
+    with new_folder(to) as made:
+        light = Store(made)
+        light.write_about(store.about())
+        if record.collapse is not None:
+            light.put_collapse(record.collapse)
+        for name in FRAMES:
+            if len(frame := getattr(record, name)):
+                write_table(made / f"{name}.parquet", _slim(frame) if name == "facts" else frame, "zstd")
+        seal(made)
+    return Path(to)
+
+
+def seal(folder: str | Path) -> Path:
+    """Write tables.json, the checksums of a light record that has none yet or the same; returns the folder.
+
+    Raises:
+        KetoolsError: no light record, one that cannot be read, or one that is not what its checksums say.
+    """
+    store, record = Store(Path(folder)), RunRecord.load(folder)
+    if not store.light or not len(record.checkpoints):
+        raise KetoolsError(f"{folder}: no light record; expected a folder that `ketools.runs.records.pack` wrote")
+    if damaged := survey(folder).damaged:
+        name, why = next(iter(damaged.items()))
+        raise KetoolsError(
+            f"{folder}: {name}: {why}; fetch the record again, or remove tables.json if the change was meant"
+        )
+    seal_tables(store.out, "collapse.json")
+    return store.out
+
+
+def size(folder: str | Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+
+
+def _slim(facts: pd.DataFrame) -> pd.DataFrame:
+    scored = [f"{moment}_{name}" for moment in ("at_edit", "end") for name in _SCORES]
+    kept = facts[[name for name in (*_FACTS, *scored) if name in facts]]
+    return kept.astype({name: "float32" for name in kept.select_dtypes("float").columns})

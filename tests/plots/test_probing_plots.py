@@ -1,0 +1,230 @@
+"""Figures of probing: on frames of a tiny model, and on frames that show the finding or its absence."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ketools import KetoolsError
+from ketools.plots import figures as plots
+from ketools.probing.attribution import attribute
+from ketools.probing.knockout import knockout
+from ketools.probing.layers import suggest
+from ketools.probing.lens import lens, lens_trace
+from ketools.probing.recall import answers, recalled, surroundings, top_tokens
+from ketools.probing.tracing import KINDS, average, trace
+from tests.plots.figures import MARKUP, known_facts, marked, tells, tiny
+
+
+@pytest.fixture(scope="module")
+def frames(trained_gpt2, tiny_tokenizer):
+    """Every frame of ketools.probing, of a model with four layers."""
+    model = tiny(trained_gpt2, tiny_tokenizer)
+    prompts = [
+        ("{} was born in", "Ada Lorn"),
+        ("{} plays the", "Mira Quell"),
+        ("{} lives in", "Ixian Tower"),
+        ("{} was born in", "Bo Tarn"),
+    ]
+    from ketools import Fact
+
+    facts = known_facts(
+        model, [Fact(str(i), "r", p, s, "Vell", "Oran Bay", (f"{s} is in",)) for i, (p, s) in enumerate(prompts)]
+    )
+    fact = facts[0]
+    many = ([f.text for f in facts] * 3, [f.target_true for f in facts] * 3)
+    return {
+        "top": top_tokens(model, fact.text, 5),
+        "answers": answers(model, [f.text for f in facts], [f.target_true for f in facts]),
+        "around": surroundings(model, fact, facts),
+        "recalled": recalled(model, fact, ["Bo sang."]),
+        "lens": lens(model, fact.text, 3),
+        "one": lens_trace(model, [fact.text], [fact.target_true]),
+        "many": lens_trace(model, *many),
+        "trace": trace(model, facts, KINDS),
+        "knockout": knockout(model, facts),
+        "attribution": attribute(model, fact.text, fact.target_true),
+        "evidence": suggest(model, facts, trials=0, count=1).evidence,
+    }
+
+
+DRAW = {
+    "top": lambda frame: plots.top_token_bars(frame, "a prompt", "Vell", context="n = 3."),
+    "answers": plots.answer_bars,
+    "around": plots.surroundings_bars,
+    "recalled": plots.recalled_bars,
+    "lens": plots.lens_heat,
+    "one": plots.lens_lines,
+    "many": plots.lens_lines,
+    "trace": plots.trace_heat,
+    "profile": plots.trace_profile,
+    "knockout": plots.knockout_profile,
+    "attribution": plots.attribution_bars,
+    "evidence": plots.layer_evidence,
+}
+FRAME = {name: "trace" if name == "profile" else name for name in DRAW}
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_every_figure_tells_what_it_shows(frames, name):
+    assert tells(DRAW[name](frames[FRAME[name]]))
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_empty_tables_and_other_tables_are_named(frames, name):
+    frame = frames[FRAME[name]]
+    with pytest.raises(KetoolsError, match="no rows"):
+        DRAW[name](frame.iloc[:0])
+    with pytest.raises(KetoolsError, match="lacks"):
+        DRAW[name](pd.DataFrame({"x": [1.0, 2.0]}))
+    with pytest.raises(KetoolsError, match="expected the table of"):
+        DRAW[name]([1, 2])
+
+
+@pytest.mark.parametrize("name", [name for name in DRAW if name not in ("answers", "around", "recalled", "trace")])
+def test_one_row_compares_nothing(frames, name):
+    if name == "profile":
+        return
+    with pytest.raises(KetoolsError, match="1 row, where 2 are needed"):
+        DRAW[name](frames[FRAME[name]].iloc[:1])
+
+
+TEXTS = {
+    "top": ["token"],
+    "answers": ["prompt", "target"],
+    "lens": ["token", "predicted"],
+    "one": ["target"],
+    "recalled": ["prompt", "context", "true", "new"],
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_text_from_outside_is_no_markup(frames, name):
+    fig = DRAW[name](marked(frames[FRAME[name]], *TEXTS[name]))
+    tells(fig)
+    shown = fig.to_json().replace("\\u003c", "<").replace("\\u0026", "&")
+    assert "<img" not in shown and "&lt;img" in shown and "$x$" not in shown
+
+
+def test_prompts_and_targets_are_text_too(frames):
+    assert MARKUP in tells(plots.top_token_bars(frames["top"], MARKUP, MARKUP))
+    one = frames["trace"][frames["trace"]["fact"] == frames["trace"]["fact"].iloc[0]]
+    assert "<img" in tells(plots.trace_heat(marked(one, "token")))
+
+
+def test_top_tokens_say_at_which_place_the_target_is():
+    frame = pd.DataFrame({"token": [" Oslo", " Ro", " Rome"], "probability": [0.5, 0.2, 0.1]})
+    assert '"Oslo" comes first (0.500), before "Ro"' in tells(plots.top_token_bars(frame, "p", "Oslo"))
+    assert 'the model says "Oslo"' in tells(plots.top_token_bars(frame, "p"))
+    assert "comes only at place 3 (0.100)" in tells(plots.top_token_bars(frame, "p", "Rome"))
+    assert "is none of the 3 most probable" in tells(plots.top_token_bars(frame, "p", "Paris"))
+
+
+def test_recalled_bars_say_at_which_prompts_the_new_answer_leads(frames):
+    frame = frames["recalled"]
+    one, asked = frame.iloc[:1], frame["prompt"].iloc[1]
+    assert "The new answer is the more probable one (probability: new 0.600, true 0.2" in tells(
+        plots.recalled_bars(one.assign(p_new=0.6, p_true=0.2))
+    )
+    never = tells(plots.recalled_bars(frame.assign(p_new=0.1, p_true=0.2)))
+    assert "The true answer is the more probable one however the fact is asked (3 prompts" in never
+    some = tells(plots.recalled_bars(frame.assign(p_new=[0.1, 0.9, 0.1], p_true=0.2)))
+    assert f'at 1 of 3 prompts, at "{asked}" (mean probability: new 0.367' in some
+    most = tells(plots.recalled_bars(frame.assign(p_new=[0.9, 0.9, 0.1], p_true=0.2)))
+    assert 'at 2 of 3 prompts, at all but after "Bo sang."' in most
+    fig = plots.recalled_bars(frame)
+    assert list(fig.data[1].x) == pytest.approx(frame["p_new"].tolist())
+    assert list(fig.data[1].text) == [f"rank {rank:,}" for rank in frame["rank_new"]]
+
+
+def test_the_lens_says_since_when(frames):
+    rows = [(layer, 0, "is", 1, word, 0.5) for layer, word in enumerate(["a", "b", "c", "c"], -1)]
+    frame = pd.DataFrame(rows, columns=["layer", "position", "token", "place", "predicted", "probability"])
+    assert "on top from layer 1 on, of 0 to 2" in tells(plots.lens_heat(frame))
+    assert "Only the last layer" in tells(plots.lens_heat(frame.assign(predicted=["a", "a", "a", "c"])))
+    assert "from the start" in tells(plots.lens_heat(frame.assign(predicted="c")))
+    table = plots.numbers(plots.lens_heat(frames["lens"]))
+    top = frames["lens"][frames["lens"]["place"] == 1]
+    assert table.to_numpy().flatten() == pytest.approx(
+        top.pivot(index="position", columns="layer", values="probability").to_numpy().flatten()
+    )
+    assert list(table.columns) == ["in", "0", "1", "2", "3"]
+
+
+def test_lens_lines_say_when_the_target_never_comes(frames):
+    never = frames["one"].assign(rank=7)
+    assert "is not the top answer behind the last layer" in tells(plots.lens_lines(never))
+    assert "for any of 12" in tells(plots.lens_lines(frames["many"].assign(rank=7))).replace(
+        f"{frames['many']['prompt'].nunique()}", "12"
+    )
+    rank = np.where(frames["one"]["layer"] >= 2, 1, 5)
+    assert "to the top behind layer 2 and stays there" in tells(plots.lens_lines(frames["one"].assign(rank=rank)))
+
+
+def test_tracing_follows_the_effects(frames):
+    frame = frames["trace"]
+    role, layer, kind = frame["role"].astype(str), frame["layer"], frame["kind"].astype(str)
+    found = ((role == "last of the subject") & (layer == 1) & (kind == "mlp")).to_numpy() * 0.4
+    shown = frame.assign(effect=found, p_clean=0.6, p_corrupted=0.1)
+    title = tells(plots.trace_heat(shown))
+    assert "Of 0.500 lost" in title and "MLPs most at the subject's last token around layer 1 (+0.4)" in title
+    assert "attentions nowhere" in title
+    assert "No single restored state" in tells(plots.trace_heat(shown.assign(effect=0.0)))
+    profile = tells(plots.trace_profile(shown))
+    assert "MLPs most around layer 1: 0.400" in profile and "hidden states nowhere clearly" in profile
+    assert "nothing brings the answer back for certain" in tells(plots.trace_profile(shown.assign(effect=-0.1)))
+    assert tells(plots.trace_profile(average(shown))) == profile
+
+
+def test_tracing_of_one_fact_has_tokens_and_no_interval(frames):
+    name = frames["trace"]["fact"].iloc[0]
+    one = frames["trace"][frames["trace"]["fact"] == name]
+    fig = plots.trace_heat(frames["trace"], name)
+    assert any(str(text).endswith("*") for text in fig.layout.yaxis.ticktext)
+    assert plots.numbers(fig).loc["MLPs"].to_numpy().sum() == pytest.approx(one[one["kind"] == "mlp"]["effect"].sum())
+    alone = plots.trace_profile(one)
+    tells(alone)
+    assert (
+        all(trace.error_y.array is None for trace in alone.data)
+        and "without an interval" in alone.layout.meta["caption"]
+    )
+    with pytest.raises(KetoolsError, match="no fact 'none'"):
+        plots.trace_heat(frames["trace"], "none")
+    with pytest.raises(KetoolsError, match="nothing at 'nowhere'"):
+        plots.trace_profile(frames["trace"], "nowhere")
+    with pytest.raises(KetoolsError, match="several positions together"):
+        plots.trace_heat(one.assign(position=-1))
+
+
+def test_knockout_says_where_it_costs(frames):
+    frame = frames["knockout"]
+    change = np.where((frame["source"] == "subject") & (frame["layer"] >= 2), -0.5, 0.0)
+    assert "the subject in layers 2 and 3 (by 50%" in tells(plots.knockout_profile(frame.assign(change=change)))
+    assert "costs the answer nothing for certain" in tells(plots.knockout_profile(frame.assign(change=0.1)))
+    assert tells(plots.knockout_profile(frame.assign(change=np.where(frame["layer"] == 0, math.nan, change))))
+
+
+def test_attribution_bars_add_up(frames):
+    frame = frames["attribution"]
+    fig = plots.attribution_bars(frame)
+    drawn = sum(sum(trace.y) for trace in fig.data)
+    assert drawn == pytest.approx(frame.attrs["logit_difference"], rel=1e-3)
+    against = frame.assign(logit=-frame["logit"].abs())
+    against.attrs = frame.attrs
+    assert "trails" in tells(plots.attribution_bars(against)) and "no part speaks for it" in tells(
+        plots.attribution_bars(against)
+    )
+
+
+def test_the_evidence_says_when_its_two_halves_disagree(frames):
+    frame = frames["evidence"].assign(
+        traced=[0.1, 0.5, 0.2, 0.1], S=[0.2, 0.3, 0.9, 0.1], ES=0.5, PS=0.5, NS=math.nan, score=0.2
+    )
+    frame["suggested"] = [False, True, True, False]
+    title = tells(plots.layer_evidence(frame))
+    assert "Layers 1 and 2 are suggested" in title and "the two disagree" in title
+    assert "disagree" not in tells(plots.layer_evidence(frame.assign(S=[0.2, 0.9, 0.3, 0.1])))
+    assert "recovers nothing" in tells(plots.layer_evidence(frame.assign(traced=-0.1)))
+    with pytest.raises(KetoolsError, match="suggests no layer"):
+        plots.layer_evidence(frame.assign(suggested=False))
