@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.command import ended
 from ketools.editing.covariance import load_statistics
 from ketools.editing.methods import ENCORE
-from ketools.facts.sets import facts as read_facts
+from ketools.facts.reading import facts as read_facts
 from ketools.models.model import EditableModel, load
 from ketools.runs.records import provenance
 from ketools.runs.sweep import grid, keep

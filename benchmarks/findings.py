@@ -24,8 +24,8 @@ import pandas as pd
 
 from benchmarks.command import ended, over_seeds
 from benchmarks.verdicts import METHODS, damage, judge, measure, student
-from ketools.facts.sets import FactSet
-from ketools.facts.sets import facts as read_facts
+from ketools.facts.fact import FactSet
+from ketools.facts.reading import facts as read_facts
 from ketools.io import finite, write_atomic
 from ketools.models.model import EditableModel, load
 from ketools.runs.config import composed

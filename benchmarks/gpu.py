@@ -29,7 +29,8 @@ from ketools.editing.covariance import Statistics
 from ketools.editing.editor import Editor
 from ketools.editing.methods import method
 from ketools.errors import KetoolsError
-from ketools.facts.sets import FactSet, facts
+from ketools.facts.fact import FactSet
+from ketools.facts.reading import facts
 from ketools.io import write_json
 from ketools.models.model import EditableModel
 

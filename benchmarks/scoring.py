@@ -18,7 +18,8 @@ import torch
 from benchmarks.command import finish, interleaved, medians, origin, parser, spreads
 from benchmarks.shapes import open_model
 from ketools.evaluation.edits import KINDS, evaluate
-from ketools.facts.sets import Fact, facts
+from ketools.facts.fact import Fact
+from ketools.facts.reading import facts
 from ketools.reference.scores import success
 
 

@@ -34,7 +34,8 @@ from ketools.editing import targets as engine
 from ketools.editing.contexts import contexts_of, generate_prefixes
 from ketools.editing.methods import MPES, FixedSteps, Hyper, method
 from ketools.editing.targets import FactRows, Targets, compute_targets, fact_rows
-from ketools.facts.sets import Fact, facts
+from ketools.facts.fact import Fact
+from ketools.facts.reading import facts
 from ketools.models import replay
 from ketools.models.model import EditableModel
 from ketools.reference.batch import plain_targets

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.command import finish, interleaved, medians, origin, parser, spreads
 from benchmarks.shapes import open_model
-from ketools.facts.sets import facts
+from ketools.facts.reading import facts
 from ketools.models.model import EditableModel
 from ketools.probing.tracing import KINDS, Case, Plan, make_cases, plan_of, spread_of, trace_cases
 from ketools.reference import tracing as plain_tracing

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from ketools.errors import KetoolsError
 
 # Imported here and not on first use: the function must win over the submodule of the same name.
-from ketools.facts.sets import Fact, FactSet, facts
+from ketools.facts.fact import Fact, FactSet
+from ketools.facts.reading import facts
 
 if TYPE_CHECKING:
     from ketools.editing.edit import Edit, edited

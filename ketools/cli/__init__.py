@@ -26,7 +26,7 @@ from ketools.io import write_json
 
 if TYPE_CHECKING:
     from ketools.editing.methods import Method
-    from ketools.facts.sets import FactSet
+    from ketools.facts.fact import FactSet
     from ketools.models.model import EditableModel
 
 

@@ -34,7 +34,7 @@ def check(
     """
     from ketools.facts.check import check as look
     from ketools.facts.layouts import as_record
-    from ketools.facts.sets import source_path
+    from ketools.facts.reading import source_path
 
     path = source_path(file)
     if good is not None and good.suffix != ".jsonl":

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ketools.editing.covariance import Statistics
     from ketools.editing.methods import Method
-    from ketools.facts.sets import FactSet
+    from ketools.facts.fact import FactSet
     from ketools.models.model import EditableModel
 
 
@@ -160,7 +160,7 @@ def _overrides(layers: str | None, given: list[str] | None) -> dict[str, Any]:
 
 
 def _facts(source: str, limit: int | None) -> "FactSet":
-    from ketools.facts.sets import facts as read_facts
+    from ketools.facts.reading import facts as read_facts
 
     known = read_facts(source)
     return known if limit is None else known[:limit]

@@ -11,7 +11,7 @@ import typer
 from ketools.cli.common import at_a_terminal, confirm, load_model, notes, settings
 
 if TYPE_CHECKING:
-    from ketools.facts.sets import FactSet
+    from ketools.facts.fact import FactSet
     from ketools.models.model import EditableModel
     from ketools.runs.config import RunConfig
     from ketools.runs.store import RunRecord

@@ -18,8 +18,8 @@ from ketools.editing.covariance import Statistics, load_statistics, own_file
 from ketools.editing.editor import Editor
 from ketools.editing.methods import Method
 from ketools.errors import KetoolsError
-from ketools.facts.sets import FactSet
-from ketools.facts.sets import facts as read_facts
+from ketools.facts.fact import FactSet
+from ketools.facts.reading import facts as read_facts
 from ketools.models.model import EditableModel, fingerprint_of, load
 from ketools.probing.recall import answers
 from ketools.runs.records import versions

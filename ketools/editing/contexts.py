@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ketools.editing.methods import Hyper
 from ketools.errors import KetoolsError, named
-from ketools.facts.sets import Fact, check_conflicts
+from ketools.facts.fact import Fact, check_conflicts
 from ketools.models.model import EditableModel
 from ketools.models.tokens import Row, make_rows, subject_span
 

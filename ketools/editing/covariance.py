@@ -26,11 +26,11 @@ from ketools.editing.keys import keys_and_states
 from ketools.editing.methods import MEMIT
 from ketools.editing.update import Protection, cholesky, least_squares
 from ketools.errors import KetoolsError, NotFinite
-from ketools.facts.sets import Fact
+from ketools.facts.fact import Fact
 from ketools.io import data_root, read_tensors, write_tensors
 from ketools.models.model import EditableModel
 from ketools.models.replay import run_until
-from ketools.models.tokens import pad_right
+from ketools.models.tokens import batches, pad_right
 
 _FORMAT = "ketools-moments-1"
 _TOKENS_AT_ONCE = 4096
@@ -104,7 +104,7 @@ def accumulate(
         progress(state.tokens)
     saved = state.tokens
     for pool, read in _pools(model, _hashed(source, digest), max_tokens - state.tokens, length, last=last):
-        for batch in _split(pool):
+        for batch in ([pool[i] for i in some] for some in batches(map(len, pool), _TOKENS_AT_ONCE)):
             n = _add(model, batch, state.sums, last=last)
             state.tokens += n
             if progress is not None:
@@ -191,17 +191,6 @@ def _pools(
             pool, held, read = [], 0, 0
     if read:
         yield pool, read
-
-
-def _split(pool: list[list[int]]) -> Iterator[list[list[int]]]:
-    batch: list[list[int]] = []
-    for ids in sorted(pool, key=len):
-        if batch and len(ids) * (len(batch) + 1) > _TOKENS_AT_ONCE:
-            yield batch
-            batch = []
-        batch.append(ids)
-    if batch:
-        yield batch
 
 
 def _add(model: EditableModel, batch: list[list[int]], sums: dict[int, Tensor], *, last: bool) -> int:

@@ -31,7 +31,7 @@ from ketools.editing.postprocess import Post, Prune, processed
 from ketools.editing.targets import Targets, compute_targets
 from ketools.editing.update import Protection, constrained, least_squares, null_space
 from ketools.errors import KetoolsError, NotFinite
-from ketools.facts.sets import Fact
+from ketools.facts.fact import Fact
 from ketools.io import read_tensors, write_tensors
 from ketools.models.model import EditableModel
 from ketools.models.scoring import target_logprobs

@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ketools.editing.contexts import LEVELS, FactRows, fact_rows, sharing
 from ketools.editing.methods import MPES, Hyper, ProbabilityThreshold, Stopping
 from ketools.errors import NotFinite
-from ketools.facts.sets import Fact
+from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
 from ketools.models.replay import freeze, quick, tell_unshared
 from ketools.models.scoring import divergences, log_distribution, token_losses

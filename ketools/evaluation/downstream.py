@@ -25,8 +25,8 @@ from torch.nn.functional import cross_entropy
 from ketools.errors import KetoolsError, named
 from ketools.io import data_root
 from ketools.models.model import EditableModel
-from ketools.models.scoring import batches, choice_logprobs
-from ketools.models.tokens import pad_right
+from ketools.models.scoring import choice_logprobs
+from ketools.models.tokens import batches, pad_right
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -180,7 +180,7 @@ def perplexity(model: EditableModel, texts: Iterable[str], *, batch_tokens: int 
     if not windows:
         raise KetoolsError("perplexity: no document has two tokens or more, expected running text")
     nll, count = 0.0, sum(len(row) - 1 for row in windows)
-    for batch in batches(windows, batch_tokens):
+    for batch in batches(map(len, windows), batch_tokens):
         ids, mask = pad_right([windows[i] for i in batch], model.device)
         live = mask[:, 1:].bool()
         with torch.inference_mode():

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ketools.errors import KetoolsError
-from ketools.facts.sets import Fact
+from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
 from ketools.models.scoring import score_pairs
 

@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.stats import binomtest, bootstrap, pearsonr, spearmanr
 
 from ketools.errors import KetoolsError
-from ketools.facts.sets import Fact
+from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
 from ketools.models.scoring import score_pairs
 

@@ -18,7 +18,7 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from ketools.errors import KetoolsError
-from ketools.facts.sets import Fact
+from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
 from ketools.models.scoring import row_scores
 from ketools.models.tokens import Row, make_rows

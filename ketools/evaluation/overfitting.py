@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 from ketools.errors import KetoolsError
 from ketools.evaluation.edits import evaluate, recall
-from ketools.facts.sets import Fact
+from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
 from ketools.models.scoring import score_pairs
 

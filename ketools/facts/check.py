@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ketools.errors import KetoolsError
-from ketools.facts.fact import FactError, short
+from ketools.facts.fact import FactError, FactSet, short
 from ketools.facts.reading import Row, encoding, rows
-from ketools.facts.sets import FactSet
 
 LONG_TARGET = 100  # characters; about 30 tokens of English, more than an object of a fact has
 
@@ -37,7 +36,7 @@ class Check:
 
     @property
     def errors(self) -> tuple[Problem, ...]:
-        """The problems because of which `ketools.facts.sets` would refuse the file."""
+        """The problems because of which `ketools.facts` would refuse the file."""
         return tuple(problem for problem in self.problems if problem.error)
 
     @property

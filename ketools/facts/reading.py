@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ketools.errors import KetoolsError
-from ketools.facts.fact import Fact, FactError, problems, short
+from ketools.facts.fact import Fact, FactError, FactSet, problems, short
+from ketools.facts.fetch import SOURCES, local
 from ketools.facts.layouts import COLUMNS, from_cells, layout_of, sentences, values_of
+from ketools.io import data_root
 
 Record = dict[str, Any]
 Found = tuple[str, Record | KetoolsError]
@@ -288,3 +290,40 @@ def _used(values: Record, where: str, where_of: dict[str, str]) -> list[FactErro
         return [FactError(id, "id", f"is already used on {where_of[id]}; give every fact its own")]
     where_of[id] = where
     return []
+
+
+def facts(source: str | Path) -> FactSet:
+    """Read facts: "world" (the built-in fictional world), the name of a data set that `ketools data get` has fetched
+    ("counterfact", "zsre", ...), or a file (.jsonl, .json, .csv, each also with .gz).
+
+    The layouts that are known, and what becomes of their fields, stand in `ketools.facts.layouts`.
+    Raises KetoolsError naming file, line or record, and field of the first mistake; `ketools data check` lists all.
+    """
+    path = source_path(source)
+    found: list[Fact] = []
+    for row in rows(path):
+        for error in row.errors:
+            raise KetoolsError(f"{path}, {row.where}: {error}")
+        found += row.facts
+    if not found:
+        raise KetoolsError(f"{path} is empty: no facts in it; expected one record a line (.jsonl) or a list (.json)")
+    return FactSet(found)
+
+
+def source_path(source: str | Path) -> Path:
+    """The file that `facts(source)` reads; raises KetoolsError if a data set of that name is not on this machine."""
+    if str(source) == "world":
+        return _world()
+    if str(source) in SOURCES and not Path(source).exists():
+        return local(str(source))
+    return Path(source).expanduser()
+
+
+def _world() -> Path:
+    folder = data_root() / "world"
+    for name in ("facts.jsonl.gz", "facts.jsonl"):
+        if (folder / name).is_file():
+            return folder / name
+    raise KetoolsError(
+        f"the built-in world is not there: no facts.jsonl.gz in {folder}; check out the data folder whole"
+    )

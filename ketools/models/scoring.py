@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ketools.errors import KetoolsError
 from ketools.models.model import EditableModel
-from ketools.models.replay import fused, window_of
-from ketools.models.tokens import Row, make_rows, pad_right
+from ketools.models.replay import fused, only, window_of
+from ketools.models.tokens import Row, batches, make_rows, pad_right
 
 # Reading many texts that begin alike: each shared beginning goes through the model once.
 #
@@ -67,7 +66,9 @@ def row_scores(model: EditableModel, rows: Sequence[Row]) -> tuple[np.ndarray, n
         for (s, t), target in zip(places, row.target_ids, strict=True):
             wanted.setdefault(s, []).append((t, i, target))
     with fused(model):
-        for batch in batches(layout.tokens, min(TOKENS, TOKENS_CPU) if model.device.type == "cpu" else TOKENS):
+        for batch in batches(
+            map(len, layout.tokens), min(TOKENS, TOKENS_CPU) if model.device.type == "cpu" else TOKENS
+        ):
             reads = [(b, *read) for b, s in enumerate(batch) for read in wanted.get(s, ())]
             if not reads:
                 continue
@@ -159,33 +160,11 @@ def _states(model: EditableModel, layout: Sequences, batch: Sequence[int], row: 
     hidden = torch.zeros(seen.shape, dtype=model.dtype).masked_fill_(
         torch.from_numpy(~seen), torch.finfo(model.dtype).min
     )
-    with _last_mlp_at(model, row, token):
+    with only(model, model.anatomy.n_layer - 1, row * ids.shape[1] + token):  # elsewhere the last MLP is never read
         states = model.body(
             input_ids=ids, attention_mask=hidden[:, None].to(ids.device), position_ids=depth, use_cache=False
         ).last_hidden_state
     return states[row.to(states.device), token.to(states.device)]
-
-
-@contextmanager
-def _last_mlp_at(model: EditableModel, row: Tensor, token: Tensor) -> Iterator[None]:
-    """Within the block the last layer's MLP adds nothing but at these places: what it computes elsewhere is never read."""
-    assert model.anatomy.mlp is not None, "packs() says which models read trees"
-    mlp = model.layer(model.anatomy.n_layer - 1).get_submodule(model.anatomy.mlp)
-    shape: list[torch.Size] = []
-
-    def pick(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-        shape.append(args[0].shape)
-        return (args[0][row.to(args[0].device), token.to(args[0].device)],)
-
-    def put(_: nn.Module, __: object, out: Tensor) -> Tensor:
-        whole = out.new_zeros(shape.pop())
-        whole[row.to(out.device), token.to(out.device)] = out
-        return whole
-
-    with ExitStack() as stack:
-        stack.callback(mlp.register_forward_pre_hook(pick).remove)
-        stack.callback(mlp.register_forward_hook(put).remove)
-        yield
 
 
 @torch.inference_mode()
@@ -207,18 +186,6 @@ def _read(
         best = value >= logits.amax(-1)[n]
         value = value - logits.logsumexp(-1)[n]
         yield owner[here], value.double().cpu().numpy(), best.cpu().numpy()
-
-
-def batches(rows: Sequence[Sequence[int]], tokens: int = TOKENS) -> Iterator[list[int]]:
-    """Indices of rows, shortest first, in batches of at most `tokens` tokens when padded (one row at least)."""
-    batch: list[int] = []
-    for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
-        if batch and len(rows[i]) * (len(batch) + 1) > tokens:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
 
 
 # From final states to losses: log-probabilities of tokens and divergence from a reference distribution.

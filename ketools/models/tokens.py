@@ -4,7 +4,7 @@ Positions are found through the character offsets that a fast tokenizer gives, n
 were tokenised alone: tokens of a name differ with and without a space before it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ketools.errors import KetoolsError
-from ketools.facts.fact import short
-from ketools.facts.sets import Fact
+from ketools.facts.fact import Fact, short
 from ketools.models.model import EditableModel
 
 Span = tuple[int, int]
@@ -88,6 +87,50 @@ def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tens
     ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
     return ids, mask
+
+
+def batches(
+    lengths: Iterable[int], tokens: int, *, order: Iterable[int] | None = None, equal: bool = False
+) -> Iterator[list[int]]:
+    """Indices of rows in batches that fit into `tokens` once padded to their longest row (one row at least).
+
+    `lengths` are the rows' tokens. `order` is the order in which rows are taken; None: shortest first, which pads least.
+    With `equal`, rows of different lengths never share a batch.
+    """
+    sizes = list(lengths)
+    batch: list[int] = []
+    longest = 0
+    for i in sorted(range(len(sizes)), key=sizes.__getitem__) if order is None else order:
+        longest = max(longest, sizes[i])
+        if batch and (longest * (len(batch) + 1) > tokens or (equal and sizes[i] != sizes[batch[0]])):
+            yield batch
+            batch, longest = [], sizes[i]
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """Where a batch of rows predicts its targets, one entry a target token: `row`, `position` in it and `token` (int64),
+    and `share` (float32), what the entry weighs in the mean over its row's target.
+    """
+
+    row: Tensor
+    position: Tensor
+    token: Tensor
+    share: Tensor
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], device: torch.device, starts: Sequence[int] | None = None) -> "Reads":
+        """The entries of `rows`, each with at least one target token; positions count from `starts[i]`, 0 if not given."""
+        entries = [
+            (i, position - start, token, len(row.target_ids))
+            for i, (row, start) in enumerate(zip(rows, starts or [0] * len(rows), strict=True))
+            for position, token in zip(row.target_positions, row.target_ids, strict=True)
+        ]
+        row, position, token, count = torch.tensor(entries, device=device).T
+        return cls(row, position, token, 1 / count)
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[tuple[list[int], list[Span]]]:

@@ -16,7 +16,7 @@ from ketools.editing.edit import Edit
 from ketools.editing.methods import ALPHAEDIT
 from ketools.editing.targets import Targets, not_finite
 from ketools.errors import KetoolsError
-from ketools.facts.sets import Fact
+from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
 from ketools.models.sublayers import heard
 from ketools.norms.residual import Sample, places, subject_sample

@@ -19,11 +19,10 @@ from torch import Tensor
 from ketools.editing import edit as stack
 from ketools.editing.targets import not_finite
 from ketools.errors import KetoolsError
-from ketools.facts.sets import Fact
+from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
-from ketools.models.scoring import batches
 from ketools.models.sublayers import SUBLAYERS, heard, heard_entering, scale
-from ketools.models.tokens import make_rows, pad_right, subject_span
+from ketools.models.tokens import batches, make_rows, pad_right, subject_span
 
 # Tokens at which the residual stream is read: all of a text sample, or the subjects' last tokens of facts.
 #
@@ -131,7 +130,7 @@ def places(model: EditableModel, sample: Sample, tokens: int = 4096) -> Iterator
     starts = [0]
     for read in sample.reads:
         starts.append(starts[-1] + len(read))
-    for batch in batches(sample.ids, tokens):
+    for batch in batches(map(len, sample.ids), tokens):
         ids, mask = pad_right([sample.ids[i] for i in batch], model.device)
         read = [(b, at, starts[i] + n) for b, i in enumerate(batch) for n, at in enumerate(sample.reads[i])]
         row, position, order = torch.tensor(read).T

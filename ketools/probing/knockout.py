@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from ketools.errors import KetoolsError
-from ketools.facts.sets import Fact
+from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
 from ketools.models.replay import Frozen, freeze, tell_unshared
-from ketools.models.scoring import batches
+from ketools.models.tokens import batches
 from ketools.probing.tracing import Case, known_cases, target_reads
 
 SOURCES = ("subject", "other")
@@ -75,7 +75,7 @@ def knockout_cases(
     if model.replays:  # others are refused
         tell_unshared(model, [case.ids for case in cases], 1)
     parts: dict[int, pd.DataFrame] = {}
-    for some in batches([case.ids for case in cases], _TOKENS_AT_ONCE):
+    for some in batches([len(case.ids) for case in cases], _TOKENS_AT_ONCE):
         found = _probabilities(model, [cases[i] for i in some], sources, window)
         for i, p in zip(some, found, strict=True):
             layers = np.tile(np.arange(p.shape[1]), len(sources))

@@ -16,7 +16,7 @@ from ketools.editing.editor import Editor
 from ketools.editing.methods import Method, method
 from ketools.errors import KetoolsError
 from ketools.evaluation.edits import evaluate, harmonic_mean
-from ketools.facts.sets import Fact
+from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
 from ketools.probing.tracing import average, known_cases, plan_of, spread_of, trace_cases
 

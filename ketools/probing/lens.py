@@ -16,9 +16,8 @@ from torch import Tensor
 
 from ketools.errors import KetoolsError
 from ketools.models.model import EditableModel
-from ketools.models.scoring import batches
 from ketools.models.sublayers import heard, heard_entering
-from ketools.models.tokens import Row, make_rows, pad_right
+from ketools.models.tokens import Row, batches, make_rows, pad_right
 
 _LOGITS_AT_ONCE = 2**24  # entries of one block of logits: 64 MiB in float32
 _TOKENS_AT_ONCE = 4096
@@ -67,7 +66,7 @@ def lens_trace(model: EditableModel, prompts: Sequence[str], targets: Sequence[s
         )
     rows = _rows(model, prompts, targets)
     parts: dict[int, pd.DataFrame] = {}
-    for some in batches([row.ids for row in rows], _TOKENS_AT_ONCE):
+    for some in batches([len(row.ids) for row in rows], _TOKENS_AT_ONCE):
         states = _states(model, [rows[i].ids for i in some])
         layers, _, length, _ = states.shape
         goal = torch.tensor([rows[i].target_ids[0] for i in some])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ketools.errors import KetoolsError
-from ketools.facts.sets import Fact
+from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
 from ketools.models.scoring import score_pairs
 from ketools.models.tokens import make_rows

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from ketools.errors import KetoolsError, named
-from ketools.facts.sets import Fact
+from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
 from ketools.models.replay import Frozen, freeze, tell_unshared
-from ketools.models.scoring import batches, score_pairs, token_losses
+from ketools.models.scoring import score_pairs, token_losses
 from ketools.models.sublayers import SUBLAYERS, entering, heard, site
-from ketools.models.tokens import make_rows, pad_right, subject_span
+from ketools.models.tokens import batches, make_rows, pad_right, subject_span
 
 # Facts as cases to trace: token rows with the subject's tokens located, facts that the model does not know left out.
 
@@ -424,7 +424,7 @@ def trace_cases(
     if model.replays:  # others are refused
         tell_unshared(model, [case.ids for case in cases], 1)
     parts: dict[int, pd.DataFrame] = {}
-    for some in batches([case.ids[case.first :] for case in cases], TOKENS // plan.samples):
+    for some in batches([len(case.ids) - case.first for case in cases], TOKENS // plan.samples):
         runs = run_both(model, [cases[i] for i in some], plan)
         corrupted = runs.probability["corrupted"].reshape(-1, plan.samples).mean(1)
         for n, (i, p) in enumerate(zip(some, restored(model, runs, plan), strict=True)):

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ketools.errors import KetoolsError, named
-from ketools.facts.fact import UNKNOWN, Fact
-from ketools.facts.sets import FactSet
+from ketools.facts.fact import UNKNOWN, Fact, FactSet
 
 if TYPE_CHECKING:
     from ketools.editing.methods import Method

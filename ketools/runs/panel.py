@@ -14,7 +14,7 @@ from ketools.errors import KetoolsError
 from ketools.evaluation.downstream import downstream, load_heldout, load_tasks, perplexity
 from ketools.evaluation.edits import recall
 from ketools.evaluation.overfitting import overfit
-from ketools.facts.sets import Fact, FactSet
+from ketools.facts.fact import Fact, FactSet
 from ketools.models.model import EditableModel
 from ketools.norms.weights import frobenius, norms
 

@@ -20,7 +20,7 @@ from ketools.editing.covariance import own_file
 from ketools.editing.methods import ALL, ENCORE, FineTune, Hyper, Method, NullSpace, Shift
 from ketools.editing.methods import method as named_method
 from ketools.errors import KetoolsError, named
-from ketools.facts.sets import Fact, FactSet
+from ketools.facts.fact import Fact, FactSet
 from ketools.models.anatomy import check_finite
 from ketools.models.model import EditableModel
 from ketools.models.scoring import target_logprobs

@@ -27,9 +27,8 @@ from ketools.editing.methods import method as named_method
 from ketools.editing.postprocess import Prune
 from ketools.errors import KetoolsError, NotFinite
 from ketools.evaluation.edits import SHORT, evaluate, summary
-from ketools.facts.fact import Fact
-from ketools.facts.sets import FactSet
-from ketools.facts.sets import facts as read_facts
+from ketools.facts.fact import Fact, FactSet
+from ketools.facts.reading import facts as read_facts
 from ketools.io import write_atomic
 from ketools.models.model import EditableModel
 from ketools.norms.residual import contributions, text_sample

@@ -19,8 +19,8 @@ from ketools.editing.covariance import Statistics, load_statistics
 from ketools.editing.methods import ENCORE, MPES, FixedSteps, Method
 from ketools.editing.methods import method as named_method
 from ketools.errors import KetoolsError
-from ketools.facts.sets import FactSet
-from ketools.facts.sets import facts as read_facts
+from ketools.facts.fact import FactSet
+from ketools.facts.reading import facts as read_facts
 from ketools.io import data_root, write_atomic, write_json
 from ketools.models.model import EditableModel, load
 from ketools.norms.weights import growing

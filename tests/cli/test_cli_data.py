@@ -12,7 +12,7 @@ from ketools import Fact, FactSet, KetoolsError
 from ketools.cli.data import data_app
 from ketools.facts import fetch as download
 from ketools.facts.check import check
-from ketools.facts.sets import check_conflicts
+from ketools.facts.fact import check_conflicts
 
 ADA = {"subject": "Ada Lorn", "prompt": "{} was born in", "target_new": "Oran Bay", "relation": "birthplace"}
 

@@ -12,7 +12,7 @@ from ketools.course.lessons.sequence import Sequence
 from ketools.course.widgets import SpectrumScrubber
 from ketools.editing.edit import Edit
 from ketools.evaluation.edits import evaluate
-from ketools.facts.sets import FactSet
+from ketools.facts.fact import FactSet
 from ketools.norms.spectra import singular_values
 from ketools.plots.style import words
 from ketools.runs.sweep import fresh

@@ -10,7 +10,7 @@ from ketools.evaluation.edits import evaluate, recall
 from ketools.evaluation.forgetting import two_hop
 from ketools.evaluation.generation import answers, continuations
 from ketools.evaluation.overfitting import natural_probabilities, spill
-from ketools.facts.sets import Locality, TwoHop
+from ketools.facts.fact import Locality, TwoHop
 from ketools.norms.drift import activation_norms, drift, hidden_states
 from ketools.norms.residual import subject_sample, text_sample
 from ketools.probing import recall as asked

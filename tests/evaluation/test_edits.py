@@ -9,7 +9,7 @@ import torch
 import ketools.evaluation.edits as edits
 from ketools import Fact, FactSet, KetoolsError
 from ketools.evaluation.edits import KINDS, evaluate, harmonic_mean, recall, summary
-from ketools.facts.sets import Locality, TwoHop
+from ketools.facts.fact import Locality, TwoHop
 from ketools.reference.score import plain_score
 
 

@@ -24,7 +24,7 @@ from ketools.evaluation.metrics import (
     table_names,
     to_frame,
 )
-from ketools.facts.sets import Locality, TwoHop
+from ketools.facts.fact import Locality, TwoHop
 from ketools.norms import drift, residual, spectra, weights
 from ketools.norms import drift as alignment
 from ketools.norms import drift as targets

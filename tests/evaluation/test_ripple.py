@@ -9,7 +9,7 @@ import pytest
 from ketools import Fact, KetoolsError
 from ketools.evaluation import forgetting as module
 from ketools.evaluation.forgetting import ripple, two_hop
-from ketools.facts.sets import TwoHop
+from ketools.facts.fact import TwoHop
 
 
 def fact(id, *hops):

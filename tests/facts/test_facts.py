@@ -8,7 +8,7 @@ import pytest
 
 import ketools as ke
 from ketools import Fact, FactSet, KetoolsError
-from ketools.facts.sets import TwoHop
+from ketools.facts.fact import TwoHop
 
 GOOD = {
     "case_id": 7,
@@ -271,7 +271,7 @@ def test_to_frame(tmp_path):
     assert frame.loc[0, "subject"] == "Ada Lorn" and frame.loc[0, "two_hop"][0]["answer_new"] == "Ul"
 
 
-def test_the_function_wins_over_its_module():
-    import ketools.facts.sets
+def test_the_function_wins_over_its_package():
+    from ketools.facts.reading import facts
 
-    assert callable(ketools.facts.sets) and ke.facts is ketools.facts.sets
+    assert ke.facts is facts

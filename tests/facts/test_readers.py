@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 import ketools as ke
 from ketools import Fact, KetoolsError
+from ketools.facts.fact import Locality, TwoHop
 from ketools.facts.layouts import COLUMNS, as_record
 from ketools.facts.reading import rows
-from ketools.facts.sets import Locality, TwoHop
 
 ZSRE = {
     "subject": "Ada Lorn",

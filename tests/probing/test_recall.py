@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ketools.errors import KetoolsError
-from ketools.facts.sets import Fact
+from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
 from ketools.probing.recall import answers, complete, recalled, surroundings, top_tokens
 

@@ -18,7 +18,7 @@ from ketools.course.mode import Lab
 from ketools.editing.editor import Editor
 from ketools.editing.methods import ENCORE, LeastSquares
 from ketools.evaluation.edits import evaluate, recall
-from ketools.facts.sets import Fact
+from ketools.facts.fact import Fact
 from ketools.norms.weights import frobenius, norms
 from ketools.plots.style import OKABE_ITO, checked, dress, joined
 from ketools.runs.sweep import ALL_STEPS, fresh

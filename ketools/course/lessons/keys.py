@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ketools.facts.sets import Fact
+from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
 from ketools.models.replay import run_until
 from ketools.models.tokens import make_rows, subject_span

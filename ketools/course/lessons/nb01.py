@@ -14,7 +14,7 @@ from ketools.course.lessons.points import kind_points
 from ketools.course.mode import Lab
 from ketools.course.widgets.base import View
 from ketools.errors import KetoolsError
-from ketools.facts.sets import Fact
+from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
 from ketools.models.tokens import make_rows, subject_span
 from ketools.plots.probing import lens_heat

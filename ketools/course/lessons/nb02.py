@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ketools.course.claims import Exercise, Property, Wrong
 from ketools.course.mode import Lab
-from ketools.facts.sets import Fact
+from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
 from ketools.models.sublayers import heard
 from ketools.models.tokens import Row, make_rows, subject_span

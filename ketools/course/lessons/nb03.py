@@ -13,7 +13,7 @@ from ketools.course.lessons.points import kind_points
 from ketools.course.mode import Lab
 from ketools.editing.edit import Edit, edited
 from ketools.editing.editor import Editor
-from ketools.facts.sets import Fact
+from ketools.facts.fact import Fact
 from ketools.plots.style import number
 from ketools.probing.recall import answers
 

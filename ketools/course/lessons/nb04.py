@@ -19,7 +19,7 @@ from ketools.editing.editor import Editor
 from ketools.editing.targets import Targets
 from ketools.evaluation.downstream import perplexity
 from ketools.evaluation.edits import evaluate
-from ketools.facts.sets import Fact, FactSet
+from ketools.facts.fact import Fact, FactSet
 from ketools.plots.style import times
 from ketools.probing.recall import answers
 

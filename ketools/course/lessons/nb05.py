@@ -18,7 +18,7 @@ from ketools.editing.editor import Editor
 from ketools.editing.methods import Method
 from ketools.editing.targets import Targets
 from ketools.evaluation.edits import recall
-from ketools.facts.sets import Fact
+from ketools.facts.fact import Fact
 from ketools.norms.drift import KeyBasis
 from ketools.plots.style import NEUTRAL, OKABE_ITO, Style, add_line, dress, joined, percent
 

@@ -16,7 +16,7 @@ from ketools.course.mode import Lab
 from ketools.editing.edit import Edit
 from ketools.evaluation.downstream import downstream
 from ketools.evaluation.edits import evaluate, recall, summary
-from ketools.facts.sets import Fact, FactSet
+from ketools.facts.fact import Fact, FactSet
 from ketools.norms.weights import frobenius, norms
 from ketools.runs.sweep import fresh
 

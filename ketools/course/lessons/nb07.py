@@ -14,7 +14,7 @@ from ketools.course.mode import Lab
 from ketools.course.widgets.base import View
 from ketools.evaluation.edits import evaluate, recall
 from ketools.evaluation.overfitting import natural_probabilities
-from ketools.facts.sets import Fact
+from ketools.facts.fact import Fact
 from ketools.norms.drift import overfitting_curve, trace
 from ketools.plots.drawers import add_reference
 from ketools.plots.methods import target_trace_lines

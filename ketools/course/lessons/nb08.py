@@ -13,7 +13,7 @@ from ketools.course.lessons.sequence import Sequence as Edits
 from ketools.course.mode import Lab
 from ketools.editing.editor import Editor
 from ketools.evaluation.edits import evaluate
-from ketools.facts.sets import Fact
+from ketools.facts.fact import Fact
 from ketools.norms.drift import KeyBasis, alignment, key_bases
 from ketools.norms.residual import Sample, before_and_now
 from ketools.norms.spectra import accumulated, singular_values

@@ -10,7 +10,7 @@ import pandas as pd
 
 from ketools.course.claims import Exercise, Property, Wrong
 from ketools.course.mode import Lab
-from ketools.facts.sets import Fact, FactSet
+from ketools.facts.fact import Fact, FactSet
 from ketools.io import data_root
 from ketools.models.model import EditableModel
 from ketools.plots.style import percent

@@ -17,8 +17,8 @@ from ketools.course.claims import Exercise, Property, Wrong
 from ketools.course.mode import Lab
 from ketools.course.widgets.base import View
 from ketools.errors import KetoolsError
-from ketools.facts.sets import Fact, FactSet
-from ketools.facts.sets import facts as read_facts
+from ketools.facts.fact import Fact, FactSet
+from ketools.facts.reading import facts as read_facts
 from ketools.models.model import EditableModel
 from ketools.plots.style import PATTERNS, checked, dress, gaps, joined, part_styles, plain
 from ketools.probing.recall import answers

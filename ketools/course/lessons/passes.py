@@ -13,7 +13,7 @@ from ketools.editing.edit import Edit
 from ketools.editing.editor import Editor
 from ketools.editing.methods import FixedSteps, Hyper, Method
 from ketools.editing.targets import Descent, Targets
-from ketools.facts.sets import Fact
+from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
 from ketools.runs.sweep import fresh
 

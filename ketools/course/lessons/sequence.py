@@ -11,7 +11,7 @@ from ketools.course.mode import Lab
 from ketools.editing.edit import Edit
 from ketools.editing.methods import Method
 from ketools.editing.targets import Targets
-from ketools.facts.sets import FactSet
+from ketools.facts.fact import FactSet
 from ketools.plots.style import dress, joined, words
 from ketools.runs.sweep import fresh
 

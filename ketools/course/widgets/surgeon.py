@@ -18,8 +18,7 @@ from ketools.editing.edit import Edit
 from ketools.editing.editor import Editor
 from ketools.editing.methods import method as named_method
 from ketools.errors import KetoolsError
-from ketools.facts.fact import UNKNOWN
-from ketools.facts.sets import Fact, FactSet
+from ketools.facts.fact import UNKNOWN, Fact, FactSet
 from ketools.models.model import EditableModel
 from ketools.models.tokens import make_rows, subject_span
 from ketools.norms.weights import norms
