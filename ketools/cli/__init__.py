@@ -22,6 +22,7 @@ from ketools.cli.common import at_a_terminal, confirm, notes, writable
 from ketools.cli.data import data_app
 from ketools.cli.report import glossary
 from ketools.errors import KetoolsError
+from ketools.evaluation.metrics import metric
 from ketools.io import write_json
 
 if TYPE_CHECKING:
@@ -184,29 +185,16 @@ app.command()(glossary)
 app.add_typer(data_app, name="data")
 
 
-_ROWS: dict[str, tuple[str, Callable[[float], str]]] = {
-    "norm_ratio": ("norm of the most grown matrix (ratio)", "{:.2f}x".format),
-    "unedited_kept": ("unedited facts still right", "{:.1%}".format),
-    "same_subject_kept": ("other facts of edited subjects", "{:.1%}".format),
-    "downstream_kept": ("downstream F1, of before", "{:.1%}".format),
-    "perplexity_ratio": ("perplexity (ratio)", "{:.2f}x".format),
-    "efficacy": ("efficacy at the end (ES)", "{:.1%}".format),
-    "paraphrase": ("paraphrases (PS)", "{:.1%}".format),
-    "neighbourhood": ("neighbours (NS)", "{:.1%}".format),
-    "p_edited": ("probability, edited facts", "{:.3f}".format),
-    "p_natural": ("probability, natural facts", "{:.3f}".format),
-    "steps_mean": ("steps per edit", "{:.1f}".format),
-    "seconds_per_edit": ("seconds per edit", "{:.3f}".format),
-}
+_ROWS = (
+    "norm_ratio", "unedited_kept", "same_subject_kept", "downstream_kept", "perplexity_ratio", "efficacy", "paraphrase",
+    "neighbourhood", "p_edited", "p_natural", "steps_mean", "seconds_per_edit",
+)  # fmt: skip
 
 
 def table(methods: Mapping[str, Mapping[str, Any]]) -> str:
-    """The figures of the end as text, a column per method; "-" where one was not measured."""
+    """What a demo's runs came to as text, a column per method; "–" where a metric was not measured."""
     lines = [["", *methods]]
-    for key, (title, show) in _ROWS.items():
-        values = [figures.get(key) for figures in methods.values()]
-        # NaN is the only value that differs from itself
-        lines.append([title, *("-" if value is None or value != value else show(value) for value in values)])
+    lines += [[row.label, *(row.format(run.get(row.key)) for run in methods.values())] for row in map(metric, _ROWS)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rows = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
     return "\n".join([rows[0], "-" * (sum(widths) + 2 * len(methods)), *rows[1:]])

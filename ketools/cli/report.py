@@ -3,7 +3,6 @@
 Mistakes travel as KetoolsError; the program around it turns them into one line and exit code 2.
 """
 
-from collections.abc import Callable
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -13,9 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ketools.cli.common import writable
-from ketools.evaluation.metrics import Entry, entries, look_up, of_table
+from ketools.evaluation.metrics import METRICS, Metric, look_up, metric, of_table
 from ketools.io import write_atomic, write_json
-from ketools.runs.records import title
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,19 +32,19 @@ def glossary(
         chosen = look_up(name, table)
         typer.echo("\n\n".join(entry.text() for entry in chosen))
     else:
-        chosen = entries() if table is None else of_table(table)
+        chosen = METRICS if table is None else of_table(table)
         typer.echo("\n\n".join(_listed(key, list(group)) for key, group in groupby(chosen, lambda e: e.table)))
     if json is not None:
         write_json(json, {"entries": [asdict(entry) for entry in chosen]})
 
 
-def _listed(table: str, held: list[Entry]) -> str:
-    width = max(len(entry.name) for entry in held)
+def _listed(table: str, held: list[Metric]) -> str:
+    width = max(len(entry.key) for entry in held)
     lines = [f"{table}:"]
     for entry in held:
         better = f" [{entry.better}]" if entry.better != "none" else ""
-        first, *more = wrap(f"{entry.title}{better}: {entry.formula}", _WIDTH - width - 4)
-        lines += [f"  {entry.name:<{width}}  {first}", *(f"  {'':<{width}}  {line}" for line in more)]
+        first, *more = wrap(f"{entry.label}{better}: {entry.formula}", _WIDTH - width - 4)
+        lines += [f"  {entry.key:<{width}}  {first}", *(f"  {'':<{width}}  {line}" for line in more)]
     return "\n".join(lines)
 
 
@@ -58,22 +56,10 @@ Folders = Annotated[
     typer.Argument(help="Folders of runs, or folders that hold them, as `ketools demo` writes it.", metavar="RUN..."),
 ]
 _DEMO = Path("build/demo")
-_HEADS: dict[str, tuple[str, Callable[[float], str]]] = {
-    "ES": ("ES", "{:.1%}".format),
-    "PS": ("PS", "{:.1%}".format),
-    "NS": ("NS", "{:.1%}".format),
-    "S": ("S", "{:.1%}".format),
-    "at_edit_ES": ("ES then", "{:.1%}".format),
-    "at_edit_PS": ("PS then", "{:.1%}".format),
-    "at_edit_NS": ("NS then", "{:.1%}".format),
-    "at_edit_S": ("S then", "{:.1%}".format),
-    "unedited_kept": ("unedited", "{:.1%}".format),
-    "same_subject_kept": ("same subj.", "{:.1%}".format),
-    "downstream_kept": ("downstr.", "{:.1%}".format),
-    "perplexity_ratio": ("perpl.", "{:.2f}x".format),
-    "norm_ratio": ("norm", "{:.2f}x".format),
-    "seconds_per_edit": ("s/edit", "{:.3f}".format),
-}
+_COLUMNS = (
+    "ES", "PS", "NS", "S", "at_edit_ES", "at_edit_PS", "at_edit_NS", "at_edit_S", "unedited_kept", "same_subject_kept",
+    "downstream_kept", "perplexity_ratio", "norm_ratio", "seconds_per_edit",
+)  # fmt: skip
 
 
 def report(
@@ -142,13 +128,15 @@ def _why_none(whole: bool) -> str:
 
 
 def _table(table: "pd.DataFrame") -> str:
-    """The runs as text; "-" where one was not measured, "!" behind a run that ended in an update that is not finite."""
+    """The runs as text; "–" where one was not measured, "!" after a run that ended in an update that is not finite."""
+    from ketools.runs.records import title
+
     shown = table[["model", "method", "seed"]].astype(str)
     shown["method"] = [
         title(name) + " !" * over for name, over in zip(table["method"], table["collapsed"], strict=True)
     ]
-    for name, (head, write) in _HEADS.items():
-        shown[head] = ["-" if value != value else write(value) for value in table[name]]  # NaN differs from itself
+    for column in map(metric, _COLUMNS):
+        shown[column.short] = table[column.key].map(column.format)
     whole = (table["complete"] | table["collapsed"]).all()
     said = f"After {int(table['edits'].max()):,} edits" + ("" if whole else ", not all runs complete")
     text = f"{said}\n{shown.to_string(index=False)}"
@@ -159,6 +147,7 @@ def _table(table: "pd.DataFrame") -> str:
 
 def _pairs(pairs: "pd.DataFrame") -> str:
     from ketools.plots.style import p_value
+    from ketools.runs.records import title
 
     shown = pairs[["model", "seed", "a", "b"]].astype(str)
     shown["a"], shown["b"] = shown["a"].map(title), shown["b"].map(title)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ketools.cli.common import at_a_terminal, confirm, load_model, notes, settings
+from ketools.evaluation.metrics import MISSING, metric
 
 if TYPE_CHECKING:
     from ketools.facts.fact import FactSet
@@ -18,16 +19,9 @@ if TYPE_CHECKING:
 
 
 _BAD = 2
-_SHOWN = {
-    "ES": ("efficacy (ES)", "{:.1%}"),
-    "PS": ("paraphrases (PS)", "{:.1%}"),
-    "NS": ("neighbours (NS)", "{:.1%}"),
-    "unedited_kept": ("unedited facts still right", "{:.1%}"),
-    "same_subject_kept": ("other facts of edited subjects", "{:.1%}"),
-    "downstream_kept": ("downstream F1, of before", "{:.1%}"),
-    "perplexity_ratio": ("perplexity (ratio)", "{:.2f}x"),
-    "norm_ratio": ("norm of the most grown matrix (ratio)", "{:.2f}x"),
-}
+_SHOWN = (
+    "ES", "PS", "NS", "unedited_kept", "same_subject_kept", "downstream_kept", "perplexity_ratio", "norm_ratio",
+)  # fmt: skip
 
 runs_app = typer.Typer(help="Look after the folders of runs.", no_args_is_help=True)
 
@@ -174,12 +168,9 @@ def _collapsed(collapse: dict[str, Any]) -> str:
 
 
 def _figures(checkpoint: dict[str, Any]) -> list[str]:
-    width = max(len(title) for title, _ in _SHOWN.values())
-    return [
-        f"  {title:<{width}}  {shown.format(checkpoint[name])}"
-        for name, (title, shown) in _SHOWN.items()
-        if checkpoint.get(name) is not None and checkpoint[name] == checkpoint[name]
-    ]
+    measured = [row for row in map(metric, _SHOWN) if row.format(checkpoint.get(row.key)) != MISSING]
+    width = max(len(metric(key).label) for key in _SHOWN)
+    return [f"  {row.label:<{width}}  {row.format(checkpoint[row.key])}" for row in measured]
 
 
 def _told(folder: Path, now: dict[str, Any]) -> str:

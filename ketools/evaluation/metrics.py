@@ -1,57 +1,127 @@
-"""What every reported number is: name, formula, range, which direction is better, source. The data is glossary.toml.
+"""The one table of metrics: what every reported number is called, how it is written, and what it means.
 
-A name may mean different things in different tables ("ratio" of norms, "ratio" of probabilities), so an entry belongs to
-a table; columns that mean the same everywhere are in the table "shared".
+The command line, figures, reports and `ketools glossary` all read it; the data is metrics.toml. A key may mean different
+things in different tables ("ratio" of norms, "ratio" of probabilities), so an entry belongs to a table; columns that mean
+the same everywhere are in the table "shared". Importing this module needs neither torch nor pandas.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib.resources import files
-from typing import TYPE_CHECKING
 
 from ketools.errors import KetoolsError
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-
 BETTER = ("higher", "lower", "near 1", "near 0", "near 0.5", "none")
 SHARED = "shared"
-# A run scores the columns of `evaluate` at two moments and says so in front of the name.
-_MOMENTS = {"at_edit_": "right after the fact's own batch", "end_": "on the final model, after all edits"}
-# Tables whose rows hold columns of others.
+MISSING = "–"
+"""Stands where nothing was measured."""
+# A run scores the columns of `evaluate` at two moments; the column's name begins with the moment.
+_MOMENTS = {"at_edit_": ("right after each edit", "then"), "end_": ("at the end", "at the end")}
+# Tables whose rows also hold columns of others.
 _HOLDS = {
     "checkpoints": ("evaluate",),
     "batches": ("evaluate",),
     "facts": ("evaluate",),
-    "demo": ("checkpoints", "evaluate"),
+    "demo": ("checkpoints", "evaluate", "batches"),
 }
-
-# The scores of `evaluate` are known by their capitals, as a head or in brackets within one.
+# The scores of `evaluate` are known by their capitals, as a whole heading or in brackets within one.
 _SCORE = re.compile(r"\(([A-Z]{1,2})\)|^([A-Z]{1,2})$")
 
 
+def percent(value: float) -> str:
+    """A fraction as a percentage, for sentences: one decimal from 95% on, where it is what tells methods apart."""
+    if not math.isfinite(value):
+        return "unknown"
+    return f"{value:.1%}" if 0.95 <= value < 0.9995 else f"{value:.0%}"
+
+
+def times(value: float) -> str:
+    """A ratio to the value before any edit, for sentences."""
+    return f"{value:,.2f}×" if math.isfinite(value) else "beyond measure"
+
+
+def number(value: float) -> str:
+    """A probability, a count of steps or seconds, for sentences: three figures."""
+    return f"{value:#.3g}".rstrip(".") if math.isfinite(value) else "unknown"
+
+
+def figures(value: float) -> str:
+    """A number in four figures, whole numbers and thousands in full; "–" where nothing was measured."""
+    if value is None or math.isnan(value):
+        return MISSING
+    return f"{value:,.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:.4g}"
+
+
 @dataclass(frozen=True)
-class Entry:
-    """One number or column: `table` reports it under `name` (which may end in *, a family); `better` is one of BETTER."""
+class Unit:
+    """How values are written: `name` on axes, `spec` for tables and hover texts, `brief` in sentences."""
 
     name: str
+    spec: str
+    brief: Callable[[float], str]
+    suffix: str = ""
+
+
+UNITS = {
+    "": Unit("", ".4g", number),
+    "%": Unit("%", ".1%", percent),
+    "×": Unit("ratio", ".2f", times, "×"),
+    "probability": Unit("0 to 1", ".3f", number),
+    "s": Unit("s", ".3f", number),
+    "steps": Unit("count", ".1f", number),
+    "count": Unit("count", ",.0f", number),
+    "number": Unit("number", ".0f", number),
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number or column: `table` reports it under `key` (which may end in *, a family).
+
+    `label` names it on axes and in tables, `short` heads a narrow column; `unit` is one of UNITS, `better` one of BETTER.
+    """
+
+    key: str
     table: str
-    title: str
+    label: str
     formula: str
+    short: str = ""
+    unit: str = ""
     range: str = ""
     better: str = "none"
     source: str = "ketools"
 
+    @property
+    def spec(self) -> str:
+        """The format of values (Python's and d3's are alike), such as ".1%"."""
+        return UNITS[self.unit].spec
+
+    @property
+    def axis(self) -> str:
+        """The label with its unit, as an axis or the heading of a table needs it."""
+        name = UNITS[self.unit].name
+        return f"{self.label} ({name})" if name else self.label
+
+    def format(self, value: float | None) -> str:
+        """The value as it stands in a table, such as "97.4%" or "1.02×"; "–" for None and NaN."""
+        if value is None or math.isnan(value):
+            return MISSING
+        return f"{value:{self.spec}}{UNITS[self.unit].suffix}" if self.unit else figures(value)
+
+    def brief(self, value: float) -> str:
+        """The value as it stands in a sentence, such as "43%" or "1.02×"; words where it is not finite."""
+        return UNITS[self.unit].brief(value)
+
     def text(self) -> str:
         """The entry in a few lines; what a reader sees when hovering over the name."""
-        lines = [f"{self.name} ({self.table}): {self.title}", f"  {self.formula}"]
+        lines = [f"{self.key} ({self.table}): {self.label}", f"  {self.formula}"]
         if self.range:
             lines.append(f"  range: {self.range}")
         if self.better != "none":
@@ -59,103 +129,92 @@ class Entry:
         return "\n".join([*lines, f"  source: {self.source}"])
 
 
-def entries() -> tuple[Entry, ...]:
-    """All entries, in the order of glossary.toml."""
-    text = files("ketools.evaluation").joinpath("glossary.toml").read_text(encoding="utf-8")
-    return tuple(
-        Entry(name, table, **about) for table, held in tomllib.loads(text).items() for name, about in held.items()
-    )
+METRICS: tuple[Metric, ...] = tuple(
+    Metric(key, table, **entry)
+    for table, metrics in tomllib.loads(
+        files("ketools.evaluation").joinpath("metrics.toml").read_text(encoding="utf-8")
+    ).items()
+    for key, entry in metrics.items()
+)
+"""All metrics, in the order of metrics.toml."""
 
 
-def table_names() -> list[str]:
-    """The tables there are, in the order of glossary.toml."""
-    return list(dict.fromkeys(entry.table for entry in entries()))
-
-
-def of_table(table: str) -> tuple[Entry, ...]:
-    """The entries of one table. Raises KetoolsError, with the names there are, for an unknown one."""
-    return _of(table, entries())
-
-
-def _of(table: str, among: Sequence[Entry]) -> tuple[Entry, ...]:
-    if not (own := tuple(entry for entry in among if entry.table == table)):
-        known = dict.fromkeys(entry.table for entry in among)
+def of_table(table: str) -> tuple[Metric, ...]:
+    """The metrics of one table. Raises KetoolsError, with the names there are, for an unknown one."""
+    if not (metrics := tuple(metric for metric in METRICS if metric.table == table)):
+        known = dict.fromkeys(metric.table for metric in METRICS)
         raise KetoolsError(f"no table {table!r} in the glossary; there are: {', '.join(known)}")
-    return own
+    return metrics
 
 
-def to_frame(chosen: Iterable[Entry] | None = None) -> pd.DataFrame:
-    """Entries (None: all) as a table: name, table, title, formula, range, better, source."""
-    import pandas as pd  # the command line answers without it
+def look_up(key: str, table: str | None = None) -> tuple[Metric, ...]:
+    """What `key` means, in `table` or in each table that has it.
 
-    rows = [asdict(entry) for entry in (entries() if chosen is None else chosen)]
-    return pd.DataFrame(rows, columns=[field.name for field in fields(Entry)])
-
-
-def look_up(name: str, table: str | None = None) -> tuple[Entry, ...]:
-    """What `name` means, in `table` or in each table that has it.
-
-    `at_edit_NAME` and `end_NAME` of a run are NAME at that moment; a family's entry (f1_*) comes under the name asked for.
+    `at_edit_KEY` and `end_KEY` of a run are KEY at that moment; a family's entry (f1_*) comes under the key asked for.
 
     Raises:
-        KetoolsError: a name that is in no table (or not in that one), with names that are alike, or an unknown table.
+        KetoolsError: a key that is in no table (or not in that one), with similar keys, or an unknown table.
     """
-    among = entries()
+    among = METRICS
     if table is not None:
-        among = (
-            *_of(table, among),
-            *(e for e in among if e.table in (*_HOLDS.get(table, ()), SHARED) and e.table != table),
-        )
-    found = [replace(entry, name=name) for entry in among if fnmatchcase(name, entry.name)]
-    for moment, when in _MOMENTS.items():
-        if not found and name.startswith(moment):
-            inner = [e for e in among if e.table == "evaluate" and e.name == name.removeprefix(moment)]
-            found = [replace(e, name=name, title=f"{e.title}, {when}") for e in inner]
-    if not found:
-        near = get_close_matches(name, sorted({entry.name for entry in among}), n=3, cutoff=0.5)
+        tables = (*_HOLDS.get(table, ()), SHARED)
+        among = (*of_table(table), *(m for name in tables if name != table for m in of_table(name)))
+    meanings = [replace(metric, key=key) for metric in among if fnmatchcase(key, metric.key)]
+    for moment, (when, then) in _MOMENTS.items():
+        if not meanings and key.startswith(moment):
+            meanings = [
+                replace(m, key=key, label=f"{m.label} {when}", short=f"{m.short or m.label} {then}")
+                for m in among
+                if m.table == "evaluate" and m.key == key.removeprefix(moment)
+            ]
+    if not meanings:
+        near = get_close_matches(key, sorted({metric.key for metric in among}), n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else "; `ketools glossary` lists them all"
-        raise KetoolsError(f"no entry {name!r} in the glossary{hint}")
+        raise KetoolsError(f"no entry {key!r} in the glossary{hint}")
     # A table's own meaning wins over one that it shares with others.
-    own = [entry for entry in found if entry.table == table]
-    return tuple(own or found)
+    return tuple([metric for metric in meanings if metric.table == table] or meanings)
 
 
-def hover_text(name: str, table: str | None = None) -> str:
-    """`Entry.text()` of what `name` means, for hovering over it; "" where no entry, or several of different meaning, fit."""
+def metric(key: str, table: str = "demo") -> Metric:
+    """The metric that `table` reports under `key`; by default what a run reports at a checkpoint, a batch or its end.
+
+    Examples:
+        >>> metric("unedited_kept").format(0.9741)
+        '97.4%'
+        >>> metric("ratio", "norms").axis
+        'norm of a layer, relative to before (ratio)'
+
+    Raises:
+        KetoolsError: no such metric in that table, as `look_up`.
+    """
+    return look_up(key, table)[0]
+
+
+def hover_text(key: str, table: str | None = None) -> str:
+    """`Metric.text()` of what `key` means; "" where no entry, or several of different meaning, fit."""
     try:
-        found = look_up(name, table)
-    except KetoolsError:  # a head without an explanation is shown as it is
+        meanings = look_up(key, table)
+    except KetoolsError:  # a heading without an explanation is shown as it is
         return ""
-    return found[0].text() if len({(entry.title, entry.formula) for entry in found}) == 1 else ""
+    return meanings[0].text() if len({(m.label, m.formula) for m in meanings}) == 1 else ""
 
 
 def hover_texts(heads: Iterable[object]) -> dict[str, str]:
-    """The text to show over those of a table's heads that name a metric: head -> `Entry.text()`; others are left out.
+    """The text to show over those of a table's heads that name a metric: head -> `Metric.text()`; others are left out.
 
-    A head names a metric by its name ("unedited_kept"), its title ("seconds per edit"), with or without its unit in
-    brackets behind it, or by the abbreviation of a score ("ES", "efficacy (ES): MEMIT"). What means different things in
+    A head names a metric by its key ("unedited_kept"), its label ("seconds per edit"), with or without its unit in
+    brackets after it, or by the abbreviation of a score ("ES", "efficacy (ES): MEMIT"). What means different things in
     different tables is left out: a wrong explanation is worse than none.
     """
-    known: dict[str, list[Entry]] = {}
-    for entry in entries():
-        for word in {entry.name, entry.title}:
+    known: dict[str, list[Metric]] = {}
+    for entry in METRICS:
+        for word in {entry.key, entry.label}:
             known.setdefault(word, []).append(entry)
     texts = {}
     for head in dict.fromkeys(head for head in heads if isinstance(head, str)):
-        found = known.get(head) or known.get(re.sub(r" \([^()]*\)$", "", head), [])
+        meanings = known.get(head) or known.get(re.sub(r" \([^()]*\)$", "", head), [])
         if score := _SCORE.search(head):
-            found = [entry for entry in known.get(score[1] or score[2], []) if entry.table == "evaluate"]
-        if len({(entry.title, entry.formula) for entry in found}) == 1:
-            texts[head] = found[0].text()
+            meanings = [entry for entry in known.get(score[1] or score[2], []) if entry.table == "evaluate"]
+        if len({(entry.label, entry.formula) for entry in meanings}) == 1:
+            texts[head] = meanings[0].text()
     return texts
-
-
-def missing(columns: Iterable[str], table: str) -> list[str]:
-    """Those of `columns` that the glossary does not explain for `table`."""
-    lacking = []
-    for column in columns:
-        try:
-            look_up(column, table)
-        except KetoolsError:
-            lacking.append(column)
-    return lacking

@@ -15,7 +15,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ketools.errors import KetoolsError
-from ketools.evaluation.metrics import hover_texts
+from ketools.evaluation.metrics import hover_texts, number, percent, times
 from ketools.runs.records import key, listed, title
 
 # Okabe & Ito, "Color Universal Design" (2008).
@@ -230,23 +230,6 @@ def _values(ends: Values, show: Callable[[float], str]) -> str:
         low, high = (pick(ends, key=ends.__getitem__) for pick in (min, max))
         return f"from {label(low)} {show(ends[low])} to {label(high)} {show(ends[high])}"
     return ", ".join((f"{label(m)} " if len(ends) > 1 else "") + show(value) for m, value in ends.items())
-
-
-def percent(value: float) -> str:
-    """A fraction as a percentage; one decimal from 95% on, where it is what tells methods apart."""
-    if not math.isfinite(value):
-        return "unknown"
-    return f"{value:.1%}" if 0.95 <= value < 0.9995 else f"{value:.0%}"
-
-
-def times(value: float) -> str:
-    """A ratio to the value before any edit."""
-    return f"{value:,.2f}×" if math.isfinite(value) else "beyond measure"
-
-
-def number(value: float) -> str:
-    """A probability, a count of steps, seconds: three figures."""
-    return f"{value:#.3g}".rstrip(".") if math.isfinite(value) else "unknown"
 
 
 def p_value(p: float) -> str:

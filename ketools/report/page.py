@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from ketools.errors import KetoolsError
-from ketools.evaluation.metrics import hover_text, hover_texts
+from ketools.evaluation.metrics import hover_text, hover_texts, metric
 from ketools.io import finite, write_atomic
 from ketools.plots import style as findings
 from ketools.plots.style import numbers, undressed, words
@@ -172,21 +172,10 @@ def _cell(value: object, show: Callable[[float], str]) -> str:
 # Parts of the report that are no figures: the state at the end, tests between methods, lost edits, provenance.
 
 
-_END = {
-    "norm_ratio": ("norm of the most grown edited matrix (ratio)", findings.times),
-    "unedited_kept": ("unedited facts still right", findings.percent),
-    "same_subject_kept": ("other facts of edited subjects still right", findings.percent),
-    "downstream_kept": ("downstream F1, of before", findings.percent),
-    "perplexity_ratio": ("perplexity (ratio)", findings.times),
-    "ES": ("efficacy at the end, ES", findings.percent),
-    "at_edit_ES": ("efficacy right after each batch", findings.percent),
-    "PS": ("paraphrases, PS", findings.percent),
-    "NS": ("neighbours, NS", findings.percent),
-    "S": ("score, S (harmonic mean)", findings.percent),
-    "p_edited": ("mean probability, edited facts", findings.number),
-    "p_natural": ("mean probability, natural facts", findings.number),
-    "seconds_per_edit": ("seconds per edit", findings.number),
-}
+_END = (
+    "norm_ratio", "unedited_kept", "same_subject_kept", "downstream_kept", "perplexity_ratio", "ES", "at_edit_ES", "PS",
+    "NS", "S", "p_edited", "p_natural", "seconds_per_edit",
+)  # fmt: skip
 _LOST = 8
 _ASKED = {"unedited": "unedited facts", "same_subject": "other facts of edited subjects"}
 _COUNTED = ("only_a", "only_b", "both", "neither", "p_adjusted")
@@ -198,14 +187,17 @@ _NEEDED = (
 def at_the_end(models: Mapping[str, Sequence[Group]]) -> str:
     """Everything measured at the last checkpoint, methods side by side, a table a model; over seeds: mean (range)."""
     parts = []
-    terms = {head: hover_text(name, "demo") for name, (head, _) in _END.items()}
+    shown = [metric(name) for name in _END]
+    terms = {each.label: each.text() for each in shown}
     for model, groups in models.items():
         ends = {group.label: [_end(run) for run in group.runs if len(run.record.checkpoints)] for group in groups}
         ends = {label: rows for label, rows in ends.items() if rows}
         rows = {
-            head: [_cell_sections([row.get(name, np.nan) for row in held], show) for held in ends.values()]
-            for name, (head, show) in _END.items()
-            if any(name in row for held in ends.values() for row in held)
+            each.label: [
+                _cell_sections([row.get(each.key, np.nan) for row in held], each.brief) for held in ends.values()
+            ]
+            for each in shown
+            if any(each.key in row for held in ends.values() for row in held)
         }
         frame = pd.DataFrame.from_dict(rows, orient="index", columns=[title(label) for label in ends])
         frame.index.name = "measure"

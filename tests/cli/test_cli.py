@@ -91,7 +91,7 @@ def test_demo_passes_everything_on_and_prints_table_and_sentences(run, job, tmp_
         "again": False,
         "report": write_report,
     }
-    assert "3.40x" in result.output and "55.1%" in result.output and "The norm: it grew." in result.output
+    assert "3.40×" in result.output and "55.1%" in result.output and "The norm: it grew." in result.output
     written = json.loads((tmp_path / "deep" / "f.json").read_text(encoding="utf-8"))
     assert set(written) == {"methods", "sentences", "provenance"}
     assert written["methods"]["memit"]["norm_ratio"] == 3.4
@@ -113,7 +113,7 @@ def test_the_defaults_are_the_jobs_own(run, job):
 def test_a_table_lines_up_and_shows_gaps():
     rows = cli.table({"memit": FIGURES, "a-long-name": {}}).splitlines()
     assert len({len(row) for row in rows}) == 1
-    assert rows[2].endswith("3.40x            -")
+    assert rows[2].split()[-2:] == ["3.40×", "–"]
 
 
 @pytest.mark.parametrize(

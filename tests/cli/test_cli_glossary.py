@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from ketools import KetoolsError
 from ketools.cli.report import glossary
-from ketools.evaluation.metrics import entries
+from ketools.evaluation.metrics import METRICS
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def said():
 
 def test_the_list_names_everything_within_the_width(said):
     text = said()
-    assert all(f"  {entry.name}" in text for entry in entries())
+    assert all(f"  {entry.key}" in text for entry in METRICS)
     assert max(map(len, text.splitlines())) <= 118
 
 
@@ -48,7 +48,7 @@ def test_one_table(said):
 def test_a_file(said, tmp_path):
     said("PS", "--table", "checkpoints", "--json", tmp_path / "es.json")
     (entry,) = json.loads((tmp_path / "es.json").read_text())["entries"]
-    assert entry["name"] == "PS" and entry["better"] == "higher"
+    assert entry["key"] == "PS" and entry["better"] == "higher"
 
 
 def test_mistakes_travel_as_ours(said):

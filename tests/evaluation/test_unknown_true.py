@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 
 from ketools.evaluation.edits import evaluate, summary
-from ketools.evaluation.metrics import missing
+from ketools.evaluation.metrics import look_up
 
 
 def test_unknown(tiny_gpt2, tiny_facts):
@@ -24,4 +24,4 @@ def test_unknown(tiny_gpt2, tiny_facts):
         assert found[f"measured_{name}"] == n - unknown < n, name
     assert "measured_p_new" not in found and "measured_efficacy_accuracy" not in found
     assert not [name for name in all_n if name.startswith("measured_") and name.endswith(("ES", "p_true"))]
-    assert not missing(found, "evaluate")
+    assert all(look_up(name, "evaluate") for name in found)

@@ -119,7 +119,7 @@ def terms(text):
 def test_heads_that_the_glossary_knows_explain_themselves(written):
     text = written.read_text(encoding="utf-8")
     known = terms(text)
-    assert known["efficacy at the end, ES"] == look_up("ES", "evaluate")[0].text()
+    assert known["efficacy (ES)"] == look_up("ES", "evaluate")[0].text()
     assert known["probability at the end"].startswith("end_p_new (evaluate)")
     assert known["edits so far (count)"].startswith("edits (shared)")
     assert "efficacy (ES): MEMIT" in known and "MEMIT" not in known and EVIL not in known

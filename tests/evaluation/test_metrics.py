@@ -1,4 +1,4 @@
-"""The glossary is whole, consistent, and covers what norms, evaluation and probing report."""
+"""The table of metrics is whole, consistent, and covers what norms, evaluation and probing report."""
 
 from dataclasses import replace
 
@@ -15,14 +15,13 @@ from ketools.evaluation import downstream as harness
 from ketools.evaluation import forgetting as ripple
 from ketools.evaluation.metrics import (
     BETTER,
-    entries,
+    METRICS,
+    UNITS,
     hover_text,
     hover_texts,
     look_up,
-    missing,
+    metric,
     of_table,
-    table_names,
-    to_frame,
 )
 from ketools.facts.fact import Locality, TwoHop
 from ketools.norms import drift, residual, spectra, weights
@@ -35,19 +34,28 @@ from tests.conftest import SENTENCES
 
 
 def test_every_entry_is_whole():
-    known = entries()
-    assert len({(e.name, e.table) for e in known}) == len(known) > 150
-    for entry in known:
-        assert entry.title and entry.formula and entry.source, entry
-        assert entry.better in BETTER, entry
-        assert not entry.title.endswith(".") and not entry.formula.endswith("."), entry
-        if entry.better != "none":
-            assert entry.range, f"{entry.name}: a direction without a range"
-    frame = to_frame()
-    assert list(frame) == ["name", "table", "title", "formula", "range", "better", "source"] and len(frame) == len(
-        known
+    assert len({(each.key, each.table) for each in METRICS}) == len(METRICS) > 150
+    for each in METRICS:
+        assert each.label and each.formula and each.source, each
+        assert each.better in BETTER and each.unit in UNITS, each
+        assert not each.label.endswith(".") and not each.formula.endswith("."), each
+        if each.better != "none":
+            assert each.range, f"{each.key}: a direction without a range"
+    assert [each.key for each in of_table("norms")] == ["norm", "ratio", "update_norm"]
+
+
+def test_values_are_written_for_tables_and_for_sentences():
+    assert metric("unedited_kept").format(0.9741) == "97.4%" and metric("unedited_kept").brief(0.4321) == "43%"
+    assert metric("norm_ratio").format(1.0249) == metric("norm_ratio").brief(1.0249) == "1.02×"
+    assert metric("seconds_per_edit").format(0.1234) == "0.123" and metric("steps_mean").format(8.25) == "8.2"
+    assert metric("norm", "norms").format(1234.5) == "1,234" and metric("norm", "norms").format(1.23456) == "1.235"
+    assert (
+        metric("ES").format(None)
+        == metric("ES").format(float("nan"))
+        == metric("norm", "norms").format(float("nan"))
+        == "–"
     )
-    assert list(to_frame(of_table("norms"))["name"]) == ["norm", "ratio", "update_norm"]
+    assert metric("norm_ratio").axis.endswith("(ratio)") and metric("unedited_kept").spec == ".1%"
 
 
 def test_look_up():
@@ -58,10 +66,10 @@ def test_look_up():
     (of_norms,) = look_up("ratio", "norms")
     assert "W_0" in of_norms.formula
     (early,) = look_up("at_edit_ES", "batches")
-    assert early.title.endswith("right after the fact's own batch")
+    assert early.label.endswith("right after each edit") and early.short == "ES then"
     (late,) = look_up("end_paraphrase_success", "facts")
-    assert late.name == "end_paraphrase_success" and "final model" in late.title
-    assert look_up("f1_sst2", "checkpoints")[0].name == "f1_sst2"
+    assert late.key == "end_paraphrase_success" and late.label.endswith("at the end")
+    assert metric("f1_sst2", "checkpoints").key == "f1_sst2"
     assert [e.table for e in look_up("layer", "spectra")] == ["shared"]
     assert [e.table for e in look_up("edited", "overfitting")] == ["overfitting"], "its own meaning wins"
 
@@ -73,7 +81,7 @@ def test_what_is_not_there():
         look_up("S", "tables")
     with pytest.raises(KetoolsError, match="ketools glossary"):
         look_up("qqqqqqqq")
-    assert missing(["ES", "nothing_like_it"], "checkpoints") == ["nothing_like_it"]
+    assert metric("ES").table == "evaluate" and metric("seconds_keys").table == "batches"
 
 
 def test_heads_of_tables_have_the_text_of_the_metric_that_they_name():
@@ -89,10 +97,9 @@ def test_heads_of_tables_have_the_text_of_the_metric_that_they_name():
 
 
 def explained(table, *found):
-    assert table in table_names()
     for frame in found:
-        columns = list(frame) if isinstance(frame, pd.DataFrame) else list(frame.index)
-        assert not missing(columns, table), f"{table}: columns that the glossary does not explain"
+        for column in list(frame) if isinstance(frame, pd.DataFrame) else list(frame.index):
+            assert look_up(column, table)
 
 
 def test_evaluation_is_covered(tiny_gpt2, facts):
