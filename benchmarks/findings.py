@@ -28,11 +28,11 @@ from ketools.facts.fact import FactSet
 from ketools.facts.reading import facts as read_facts
 from ketools.io import finite, write_atomic
 from ketools.models.model import EditableModel, load
+from ketools.models.weights import fresh
 from ketools.runs.config import composed
 from ketools.runs.records import Run, gather, pack, title
 from ketools.runs.run import lifelong
 from ketools.runs.store import RunRecord, Store
-from ketools.runs.sweep import fresh
 
 README = Path(__file__).resolve().parent.parent / "data" / "README.md"
 KEPT = README.parent / "findings"

@@ -19,7 +19,7 @@ from ketools.facts.fact import Fact, FactSet
 from ketools.facts.reading import facts
 
 if TYPE_CHECKING:
-    from ketools.editing.edit import Edit, edited
+    from ketools.editing.edit import Edit
     from ketools.editing.editor import Editor
     from ketools.editing.methods import methods
     from ketools.evaluation.edits import evaluate
@@ -46,7 +46,7 @@ _LAZY = {
     "Edit": "ketools.editing.edit",
     "EditableModel": "ketools.models.model",
     "Editor": "ketools.editing.editor",
-    "edited": "ketools.editing.edit",
+    "edited": "ketools.models.weights",
     "evaluate": "ketools.evaluation.edits",
     "load": "ketools.models.model",
     "methods": "ketools.editing.methods",

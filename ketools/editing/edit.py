@@ -6,7 +6,6 @@ Bits are restored, never recomputed by subtraction: (W + D) - D is not W in floa
 import json
 from collections import UserList
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ketools.errors import KetoolsError, NotFinite
+from ketools.errors import KetoolsError
 from ketools.io import read_tensors, write_tensors
 from ketools.models.model import EditableModel
 
@@ -104,9 +103,6 @@ class Blocks(UserList):
         return found  # type: ignore[return-value]
 
 
-_KEPT = 2  # edits whose bits before are kept; older ones are undone by adding up anew from the original bits
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Edit:
     """A change of MLP output matrices: per layer left (d_model, r) and right (d_mlp, r), float32 on the CPU.
@@ -164,7 +160,7 @@ class Edit:
 
     def apply_to(self, model: EditableModel) -> None:
         """Add this edit to the weights, on top of those that are there. Raises KetoolsError for another model's edit."""
-        push(model, self)
+        model.edits.push(self)
 
     def remove(self, model: EditableModel, *, force: bool = False) -> None:
         """Take this edit out of the weights; the bits are then those that the other edits alone give.
@@ -183,7 +179,7 @@ class Edit:
                 f"{above} later edits were computed on top of this one; undo them first, or remove it "
                 "with force=True (the sum of the others stays exact, their targets were computed with this one in place)"
             )
-        pop(model, at)
+        model.edits.pop(at)
 
     def save(self, path: str | Path) -> Path:
         """Write factors and record as one safetensors file; returns the path.
@@ -210,7 +206,7 @@ class Edit:
             raise KetoolsError(f"no edit in {path}: {error}; expected a file written by Edit.save") from error
         edit = cls(layers, record)
         if model is not None:
-            check(model, edit)
+            model.edits.check(edit)
         return edit
 
     def stored(self, path: str | Path) -> "Edit":
@@ -224,126 +220,6 @@ class Edit:
         from ketools.editing.export import as_lora  # that module needs this one
 
         return as_lora(self, model, path)
-
-
-@contextmanager
-def edited(model: EditableModel, *edits: Edit) -> Iterator[EditableModel]:
-    """Within the block `edits` are in the weights; on leaving, on an error too, the bits are those from before."""
-    before, count = snapshot(model, {i for edit in edits for i in edit.layers}), len(model.edits)
-    recent, originals = list(model.recent), dict(model.originals)
-    try:
-        for edit in edits:
-            push(model, edit)
-        yield model
-    finally:
-        restore(model, before)
-        del model.edits[count:]
-        model.recent[:] = recent
-        model.originals.clear()
-        model.originals.update(originals)
-
-
-def snapshot(model: EditableModel, layers: Iterable[int]) -> dict[int, Tensor]:
-    """Copies of the output matrices (d_model, d_mlp) of `layers`."""
-    return {i: model.weight(i).clone() for i in layers}
-
-
-def restore(model: EditableModel, bits: dict[int, Tensor]) -> None:
-    """Write the copies back."""
-    for i, weight in bits.items():
-        model.weight(i).copy_(weight)
-
-
-def add(model: EditableModel, layer: int, left: Tensor, right: Tensor) -> float:
-    """W += left right^T, summed in float64 and rounded once to the type of the weights.
-
-    Returns what the rounding took: ||(W' - W) - left right^T||_F / ||left right^T||_F, 0 for an update of zero. About
-    1e-7 times ||W|| / ||Delta|| in float32 and 1e-3 times that in bfloat16, where small updates vanish (1.0).
-    """
-    weight = model.weight(layer)
-    precise = torch.float64 if weight.device.type != "mps" else torch.float32  # mps has no float64
-    delta = left.to(weight.device, precise) @ right.to(weight.device, precise).T
-    wanted = weight.to(precise).add_(delta)
-    norm = float(delta.norm())
-    del delta
-    weight.copy_(wanted)
-    lost = float(wanted.sub_(weight).norm())  # (W' - W) - Delta = W' - (W + Delta)
-    return lost / norm if norm else 0.0
-
-
-def push(model: EditableModel, edit: Edit) -> None:
-    """Add `edit` on top of the stack; on any error or interrupt the weights are as before.
-
-    `edit.record["rounding"]` then says per layer what the type of the weights took from the update (see `add`).
-    """
-    check(model, edit)
-    before, count = snapshot(model, edit.layers), len(model.edits)
-    fresh = [i for i in edit.layers if i not in model.originals]
-    try:
-        for i in fresh:
-            model.originals[i] = before[i]
-        rounding = {i: add(model, i, left, right) for i, (left, right) in edit.layers.items()}
-        model.recent.append(before)
-        model.edits.append(edit)
-    except BaseException:
-        restore(model, before)
-        del model.edits[count:], model.recent[count:]
-        for i in fresh:
-            model.originals.pop(i, None)
-        raise
-    edit.record["rounding"] = rounding
-    if len(model.recent) > _KEPT:
-        model.recent[-_KEPT - 1] = None
-
-
-def pop(model: EditableModel, at: int = -1) -> Edit:
-    """Take the edit at place `at` out of the stack: bits kept, or the others added up anew from the original ones.
-
-    On any error or interrupt the weights are as before.
-    """
-    at %= len(model.edits)
-    edit, before = model.edits[at], model.recent[at]
-    last, now = at == len(model.edits) - 1, snapshot(model, edit.layers)
-    try:
-        if last and before is not None:
-            restore(model, before)
-        else:
-            _rebuild(model, [e for i, e in enumerate(model.edits) if i != at], edit.layers)
-    except BaseException:
-        restore(model, now)
-        raise
-    if not last:
-        model.recent[at:] = [None] * len(model.recent[at:])  # their bits held the edit that left
-    del model.edits[at], model.recent[at]
-    for i in edit.layers:
-        if not any(i in other.layers for other in model.edits):
-            del model.originals[i]
-    return edit
-
-
-def _rebuild(model: EditableModel, edits: list[Edit], layers: Iterable[int]) -> None:
-    touched = set(layers)
-    restore(model, {i: model.originals[i] for i in touched})
-    for edit in edits:
-        for i in touched & set(edit.layers):
-            add(model, i, *edit.layers[i])
-
-
-def check(model: EditableModel, edit: Edit) -> None:
-    """Raises KetoolsError unless `edit` was made for `model`, has its shapes and holds finite numbers."""
-    made_for = edit.record.get("fingerprint")
-    if made_for is not None and made_for != model.fingerprint:
-        raise KetoolsError(
-            f"this edit belongs to another model (fingerprint {made_for[:12]}) than {model.name!r} "
-            f"({model.fingerprint[:12]}), or to the same one in another dtype; load the model it was made for, or make "
-            "the edit again"
-        )
-    for i, (left, right) in edit.layers.items():
-        shape = tuple(model.weight(i).shape)
-        if (len(left), len(right)) != shape or left.shape[1] != right.shape[1]:
-            raise KetoolsError(f"layer {i} of the edit has the shape {(len(left), len(right))}; the model's is {shape}")
-        if not (left.isfinite().all() and right.isfinite().all()):
-            raise NotFinite(f"layer {i} of the edit holds NaN or Inf; the weights were not touched")
 
 
 def _compared(layer: int, edit: Edit, other: Edit) -> dict[str, float]:

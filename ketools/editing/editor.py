@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ketools.editing import baselines as ultraedit
-from ketools.editing import edit as stack
 from ketools.editing.contexts import (
     FactRows,
     checked_rows,
@@ -24,7 +23,7 @@ from ketools.editing.contexts import (
     warn_of_known,
 )
 from ketools.editing.covariance import Statistics, load_statistics
-from ketools.editing.edit import STATE, Blocks, Edit, StoredBlock, edited
+from ketools.editing.edit import STATE, Blocks, Edit, StoredBlock
 from ketools.editing.keys import before_norm, keys_and_states, read_parts
 from ketools.editing.methods import Constraint, FineTune, Hyper, LeastSquares, Method, Nas, NullSpace, Shift, method
 from ketools.editing.postprocess import Post, Prune, processed
@@ -35,6 +34,7 @@ from ketools.facts.fact import Fact
 from ketools.io import read_tensors, write_tensors
 from ketools.models.model import EditableModel
 from ketools.models.scoring import target_logprobs
+from ketools.models.weights import edited
 
 # One batch of facts: step 1, step 2 and what comes after, layer by layer, by the kind of the method's update.
 
@@ -107,7 +107,7 @@ class Batch:
             with self.timed("solve"):
                 factors[layer] = self._finished(layer, *self._pair(rows, layer, keys, residuals))
             with self.timed("write"):
-                stack.add(self.model, layer, *factors[layer])
+                self.model.edits.add(layer, *factors[layer])
             past[layer] = keys.float()
         record = {name: getattr(targets, name).tolist() for name in ("steps", "p_target", "delta_norm")}
         record["padding"] = (1 - targets.tokens / targets.positions).tolist()
@@ -148,12 +148,8 @@ class Batch:
             if found := edit.record.get("nas_anchor"):
                 return float(found[0])
         if self.model.edits:  # others than NAS's: its first values come from the weights without them
-            now = stack.snapshot(self.model, self.model.originals)
-            try:
-                stack.restore(self.model, self.model.originals)
+            with self.model.edits.at(0):
                 targets, v0 = self.find(facts, rows, None), self._outputs(rows)
-            finally:
-                stack.restore(self.model, now)
         return float(post.values(targets.z, targets.h0, v0).norm(dim=1).mean())
 
     def _outputs(self, rows: list[FactRows]) -> Tensor:
@@ -398,7 +394,7 @@ class Editor:
         facts whose target is the model's top answer already.
         """
         rows = self._rows(facts)
-        before = stack.snapshot(self.model, self.layers)
+        before = self.model.edits.snapshot(self.layers)
         batch = Batch(
             self.model,
             self.method,
@@ -413,18 +409,18 @@ class Editor:
             with memory_hint(self.model, self.hyper, len(facts)):
                 done = [batch.run(facts[part], rows[part], progress) for part in self._parts(len(facts))]
         finally:
-            stack.restore(self.model, before)
+            self.model.edits.restore(before)
         warn_of_known(facts, [known for outcome in done for known in outcome.known])
         factors = {i: merged(done, i) for i in self.layers}
         past = {i: torch.cat([o.past[i] for o in done], 1) for i in self.layers if i in done[0].past}
         edit = Edit(factors, self._record(facts, done, batch.seconds))
         with batch.timed("write"):
-            stack.push(self.model, edit)
+            self.model.edits.push(edit)
         edit.record["update_norm"] = edit.norms()
         try:
             self._remember(past)
         except BaseException:
-            stack.pop(self.model)
+            self.model.edits.pop()
             self._protections.clear()  # built anew from the state's keys
             raise
         self.history.append(edit)
@@ -439,7 +435,7 @@ class Editor:
             raise KetoolsError("nothing to undo: this editor has made no edit")
         if not self.model.edits or self.model.edits[-1] is not self.history[-1]:
             raise KetoolsError("the last edit in the weights is not this editor's; take that one out first")
-        stack.pop(self.model)
+        self.model.edits.pop()
         if self._keeps_past and not self.history[-1].record.get("finishes"):
             for i in self.layers:
                 del self.state.past[i][-1]
@@ -454,7 +450,7 @@ class Editor:
         """
         edit = finishing(self.model, self.method.post, self.layers)
         if edit is not None:
-            stack.push(self.model, edit)
+            self.model.edits.push(edit)
             self.history.append(edit)
         return edit
 

@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch import nn
 
-from ketools.editing.edit import Edit, check
+from ketools.editing.edit import Edit
 from ketools.errors import KetoolsError
 from ketools.io import new_folder, write_json, write_tensors
 from ketools.models.model import EditableModel
@@ -52,7 +52,7 @@ def as_lora(edit: Edit, model: EditableModel, path: str | Path) -> Path:
     Raises KetoolsError for another model's edit, an edit without layers, if `path` is a file or a folder that is not
     empty, and without the package peft.
     """
-    check(model, edit)
+    model.edits.check(edit)
     if not edit.layers:
         raise KetoolsError("this edit changes no layer; there is nothing to write")
     names = {i: module_name(model, i) for i in edit.layers}

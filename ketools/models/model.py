@@ -6,9 +6,10 @@ linear associative memory that every method here edits), where the final norm an
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from ketools.errors import KetoolsError
 from ketools.io import model_dir, model_names
 from ketools.models.anatomy import Anatomy, anatomy_of, check_finite, recurrent, refuse_config, refuse_weights
-
-if TYPE_CHECKING:
-    from ketools.editing.edit import Edit
+from ketools.models.weights import EditStack, check_layer
 
 __all__ = ["Anatomy", "EditableModel", "anatomy_of", "fingerprint_of", "load"]
 
@@ -41,11 +40,13 @@ class EditableModel:
     fingerprint: str
     name: str
     path: Path | None = None
-    edits: list["Edit"] = field(default_factory=list)
-    # Unedited bits of each touched matrix, and the bits before the last edits: what undo restores (editing.edit).
-    originals: dict[int, Tensor] = field(default_factory=dict, repr=False)
-    recent: list[dict[int, Tensor] | None] = field(default_factory=list, repr=False)
     base_name: str | None = None  # of the model that was exported to `path`
+    edits: EditStack = field(init=False)
+    replays: bool = field(init=False)  # a pass can go on from frozen keys and values: layers carry no recurrent state
+
+    def __post_init__(self) -> None:
+        self.edits = EditStack(self.model, self.anatomy, self.fingerprint, self.name)
+        self.replays = not recurrent(self.model)
 
     @property
     def known_as(self) -> str:
@@ -74,10 +75,7 @@ class EditableModel:
 
     def layer(self, index: int) -> nn.Module:
         """Decoder layer `index` (0-based). Raises KetoolsError if there is none."""
-        if not 0 <= index < self.anatomy.n_layer:
-            raise KetoolsError(
-                f"model {self.name!r} has layers 0 to {self.anatomy.n_layer - 1}; got layer {index}, choose one of these"
-            )
+        check_layer(index, self.anatomy, self.name)
         return self.model.get_submodule(self.anatomy.layers)[index]
 
     def mlp_out(self, index: int) -> nn.Module:
@@ -86,13 +84,12 @@ class EditableModel:
 
     def weight(self, index: int) -> Tensor:
         """The MLP's output matrix of layer `index` as a view (d_model, d_mlp): writing to it edits the model."""
-        weight = self.mlp_out(index).weight.detach()
-        return weight.T if self.anatomy.transposed else weight
+        return self.edits.weight(index)
 
     @property
-    def replays(self) -> bool:
-        """Whether a pass can go on from frozen keys and values: not if layers carry a recurrent state beside them."""
-        return not recurrent(self.model)
+    def originals(self) -> Mapping[int, Tensor]:
+        """The unedited MLP output matrix (d_model, d_mlp) of each layer that an edit touches."""
+        return self.edits.originals
 
     @property
     def final_norm(self) -> nn.Module:

@@ -29,7 +29,7 @@ def hidden_states(model: EditableModel, sample: Sample, layers: Iterable[int] | 
     """The residual stream behind each layer at the sample's tokens, in their order.
 
     Args:
-        model: the model as it stands; take the reference before any edit, or within `sample.unedited(model)`.
+        model: the model as it stands; take the reference before any edit, or within `model.edits.at(0)`.
         sample: from `text_sample` or `subject_sample`.
         layers: which (None: all).
 

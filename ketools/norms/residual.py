@@ -9,14 +9,12 @@ made (ketools.models.sublayers); that they do sum to the stream is checked, not 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from ketools.editing import edit as stack
 from ketools.editing.targets import not_finite
 from ketools.errors import KetoolsError
 from ketools.facts.fact import Fact
@@ -137,17 +135,6 @@ def places(model: EditableModel, sample: Sample, tokens: int = 4096) -> Iterator
         yield Places(ids, mask, row.to(ids.device), position.to(ids.device), order)
 
 
-@contextmanager
-def unedited(model: EditableModel) -> Iterator[EditableModel]:
-    """Within the block the unedited weights are in place; on leaving, on error too, those from before, bit for bit."""
-    now = stack.snapshot(model, model.originals)
-    try:
-        stack.restore(model, model.originals)
-        yield model
-    finally:
-        stack.restore(model, now)
-
-
 EMBEDDING = -1
 """The "layer" of what enters layer 0."""
 TOLERANCE = 1e-5
@@ -221,7 +208,7 @@ def before_and_now(model: EditableModel, sample: Sample, *, edited: Collection[i
     The unedited matrices are put in place for the first pass and taken out again, bit for bit.
     """
     touched = {layer for edit in model.edits for layer in edit.layers} if edited is None else set(edited)
-    with unedited(model):
+    with model.edits.at(0):
         before = contributions(model, sample, edited=touched)
     now = contributions(model, sample, edited=touched)
     frame = pd.concat([before.assign(state="before"), now.assign(state="now")], ignore_index=True)

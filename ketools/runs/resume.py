@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from ketools.editing import edit as stack
 from ketools.editing.covariance import Statistics
 from ketools.editing.edit import Blocks, Edit
 from ketools.editing.editor import SequentialState
@@ -83,24 +82,12 @@ def restore(store: Store, model: EditableModel, batch: int) -> SequentialState |
 
     Raises KetoolsError if a file is damaged, or if the weights are not those that the run had.
     """
-    stack.restore(model, model.originals)
-    for held in (model.edits, model.recent, model.originals):
-        held.clear()
+    base, bits = _snapshot(store, batch) if batch else (0, {})
+    paths = (store.edit_path(number) for number in range(1, batch + 1))
+    # One edit at a time, its factors left in its file: what is held does not grow with the edits.
+    model.edits.refill((Edit.load(path, model).stored(path) for path in paths), base, bits)
     if not batch:
         return None
-    base, bits = _snapshot(store, batch)
-    for number in range(1, batch + 1):  # one at a time: what is held does not grow with the edits
-        edit = Edit.load(store.edit_path(number), model)
-        if number > base:
-            edit.apply_to(model)
-        else:
-            for layer in edit.layers:
-                model.originals.setdefault(layer, model.weight(layer).clone())
-            model.edits.append(edit)
-            model.recent.append(None)
-            if number == base:
-                stack.restore(model, bits)
-        model.edits[-1] = edit.stored(store.edit_path(number))
     wanted = store.commit(batch)["weights"]
     for layer, value in weights_digest(model, map(int, wanted)).items():
         if wanted[str(layer)] != value:

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ketools.editing.contexts import checked_rows
 from ketools.editing.covariance import Statistics, load_statistics
-from ketools.editing.edit import Edit, snapshot
+from ketools.editing.edit import Edit
 from ketools.editing.editor import Editor, finished
 from ketools.editing.methods import Hyper, Method
 from ketools.editing.methods import method as named_method
@@ -176,7 +176,7 @@ class Run:
         if latest and not self.store.snapshot_path(latest).is_file():  # lost: made again from the updates
             restore(self.store, self.model, latest)
             with self.store.writing():
-                self.store.put_snapshot(latest, snapshot(self.model, layers))
+                self.store.put_snapshot(latest, self.model.edits.snapshot(layers))
         for number in range(done):  # checkpoints that were lost: measured again on the weights of their batch
             if self._due(number) and not self.store.checkpoint_path(number).is_file():
                 restore(self.store, self.model, number)
@@ -237,7 +237,7 @@ class Run:
             "facts": _fact_rows(number, edit, scores),
             "norms": self._norms(number, edit, editor.layers),
         }
-        bits = snapshot(self.model, editor.layers) if number % self.consolidate == 0 else None
+        bits = self.model.edits.snapshot(editor.layers) if number % self.consolidate == 0 else None
         with self.store.writing():
             self.store.put(number, edits, edit, editor.state, tables, snapshot=bits,
                            weights=weights_digest(self.model, editor.layers))  # fmt: skip
@@ -246,7 +246,8 @@ class Run:
 
     def _on_disk(self, number: int, editor: Editor) -> None:
         """From now on the batch's factors and keys are read from their files when asked for: memory stays flat."""
-        self.model.edits[-1] = editor.history[-1] = editor.history[-1].stored(self.store.edit_path(number))
+        editor.history[-1] = editor.history[-1].stored(self.store.edit_path(number))
+        self.model.edits.replace(-1, editor.history[-1])
         if self.method.past_keys:  # not UltraEdit's moments, three columns a batch that each batch adds up
             editor.state.leave_last(self.store.state_path(number))
 

@@ -6,14 +6,12 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from ketools.editing.covariance import Statistics, load_statistics
 from ketools.editing.methods import ENCORE, MPES, FixedSteps, Method
@@ -23,6 +21,7 @@ from ketools.facts.fact import FactSet
 from ketools.facts.reading import facts as read_facts
 from ketools.io import data_root, write_atomic, write_json
 from ketools.models.model import EditableModel, load
+from ketools.models.weights import fresh
 from ketools.norms.weights import growing
 from ketools.runs.config import check_seed, settled
 from ketools.runs.panel import Panel, Sizes
@@ -112,26 +111,6 @@ Report = Callable[[Mapping[str, RunRecord], Path], object]
 """Draws records (method -> record) into a file; drawing lies above this room, so that the caller brings it."""
 Look = Callable[[EditableModel, FactSet, Sequence[Method], bool], object]
 """Looks at model, facts, methods and whether statistics are at hand before anything is written; raises what stops the job."""
-
-
-@contextmanager
-def fresh(model: EditableModel) -> Iterator[EditableModel]:
-    """The model, given back on leaving with the bits that it had on entering, on error and Ctrl-C too.
-
-    Copies the MLP output matrices of all layers (the only weights that editing touches) and puts them back.
-    """
-    bits = {layer: model.weight(layer).clone() for layer in range(model.anatomy.n_layer)}
-    edits, recent, originals = list(model.edits), list(model.recent), dict(model.originals)
-    try:
-        yield model
-    finally:
-        with torch.no_grad():
-            for layer, weight in bits.items():
-                model.weight(layer).copy_(weight)
-        model.edits[:], model.recent[:] = edits, recent
-        model.originals.clear()
-        model.originals.update(originals)
-        assert all(torch.equal(model.weight(layer), weight) for layer, weight in bits.items()), "weights not restored"
 
 
 def demo(

@@ -6,10 +6,10 @@ import torch
 
 from ketools.course.lessons import keys, nb01, nb02, nb03
 from ketools.course.lessons.points import kind_points
-from ketools.editing.edit import edited
 from ketools.editing.update import Protection, least_squares
 from ketools.errors import KetoolsError
 from ketools.models.replay import read_last
+from ketools.models.weights import edited
 from ketools.plots.style import words
 from ketools.probing.lens import lens, lens_trace
 from ketools.probing.recall import answers

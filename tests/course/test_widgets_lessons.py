@@ -13,9 +13,9 @@ from ketools.course.widgets import SpectrumScrubber
 from ketools.editing.edit import Edit
 from ketools.evaluation.edits import evaluate
 from ketools.facts.fact import FactSet
+from ketools.models.weights import fresh
 from ketools.norms.spectra import singular_values
 from ketools.plots.style import words
-from ketools.runs.sweep import fresh
 
 METHODS, EDITS = ("memit", "encore"), (0, 20, 40)
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from ketools import KetoolsError, load
-from ketools.editing import edit as stack
-from ketools.editing.edit import Edit, edited
+from ketools.editing.edit import Edit
 from ketools.io import write_tensors
+from ketools.models.weights import EditStack, edited
 
 
 def made(model, layers, rank=3, seed=0, **record):
@@ -106,20 +106,20 @@ def test_an_interrupt_on_the_way_out_leaves_all_edits_in(tiny_model, monkeypatch
     edits = [made(tiny_model, [0, 1], seed=i) for i in range(3)]
     for edit in edits:
         edit.apply_to(tiny_model)
-    before, real = bits(tiny_model), stack.add
+    before, real = bits(tiny_model), EditStack.add
 
     def interrupted(*args):
         real(*args)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stack, "add", interrupted)
+    monkeypatch.setattr(EditStack, "add", interrupted)
     with pytest.raises(KeyboardInterrupt):
         edits[0].remove(tiny_model)
     assert tiny_model.edits == edits and same(before, bits(tiny_model))
     monkeypatch.undo()
     for edit in edits:
         edit.remove(tiny_model)
-    assert not tiny_model.originals and not tiny_model.recent
+    assert not tiny_model.originals
 
 
 def test_an_edit_says_what_it_is(tiny_model):
@@ -145,7 +145,7 @@ def test_any_order_of_leaving_ends_at_the_same_bits(trained_gpt2, tiny_tokenizer
             for j in e.layers:
                 with_others[j] = (with_others[j].double() + e.delta(j)).float()
         assert same(with_others, now)
-    assert same(base, bits(model)) and not model.originals and not model.recent
+    assert same(base, bits(model)) and not model.originals
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -160,7 +160,7 @@ def test_rounding_is_what_the_type_takes(tiny_gpt2, dtype, tmp_path):
         assert took.abs().max() <= torch.finfo(dtype).eps / 2 * (before[i].double() + edit.delta(i)).abs().max()
         assert lost > 0
     assert Edit.load(edit.save(tmp_path / "e"), model).record == edit.record
-    stack.pop(model)
+    model.edits.pop()
     assert same(before, bits(model))
 
 

@@ -7,12 +7,12 @@ import torch
 
 import ketools as ke
 from ketools import Fact, KetoolsError
-from ketools.editing import edit as stack
 from ketools.editing.covariance import Statistics
-from ketools.editing.edit import Edit, edited
+from ketools.editing.edit import Edit
 from ketools.editing.editor import Editor, SequentialState
 from ketools.editing.methods import ALL, MEMIT, MPES
 from ketools.models.scoring import target_logprobs
+from ketools.models.weights import EditStack, edited
 from tests.conftest import SENTENCES
 
 PREFIXES = ["The tower of Vell", "Therefore you sang because"]
@@ -87,9 +87,9 @@ def test_edits_stack_and_leave_in_any_order(tiny_model, tiny_facts, statistics):
         edit.apply_to(tiny_model)
     assert same(after[3], tiny_model)
     for at in (2, 1, 0):
-        stack.pop(tiny_model)
+        tiny_model.edits.pop()
         assert same(after[at], tiny_model)
-    stack.pop(tiny_model)
+    tiny_model.edits.pop()
     assert same(base, tiny_model)
 
 
@@ -120,7 +120,7 @@ def test_all_or_nothing_when_interrupted(tiny_model, tiny_facts, statistics, mon
     it = editor(tiny_model, statistics)
     it.apply(tiny_facts[:1])
     before, past = bits(tiny_model), {i: len(b) for i, b in it.state.past.items()}
-    real, calls, at = stack.add, [], 0
+    real, calls, at = EditStack.add, [], 0
 
     def interrupted(*args):
         calls.append(1)
@@ -128,7 +128,7 @@ def test_all_or_nothing_when_interrupted(tiny_model, tiny_facts, statistics, mon
         if len(calls) == at:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(stack, "add", interrupted)
+    monkeypatch.setattr(EditStack, "add", interrupted)
     for at in (1, 2, 3, 4):  # noqa: B007 (read by `interrupted`)
         calls.clear()
         with pytest.raises(KeyboardInterrupt):

@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from ketools import KetoolsError, load
 from ketools.editing import export as module
-from ketools.editing.edit import Edit, edited
+from ketools.editing.edit import Edit
 from ketools.editing.export import as_lora, export
 from ketools.editing.methods import ALPHAEDIT, ENCORE
+from ketools.models.weights import edited
 
 TEXT = "Ada Lorn was born in Port Sall. The mother tongue of Bo Tarn is"
 

@@ -8,10 +8,11 @@ import torch
 from ketools import KetoolsError, load
 from ketools.editing.baselines import fine_tune
 from ketools.editing.contexts import fact_rows
-from ketools.editing.edit import Edit, edited
+from ketools.editing.edit import Edit
 from ketools.editing.methods import FineTune, Hyper
 from ketools.errors import NotFinite
 from ketools.models.scoring import target_logprobs
+from ketools.models.weights import edited
 
 KINDS = ("ft", "ft-l", "lora")
 HYPER = Hyper(layers=(0, 2), ft_lr=2e-2, ft_steps=80, ft_epsilon=0.15, lora_rank=3, loss_floor=1e-2)

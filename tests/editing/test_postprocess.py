@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from ketools import Edit, Editor, KetoolsError
 from ketools.editing.covariance import Statistics
-from ketools.editing.edit import edited
 from ketools.editing.editor import finished
 from ketools.editing.methods import ENCORE, FT, MEMIT, ROME
 from ketools.editing.postprocess import Nas, Prune, Rect, Sphere, processed
+from ketools.models.weights import edited
 
 seeds = st.integers(0, 2**31)
 some = settings(max_examples=25, deadline=None)

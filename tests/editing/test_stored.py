@@ -7,8 +7,9 @@ import torch
 
 from ketools import KetoolsError
 from ketools.editing.covariance import Statistics
-from ketools.editing.edit import Blocks, Edit, StoredBlock, edited
+from ketools.editing.edit import Blocks, Edit, StoredBlock
 from ketools.editing.editor import Editor, SequentialState
+from ketools.models.weights import edited
 from tests.editing.test_edit import made
 from tests.small_world import small_facts
 
@@ -115,7 +116,8 @@ def test_undo_and_go_on_with_keys_in_files(tiny_gpt2, tmp_path):
         edit = left.apply(part)
         last = SequentialState("x", past={i: blocks[-1:] for i, blocks in left.state.past.items()})
         left.state.leave_last(last.save(tmp_path / f"state{number}"))
-        tiny_gpt2.edits[-1] = left.history[-1] = edit.stored(edit.save(tmp_path / f"edit{number}"))
+        left.history[-1] = edit.stored(edit.save(tmp_path / f"edit{number}"))
+        tiny_gpt2.edits.replace(-1, left.history[-1])
     left.apply(facts[4:6])
     left.undo()
     left.apply(facts[4:6])

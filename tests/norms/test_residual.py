@@ -19,7 +19,6 @@ from ketools.norms.residual import (
     edited_share,
     subject_sample,
     text_sample,
-    unedited,
 )
 from ketools.norms.weights import norms
 from tests.conftest import SENTENCES
@@ -117,17 +116,6 @@ def test_importance_hacking(tiny_model, tiny_facts):
         assert below["before"] == pytest.approx(below["now"], rel=1e-6)
     edit.remove(tiny_model)
     assert all(torch.equal(tiny_model.weight(layer), bits) for layer, bits in before.items())
-
-
-def test_unedited_restores_on_an_error(tiny_gpt2):
-    edit = Edit({1: (torch.ones(32, 1), torch.ones(64, 1))}, {"fingerprint": tiny_gpt2.fingerprint})
-    original = tiny_gpt2.weight(1).clone()
-    edit.apply_to(tiny_gpt2)
-    now = tiny_gpt2.weight(1).clone()
-    with pytest.raises(RuntimeError), unedited(tiny_gpt2):
-        assert torch.equal(tiny_gpt2.weight(1), original)
-        raise RuntimeError
-    assert torch.equal(tiny_gpt2.weight(1), now)
 
 
 def test_the_sample_counts_what_it_does_not_read(tiny_gpt2):

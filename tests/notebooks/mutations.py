@@ -128,17 +128,17 @@ def _mpes_at_once():
 
 def _wrong_layer():
     def make(old):
-        def push(model, edit):
+        def push(edits, edit):
             if not edit.record.get("moved"):
-                moved = {(i + 1) % model.anatomy.n_layer: pair for i, pair in edit.layers.items()}
+                moved = {(i + 1) % edits.anatomy.n_layer: pair for i, pair in edit.layers.items()}
                 edit.layers.clear()
                 edit.layers.update(moved)
                 edit.record["moved"] = True
-            return old(model, edit)
+            return old(edits, edit)
 
         return push
 
-    return [patch("ketools.editing.edit:push", make)]
+    return [patch("ketools.models.weights:EditStack.push", make)]
 
 
 def _wrong_token():
@@ -161,14 +161,14 @@ def _before_last(fact):
 
 def _residue():
     def make(old):
-        def restore(model, bits):
-            old(model, bits)
+        def restore(edits, bits):
+            old(edits, bits)
             for i in bits:
-                model.weight(i)[0, 0] += 1e-3
+                edits.weight(i)[0, 0] += 1e-3
 
         return restore
 
-    return [patch("ketools.editing.edit:restore", make)]
+    return [patch("ketools.models.weights:EditStack.restore", make)]
 
 
 def _swapped():
@@ -212,11 +212,9 @@ def _wrong_restored():
 
 
 def _unedited():
-    from ketools.norms.residual import unedited
-
     def make(old):
         def scored(model, *args, **settings):
-            with unedited(model):
+            with model.edits.at(0):
                 return old(model, *args, **settings)
 
         return scored

@@ -12,10 +12,10 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from ketools import Editor
 from ketools.editing.covariance import Statistics
-from ketools.editing.edit import edited
 from ketools.editing.methods import EMMET, ENCORE, MPES, SEQUENTIAL_MEMIT
 from ketools.evaluation.edits import evaluate
 from ketools.models.model import fingerprint_of
+from ketools.models.weights import edited
 from ketools.norms import weights
 from ketools.probing import tracing
 from ketools.probing import tracing as cases

@@ -19,9 +19,10 @@ from ketools.editing.editor import Editor
 from ketools.editing.methods import ENCORE, LeastSquares
 from ketools.evaluation.edits import evaluate, recall
 from ketools.facts.fact import Fact
+from ketools.models.weights import fresh
 from ketools.norms.weights import frobenius, norms
 from ketools.plots.style import OKABE_ITO, checked, dress, joined
-from ketools.runs.sweep import ALL_STEPS, fresh
+from ketools.runs.sweep import ALL_STEPS
 
 _PANELS = {
     "accuracy": ("edits that hold", "share (0 to 1)"),

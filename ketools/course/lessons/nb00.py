@@ -12,9 +12,9 @@ from ketools.course.widgets.base import View
 from ketools.editing.edit import Edit
 from ketools.errors import KetoolsError
 from ketools.facts.fact import Fact
+from ketools.models.weights import fresh
 from ketools.plots.style import NEUTRAL, OKABE_ITO, checked, dress, joined, left_of, number, plain
 from ketools.probing.recall import answers
-from ketools.runs.sweep import fresh
 
 Gentle = Callable[[Lab, Fact], Edit]
 Both = Callable[[Lab, list[Fact]], Edit]

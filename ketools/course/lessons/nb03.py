@@ -11,9 +11,10 @@ from ketools.course.claims import Exercise, Property, Wrong
 from ketools.course.lessons.keys import key_of, keys_of, moved
 from ketools.course.lessons.points import kind_points
 from ketools.course.mode import Lab
-from ketools.editing.edit import Edit, edited
+from ketools.editing.edit import Edit
 from ketools.editing.editor import Editor
 from ketools.facts.fact import Fact
+from ketools.models.weights import edited
 from ketools.plots.style import number
 from ketools.probing.recall import answers
 

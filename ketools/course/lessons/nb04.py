@@ -14,12 +14,13 @@ from ketools.course.lessons.passes import GivenTargets
 from ketools.course.lessons.sequence import part_of
 from ketools.course.lessons.trades import FLAT_LINE, trade_lines
 from ketools.course.mode import Lab
-from ketools.editing.edit import Edit, edited
+from ketools.editing.edit import Edit
 from ketools.editing.editor import Editor
 from ketools.editing.targets import Targets
 from ketools.evaluation.downstream import perplexity
 from ketools.evaluation.edits import evaluate
 from ketools.facts.fact import Fact, FactSet
+from ketools.models.weights import edited
 from ketools.plots.style import times
 from ketools.probing.recall import answers
 

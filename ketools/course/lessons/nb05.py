@@ -13,12 +13,13 @@ from ketools.course.lessons.keys import key_of, moved
 from ketools.course.lessons.nb04 import closed_form, problem
 from ketools.course.lessons.passes import GivenTargets
 from ketools.course.mode import Lab
-from ketools.editing.edit import Edit, edited
+from ketools.editing.edit import Edit
 from ketools.editing.editor import Editor
 from ketools.editing.methods import Method
 from ketools.editing.targets import Targets
 from ketools.evaluation.edits import recall
 from ketools.facts.fact import Fact
+from ketools.models.weights import edited
 from ketools.norms.drift import KeyBasis
 from ketools.plots.style import NEUTRAL, OKABE_ITO, Style, add_line, dress, joined, percent
 

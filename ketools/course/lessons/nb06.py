@@ -17,8 +17,8 @@ from ketools.editing.edit import Edit
 from ketools.evaluation.downstream import downstream
 from ketools.evaluation.edits import evaluate, recall, summary
 from ketools.facts.fact import Fact, FactSet
+from ketools.models.weights import fresh
 from ketools.norms.weights import frobenius, norms
-from ketools.runs.sweep import fresh
 
 Measure = Callable[[FactSet], dict[str, object]]
 

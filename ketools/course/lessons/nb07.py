@@ -15,12 +15,12 @@ from ketools.course.widgets.base import View
 from ketools.evaluation.edits import evaluate, recall
 from ketools.evaluation.overfitting import natural_probabilities
 from ketools.facts.fact import Fact
+from ketools.models.weights import fresh
 from ketools.norms.drift import overfitting_curve, trace
 from ketools.plots.drawers import add_reference
 from ketools.plots.methods import target_trace_lines
 from ketools.plots.style import OKABE_ITO, Style, add_line, checked, dress, joined
 from ketools.probing.recall import answers
-from ketools.runs.sweep import fresh
 
 __all__ = [
     "PatienceDial", "ablation", "ablation_lines", "at_level", "beside", "chance", "known_answer", "natural_probabilities",

@@ -14,12 +14,12 @@ from ketools.course.mode import Lab
 from ketools.editing.editor import Editor
 from ketools.evaluation.edits import evaluate
 from ketools.facts.fact import Fact
+from ketools.models.weights import fresh
 from ketools.norms.drift import KeyBasis, alignment, key_bases
 from ketools.norms.residual import Sample, before_and_now
 from ketools.norms.spectra import accumulated, singular_values
 from ketools.norms.weights import frobenius, norms
 from ketools.plots.style import add_line, checked, dress, joined, label, layer_axis, styles
-from ketools.runs.sweep import fresh
 
 Rows = list[Mapping[str, object]]
 

@@ -13,13 +13,13 @@ from ketools.course.mode import Lab
 from ketools.facts.fact import Fact, FactSet
 from ketools.io import data_root
 from ketools.models.model import EditableModel
+from ketools.models.weights import fresh
 from ketools.plots.style import percent
 from ketools.runs.panel import Panel, Sizes
 from ketools.runs.records import Run, gather, title
 from ketools.runs.resume import weights_digest
 from ketools.runs.run import Interrupted, lifelong
 from ketools.runs.store import RunRecord, Store
-from ketools.runs.sweep import fresh
 
 COMPARED = ("memit", "alphaedit", "encore")
 """Methods that reference runs are read for: without all three the notebook compares small runs."""

@@ -15,7 +15,7 @@ from ketools.editing.methods import FixedSteps, Hyper, Method
 from ketools.editing.targets import Descent, Targets
 from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
-from ketools.runs.sweep import fresh
+from ketools.models.weights import fresh
 
 _AT_ONCE = 16  # facts of step 1 at once
 

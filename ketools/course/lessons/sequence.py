@@ -12,8 +12,8 @@ from ketools.editing.edit import Edit
 from ketools.editing.methods import Method
 from ketools.editing.targets import Targets
 from ketools.facts.fact import FactSet
+from ketools.models.weights import fresh
 from ketools.plots.style import dress, joined, words
-from ketools.runs.sweep import fresh
 
 Measure = Callable[[FactSet], Mapping[str, object] | list[Mapping[str, object]]]
 
@@ -30,7 +30,7 @@ class Sequence:
     table: pd.DataFrame
 
     def put_in(self, lab: Lab) -> None:
-        """All edits into the lab's weights; do it within `ketools.runs.sweep.fresh(lab.model)`."""
+        """All edits into the lab's weights; do it within `ketools.models.weights.fresh(lab.model)`."""
         for edit in self.edits:
             edit.apply_to(lab.model)
 

@@ -1,0 +1,244 @@
+"""The one owner of weight bits: which edits are in a model's weights, and how they come out again.
+
+An edit adds Delta = left right^T to the MLP output matrix of each of its layers. Bits are restored, never recomputed by
+subtraction: (W + Delta) - Delta is not W in floating point. `model.edits` is the `EditStack` of a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, overload
+
+import torch
+from torch import Tensor, nn
+
+from ketools.errors import KetoolsError, NotFinite
+from ketools.models.anatomy import Anatomy
+
+if TYPE_CHECKING:
+    from ketools.editing.edit import Edit
+    from ketools.models.model import EditableModel
+
+_KEPT = 2  # edits whose bits before are kept; older ones are undone by adding up the others from the original bits
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What is in the weights: edits in order; the bits before each of them, None where they are not kept; and the
+    original bits of every matrix that an edit touches. Replaced as a whole, so that an interrupt leaves the old or the new.
+    """
+
+    edits: tuple[Edit, ...] = ()
+    before: tuple[Mapping[int, Tensor] | None, ...] = ()
+    originals: Mapping[int, Tensor] = field(default_factory=dict)
+
+
+class EditStack(Sequence["Edit"]):
+    """The edits that are in the weights of one model, in order, on top of the original bits.
+
+    `push` and `pop` change the weights; on any error or interrupt they leave weights and stack as they were.
+    """
+
+    def __init__(self, network: nn.Module, anatomy: Anatomy, fingerprint: str, name: str) -> None:
+        self.network, self.anatomy, self.fingerprint, self.name = network, anatomy, fingerprint, name
+        self._contents = _Contents()
+
+    @overload
+    def __getitem__(self, at: int) -> Edit: ...
+    @overload
+    def __getitem__(self, at: slice) -> tuple[Edit, ...]: ...
+    def __getitem__(self, at: int | slice) -> Edit | tuple[Edit, ...]:
+        return self._contents.edits[at]
+
+    def __len__(self) -> int:
+        return len(self._contents.edits)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self._contents.edits == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"EditStack({list(self._contents.edits)})"
+
+    @property
+    def originals(self) -> Mapping[int, Tensor]:
+        """The unedited matrix (d_model, d_mlp) of each layer that an edit touches."""
+        return self._contents.originals
+
+    def weight(self, layer: int) -> Tensor:
+        """The MLP output matrix of `layer` as a view (d_model, d_mlp): writing to it changes the model.
+
+        Raises KetoolsError for a layer that the model does not have.
+        """
+        check_layer(layer, self.anatomy, self.name)
+        module = self.network.get_submodule(f"{self.anatomy.layers}.{layer}.{self.anatomy.mlp_out}")
+        weight = module.weight.detach()
+        return weight.T if self.anatomy.transposed else weight
+
+    def push(self, edit: Edit) -> None:
+        """Add `edit` to the weights, on top of those that are there.
+
+        `edit.record["rounding"]` then says per layer what the type of the weights took from the update (see `add`).
+        Raises KetoolsError for an edit of another model, other shapes, or numbers that are not finite.
+        """
+        self.check(edit)
+        old, before = self._contents, self.snapshot(edit.layers)
+        try:
+            edit.record["rounding"] = {layer: self.add(layer, *pair) for layer, pair in edit.layers.items()}
+            recent = [*old.before, before]
+            if len(recent) > _KEPT:
+                recent[-_KEPT - 1] = None
+            self._contents = _Contents((*old.edits, edit), tuple(recent), before | dict(old.originals))
+        except BaseException:
+            self.restore(before)
+            self._contents = old
+            raise
+
+    def pop(self, at: int = -1) -> Edit:
+        """Take the edit at place `at` out of the weights and return it.
+
+        The last edit's bits before are copied back while they are kept; else the other edits are added up anew from the
+        original bits, which gives the bits that pushing them alone gives.
+        """
+        old = self._contents
+        at = range(len(old.edits))[at]
+        edit, before, last = old.edits[at], old.before[at], at == len(old.edits) - 1
+        others, now = old.edits[:at] + old.edits[at + 1 :], self.snapshot(edit.layers)
+        # Bits that were kept from then on held the edit that leaves.
+        recent = old.before[:at] + (None,) * (len(others) - at)
+        still = {layer for other in others for layer in other.layers}
+        try:
+            if last and before is not None:
+                self.restore(before)
+            else:
+                self._add_up(others, edit.layers)
+            kept = {layer: bits for layer, bits in old.originals.items() if layer in still}
+            self._contents = _Contents(others, recent, kept)
+        except BaseException:
+            self.restore(now)
+            self._contents = old
+            raise
+        return edit
+
+    def replace(self, at: int, edit: Edit) -> None:
+        """Put `edit` in the place of one with the same factors, such as `Edit.stored`; the weights stay as they are."""
+        edits = list(self._contents.edits)
+        edits[at] = edit
+        self._contents = _Contents(tuple(edits), self._contents.before, self._contents.originals)
+
+    def refill(self, edits: Iterable[Edit], start: int = 0, bits: Mapping[int, Tensor] | None = None) -> None:
+        """Put `edits`, one after another, in the place of those that are there, to the bits of that many pushes.
+
+        `bits` are the matrices as they were after the first `start` of `edits`, which are then copied, not added up.
+        """
+        self.restore(self.originals)
+        self._contents = _Contents()
+        for number, edit in enumerate(edits, 1):
+            if number > start:
+                self.push(edit)
+                continue
+            was = self._contents
+            self._contents = _Contents(
+                (*was.edits, edit), (*was.before, None), self.snapshot(edit.layers) | dict(was.originals)
+            )
+            if number == start:
+                self.restore(bits or {})
+
+    @contextmanager
+    def at(self, n: int) -> Iterator[None]:
+        """Within the block the weights are as after the first `n` edits; at(0): unedited. Then as before, bit for bit."""
+        kept = self._contents.edits[:n]
+        with self.kept(self.originals):
+            self._add_up(kept, self.originals)
+            self._contents = _Contents(kept, (None,) * n, self.originals)
+            yield
+
+    @contextmanager
+    def kept(self, layers: Iterable[int]) -> Iterator[None]:
+        """On leaving the block, on error and interrupt too, the matrices of `layers` and the stack are as on entering."""
+        bits, contents = self.snapshot(layers), self._contents
+        try:
+            yield
+        finally:
+            self.restore(bits)
+            self._contents = contents
+
+    def snapshot(self, layers: Iterable[int]) -> dict[int, Tensor]:
+        """Copies of the matrices (d_model, d_mlp) of `layers`."""
+        return {layer: self.weight(layer).clone() for layer in layers}
+
+    def restore(self, bits: Mapping[int, Tensor]) -> None:
+        """Write copies back; what the stack holds does not change."""
+        for layer, weight in bits.items():
+            self.weight(layer).copy_(weight)
+
+    def add(self, layer: int, left: Tensor, right: Tensor) -> float:
+        """W += left right^T, summed in float64 and rounded once to the type of the weights; the stack does not change.
+
+        Returns what the rounding took: ||(W' - W) - left right^T||_F / ||left right^T||_F, 0 for an update of zero. About
+        1e-7 times ||W|| / ||Delta|| in float32 and 1e-3 times that in bfloat16, where small updates vanish (1.0).
+        """
+        weight = self.weight(layer)
+        precise = torch.float64 if weight.device.type != "mps" else torch.float32  # mps has no float64
+        delta = left.to(weight.device, precise) @ right.to(weight.device, precise).T
+        wanted = weight.to(precise).add_(delta)
+        norm = float(delta.norm())
+        del delta
+        weight.copy_(wanted)
+        lost = float(wanted.sub_(weight).norm())  # (W' - W) - Delta = W' - (W + Delta)
+        return lost / norm if norm else 0.0
+
+    def check(self, edit: Edit) -> None:
+        """Raise KetoolsError unless `edit` was made for this model, has its shapes and holds finite numbers."""
+        made_for = edit.record.get("fingerprint")
+        if made_for is not None and made_for != self.fingerprint:
+            raise KetoolsError(
+                f"this edit belongs to another model (fingerprint {made_for[:12]}) than {self.name!r} "
+                f"({self.fingerprint[:12]}), or to the same one in another dtype; load the model it was made for, or make "
+                "the edit again"
+            )
+        for layer, (left, right) in edit.layers.items():
+            shape = tuple(self.weight(layer).shape)
+            if (len(left), len(right)) != shape or left.shape[1] != right.shape[1]:
+                raise KetoolsError(
+                    f"layer {layer} of the edit has the shape {(len(left), len(right))}; the model's is {shape}"
+                )
+            if not (left.isfinite().all() and right.isfinite().all()):
+                raise NotFinite(f"layer {layer} of the edit holds NaN or Inf; the weights were not touched")
+
+    def _add_up(self, edits: Iterable[Edit], layers: Iterable[int]) -> None:
+        touched = set(layers)
+        self.restore({layer: self.originals[layer] for layer in touched})
+        for edit in edits:
+            for layer in touched & set(edit.layers):
+                self.add(layer, *edit.layers[layer])
+
+
+def check_layer(layer: int, anatomy: Anatomy, name: str) -> None:
+    """Raise KetoolsError if the model `name` has no such layer (0-based)."""
+    if not 0 <= layer < anatomy.n_layer:
+        raise KetoolsError(
+            f"model {name!r} has layers 0 to {anatomy.n_layer - 1}; got layer {layer}, choose one of these"
+        )
+
+
+@contextmanager
+def edited(model: EditableModel, *edits: Edit) -> Iterator[EditableModel]:
+    """Within the block `edits` are in the weights; on leaving, on an error too, the bits are those from before."""
+    with model.edits.kept({layer for edit in edits for layer in edit.layers}):
+        for edit in edits:
+            model.edits.push(edit)
+        yield model
+
+
+@contextmanager
+def fresh(model: EditableModel) -> Iterator[EditableModel]:
+    """Within the block the model may be edited at will; on leaving, on error and Ctrl-C too, the bits are those from before.
+
+    Copies the MLP output matrices of all layers, the only weights that editing touches.
+    """
+    with model.edits.kept(range(model.anatomy.n_layer)):
+        yield model
