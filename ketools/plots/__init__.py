@@ -1,1 +1,66 @@
-"""Figures: generic drawers and the named figures that notebooks, reports and widgets show."""
+"""Figures: each takes a table and returns a `go.Figure` whose title states what the data show, or that they show nothing.
+
+Axes name their units. A caption ends with `context=` (mode, model, n, seed). `words(fig)` gives finding, caption and a
+description for readers who cannot see the figure, `numbers(fig)` the values that it shows. Text from outside is escaped.
+"""
+
+from ketools.plots.drawers import before_after
+from ketools.plots.evaluation import probability_curve, recalled_bars, score_bars, task_bars
+from ketools.plots.lifelong import (
+    cost,
+    downstream_kept,
+    edit_scores,
+    norm_growth,
+    perplexity,
+    probability,
+    same_subject_kept,
+    stack,
+    unedited_kept,
+)
+from ketools.plots.methods import forgetting_lines, target_curve, target_probability_lines, target_trace_lines
+from ketools.plots.norms import norm_fit_curve, spectra_lines, stream_profile
+from ketools.plots.probing import (
+    knockout_profile,
+    lens_heat,
+    lens_lines,
+    surroundings_bars,
+    top_token_bars,
+    trace_heat,
+    trace_profile,
+)
+from ketools.plots.style import describe, numbers, themed, words
+
+__all__ = [
+    "before_after",
+    "cost",
+    "describe",
+    "downstream_kept",
+    "edit_scores",
+    "forgetting_lines",
+    "knockout_profile",
+    "lens_heat",
+    "lens_lines",
+    "norm_fit_curve",
+    "norm_growth",
+    "numbers",
+    "perplexity",
+    "probability",
+    "probability_curve",
+    "recalled_bars",
+    "same_subject_kept",
+    "score_bars",
+    "spectra_lines",
+    "stack",
+    "stream_profile",
+    "surroundings_bars",
+    "target_curve",
+    "target_probability_lines",
+    "target_trace_lines",
+    "task_bars",
+    "themed",
+    "top_token_bars",
+    "trace_heat",
+    "trace_profile",
+    "unedited_kept",
+    "words",
+]

@@ -79,7 +79,7 @@ def need(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
     if missing:
         raise KetoolsError(
             f"nothing to draw: the table lacks {', '.join(missing)} (it has {', '.join(map(str, frame.columns))}); "
-            "expected a table of a lifelong run with a method column, see ketools.plots.figures.stack"
+            "expected a table of a lifelong run with a method column, see ketools.plots.stack"
         )
     if frame.empty:
         raise KetoolsError("nothing to draw: the table has no rows; the run stopped before its first measurement")

@@ -1,7 +1,7 @@
 """Figures of what edits did to facts, to generated text and to downstream tasks (ketools.evaluation).
 
 Several of them take one table, or several by name: of methods, or "before" and "now". Means are over facts, with 95%
-bootstrap intervals. As in ketools.plots.figures: the title is the finding, and says so where there is none.
+bootstrap intervals. As in ketools.plots: the title is the finding, and says so where there is none.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from ketools.errors import KetoolsError
 from ketools.evaluation.overfitting import separation
@@ -18,9 +17,6 @@ from ketools.plots.style import (
     NEUTRAL,
     OKABE_ITO,
     Style,
-    add_line,
-    add_points,
-    bar_gap,
     checked,
     dress,
     gaps,
@@ -31,7 +27,6 @@ from ketools.plots.style import (
     part_styles,
     percent,
     plain,
-    present,
 )
 from ketools.runs.records import listed
 
@@ -41,12 +36,6 @@ _KINDS = {
     "neighbourhood": "neighbours (NS)",
     "two_hop": "consequences",
     "locality": "locality",
-}
-_FORMS = {
-    "forced": "teacher-forced",
-    "starts": "generated: begins with it",
-    "exact": "generated: is it exactly",
-    "contains": "generated: contains it",
 }
 
 
@@ -88,145 +77,6 @@ def score_bars(frames: Frames, measure: str = "success", *, context: str = "") -
     return dress(fig, finding, caption, f"Grouped bars. {'. '.join(led(n, t, len(said)) for n, t in said.items())}.")
 
 
-def recall_bars(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
-    """Share of facts that the model still says, by relation with 95% intervals, from `edits.recall` (relation, accuracy).
-
-    Raises KetoolsError for another table, or one in which nothing was asked.
-    """
-    of = "evaluation.edits.recall"
-    frame = checked(frame, "id", "relation", "accuracy", of=of).dropna(subset=["accuracy"])
-    checked(frame, "accuracy", of=f"{of}, with prompts")
-    rows = (
-        pd.concat({relation: means_of(part, ["accuracy"], None) for relation, part in frame.groupby("relation")})
-        .droplevel(1)
-        .sort_values("mean")
-    )
-    names = [plain(relation, 28) for relation in rows.index]
-    fig = go.Figure()
-    ends = {
-        "array": (rows["high"] - rows["mean"]).tolist(),
-        "arrayminus": (rows["mean"] - rows["low"]).tolist(),
-        "color": NEUTRAL,
-        "thickness": 1.5,
-        "width": 4,
-    }
-    fig.add_bar(
-        x=rows["mean"].tolist(), y=list(range(len(rows))), orientation="h", name="said rightly", showlegend=False, error_x=ends, marker={"color": OKABE_ITO["blue"], "pattern": {"shape": "/"}},
-        customdata=rows[["low", "high"]].to_numpy().tolist(), meta={"interval": "95% interval"}, hovertemplate="%{x:.1%} (%{customdata[0]:.1%} to %{customdata[1]:.1%})<extra></extra>",
-    )  # fmt: skip
-    whole = means_of(frame, ["accuracy"], None).loc["accuracy"]
-    worst = f"; least of relation {names[0]} ({percent(float(rows['mean'].iloc[0]))})" if len(rows) > 1 else ""
-    finding = f"The model says {told(whole)} of {len(frame):,} facts rightly{worst}"
-    fig.update_xaxes(title="facts said rightly (%)", tickformat=".0%", range=[0, 1.04])
-    fig.update_yaxes(title="relation (name)", tickmode="array", tickvals=list(range(len(rows))), ticktext=names)
-    caption = joined(
-        "Every token of the true answer is the most probable one; mean over facts with 95% bootstrap intervals.",
-        context,
-    )
-    text = "; ".join(f"{name} {told(row)}" for name, (_, row) in zip(names, rows.iterrows(), strict=True))
-    return dress(
-        fig, finding, caption, f"Bars by relation: {text}.", 130 + 30 * len(rows), 60 + 7 * max(map(len, names))
-    ).update_layout(hovermode="closest")
-
-
-def kept_bars(before: pd.DataFrame, now: Frames, *, context: str = "") -> go.Figure:
-    """Of the facts that the model said before the edits, how many it still says, by relation: same-subject damage, forgetting.
-
-    Tables of `edits.recall` on the same facts; `now` may be several by method. Raises KetoolsError for another table,
-    tables of other facts, or if the model knew none of them.
-    """
-    of = "evaluation.edits.recall"
-    right = checked(before, "id", "relation", "accuracy", of=of).set_index("id")["accuracy"] >= 0.5
-    if not right.any():
-        raise KetoolsError(f"nothing to draw: the model said none of the {len(right)} facts before the edits")
-    named, means = named_frames(now, "id", "relation", "accuracy", of=of), {}
-    relations = list(dict.fromkeys(before["relation"]))
-    for name, frame in named.items():
-        if set(frame["id"]) != set(before["id"]):
-            raise KetoolsError(f"the tables before and {name} are of different facts; make both with the same ones")
-        known = frame[frame["id"].map(right)]
-        parts = {
-            f"r{i}": known["accuracy"].where(known["relation"] == relation) for i, relation in enumerate(relations)
-        }
-        table = pd.DataFrame({"all": known["accuracy"], **parts})
-        means[name] = means_of(table, list(table), None)
-    names = {"all": "all", **({f"r{i}": plain(r, 20) for i, r in enumerate(relations)} if len(relations) > 1 else {})}
-    fig = go.Figure()
-    add_mean_bars(fig, means, names, lying=True)
-    said = "; ".join(led(name, told(rows.loc["all"]), len(means)) for name, rows in means.items())
-    ends = [float(rows.loc["all", "mean"]) for rows in means.values()]
-    head = "survive" if min(ends) >= 0.95 else "get lost" if max(ends) < 0.95 else "survive with some methods only"
-    fig.update_yaxes(title="relation (name)", autorange="reversed")
-    fig.update_xaxes(title="facts still said (%)", tickformat=".0%", range=[0, 1.08])
-    out = int((~right).sum())
-    caption = f"Of {int(right.sum())} facts that the model said before{f' ({out} that it did not are left out)' if out else ''}; 95% bootstrap intervals."
-    finding = f"Facts that the model knew {head} ({said} still said)"
-    height = 140 + (20 + 14 * len(means)) * len(names)
-    text = f"Bars by relation. Still said: {said}."
-    fig = dress(fig, finding, joined(caption, context), text, height, left_of(names.values()))
-    return fig.update_layout(hovermode="closest")
-
-
-def generation_bars(frames: Frames, *, context: str = "") -> go.Figure:
-    """Answers teacher-forced and generated side by side, from `generation.answers`: one table, or several by name.
-
-    Raises KetoolsError for another table or an empty one.
-    """
-    named = named_frames(frames, "id", *_FORMS, of="evaluation.generation.answers")
-    means = {name: means_of(frame, list(_FORMS)) for name, frame in named.items()}
-    fig = go.Figure()
-    add_mean_bars(fig, means, _FORMS)
-    pairs = {name: (rows.loc["forced"], rows.loc["starts"]) for name, rows in later(means).items()}
-    said = "; ".join(
-        led(name, f"{told(a)} teacher-forced, {told(b)} generated", len(pairs)) for name, (a, b) in pairs.items()
-    )
-    gap = max(float(a["mean"] - b["mean"]) for a, b in pairs.values())
-    head = (
-        "Teacher forcing promises more than the model writes"
-        if gap > 0.05
-        else "The model writes what teacher forcing promises"
-    )
-    fig.update_xaxes(title="how the answer is judged (rule)")
-    fig.update_yaxes(title="facts answered as wanted (%)", tickformat=".0%", range=[0, 1.08])
-    n = int(next(iter(means.values()))["n"].max())
-    caption = joined(f"Greedy continuations, judged by whole words; {n} facts, 95% bootstrap intervals.", context)
-    return dress(fig, f"{head} ({said})", caption, f"Grouped bars. {said}.")
-
-
-def free_text_bars(frames: Frames, *, context: str = "") -> go.Figure:
-    """Entropy (GE) and likeness to references (RS) of free text, a panel each, from `generation.free_text`.
-
-    One table, or several by name ("before", "now", methods). Raises KetoolsError for another table or an empty one.
-    """
-    named = named_frames(frames, "id", "GE", "RS", of="evaluation.generation.free_text")
-    means = {name: means_of(frame, ["GE", "RS"], None) for name, frame in named.items()}
-    fig = make_subplots(1, 2, horizontal_spacing=0.14)
-    add_mean_bars(fig, means, {"GE": "GE"}, show=".1f", at={"row": 1, "col": 1})
-    add_mean_bars(fig, means, {"RS": "RS"}, show=".3f", at={"row": 1, "col": 2}, legend=False)
-    fig.update_yaxes(title="entropy of n-grams, GE (100 × bits)", rangemode="tozero", col=1)
-    fig.update_yaxes(title="likeness to references, RS (0 to 1)", rangemode="tozero", col=2)
-    fig.update_xaxes(title="score (name)")
-    said = "; ".join(
-        led(name, f"GE {told(rows.loc['GE'], number)}, RS {told(rows.loc['RS'], number)}", len(means))
-        for name, rows in means.items()
-    )
-    head = "Free text"
-    if {"before", "now"} <= set(means):
-        ends = means["before"].loc["GE"], means["now"].loc["GE"]
-        apart = ends[1]["high"] < ends[0]["low"] or ends[1]["low"] > ends[0]["high"]
-        head = (
-            "Free text repeats itself more than before"
-            if apart and ends[1]["mean"] < ends[0]["mean"]
-            else "Free text is more varied than before"
-            if apart
-            else "Free text is as varied as before, within its intervals"
-        )
-    caption = joined(
-        "Low GE: the text repeats itself. RS: cosine of tf-idf. 95% bootstrap intervals over facts.", context
-    )
-    return dress(fig, f"{head} ({said})", caption, f"Bars in two panels. {said}.", 400)
-
-
 def task_bars(frames: Frames, *, context: str = "") -> go.Figure:
     """Weighted F1 of downstream tasks, from `downstream.downstream`: one table, or several by name ("before", methods).
 
@@ -263,26 +113,6 @@ def task_bars(frames: Frames, *, context: str = "") -> go.Figure:
     return dress(fig, f"{head} ({said})", caption, f"Grouped bars by task. {said}.")
 
 
-def harness_forest(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
-    """Tasks of lm-evaluation-harness with 1.96 standard errors, from `harness.harness` (task, metric, value, stderr).
-
-    Raises KetoolsError for another table or one without finite values.
-    """
-    of = "evaluation.harness.harness"
-    rows = present(checked(frame, "task", "metric", "value", "stderr", "n", of=of), "value", of)
-    names = [
-        f"{plain(task, 26)}, {plain(metric, 16)}" for task, metric in zip(rows["task"], rows["metric"], strict=True)
-    ]
-    fig = go.Figure()
-    add_points(fig, names, rows["value"], rows["value"] - 1.96 * rows["stderr"], rows["value"] + 1.96 * rows["stderr"])
-    best, worst = rows.loc[rows["value"].idxmax()], rows.loc[rows["value"].idxmin()]
-    finding = f"{len(rows)} scores from {number(float(worst['value']))} ({plain(worst['task'], 26)}) to {number(float(best['value']))} ({plain(best['task'], 26)})"
-    fig.update_xaxes(title="score (value of the metric)")
-    text = "; ".join(f"{name} {number(float(v))}" for name, v in zip(names, rows["value"], strict=True))
-    caption = joined("Points with 1.96 standard errors where the harness gives one.", context)
-    return dress(fig, finding, caption, f"Points by task: {text}.", 130 + 32 * len(rows), left_of(names))
-
-
 def _held(first: dict[str, float]) -> str:
     held = [label(name) for name, value in first.items() if value >= 0.95]
     if len(held) == len(first):
@@ -293,14 +123,7 @@ def _held(first: dict[str, float]) -> str:
 # Figures of overfit and of consequences (ketools.evaluation.overfitting, ripple): what edits do beyond their prompts.
 #
 # Several of them take one table, or several by name: of methods, or "before" and "now". Means are over facts, with 95%
-# bootstrap intervals. As in ketools.plots.figures: the title is the finding, and says so where there is none.
-
-
-_RIPPLE = {
-    "followed": ("follow the edit", OKABE_ITO["blue"], "/"),
-    "kept": ("keep the old answer", NEUTRAL, ""),
-    "broken": ("broken: neither", OKABE_ITO["vermillion"], "x"),
-}
+# bootstrap intervals. As in ketools.plots: the title is the finding, and says so where there is none.
 
 
 def probability_curve(
@@ -336,198 +159,6 @@ def probability_curve(
     caption = joined(caption + (f" Left out, not finite: {out}." if out else ""), context)
     return dress(fig, f"{head} ({said})", caption, f"Cumulative distributions. {said}.").update_layout(
         hovermode="closest"
-    )
-
-
-def quantile_lines(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
-    """Edited and natural probabilities by quantile, from `overfitting.quantiles` (quantile, edited, natural).
-
-    Raises KetoolsError for another table or fewer than two quantiles.
-    """
-    frame = checked(
-        frame,
-        "quantile",
-        "edited",
-        "natural",
-        "difference",
-        "n_edited",
-        "n_natural",
-        of="evaluation.overfitting.quantiles",
-        least=2,
-    )
-    fig = go.Figure()
-    add_line(fig, frame["quantile"], frame["edited"], "edited facts", Style(OKABE_ITO["blue"], "solid", "circle"))
-    add_line(fig, frame["quantile"], frame["natural"], "natural facts", Style(NEUTRAL, "dot", "circle-open"))
-    higher = int((frame["difference"] > 0).sum())
-    where = (
-        "at every quantile"
-        if higher == len(frame)
-        else "at no quantile"
-        if not higher
-        else f"at {higher} of {len(frame)} quantiles"
-    )
-    gap = frame.loc[frame["difference"].abs().idxmax()]
-    finding = f"Edited facts are more probable than natural ones {where} (largest difference {gap['difference']:+.2f}, at the {gap['quantile']:.0%} quantile)"
-    fig.update_xaxes(title="quantile (% of facts)", tickformat=".0%").update_yaxes(
-        title="probability (0 to 1)", range=[0, 1.04]
-    )
-    caption = joined(
-        f"{int(frame['n_edited'].iloc[0])} edited and {int(frame['n_natural'].iloc[0])} natural facts.", context
-    )
-    text = "; ".join(
-        f"{r['quantile']:.0%}: {number(r['edited'])} against {number(r['natural'])}" for _, r in frame.iterrows()
-    )
-    return dress(fig, finding, caption, f"Two lines over quantiles, edited against natural. {text}.")
-
-
-def spill_bars(frames: Frames, *, context: str = "") -> go.Figure:
-    """Does the new object come out on other prompts of the subject: share of prompts and its probability, a panel each.
-
-    From `overfitting.spill`: one table, or several by name ("before", "now", methods). Raises KetoolsError for another
-    table, or one without other prompts.
-    """
-    of = "evaluation.overfitting.spill"
-    named = named_frames(frames, "id", "prompt", "p_target", "p_own", "spilled", of=of)
-    asked = {
-        name: checked(frame[frame["prompt"].notna()], "prompt", of=f"{of}, with other prompts")
-        for name, frame in named.items()
-    }
-    means = {name: means_of(frame, ["spilled", "p_target", "p_own"]) for name, frame in asked.items()}
-    fig = make_subplots(1, 2, horizontal_spacing=0.12, column_widths=[0.35, 0.65])
-    add_mean_bars(fig, means, {"spilled": "spilled"}, at={"row": 1, "col": 1})
-    add_mean_bars(
-        fig, means, {"p_target": "new object", "p_own": "own answer"}, show=".3f", at={"row": 1, "col": 2}, legend=False
-    )
-    share = {name: float(rows.loc["spilled", "mean"]) for name, rows in means.items()}
-    said = "; ".join(
-        led(name, f"{told(rows.loc['spilled'])} of prompts, own answer {number(rows.loc['p_own', 'mean'])}", len(means))
-        for name, rows in means.items()
-    )
-    end = share.get("now", max(share.values()))
-    head = _spilled(end, end - share.get("before", 0.0))
-    fig.update_yaxes(title="prompts with spill (%)", tickformat=".3~%", rangemode="tozero", col=1).update_yaxes(
-        title="mean probability (0 to 1)", rangemode="tozero", col=2
-    )
-    fig.update_xaxes(title="spill (share)", col=1).update_xaxes(title="answer (kind)", col=2)
-    n = len(next(iter(asked.values())))
-    caption = joined(
-        f"Spilled: the new object is more probable than the prompt's own answer; {n} prompts, 95% bootstrap intervals over facts.",
-        context,
-    )
-    return dress(fig, f"{head} ({said})", caption, f"Bars. Spilled: {said}.", 400)
-
-
-def overfit_bars(rows: Mapping[str, pd.Series], *, context: str = "") -> go.Figure:
-    """Mean probability of edited facts against natural ones by method, from `overfitting.overfit`: {method: its series}.
-
-    Raises KetoolsError for no methods, or series that are not such.
-    """
-    frame = pd.DataFrame(dict(rows)).T if rows else pd.DataFrame()
-    frame = checked(frame, "p_edited", "p_natural", "ratio", of="evaluation.overfitting.overfit")
-    fig = go.Figure()
-    bars = (("p_natural", "natural facts", NEUTRAL, ""), ("p_edited", "edited facts", OKABE_ITO["blue"], "/"))
-    for column, name, colour, shape in bars:
-        fig.add_bar(
-            x=[label(method) for method in frame.index], y=gaps(frame[column].astype(float)), name=name, texttemplate="%{y:.2f}", textposition="outside",
-            cliponaxis=False, marker={"color": colour, "pattern": {"shape": shape}}, hovertemplate=f"{name}: %{{y:.3f}}<extra></extra>",
-        )  # fmt: skip
-    ends = {method: float(value) for method, value in frame["p_edited"].items()}
-    natural = float(frame["p_natural"].astype(float).mean())
-    over = [label(method) for method, row in frame.iterrows() if row["ratio"] > 1]
-    head = (
-        f"Surer of edited facts than of natural ones with {listed(over)}"
-        if over
-        else "No surer of edited facts than of natural ones"
-    )
-    said = ", ".join(f"{label(method)} {number(value)}" for method, value in ends.items())
-    fig.update_xaxes(title="method (name)").update_yaxes(title="mean probability (0 to 1)", range=[0, 1.12])
-    caption = joined(
-        "Edited: the new object on the edit's prompt. Natural: the true object where the model knew it.", context
-    )
-    finding = f"{head} ({said}; natural {number(natural)})"
-    return dress(fig, finding, caption, f"Grouped bars. {said}; natural {number(natural)}.", 400).update_layout(
-        barmode="group", bargap=bar_gap(len(frame))
-    )
-
-
-def two_hop_bars(frames: Frames, *, context: str = "") -> go.Figure:
-    """Questions that follow from edits: probabilities of the old and the new answer, from `ripple.two_hop`.
-
-    One table, or several by name ("before", "now", methods). Raises KetoolsError for another table, or no questions.
-    """
-    of = "evaluation.ripple.two_hop"
-    named = named_frames(frames, "id", "question", "p_true", "p_new", "says_new", of=of)
-    asked = {
-        name: checked(frame[frame["question"].notna()], "question", of=f"{of}, with questions")
-        for name, frame in named.items()
-    }
-    means = {name: means_of(frame, ["p_true", "p_new", "says_new"]) for name, frame in asked.items()}
-    fig = go.Figure()
-    add_mean_bars(fig, means, {"p_true": "old answer", "p_new": "new answer"}, show=".3f")
-    said = "; ".join(
-        led(name, f"new {told(rows.loc['p_new'], number)}, old {told(rows.loc['p_true'], number)}", len(later(means)))
-        for name, rows in later(means).items()
-    )
-    last = means.get("now", list(means.values())[-1])
-    head = (
-        "Consequences follow the edit"
-        if last.loc["p_new", "mean"] > last.loc["p_true", "mean"]
-        else "Consequences do not follow the edit"
-    )
-    fig.update_xaxes(title="answer to the two-hop question (kind)").update_yaxes(
-        title="mean probability (0 to 1)", rangemode="tozero"
-    )
-    n = len(next(iter(asked.values())))
-    caption = joined(
-        f"{n} questions whose answer follows from an edited fact; mean over facts with 95% bootstrap intervals.",
-        context,
-    )
-    return dress(fig, f"{head} ({said})", caption, f"Grouped bars. {said}.")
-
-
-def ripple_bars(rows: pd.Series | Mapping[str, pd.Series], *, context: str = "") -> go.Figure:
-    """What became of consequences that the model knew: followed, kept or broken, from `ripple.ripple`, a bar a method.
-
-    Raises KetoolsError for other series, or if the model knew no consequence before.
-    """
-    several = {"edits": rows} if isinstance(rows, pd.Series) else dict(rows)
-    frame = checked(pd.DataFrame(several).T, *_RIPPLE, "known", "unknown", of="evaluation.ripple.ripple")
-    frame = present(frame, "followed", "evaluation.ripple.ripple, with questions answered before")
-    fig = go.Figure()
-    for column, (name, colour, shape) in _RIPPLE.items():
-        fig.add_bar(
-            y=[label(method) for method in frame.index], x=frame[column].astype(float).tolist(), orientation="h", name=name, texttemplate="%{x:.0%}", textposition="inside",
-            marker={"color": colour, "pattern": {"shape": shape}}, hovertemplate=f"{name}: %{{x:.1%}}<extra></extra>",
-        )  # fmt: skip
-    followed = frame["followed"].astype(float)
-    said = "; ".join(
-        led(
-            str(method),
-            ", ".join(f"{percent(float(row[c]))} {name}" for c, (name, _, _) in _RIPPLE.items()),
-            len(frame),
-        )
-        for method, row in frame.iterrows()
-    )
-    few, many = followed.max() <= 0.5, followed.min() > 0.5
-    head = f"Most consequences {'follow' if many else 'do not follow' if few else 'follow with some methods only'}"
-    fig.update_xaxes(title="questions known before (%)", tickformat=".0%", range=[0, 1]).update_yaxes(
-        title="what was edited (method)", autorange="reversed"
-    )
-    known, unknown = int(frame["known"].iloc[0]), int(frame["unknown"].iloc[0])
-    caption = joined(
-        f"{known} two-hop questions that the model answered before; {unknown} that it did not are left out.", context
-    )
-    left = left_of([label(method) for method in frame.index])
-    return dress(fig, f"{head} ({said})", caption, f"Stacked bars. {said}.", 150 + 44 * len(frame), left).update_layout(
-        barmode="stack", hovermode="closest", legend={"traceorder": "normal"}
-    )
-
-
-def _spilled(share: float, rise: float) -> str:
-    if rise > 0.05:
-        return "The new object spills onto other prompts of the subject"
-    return (
-        f"The new object {'stays where it was edited in' if share <= 0.05 else 'is no likelier elsewhere than before'}"
     )
 
 

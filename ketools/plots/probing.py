@@ -1,11 +1,10 @@
 """Figures of what a model knows and where it recalls it: each takes a frame of ketools.probing and returns a go.Figure.
 
-As in ketools.plots.figures: the title is the finding, computed from the data, and says so where there is none.
+As in ketools.plots: the title is the finding, computed from the data, and says so where there is none.
 """
 
 import math
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -15,7 +14,6 @@ from ketools.plots.style import (
     LAYER,
     NEUTRAL,
     OKABE_ITO,
-    PATTERNS,
     Style,
     add_line,
     add_means,
@@ -77,41 +75,6 @@ def top_token_bars(frame: pd.DataFrame, prompt: str, target: str | None = None, 
     caption = joined(f"The {len(p)} most probable next tokens; together {percent(sum(p))} of the probability.", context)
     said = "; ".join(f'"{word}" {number(value)}' for word, value in zip(words, p, strict=True))
     return dress(fig, finding, caption, f"Bar chart of next tokens: {said}.", 110 + 34 * len(p), left_of(words))
-
-
-def answer_bars(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
-    """How probable given answers are after their prompts, from `recall.answers` (prompt, target, probability, right).
-
-    Raises KetoolsError for another table or an empty one.
-    """
-    frame = checked(frame, "prompt", "target", "probability", "right", of="probing.recall.answers")
-    names = [f"{plain(a, 42)} … {plain(b, 18)}" for a, b in zip(frame["prompt"], frame["target"], strict=True)]
-    right, p = frame["right"].astype(bool).tolist(), frame["probability"].tolist()
-    fig = go.Figure()
-    for ok, name, colour, shape in (
-        (True, "top answer", OKABE_ITO["blue"], "/"),
-        (False, "not the top answer", NEUTRAL, ""),
-    ):
-        rows = [i for i in range(len(p)) if right[i] == ok]
-        fig.add_bar(
-            x=[p[i] for i in rows], y=rows, orientation="h", name=name, marker={"color": colour, "pattern": {"shape": shape}},
-            text=[f"{p[i]:.2f}" for i in rows], textposition="outside", cliponaxis=False, hovertemplate="%{x:.4f}<extra></extra>",
-        )  # fmt: skip
-    known = sum(right)
-    said = "none of the" if not known else "all of the" if known == len(p) else f"{known} of the"
-    finding = (
-        f"The model gives {said} {len(p)} answers as its first choice (mean probability {number(sum(p) / len(p))})"
-    )
-    fig.update_xaxes(title="probability of the answer (0 to 1)", range=[0, 1.12])
-    _rows(fig, names, "prompt and answer (text)")
-    caption = joined(
-        "exp of the mean token log-probability; top answer: every token is the most probable one.", context
-    )
-    text = "; ".join(
-        f"{n}: {number(v)}{', the top answer' if ok else ''}" for n, v, ok in zip(names, p, right, strict=True)
-    )
-    fig = dress(fig, finding, caption, f"Bar chart of answers: {text}.", 130 + 34 * len(p), left_of(names))
-    return fig.update_layout(barmode="overlay", hovermode="closest")
 
 
 def surroundings_bars(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
@@ -492,121 +455,3 @@ def _trace_words(table: pd.Series, kinds: list[str], names: dict[object, str], l
 
 
 # Figures of which parts answer and which layers to edit (ketools.probing.attribution, layers).
-
-
-_PARTS = {"embedding": "embedding", "attention": "attention", "mlp": "MLP", "bias": "norm and head alone"}
-_SCORES = {
-    "ES": Style(OKABE_ITO["purple"], "dash", "square"),
-    "PS": Style(OKABE_ITO["orange"], "dot", "diamond"),
-    "NS": Style(OKABE_ITO["green"], "dashdot", "x"),
-    "S": Style(OKABE_ITO["blue"], "solid", "circle"),
-}
-
-
-def attribution_bars(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
-    """Shares of the final logit difference by layer and part, from `attribution.attribute` (part, layer, logit; attrs).
-
-    Raises KetoolsError for another table or an empty one.
-    """
-    frame = checked(frame, "part", "layer", "logit", of="probing.attribution.attribute", least=2)
-    deep = int(frame["layer"].max())
-    names = {-1: "embedding", **({deep: "norm, head"} if "bias" in set(frame["part"]) else {})}
-    fig = go.Figure()
-    for part, look in part_styles(dict.fromkeys(frame["part"])).items():
-        mine = frame[frame["part"] == part]
-        fig.add_bar(
-            name=_PARTS.get(part, plain(part)), x=mine["layer"].tolist(), y=mine["logit"].tolist(),
-            marker={"color": look.colour, "pattern": {"shape": PATTERNS.get(part, "")}}, hovertemplate=f"{_PARTS.get(part, plain(part))}: %{{y:+.3f}}<extra></extra>",
-        )  # fmt: skip
-    target, other = (plain(frame.attrs.get(name, name), 24) for name in ("target", "other"))
-    total = float(frame["logit"].sum())
-    best, worst = frame.loc[frame["logit"].idxmax()], frame.loc[frame["logit"].idxmin()]
-    finding = f'"{target}" {"leads" if total > 0 else "trails"} "{other}" by {number(abs(total))} logits; '
-    finding += (
-        f"{_part(best)} speaks most for it ({best['logit']:+.3g})" if best["logit"] > 0 else "no part speaks for it"
-    )
-    finding += (
-        f", {_part(worst)} most against it ({worst['logit']:+.3g})" if worst["logit"] < 0 else ", none against it"
-    )
-    fig.update_xaxes(title="layer (number; both ends: what is in no layer)", **layer_axis(frame["layer"], names))
-    fig.update_yaxes(title="share of the logit difference (logits)", zeroline=True)
-    prompt = plain(frame.attrs.get("prompt", ""), 70)
-    caption = joined(
-        f'After "{prompt}": what each part writes to the residual stream itself, through the final norm as it stands; the bars add up.',
-        context,
-    )
-    text = "; ".join(f"{_part(row)} {row['logit']:+.3g}" for _, row in frame.iterrows())
-    fig = dress(fig, finding, caption, f"Grouped bars by layer: {text}.")
-    return fig.update_layout(barmode="group")
-
-
-def layer_evidence(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
-    """The layer picker's evidence by layer: what tracing recovers, what trial edits score, and both together.
-
-    From `layers.suggest(...).evidence`; suggested layers are shaded. Raises KetoolsError for another table, a single
-    layer, or one without a suggestion.
-    """
-    frame = checked(frame, "layer", "traced", "traced_low", "traced_high", "hidden", "ES", "PS", "NS", "S", "score", "suggested", of="probing.layers.suggest", least=2)  # fmt: skip
-    chosen = frame.loc[frame["suggested"].astype(bool), "layer"].tolist()
-    if not chosen:
-        raise KetoolsError(
-            "nothing to draw: the evidence suggests no layer; expected the table of probing.layers.suggest"
-        )
-    tried = frame["S"].notna().any()
-    fig = _evidence_lines(frame, chosen, tried)
-    finding, text = _evidence_words(frame, chosen, tried)
-    count = frame.attrs.get("facts")
-    caption = f"Score: share of the best layer's tracing effect{', times S of edits in that layer alone' if tried else ''}; shaded: suggested."
-    caption += f" Tracing: {count} facts, 95% intervals." if count else ""
-    fig = dress(fig, finding, joined(caption, context), text, 380)
-    return fig.update_layout(legend={"y": 1.09})
-
-
-def _evidence_lines(frame: pd.DataFrame, chosen: list[int], tried: bool) -> go.Figure:
-    titles = ["tracing", *(["trial edits"] if tried else []), "score"]
-    fig = make_subplots(1, len(titles), subplot_titles=titles, horizontal_spacing=0.07)
-    looks, layers, first = part_styles(("mlp", "hidden")), frame["layer"].tolist(), {"row": 1, "col": 1}
-    low, high = frame["traced_low"], frame["traced_high"]
-    add_line(fig, layers, frame["traced"], "MLPs", looks["mlp"], low=low, high=high, at=first)
-    add_line(fig, layers, frame["hidden"], "hidden states", looks["hidden"], at=first)
-    for name, look in _SCORES.items():
-        if tried and frame[name].notna().any():
-            add_line(fig, layers, frame[name], name, look, at={"row": 1, "col": 2})
-    add_line(fig, layers, frame["score"], "score", Style(NEUTRAL, "solid", "circle"), at={"row": 1, "col": len(titles)})
-    shade = {"fillcolor": OKABE_ITO["sky"], "opacity": 0.18, "line_width": 0, "row": 1}
-    for panel in range(1, len(titles) + 1):
-        fig.add_vrect(min(chosen) - 0.5, max(chosen) + 0.5, col=panel, **shade)
-    fig.update_xaxes(title=LAYER, **layer_axis(layers))
-    fig.update_yaxes(title="indirect effect (probability)", col=1)
-    if tried:
-        fig.update_yaxes(title="success of trials (0 to 1)", range=[-0.04, 1.06], col=2)
-    return fig.update_yaxes(title="score (0 to 1)", rangemode="tozero", col=len(titles))
-
-
-def _part(row: pd.Series) -> str:
-    if row["part"] in ("embedding", "bias"):
-        return {"embedding": "the embedding", "bias": "what norm and head add"}[row["part"]]
-    return f"{'the MLP' if row['part'] == 'mlp' else 'the attention'} of layer {row['layer']}"
-
-
-def _evidence_words(frame: pd.DataFrame, chosen: list[int], tried: bool) -> tuple[str, str]:
-    by_trace = int(frame.loc[frame["traced"].idxmax(), "layer"])
-    best = float(frame["traced"].max())
-    recalled = (
-        f"tracing recovers most in layer {by_trace} ({number(best)})"
-        if best > 0
-        else "tracing recovers nothing in any layer"
-    )
-    tests = ""
-    if tried:
-        top = frame["S"].max()
-        winners = frame.loc[np.isclose(frame["S"], top), "layer"].tolist()
-        tests = f", trial edits score best in {layer_names(winners)} (S {number(top)})"
-        if by_trace not in winners:
-            tests += ": the two disagree"
-    verb = "is" if len(chosen) == 1 else "are"
-    finding = f"{layer_names(chosen).capitalize()} {verb} suggested: {recalled}{tests}"
-    rows = "; ".join(
-        f"layer {int(row['layer'])}: tracing {number(row['traced'])}, S {number(row['S'])}, score {number(row['score'])}" for _, row in frame.iterrows()
-    )  # fmt: skip
-    return finding, f"Line charts over layers. {rows}."

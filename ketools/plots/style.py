@@ -501,7 +501,7 @@ class Described:
 def describe(fig: go.Figure) -> Described:
     """What the figure says and shows. Raises KetoolsError for a figure that has no words."""
     if not isinstance(fig.layout.meta, dict) or "description" not in fig.layout.meta:
-        raise KetoolsError("the figure has no description; expected one of ketools.plots.figures")
+        raise KetoolsError("the figure has no description; expected one of ketools.plots")
     said = {name: unescape(text) for name, text in words(fig).items()}
     return Described(said["finding"], said["caption"], said["description"], numbers(fig))
 

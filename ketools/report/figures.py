@@ -11,10 +11,10 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from ketools import plots
 from ketools.errors import KetoolsError
 from ketools.evaluation.forgetting import forgetting_by_age, forgetting_curve
 from ketools.evaluation.metrics import hover_text
-from ketools.plots import figures as plots
 from ketools.plots import style as findings
 from ketools.plots.drawers import EDITS, add_lines, describe, holes, measured, scale
 from ketools.plots.style import (

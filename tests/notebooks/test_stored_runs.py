@@ -10,10 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from ketools import plots
 from ketools.course import build as cells
 from ketools.course import check_claim, predict
 from ketools.course.lessons import nb10
-from ketools.plots import figures as plots
 from ketools.plots.style import words
 from ketools.runs.records import pack
 from tests.runs.fakes import fake_run

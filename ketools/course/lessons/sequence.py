@@ -76,7 +76,7 @@ def in_batches(
 
 
 def in_context(fig: go.Figure, context: str) -> go.Figure:
-    """The same figure of `ketools.plots.figures`, its caption ended by `context`."""
+    """The same figure of `ketools.plots`, its caption ended by `context`."""
     said = words(fig)
     fig.layout.annotations = [note for note in fig.layout.annotations if note.name != "caption"]
     caption = joined(said["caption"], context)

@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 
 from ketools.course.widgets.base import View
 from ketools.plots.drawers import EDITS
-from ketools.plots.figures import Tables, stack
+from ketools.plots.lifelong import Tables, stack
 from ketools.plots.style import (
     LAYER,
     NEUTRAL,

@@ -6,13 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ketools import KetoolsError
-from ketools.plots import figures as plots
-from ketools.probing.attribution import attribute
+from ketools import Fact, KetoolsError, plots
+from ketools.plots.style import numbers, words
 from ketools.probing.knockout import knockout
-from ketools.probing.layers import suggest
 from ketools.probing.lens import lens, lens_trace
-from ketools.probing.recall import answers, recalled, surroundings, top_tokens
+from ketools.probing.recall import recalled, surroundings, top_tokens
 from ketools.probing.tracing import KINDS, average, trace
 from tests.plots.figures import MARKUP, known_facts, marked, tells, tiny
 
@@ -27,8 +25,6 @@ def frames(trained_gpt2, tiny_tokenizer):
         ("{} lives in", "Ixian Tower"),
         ("{} was born in", "Bo Tarn"),
     ]
-    from ketools import Fact
-
     facts = known_facts(
         model, [Fact(str(i), "r", p, s, "Vell", "Oran Bay", (f"{s} is in",)) for i, (p, s) in enumerate(prompts)]
     )
@@ -36,7 +32,6 @@ def frames(trained_gpt2, tiny_tokenizer):
     many = ([f.text for f in facts] * 3, [f.target_true for f in facts] * 3)
     return {
         "top": top_tokens(model, fact.text, 5),
-        "answers": answers(model, [f.text for f in facts], [f.target_true for f in facts]),
         "around": surroundings(model, fact, facts),
         "recalled": recalled(model, fact, ["Bo sang."]),
         "lens": lens(model, fact.text, 3),
@@ -44,14 +39,11 @@ def frames(trained_gpt2, tiny_tokenizer):
         "many": lens_trace(model, *many),
         "trace": trace(model, facts, KINDS),
         "knockout": knockout(model, facts),
-        "attribution": attribute(model, fact.text, fact.target_true),
-        "evidence": suggest(model, facts, trials=0, count=1).evidence,
     }
 
 
 DRAW = {
     "top": lambda frame: plots.top_token_bars(frame, "a prompt", "Vell", context="n = 3."),
-    "answers": plots.answer_bars,
     "around": plots.surroundings_bars,
     "recalled": plots.recalled_bars,
     "lens": plots.lens_heat,
@@ -60,8 +52,6 @@ DRAW = {
     "trace": plots.trace_heat,
     "profile": plots.trace_profile,
     "knockout": plots.knockout_profile,
-    "attribution": plots.attribution_bars,
-    "evidence": plots.layer_evidence,
 }
 FRAME = {name: "trace" if name == "profile" else name for name in DRAW}
 
@@ -82,7 +72,7 @@ def test_empty_tables_and_other_tables_are_named(frames, name):
         DRAW[name]([1, 2])
 
 
-@pytest.mark.parametrize("name", [name for name in DRAW if name not in ("answers", "around", "recalled", "trace")])
+@pytest.mark.parametrize("name", [name for name in DRAW if name not in ("around", "recalled", "trace")])
 def test_one_row_compares_nothing(frames, name):
     if name == "profile":
         return
@@ -92,7 +82,6 @@ def test_one_row_compares_nothing(frames, name):
 
 TEXTS = {
     "top": ["token"],
-    "answers": ["prompt", "target"],
     "lens": ["token", "predicted"],
     "one": ["target"],
     "recalled": ["prompt", "context", "true", "new"],
@@ -144,7 +133,7 @@ def test_the_lens_says_since_when(frames):
     assert "on top from layer 1 on, of 0 to 2" in tells(plots.lens_heat(frame))
     assert "Only the last layer" in tells(plots.lens_heat(frame.assign(predicted=["a", "a", "a", "c"])))
     assert "from the start" in tells(plots.lens_heat(frame.assign(predicted="c")))
-    table = plots.numbers(plots.lens_heat(frames["lens"]))
+    table = numbers(plots.lens_heat(frames["lens"]))
     top = frames["lens"][frames["lens"]["place"] == 1]
     assert table.to_numpy().flatten() == pytest.approx(
         top.pivot(index="position", columns="layer", values="probability").to_numpy().flatten()
@@ -182,7 +171,7 @@ def test_tracing_of_one_fact_has_tokens_and_no_interval(frames):
     one = frames["trace"][frames["trace"]["fact"] == name]
     fig = plots.trace_heat(frames["trace"], name)
     assert any(str(text).endswith("*") for text in fig.layout.yaxis.ticktext)
-    assert plots.numbers(fig).loc["MLPs"].to_numpy().sum() == pytest.approx(one[one["kind"] == "mlp"]["effect"].sum())
+    assert numbers(fig).loc["MLPs"].to_numpy().sum() == pytest.approx(one[one["kind"] == "mlp"]["effect"].sum())
     alone = plots.trace_profile(one)
     tells(alone)
     assert (
@@ -205,26 +194,19 @@ def test_knockout_says_where_it_costs(frames):
     assert tells(plots.knockout_profile(frame.assign(change=np.where(frame["layer"] == 0, math.nan, change))))
 
 
-def test_attribution_bars_add_up(frames):
-    frame = frames["attribution"]
-    fig = plots.attribution_bars(frame)
-    drawn = sum(sum(trace.y) for trace in fig.data)
-    assert drawn == pytest.approx(frame.attrs["logit_difference"], rel=1e-3)
-    against = frame.assign(logit=-frame["logit"].abs())
-    against.attrs = frame.attrs
-    assert "trails" in tells(plots.attribution_bars(against)) and "no part speaks for it" in tells(
-        plots.attribution_bars(against)
-    )
+def around(prompt, neighbour):
+    return pd.DataFrame({"kind": ["prompt", "paraphrase", "neighbour"], "p_new": [prompt, prompt, neighbour]})
 
 
-def test_the_evidence_says_when_its_two_halves_disagree(frames):
-    frame = frames["evidence"].assign(
-        traced=[0.1, 0.5, 0.2, 0.1], S=[0.2, 0.3, 0.9, 0.1], ES=0.5, PS=0.5, NS=math.nan, score=0.2
-    )
-    frame["suggested"] = [False, True, True, False]
-    title = tells(plots.layer_evidence(frame))
-    assert "Layers 1 and 2 are suggested" in title and "the two disagree" in title
-    assert "disagree" not in tells(plots.layer_evidence(frame.assign(S=[0.2, 0.9, 0.3, 0.1])))
-    assert "recovers nothing" in tells(plots.layer_evidence(frame.assign(traced=-0.1)))
-    with pytest.raises(KetoolsError, match="suggests no layer"):
-        plots.layer_evidence(frame.assign(suggested=False))
+def test_one_edit_raises_or_lowers_its_answer():
+    up = plots.before_after(around(0.0, 0.0), around(0.9, 0.1), "Oslo", "model tiny, seed 3.")
+    assert "rises from 0.00 to 0.90" in tells(up) and "neighbours (0.10)" in tells(up)
+    assert list(up.data[1].y) == [0.9, 0.9, 0.1] and words(up)["caption"].endswith("model tiny, seed 3.")
+    assert "falls from 0.90 to 0.20" in tells(plots.before_after(around(0.9, 0.0), around(0.2, 0.1), "Oslo", "test."))
+
+
+def test_the_more_probable_answer_is_named_by_kind_of_prompt(frames):
+    frame = frames["around"].assign(p_new=0.1, p_true=0.2)
+    assert "old answer" in tells(plots.surroundings_bars(frame))
+    asked = frame.assign(p_new=np.where(frame["kind"] == "prompt", 0.9, 0.1))
+    assert "at the prompt (" in tells(plots.surroundings_bars(asked))

@@ -1,14 +1,4 @@
-"""All figures by name. Here: lifelong editing, from tables of `runs.lifelong` with a `method` column (see `stack`).
-
-The others are in modules by theme and re-exported: `bars` (one edit); `probing_plots`, `recalled_plots`, `tracing_plots`,
-`layer_plots` (ketools.probing); `norm_plots`, `update_plots`, `target_plots`, `stream_plots`, `drift_plots` (ketools.norms, and how C
-converges); `evaluation_plots`, `overfit_plots`, `method_plots` (ketools.evaluation). A name says what is drawn and how:
-bars, heat (a map), lines, profile (over layers), curve (over steps, tokens or edits), points, forest (with intervals).
-
-The title is the finding, computed from the data, and says so where there is none; axes name their units. A figure is for
-light pages, `themed(fig, dark=True)` for dark ones; `describe(fig)` tells it in words with its numbers, `words(fig)` gives
-finding, caption and description. `context=` (mode, model, n, seed) ends the caption. What comes from outside is escaped.
-"""
+"""Figures of lifelong editing, from tables of `ketools.runs` with a column `method` (see `stack`)."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -19,133 +9,9 @@ from plotly.subplots import make_subplots
 
 from ketools.errors import KetoolsError
 from ketools.plots import style as findings
-from ketools.plots.drawers import EDITS, add_lines, add_reference, before_after, holes, measured, need, scale
+from ketools.plots.drawers import EDITS, add_lines, add_reference, holes, measured, need, scale
 from ketools.plots.drawers import describe as told
-from ketools.plots.evaluation import (
-    free_text_bars,
-    generation_bars,
-    harness_forest,
-    kept_bars,
-    overfit_bars,
-    probability_curve,
-    quantile_lines,
-    recall_bars,
-    recalled_bars,
-    ripple_bars,
-    score_bars,
-    spill_bars,
-    task_bars,
-    two_hop_bars,
-)
-from ketools.plots.methods import (
-    alignment_bars,
-    convergence_curve,
-    damage_bars,
-    forgetting_lines,
-    interval_forest,
-    mcnemar_forest,
-    mcnemar_heat,
-    null_energy_bars,
-    target_curve,
-    target_norm_points,
-    target_probability_lines,
-    target_summary_forest,
-    target_trace_lines,
-    update_bars,
-)
-from ketools.plots.norms import (
-    activation_profile,
-    drift_component_bars,
-    drift_points,
-    drift_profile,
-    norm_bars,
-    norm_fit_curve,
-    spectra_bars,
-    spectra_lines,
-    stream_error_lines,
-    stream_profile,
-    stream_share_bars,
-)
-from ketools.plots.probing import (
-    answer_bars,
-    attribution_bars,
-    knockout_profile,
-    layer_evidence,
-    lens_heat,
-    lens_lines,
-    surroundings_bars,
-    top_token_bars,
-    trace_heat,
-    trace_profile,
-)
-from ketools.plots.style import describe, dress, label, left_of, numbers, styles, themed, words
-
-__all__ = [
-    "activation_profile",
-    "alignment_bars",
-    "answer_bars",
-    "attribution_bars",
-    "before_after",
-    "convergence_curve",
-    "cost",
-    "damage_bars",
-    "describe",
-    "downstream_kept",
-    "drift_component_bars",
-    "drift_points",
-    "drift_profile",
-    "edit_scores",
-    "forgetting_lines",
-    "free_text_bars",
-    "generation_bars",
-    "harness_forest",
-    "interval_forest",
-    "kept_bars",
-    "knockout_profile",
-    "layer_evidence",
-    "lens_heat",
-    "lens_lines",
-    "mcnemar_forest",
-    "mcnemar_heat",
-    "norm_bars",
-    "norm_fit_curve",
-    "norm_growth",
-    "null_energy_bars",
-    "numbers",
-    "overfit_bars",
-    "perplexity",
-    "probability",
-    "probability_curve",
-    "quantile_lines",
-    "recall_bars",
-    "recalled_bars",
-    "ripple_bars",
-    "same_subject_kept",
-    "score_bars",
-    "spectra_bars",
-    "spectra_lines",
-    "spill_bars",
-    "stack",
-    "stream_error_lines",
-    "stream_profile",
-    "stream_share_bars",
-    "surroundings_bars",
-    "target_curve",
-    "target_norm_points",
-    "target_probability_lines",
-    "target_summary_forest",
-    "target_trace_lines",
-    "task_bars",
-    "themed",
-    "top_token_bars",
-    "trace_heat",
-    "trace_profile",
-    "two_hop_bars",
-    "unedited_kept",
-    "update_bars",
-    "words",
-]
-
+from ketools.plots.style import dress, label, left_of, styles
 
 _SCORES = {"ES": "efficacy (ES)", "PS": "paraphrases (PS)", "NS": "neighbours (NS)"}
 _PHASES = {
@@ -181,6 +47,7 @@ def norm_growth(norms: pd.DataFrame) -> go.Figure:
     """
     need(norms, "ratio", "layer", "edited")
     touched, others = norms[norms["edited"].astype(bool)], norms[~norms["edited"].astype(bool)]
+    measured(touched, "ratio")
     most = touched.sort_values("ratio").groupby(["method", "edits"], sort=False).tail(1).sort_index()
     ends, span = findings.last(most, "ratio")
     fig = go.Figure()

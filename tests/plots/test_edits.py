@@ -1,0 +1,165 @@
+"""Figures of what edits do: on frames of a tiny model, and on frames that show the finding or its absence."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ketools import Edit, KetoolsError, plots
+from ketools.evaluation.downstream import downstream
+from ketools.evaluation.edits import evaluate
+from ketools.norms import residual, spectra
+from ketools.plots.style import numbers, words
+from tests.conftest import SENTENCES
+from tests.plots.figures import MARKUP, tells, tiny
+from tests.small_world import small_facts
+
+CONTEXT = "Mode quick, model tiny, n = 10, seed 0."
+TASKS = pd.DataFrame({"task": ["a", "b"], "n": 30, "accuracy": 0.8, "f1": [0.8, 0.9]})
+# Three targets: stopped in the third, the first and the second pass.
+CURVE = pd.DataFrame(
+    {"step": range(3), "p_mean": [0.33, 0.53, 0.7], "p05": 0.1, "p95": 0.9, "running": [0.67, 0.33, 0.0], "n": 3}
+)
+STEPS = pd.DataFrame({"id": list("aaabcc"), "step": [0, 1, 2, 0, 0, 1], "p_target": [0.1, 0.4, 0.9, 0.7, 0.2, 0.5]})
+
+
+def scores(es, ps=1.0, ns=1.0):
+    table = {"id": list("abcdefghij"), "efficacy_success": es, "paraphrase_success": ps, "neighbourhood_success": ns}
+    return pd.DataFrame(table)
+
+
+@pytest.fixture(scope="module")
+def frames(trained_gpt2, tiny_tokenizer):
+    """Frames of a model of four layers: scores before any edit, spectra and stream with layer 1 edited."""
+    model = tiny(trained_gpt2, tiny_tokenizer)
+    items = {"task": "t", "split": "test", "prompt": "Ada Lorn was born in", "choices": [["Vell", "harp"]] * 4}
+    found = {
+        "scores": evaluate(model, small_facts()[:8]),
+        "tasks": downstream(model, pd.DataFrame(items | {"answer": [0, 1, 0, 1], "id": range(4)})),
+    }
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(d, 3, generator=generator) for d in (model.anatomy.d_model, model.anatomy.d_mlp))
+    Edit({1: (left, right)}, {}).apply_to(model)
+    sample = residual.text_sample(model, SENTENCES)
+    found |= {"values": spectra.value_table(model, [0, 1]), "stream": residual.before_and_now(model, sample)}
+    return found | {"curve": CURVE, "steps": STEPS}
+
+
+DRAW = {
+    "scores": plots.score_bars,
+    "tasks": plots.task_bars,
+    "values": plots.spectra_lines,
+    "stream": plots.stream_profile,
+    "curve": plots.target_curve,
+    "steps": plots.target_trace_lines,
+}
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_every_figure_tells_what_it_shows(frames, name):
+    fig = DRAW[name](frames[name], context=CONTEXT)
+    assert tells(fig) and words(fig)["caption"].endswith(CONTEXT)
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_tables_that_cannot_be_drawn_are_refused(frames, name):
+    with pytest.raises(KetoolsError, match="no rows"):
+        DRAW[name](frames[name].iloc[:0])
+    with pytest.raises(KetoolsError, match="lacks"):
+        DRAW[name](pd.DataFrame({"x": [1.0, 2.0]}))
+    if name in ("scores", "tasks"):
+        assert tells(DRAW[name](frames[name].iloc[:1]))
+    else:
+        with pytest.raises(KetoolsError, match="1 row, where 2"):
+            DRAW[name](frames[name].iloc[:1])
+
+
+def test_scores_say_who_holds(frames):
+    half = [1.0, 0.0] * 5
+    assert tells(plots.score_bars(frames["scores"], "accuracy"))
+    assert tells(plots.score_bars({"before": scores(0.0), "now": scores(1.0)})).startswith("Edits hold (")
+    assert tells(plots.score_bars({"memit": scores(half), "encore": scores(1.0)})).startswith("Edits hold with ENCORE")
+    fig = plots.score_bars(scores(half))
+    assert "do not all hold" in tells(fig)
+    mean, low, high = numbers(fig).iloc[0]
+    assert mean == 0.5 and 0 < low < 0.5 < high < 1
+    with pytest.raises(KetoolsError, match="measure='size'"):
+        plots.score_bars(scores(1.0), "size")
+    with pytest.raises(KetoolsError, match="no tables"):
+        plots.score_bars({})
+
+
+def test_bars_of_tasks_have_the_intervals_of_their_table():
+    between = TASKS.assign(low=[0.7, 0.85], high=[0.95, 0.92])
+    fig = plots.task_bars({"before": between, "now": between})
+    assert "intervals" in words(fig)["caption"] and "intervals" not in words(plots.task_bars(TASKS))["caption"]
+    assert list(fig.data[0].error_y.array) == pytest.approx([0.15, 0.02])
+    assert list(fig.data[0].error_y.arrayminus) == pytest.approx([0.1, 0.05])
+    assert numbers(fig).iloc[0].tolist() == pytest.approx([0.8, 0.7, 0.95] * 2)
+
+
+def test_tasks_survive_or_decline():
+    lost = TASKS.assign(f1=0.3)
+    assert "survives (" in tells(plots.task_bars({"before": TASKS, "now": TASKS}))
+    assert "declines" in tells(plots.task_bars({"before": TASKS, "now": lost}))
+    assert "some methods only" in tells(plots.task_bars({"before": TASKS, "memit": lost, "encore": TASKS}))
+
+
+def test_overfitting_is_claimed_only_where_it_is_sure():
+    low, high = np.linspace(0.1, 0.5, 40), np.linspace(0.6, 1.0, 40)
+    cases = ((high, low, "are surer"), (low, low, "no surer"), (low, high, "less sure"))
+    for edited, natural, head in (*cases, ({"memit": high, "encore": low}, low, "with MEMIT only")):
+        assert head in tells(plots.probability_curve(edited, natural))
+    with pytest.raises(KetoolsError, match="none finite"):
+        plots.probability_curve([], low)
+
+
+def test_the_overfitting_curve_is_compared_with_natural_facts():
+    fig = plots.target_curve(CURVE, 0.5)
+    assert "pass natural facts (0.500) at step 1" in tells(fig) and fig.data[-1].y == (0.5, 0.5)
+    assert "do not pass" in tells(plots.target_curve(CURVE, 0.9))
+    both = pd.concat([CURVE.assign(method="memit"), CURVE.assign(method="encore", p_mean=0.2)])
+    assert "MEMIT passes" in tells(plots.target_curve(both, 0.5))
+    assert "ENCORE does not pass" in tells(plots.target_curve(both, 0.5))
+    table = numbers(plots.target_curve(CURVE))
+    assert table["targets"].tolist() == pytest.approx(CURVE["p_mean"].tolist())
+    assert table["targets, low"].tolist() == pytest.approx(CURVE["p05"].tolist())
+
+
+def test_each_target_ends_where_it_stopped():
+    ends = plots.target_trace_lines(STEPS).data[-1]
+    assert set(zip(ends.x, ends.y, strict=True)) == {(2, 0.9), (0, 0.7), (1, 0.5)}
+
+
+def test_spectra_say_what_moved(frames):
+    values = frames["values"]
+    title = tells(plots.spectra_lines(values))
+    assert "layer 0 as before" in title and "ayer 1: the largest" in title
+    same = values.assign(value=values["index"].max() - values["index"] + 1.0)
+    assert "layers 0 and 1" in tells(plots.spectra_lines(same))
+    with pytest.raises(KetoolsError, match="5 layers"):
+        plots.spectra_lines(pd.concat([values.assign(layer=i) for i in range(5)]))
+
+
+def test_the_stream_says_whether_importance_is_hacked(frames):
+    frame, mlp = frames["stream"], frames["stream"]["edited"] & (frames["stream"]["state"] == "now")
+    grown = frame.assign(share=np.where(mlp, 0.6, 0.05))
+    assert "(layer 1) grows from 5% to 60%" in tells(plots.stream_profile(grown))
+    assert "stays at 10%" in tells(plots.stream_profile(frame.assign(share=0.1)))
+    assert "No layer is edited" in tells(plots.stream_profile(frame.assign(edited=False)))
+    one = frame[frame["state"] == "now"].drop(columns="state")
+    assert "has the largest share" in tells(plots.stream_profile(one))
+    for measure in ("projection", "relative", "norm"):
+        assert tells(plots.stream_profile(frame, measure))
+    with pytest.raises(KetoolsError, match="measure='size'"):
+        plots.stream_profile(frame, "size")
+    now = frame[(frame["state"] == "now") & (frame["kind"] == "mlp")]
+    assert numbers(plots.stream_profile(frame))["MLP: now"].tolist() == pytest.approx(now["share"].tolist())
+
+
+def test_names_from_outside_are_text():
+    tells(plots.score_bars({MARKUP: scores(1.0), "encore": scores(1.0)}))
+    tells(plots.task_bars(TASKS.assign(task=[MARKUP, "b"])))
+    tells(plots.probability_curve({MARKUP: [0.1, 0.2]}, [0.1, 0.3]))
+    tells(plots.target_trace_lines(STEPS.assign(id=MARKUP)))
+    tells(plots.target_curve(CURVE.assign(method=MARKUP), 0.5))
