@@ -1,4 +1,4 @@
-"""All that is to be said about a file of facts before it is used: every mistake, and what is suspicious."""
+"""Checking a file of facts before it is used: every mistake, and what looks suspicious."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 from ketools.errors import KetoolsError
 from ketools.facts.fact import FactError, FactSet, short
-from ketools.facts.reading import Row, encoding, rows
+from ketools.facts.reading import Converted, converted, encoding
 
 LONG_TARGET = 100  # characters; about 30 tokens of English, more than an object of a fact has
 
 
 class Problem(NamedTuple):
-    """`what` is wrong at `where` ("line 3", "record 3"); `kind`: the field, or what sort of mistake; an error spoils
-    its record, a warning does not."""
+    """`what` is wrong at `where` ("line 3", "record 3"). `kind` is the field or the sort of mistake. An `error` makes its
+    record unusable, a warning does not."""
 
     where: str
     kind: str
@@ -25,7 +25,7 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class Check:
-    """What `check` found. `facts`: those without a mistake, in order; `records`: how many there are, good and bad."""
+    """What `check` found: the `facts` without a mistake, in order, and how many `records` there are, good and bad."""
 
     path: Path
     encoding: str
@@ -89,55 +89,40 @@ class Check:
 def check(path: Path) -> Check:
     """Read all of `path` and list every mistake; a file that cannot be read at all is one mistake of its own.
 
-    Within a .json file a break in the JSON hides what comes after it: it is one file to a reader, so only the first is
-    known. Raises KetoolsError if there is no such file.
+    A break in the JSON of a .json file hides what comes after it, so that only the first one is known. Raises
+    KetoolsError if there is no such file.
     """
-    if not path.is_file():
-        next(rows(path), None)  # says what is wrong with the path
-    found: list[Row] = []
+    found: list[Converted] = []
     problems: list[Problem] = []
     try:
-        for row in rows(path):
-            found.append(row)
-            problems += [Problem(row.where, _kind(error), str(error), True) for error in row.errors]
+        for record in converted(path):
+            found.append(record)
+            for error in record.errors:
+                kind = error.field if isinstance(error, FactError) else "record"
+                problems.append(Problem(record.where, kind, str(error), True))
     except KetoolsError as error:
+        if not path.is_file():
+            raise
         where, _, what = str(error).removeprefix(str(path)).lstrip(",: ").partition(": ")
         at_line = where.startswith("line ")
         problems.append(Problem(where if at_line else "file", "file", what if at_line else str(error), True))
-    facts = FactSet(fact for row in found for fact in row.facts)
-    where_of = {fact.id: row.where for row in found for fact in row.facts}
     if not found and not problems:
         problems.append(Problem("file", "file", "is empty: no facts in it", True))
-    problems += _suspicious(facts, where_of)
-    layouts = Counter(row.layout or "unknown" for row in found)
-    return Check(path, _encoding(path), len(found), layouts, facts, tuple(problems))
-
-
-def _kind(error: KetoolsError) -> str:
-    return error.field if isinstance(error, FactError) else "record"
-
-
-def _encoding(path: Path) -> str:
-    try:
-        return encoding(path)
-    except KetoolsError:
-        return "unknown"
-
-
-def _suspicious(facts: FactSet, where_of: Mapping[str, str]) -> list[Problem]:
-    """What does not spoil a fact: contradictions, duplicates, targets that are hardly an object."""
-    found = []
+    facts = FactSet(fact for record in found for fact in record.facts)
+    where_of = {fact.id: record.where for record in found for fact in record.facts}
     for kind, clashes in (("conflict", facts.conflicts()), ("duplicate", facts.duplicates())):
         for clash in clashes:
             what = f"{clash} (the other: {where_of[clash.first.id]})"
-            found.append(Problem(where_of[clash.second.id], kind, what, False))
+            problems.append(Problem(where_of[clash.second.id], kind, what, False))
     for fact in facts:
         for field in ("target_new", "target_true"):
             target = getattr(fact, field) or ""
+            about = f"fact {fact.id!r}: field {field!r}"
             if len(target) > LONG_TARGET:
-                what = f"fact {fact.id!r}: field {field!r} has {len(target)} characters ({short(target)}); an object is short"
-                found.append(Problem(where_of[fact.id], "long target", what, False))
+                what = f"{about} has {len(target)} characters ({short(target)}); an object is short"
+                problems.append(Problem(where_of[fact.id], "long target", what, False))
             if "\n" in target:
-                what = f"fact {fact.id!r}: field {field!r} goes over several lines ({short(target)})"
-                found.append(Problem(where_of[fact.id], "line break", what, False))
-    return found
+                what = f"{about} goes over several lines ({short(target)})"
+                problems.append(Problem(where_of[fact.id], "line break", what, False))
+    layouts = Counter(record.layout or "unknown" for record in found)
+    return Check(path, encoding(path), len(found), layouts, facts, tuple(problems))

@@ -1,10 +1,10 @@
-"""Facts to edit: `Fact`, checked when made, and `FactSet`, an immutable sequence of them."""
+"""Facts to edit: `Fact`, checked when it is made, and `FactSet`, an immutable sequence of facts."""
 
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from ketools.errors import KetoolsError
 
@@ -12,13 +12,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 UNKNOWN = "unknown"  # the relation of a fact whose file names none; it groups nothing
-REQUIRED = ("id", "relation", "prompt", "subject", "target_new")
 LISTS = ("paraphrases", "neighbours", "generation", "trained")
-_SHOWN = 60
+_SHOWN = 60  # characters of a value that a message quotes
 
 
 class FactError(KetoolsError):
-    """A mistake in one field of one fact: `id`, `field` and `what` is wrong with it."""
+    """A mistake in one field of one fact: `id`, `field`, and `what` is wrong with it."""
 
     def __init__(self, id: object, field: str, what: str) -> None:
         self.id, self.field, self.what = id, field, what
@@ -36,7 +35,7 @@ class TwoHop:
 
 @dataclass(frozen=True, slots=True)
 class Locality:
-    """A prompt of any kind that the edit must leave alone, and its `answer`, which need not be the fact's object."""
+    """A prompt that the edit must leave alone, and its `answer`, which need not be the fact's object."""
 
     prompt: str
     answer: str
@@ -46,15 +45,15 @@ class Locality:
 class Fact:
     """One fact and what it is to become: `prompt` holds "{}" once, where `subject` goes.
 
-    Targets carry no leading space; the model side adds the one its tokenizer needs. All prompts other than `prompt`
-    are complete text: `paraphrases` (the same fact, other words), `neighbours` (other subjects whose object is
-    `target_true` and must stay), `generation` (openings for free text), `trained` (the templates a pocket model was
-    trained with), `two_hop` (consequences), `locality` (anything else that must stay, with its own answer). Fields of
-    CounterFact, Meng et al., arXiv 2202.05262.
+    Targets carry no leading space; the model side adds the one that its tokenizer needs. All prompts other than
+    `prompt` are complete text: `paraphrases` (the same fact, other words), `neighbours` (other subjects whose object is
+    `target_true` and must stay), `generation` (openings for free text), `trained` (the templates that a pocket model
+    was trained with), `two_hop` (consequences), `locality` (anything else that must stay, with its own answer). The
+    fields are those of CounterFact, Meng et al., arXiv 2202.05262.
 
-    `target_true` is None where the file does not say what the model believed (zsRE, or a table of one's own). Such a
-    fact can be edited and its accuracy measured; what compares the old with the new object (ES, PS, NS) is not defined
-    for it, so it holds no neighbours.
+    `target_true` is None where the file does not say what the model believed (zsRE, or a table of your own). Such a
+    fact can be edited and its accuracy measured. Measures that compare the old with the new object (ES, PS, NS) are not
+    defined for it, so it has no neighbours.
 
     Raises FactError, a KetoolsError, naming the fact and the field.
     """
@@ -86,19 +85,27 @@ class Fact:
     def need_true(self, purpose: str) -> str:
         """`target_true`; raises FactError that names `purpose` if it is unknown."""
         if self.target_true is None:
-            self._fail("target_true", f"is missing, and {purpose} compares with it; add it to the file")
+            what = f"is missing, and {purpose} compares with it; add it to the file"
+            raise FactError(self.id, "target_true", what)
         return self.target_true
-
-    def _fail(self, field: str, what: str) -> NoReturn:
-        raise FactError(self.id, field, what)
 
 
 def problems(values: Mapping[str, Any]) -> Iterator[FactError]:
-    """All that is wrong with the arguments of a Fact; a field that `values` lacks is passed over."""
+    """Every mistake in the arguments of a Fact; fields that `values` lacks are passed over."""
     id = values.get("id")
-    for name in (*REQUIRED, "target_true"):
-        if name in values and not (name == "target_true" and values[name] is None):
-            yield from (FactError(id, name, what) for what in _text_problems(values[name]))
+    for name in ("id", "relation", "prompt", "subject", "target_new", "target_true"):
+        if name not in values or (name == "target_true" and values[name] is None):
+            continue
+        value = values[name]
+        if not isinstance(value, str):
+            yield FactError(id, name, f"is {name_of(value)}; expected text")
+        elif not value.strip():
+            yield FactError(id, name, f"is empty ({value!r}); give it some text or leave the fact out")
+        elif value != value.strip():
+            what = f"has white space at an end ({short(value)}); take it off, spaces before targets are added later"
+            yield FactError(id, name, what)
+        elif not _encodable(value):
+            yield FactError(id, name, f"holds half a character ({short(value)}); write the file again as UTF-8")
     prompt, true, new = values.get("prompt"), values.get("target_true"), values.get("target_new")
     if isinstance(prompt, str) and prompt.count("{}") != 1:
         what = f'has "{{}}" {prompt.count("{}")} times in {short(prompt)}; write it once, in the place of the subject'
@@ -106,7 +113,13 @@ def problems(values: Mapping[str, Any]) -> Iterator[FactError]:
     if new == true and isinstance(new, str) and new:
         yield FactError(id, "target_new", f"equals target_true ({short(new)}); an edit needs another object")
     for name in LISTS:
-        yield from (FactError(id, name, what) for what in _list_problems(values.get(name, ())))
+        texts = values.get(name, ())
+        if isinstance(texts, str) or not isinstance(texts, Iterable):
+            yield FactError(id, name, f"is {name_of(texts)}; expected a list of texts")
+            continue
+        for text in texts:
+            if not isinstance(text, str) or not text.strip() or not _encodable(text):
+                yield FactError(id, name, f"holds {short(text)}; expected non-empty texts only")
     for name, kind in (("two_hop", TwoHop), ("locality", Locality)):
         items = values.get(name, ())
         if not isinstance(items, Iterable) or not all(isinstance(item, kind) for item in items):
@@ -117,35 +130,9 @@ def problems(values: Mapping[str, Any]) -> Iterator[FactError]:
         yield FactError(id, "target_true", what)
 
 
-def _text_problems(value: object) -> Iterator[str]:
-    if not isinstance(value, str):
-        yield f"is {name_of(value)}; expected text"
-    elif not value.strip():
-        yield f"is empty ({value!r}); give it some text or leave the fact out"
-    elif value != value.strip():
-        yield f"has white space at an end ({short(value)}); take it off, spaces before targets are added later"
-    elif not _whole(value):
-        yield f"holds half a character ({short(value)}); write the file again as UTF-8"
-
-
-def _list_problems(value: object) -> Iterator[str]:
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        yield f"is {name_of(value)}; expected a list of texts"
-        return
-    for text in value:
-        if not isinstance(text, str) or not text or text.isspace() or not _whole(text):
-            yield f"holds {short(text)}; expected non-empty texts only"
-
-
-def _whole(text: str) -> bool:
-    # JSON may escape one half of a surrogate pair; no tokenizer takes it
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _encodable(text: str) -> bool:
+    # JSON may escape one half of a surrogate pair; no tokenizer takes it.
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def name_of(value: object) -> str:
@@ -169,7 +156,7 @@ class Clash(NamedTuple):
 
     @property
     def duplicate(self) -> bool:
-        """Whether both ask for the same; else they ask for different objects."""
+        """Whether both ask for the same object; otherwise they contradict each other."""
         return self.first.target_new == self.second.target_new
 
     def __str__(self) -> str:
@@ -230,12 +217,16 @@ class FactSet(Sequence[Fact]):
     def sample(self, n: int, seed: int, unique_subjects: bool = True) -> "FactSet":
         """`n` facts in an order that `seed` decides; by default no two with one subject (case ignored).
 
-        The order hangs on nothing but seed and facts: not on the file's order, the machine or a library's version.
+        The order depends on the seed and the facts alone: not on the file's order, the machine or a library's version.
         A smaller sample is the beginning of a larger one. Raises KetoolsError if there are fewer than `n`.
         """
         if n < 1:
             raise KetoolsError(f"a sample of {n} facts: ask for at least 1")
-        ordered = sorted(self, key=lambda fact: _rank(seed, fact))
+
+        def rank(fact: Fact) -> bytes:
+            return hashlib.sha256("\0".join((str(seed), fact.id, fact.subject, fact.relation)).encode()).digest()
+
+        ordered = sorted(self, key=rank)
         if unique_subjects:
             first: dict[str, Fact] = {}
             for fact in ordered:
@@ -243,11 +234,7 @@ class FactSet(Sequence[Fact]):
             ordered = list(first.values())
         if n > len(ordered):
             kind = f"with different subjects ({len(self):,} facts in all)" if unique_subjects else "in all"
-            way_out = (
-                " or allow several facts of one subject (unique_subjects=False)"
-                if n <= len(self) and unique_subjects
-                else ""
-            )
+            way_out = " or allow several facts of one subject (unique_subjects=False)" if n <= len(self) else ""
             raise KetoolsError(f"asked for {n:,} facts, there are {len(ordered):,} {kind}; ask for fewer{way_out}")
         return FactSet(ordered[:n])
 
@@ -277,12 +264,7 @@ class FactSet(Sequence[Fact]):
         """One row per fact, one column per field (lists of prompts as tuples; two_hop and locality as dicts)."""
         import pandas as pd  # half a second that reading and checking facts should not cost
 
-        columns = [field.name for field in fields(Fact)]
-        rows = [[getattr(fact, name) for name in columns] for fact in self]
-        frame = pd.DataFrame(rows, columns=columns)
-        for name in ("two_hop", "locality"):
-            frame[name] = [tuple(asdict(item) for item in getattr(fact, name)) for fact in self]
-        return frame
+        return pd.DataFrame([asdict(fact) for fact in self], columns=[field.name for field in fields(Fact)])
 
 
 def check_conflicts(facts: Iterable[Fact]) -> None:
@@ -296,20 +278,16 @@ def check_conflicts(facts: Iterable[Fact]) -> None:
 
 def _clashes(facts: Iterable[Fact]) -> Iterator[Clash]:
     """At most one contradiction and one duplicate for each fact, against the earliest there is; linear in the facts."""
-    said: dict[tuple[str, ...], dict[str, Fact]] = {}  # one thing -> target -> the first fact that asks for it
+    seen: dict[tuple[str, ...], dict[str, Fact]] = {}  # one thing -> target -> the first fact that asks for it
     for fact in facts:
-        text = said.setdefault((fact.text.lower(),), {})
-        things = [text]
+        same_text = seen.setdefault((fact.text.lower(),), {})
+        things = [same_text]
         if fact.relation != UNKNOWN:
-            things.append(said.setdefault((fact.subject.lower(), fact.relation), {}))
+            things.append(seen.setdefault((fact.subject.lower(), fact.relation), {}))
         others = (other for thing in things for other in thing.values() if other.target_new != fact.target_new)
         if (other := next(others, None)) is not None:
             yield Clash(other, fact)
-        if fact.target_new in text:
-            yield Clash(text[fact.target_new], fact)
+        if fact.target_new in same_text:
+            yield Clash(same_text[fact.target_new], fact)
         for thing in things:
             thing.setdefault(fact.target_new, fact)
-
-
-def _rank(seed: int, fact: Fact) -> bytes:
-    return hashlib.sha256("\0".join((str(seed), fact.id, fact.subject, fact.relation)).encode()).digest()

@@ -1,4 +1,8 @@
-"""From a file to records: JSON lines, a JSON list or CSV, gzipped or not; mistakes that spoil one record stay with it."""
+"""Reading files of facts: bytes -> records -> Facts, with every mistake named by its place and field.
+
+Files are .jsonl (one record a line), .json (a list of records) or .csv (a header, then one fact a row), each also with
+.gz, in UTF-8. What a record means is told by its fields: `ketools.facts.layouts`.
+"""
 
 import csv
 import gzip
@@ -13,57 +17,132 @@ from typing import Any, NamedTuple
 from ketools.errors import KetoolsError
 from ketools.facts.fact import Fact, FactError, FactSet, problems, short
 from ketools.facts.fetch import SOURCES, local
-from ketools.facts.layouts import COLUMNS, from_cells, layout_of, sentences, values_of
+from ketools.facts.layouts import COLUMNS, convert, frames_of, from_cells, layout_of
 from ketools.io import data_root
 
 Record = dict[str, Any]
-Found = tuple[str, Record | KetoolsError]
-_KINDS = ("json", "jsonl", "csv")
 _FORMATS = "expected .jsonl, .json or .csv, each also followed by .gz"
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of a byte that is not UTF-8
 
 
-def records(path: Path) -> Iterator[Found]:
+class Converted(NamedTuple):
+    """One record as facts: `where` it stands ("line 3", "record 3"; counted from 1), its layout (None if unknown), its
+    facts, and all mistakes in it; a fact with a mistake is not among the facts.
+    """
+
+    where: str
+    layout: str | None
+    facts: tuple[Fact, ...]
+    errors: tuple[KetoolsError, ...]
+
+
+def facts(source: str | Path) -> FactSet:
+    """Read facts: "world" (the built-in fictional world), the name of a data set that `ketools data get` has fetched
+    ("counterfact", "zsre", ...), or a file (.jsonl, .json, .csv, each also with .gz).
+
+    The layouts that are known, and what becomes of their fields, stand in `ketools.facts.layouts`.
+    Raises KetoolsError naming file, line or record, and field of the first mistake; `ketools data check` lists all.
+    """
+    path = source_path(source)
+    found: list[Fact] = []
+    for record in converted(path):
+        for error in record.errors:
+            raise KetoolsError(f"{path}, {record.where}: {error}")
+        found += record.facts
+    if not found:
+        raise KetoolsError(f"{path} is empty: no facts in it; expected one record a line (.jsonl) or a list (.json)")
+    return FactSet(found)
+
+
+def source_path(source: str | Path) -> Path:
+    """The file that `facts(source)` reads; raises KetoolsError if a data set of that name is not on this machine."""
+    if str(source) == "world":
+        folder = data_root() / "world"
+        for name in ("facts.jsonl.gz", "facts.jsonl"):
+            if (folder / name).is_file():
+                return folder / name
+        raise KetoolsError(
+            f"the built-in world is not there: no facts.jsonl.gz in {folder}; check out the data folder whole"
+        )
+    if str(source) in SOURCES and not Path(source).exists():
+        return local(str(source))
+    return Path(source).expanduser()
+
+
+def converted(path: Path) -> Iterator[Converted]:
+    """Each record of `path` as facts, good or bad, in order; the ids of the facts are unique.
+
+    Raises KetoolsError, naming file and line, only for a file of which no records can be read.
+    """
+    found = list(records(path))
+    frames = frames_of(record for _, record in found)
+    where_of: dict[str, str] = {}  # id -> the place that used it first
+    for where, record in found:
+        try:
+            if isinstance(record, KetoolsError):
+                raise record
+            layout = layout_of(record)
+        except KetoolsError as error:
+            yield Converted(where, None, (), (error,))
+            continue
+        good: list[Fact] = []
+        errors: list[KetoolsError] = []
+        for values, mistakes in convert(layout, record, where.split()[-1], frames):
+            id = values["id"]
+            used = []
+            if id in where_of:
+                used = [FactError(id, "id", f"is already used on {where_of[id]}; give every fact its own")]
+            where_of.setdefault(id, where)
+            try:
+                if not mistakes and not used:
+                    good.append(Fact(**values))
+                    continue
+            except FactError:  # names the first mistake only
+                pass
+            errors += [*mistakes, *problems(values), *used]
+        yield Converted(where, layout, tuple(good), tuple(errors))
+
+
+def records(path: Path) -> Iterator[tuple[str, Record | KetoolsError]]:
     """("line 3" or "record 3", the record or what is wrong with it) for all of a file; counts from 1, blank lines too.
 
     Raises KetoolsError, naming the file, if it is missing, of another kind, no whole gzip file, UTF-16, not a list of
     records (.json), or without the columns that are needed (.csv).
     """
-    kind = _kind(path)
-    text = _decode(path, _bytes(path))
-    if not text.strip():
-        return
-    if kind == ".json":
-        yield from _from_list(path, text)
-    elif kind == ".csv":
-        yield from _from_rows(path, text)
-    else:
-        yield from _from_lines(text)
-
-
-def encoding(path: Path) -> str:
-    """How the text of `path` is encoded, as far as that can be told: for the report of a check."""
-    data = _bytes(path)
-    if _is_utf16(data):
-        return "UTF-16"
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError:
-        return "not UTF-8"
-    return "UTF-8 with a byte-order mark" if data.startswith(b"\xef\xbb\xbf") else "UTF-8"
-
-
-def _kind(path: Path) -> str:
-    stem = path.with_suffix("") if path.suffix == ".gz" else path
     if path.is_dir():
         raise KetoolsError(f"{path} is a folder; name a file of facts in it ({_FORMATS})")
     if not path.exists():
         raise KetoolsError(
             f'no facts file {path}; give "world" for the built-in world or the path of a file ({_FORMATS})'
         )
-    if stem.suffix.lower()[1:] not in _KINDS:
+    readers = {".json": _from_list, ".jsonl": _from_lines, ".csv": _from_rows}
+    kind = (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
+    if kind not in readers:
         raise KetoolsError(f"{path}: can't tell what kind of file this is; {_FORMATS}")
-    return stem.suffix.lower()
+    data = _bytes(path)
+    if _is_utf16(data):
+        raise KetoolsError(f"{path}, line 1: UTF-16 text; save the file as UTF-8")
+    text = data.decode("utf-8", "surrogateescape").removeprefix("\ufeff")  # with or without a byte-order mark
+    if not text.strip():
+        return
+    for where, record in readers[kind](path, text):
+        if not isinstance(record, dict | KetoolsError):
+            record = KetoolsError(f"holds {type(record).__name__}; expected an object with the fields of a fact")
+        yield where, record
+
+
+def encoding(path: Path) -> str:
+    """How the text of `path` is encoded, as far as that can be told: for the report of a check."""
+    try:
+        data = _bytes(path)
+        if _is_utf16(data):
+            return "UTF-16"
+        data.decode("utf-8")
+    except KetoolsError:
+        return "unknown"
+    except UnicodeDecodeError:
+        return "not UTF-8"
+    return "UTF-8 with a byte-order mark" if data.startswith(b"\xef\xbb\xbf") else "UTF-8"
 
 
 def _bytes(path: Path) -> bytes:
@@ -79,14 +158,8 @@ def _bytes(path: Path) -> bytes:
 
 
 def _is_utf16(data: bytes) -> bool:
-    # With its mark, or without one: half of the bytes of Latin text are then zero, which text in UTF-8 never holds
+    # With its mark, or without one: half of the bytes of Latin text are then zero, which text in UTF-8 never holds.
     return data[:2] in (b"\xff\xfe", b"\xfe\xff") or data[:64].count(0) >= max(1, len(data[:64]) // 4)
-
-
-def _decode(path: Path, data: bytes) -> str:
-    if _is_utf16(data):
-        raise KetoolsError(f"{path}, line 1: UTF-16 text; save the file as UTF-8")
-    return data.decode("utf-8", "surrogateescape").removeprefix("\ufeff")  # with or without a byte-order mark
 
 
 def _not_utf8(text: str) -> KetoolsError | None:
@@ -94,32 +167,24 @@ def _not_utf8(text: str) -> KetoolsError | None:
     return found and KetoolsError(f"byte 0x{ord(found[0]) - 0xDC00:02X} is not UTF-8; save the file as UTF-8")
 
 
-def _parse(text: str) -> object:
-    """One line of JSON -> value; raises KetoolsError that says the column of a mistake."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        what = f"broken JSON at column {error.colno} ({error.msg})"
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
-        what = f"broken JSON ({error})"
-    raise KetoolsError(f"{what}; expected one record a line")
-
-
-def _from_lines(text: str) -> Iterator[Found]:
+def _from_lines(_: Path, text: str) -> Iterator[tuple[str, object]]:
     # Not splitlines(): names may hold U+2028 and the like, which JSON allows inside a string.
     for k, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            yield f"line {k}", _not_utf8(line) or _as_record(_parse(line))
-        except KetoolsError as error:
-            yield f"line {k}", error
+            yield f"line {k}", _not_utf8(line) or json.loads(line)
+        except json.JSONDecodeError as error:
+            what = f"broken JSON at column {error.colno} ({error.msg})"
+            yield f"line {k}", KetoolsError(f"{what}; expected one record a line")
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
+            yield f"line {k}", KetoolsError(f"broken JSON ({error}); expected one record a line")
 
 
-def _from_list(path: Path, text: str) -> Iterator[Found]:
-    lines = [(k, _not_utf8(line)) for k, line in enumerate(text.split("\n"), 1) if _NOT_UTF8.search(line)]
-    if lines:
-        yield from ((f"line {k}", error) for k, error in lines)
+def _from_list(path: Path, text: str) -> Iterator[tuple[str, object]]:
+    if _NOT_UTF8.search(text):
+        lines = enumerate(text.split("\n"), 1)
+        yield from ((f"line {k}", error) for k, line in lines if (error := _not_utf8(line)))
         return
     try:
         found = json.loads(text)
@@ -133,197 +198,57 @@ def _from_list(path: Path, text: str) -> Iterator[Found]:
     if not isinstance(found, list):
         what = "an object with the fields " + ", ".join(map(repr, found)) if isinstance(found, dict) else short(found)
         raise KetoolsError(f"{path}: holds {what}; expected a list of records: [{{...}}, {{...}}]")
-    for k, record in enumerate(found, 1):
-        try:
-            yield f"record {k}", _as_record(record)
-        except KetoolsError as error:
-            yield f"record {k}", error
+    yield from ((f"record {k}", record) for k, record in enumerate(found, 1))
 
 
-def _as_record(record: object) -> Record:
-    if not isinstance(record, dict):
-        raise KetoolsError(f"holds {type(record).__name__}; expected an object with the fields of a fact")
-    return record
-
-
-def _from_rows(path: Path, text: str) -> Iterator[Found]:
+def _from_rows(path: Path, text: str) -> Iterator[tuple[str, object]]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] | None = None
     while True:
         line = reader.line_num + 1  # a row may go over several lines: named is the one on which it begins
         try:
             cells = next(reader)
+            if header is None and any(cell.strip() for cell in cells):
+                header = _header([cell.strip() for cell in cells])
+                continue
         except StopIteration:
             return
-        except csv.Error as error:
+        except (csv.Error, KetoolsError) as error:
             if header is None:
-                raise KetoolsError(f"{path}, line {line}: broken CSV ({error})") from None
+                what = f"broken CSV ({error})" if isinstance(error, csv.Error) else error
+                raise KetoolsError(f"{path}, line {line}: {what}") from None
             yield f"line {line}", KetoolsError(f"broken CSV ({error}); is a quotation mark missing?")
             continue
-        if not any(cell.strip() for cell in cells):
-            continue
-        if header is None:
-            header = _header(path, line, cells)
-            continue
-        yield f"line {line}", _not_utf8("\n".join(cells)) or _row(header, cells)
-
-
-def _row(header: list[str], cells: list[str]) -> Record | KetoolsError:
-    if len(cells) != len(header):
-        return KetoolsError(
-            f"has {len(cells)} cells, the header {len(header)} ({', '.join(header)}); "
-            "put cells that hold a comma into quotation marks"
-        )
-    try:
-        return from_cells(dict(zip(header, cells, strict=True)))
-    except KetoolsError as error:
-        return error
-
-
-def _header(path: Path, line: int, cells: list[str]) -> list[str]:
-    """The names of the columns, checked."""
-    names = [cell.strip() for cell in cells]
-    if error := _not_utf8("\n".join(names)):
-        raise KetoolsError(f"{path}, line {line}: {error}")
-    need = "subject, prompt, target_new"
-    expected = f"expected a first line with the columns {need} and at will {', '.join(COLUMNS[3:])}"
-    if not set(names) & set(COLUMNS):
-        other = next((mark for mark in ";\t" if len(cells) == 1 and mark in cells[0]), None)
-        why = f"the cells are separated by {other!r}, not by commas" if other else "there is no header"
-        raise KetoolsError(f"{path}, line {line}: {why}: found {short(','.join(cells))}; {expected}")
-    unknown = [name for name in names if name not in COLUMNS]
-    missing = [name for name in COLUMNS[:3] if name not in names]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    for wrong, what in ((unknown, "unknown"), (missing, "missing"), (twice, "there twice")):
-        if wrong:
-            raise KetoolsError(f"{path}, line {line}: column {', '.join(map(repr, wrong))} {what}; {expected}")
-    return names
-
-
-# Reading files of facts: bytes -> records -> Facts, with every mistake named by its place and field.
-#
-# Files: .jsonl (one record a line), .json (a list of records), .csv (a header, then one fact a row); each also with .gz;
-# UTF-8. What a record means is told by its fields:
-#
-# | layout | known by | where from |
-# |---|---|---|
-# | counterfact | requested_rewrite is an object | rome, memit; also MultiCounterFact and the built-in world |
-# | mquake | requested_rewrite is a list | MQuAKE-CF, MQuAKE-T (2305.14795) |
-# | zsre | src with answers | zsre_mend_eval.json of mend and rome |
-# | easyedit | prompt with ground_truth, rephrase_prompt, locality_prompt, cond, portability{} or locality{} | EasyEdit's CounterFact and zsRE, KnowEdit's ZsRE, wiki_counterfact, wiki_recent (2401.01286) |
-# | rippleedits | edit is an object | RippleEdits (2307.12976) |
-# | known | attribute with template or prompt | known_1000.json of rome; has no new object, so it is named and refused |
-# | plain | subject, prompt, target_new | your own tables: CSV, JSONL |
-#
-# What becomes a Fact's fields (<- the layout's); a relation that is not named is "unknown":
-#
-# - counterfact: id <- case_id; relation <- relation_id; paraphrases <- paraphrase_prompts; neighbours <-
-#   neighborhood_prompts; generation <- generation_prompts; ours beside them: trained_prompts,
-#   two_hop [{question, answer_true, answer_new}], locality [{prompt, answer}].
-# - mquake: a fact for every edit of a case, ids "7" or "7.1", "7.2", ...; paraphrases <- question; two_hop <- questions
-#   with answer and new_answer. Questions of a case with several edits hold once all of them are made: they stand with
-#   the last one. One edit may occur in many cases: see FactSet.duplicates().
-# - zsre: as rome, memit, AlphaEdit and ENCORE read it: target_new <- answers[0] (`alt` is not used), no target_true;
-#   paraphrases <- rephrase; locality <- loc + "?", loc_ans. EasyEdit's copy of the data edits towards `alt` instead.
-# - easyedit: target_true <- ground_truth (the first, where several are accepted; may be missing); paraphrases <-
-#   rephrase_prompt, portability.Subject_Aliasing; neighbours <- locality_prompt if its answer is the fact's own, else
-#   locality; locality <- all of locality{}; two_hop <- the other parts of portability{} (answer_true unknown).
-# - rippleedits: relation <- edit.relation; target_true <- edit.previous_fact (may be missing); locality <-
-#   Relation_Specificity, Forgetfulness; paraphrases <- Subject_Aliasing; two_hop <- Logical_Generalization,
-#   Compositionality_I, _II (answer_true unknown). The file names subject and object only inside of sentences: they are
-#   found with the sentences of other subjects (see `ripple`), or given as edit.subject and edit.target.
-# - plain: a Fact's own fields. CSV: the first row names the columns: subject, prompt, target_new, and at will id,
-#   relation, target_true, paraphrases, neighbours, generation, trained, two_hop, locality; no others. Several texts in a
-#   cell are separated by " | " or written as a JSON list; two_hop and locality as JSON lists of objects. An empty cell
-#   is no value. Without id a fact is named by its line or record.
-#
-# A prompt may hold "{}" or the subject written out, there exactly once as a word of its own. Only the first accepted
-# answer of several is kept.
-
-
-class Row(NamedTuple):
-    """What one record gave: where it stands ("line 3", "record 3"; counted from 1), its layout (None if unknown), its
-    facts, and all that is wrong with it; a fact with a mistake is not among the facts."""
-
-    where: str
-    layout: str | None
-    facts: tuple[Fact, ...]
-    errors: tuple[KetoolsError, ...]
-
-
-def rows(path: Path) -> Iterator[Row]:
-    """Each record of `path`, good or bad, in order; the ids of the facts are unique.
-
-    Raises KetoolsError, naming file and line, only for a file of which no records can be read.
-    """
-    found = list(records(path))
-    learnt = sentences(record for _, record in found if isinstance(record, dict))
-    where_of: dict[str, str] = {}
-    for where, record in found:
-        if isinstance(record, KetoolsError):
-            yield Row(where, None, (), (record,))
+        if header is None or not any(cell.strip() for cell in cells):
             continue
         try:
-            layout = layout_of(record)
+            if error := _not_utf8("\n".join(cells)):
+                raise error
+            if len(cells) != len(header):
+                raise KetoolsError(
+                    f"has {len(cells)} cells, the header {len(header)} ({', '.join(header)}); "
+                    "put cells that hold a comma into quotation marks"
+                )
+            yield f"line {line}", from_cells(dict(zip(header, cells, strict=True)))
         except KetoolsError as error:
-            yield Row(where, None, (), (error,))
-            continue
-        facts: list[Fact] = []
-        errors: list[KetoolsError] = []
-        for values, wrong in values_of(layout, record, where.split()[-1], learnt):
-            used = _used(values, where, where_of)
-            try:
-                fact = None if wrong or used else Fact(**values)
-            except FactError:  # raised for the first mistake; named are all
-                fact = None
-            if fact is not None:
-                facts.append(fact)
-            else:
-                wrong += [*problems(values), *used]
-            errors += wrong
-        yield Row(where, layout, tuple(facts), tuple(errors))
+            yield f"line {line}", error
 
 
-def _used(values: Record, where: str, where_of: dict[str, str]) -> list[FactError]:
-    id = values["id"]
-    if id in where_of:
-        return [FactError(id, "id", f"is already used on {where_of[id]}; give every fact its own")]
-    where_of[id] = where
-    return []
-
-
-def facts(source: str | Path) -> FactSet:
-    """Read facts: "world" (the built-in fictional world), the name of a data set that `ketools data get` has fetched
-    ("counterfact", "zsre", ...), or a file (.jsonl, .json, .csv, each also with .gz).
-
-    The layouts that are known, and what becomes of their fields, stand in `ketools.facts.layouts`.
-    Raises KetoolsError naming file, line or record, and field of the first mistake; `ketools data check` lists all.
-    """
-    path = source_path(source)
-    found: list[Fact] = []
-    for row in rows(path):
-        for error in row.errors:
-            raise KetoolsError(f"{path}, {row.where}: {error}")
-        found += row.facts
-    if not found:
-        raise KetoolsError(f"{path} is empty: no facts in it; expected one record a line (.jsonl) or a list (.json)")
-    return FactSet(found)
-
-
-def source_path(source: str | Path) -> Path:
-    """The file that `facts(source)` reads; raises KetoolsError if a data set of that name is not on this machine."""
-    if str(source) == "world":
-        return _world()
-    if str(source) in SOURCES and not Path(source).exists():
-        return local(str(source))
-    return Path(source).expanduser()
-
-
-def _world() -> Path:
-    folder = data_root() / "world"
-    for name in ("facts.jsonl.gz", "facts.jsonl"):
-        if (folder / name).is_file():
-            return folder / name
-    raise KetoolsError(
-        f"the built-in world is not there: no facts.jsonl.gz in {folder}; check out the data folder whole"
-    )
+def _header(names: list[str]) -> list[str]:
+    # The names of the columns, checked.
+    if error := _not_utf8("\n".join(names)):
+        raise error
+    needed, others = COLUMNS[:3], COLUMNS[3:]
+    expected = f"expected a first line with the columns {', '.join(needed)} and at will {', '.join(others)}"
+    if not set(names) & set(COLUMNS):
+        other = next((mark for mark in ";\t" if len(names) == 1 and mark in names[0]), None)
+        why = f"the cells are separated by {other!r}, not by commas" if other else "there is no header"
+        raise KetoolsError(f"{why}: found {short(','.join(names))}; {expected}")
+    for wrong, what in (
+        ([name for name in names if name not in COLUMNS], "unknown"),
+        ([name for name in needed if name not in names], "missing"),
+        (sorted({name for name in names if names.count(name) > 1}), "there twice"),
+    ):
+        if wrong:
+            raise KetoolsError(f"column {', '.join(map(repr, wrong))} {what}; {expected}")
+    return names

@@ -13,7 +13,7 @@ import ketools as ke
 from ketools import Fact, KetoolsError
 from ketools.facts.fact import Locality, TwoHop
 from ketools.facts.layouts import COLUMNS, as_record
-from ketools.facts.reading import rows
+from ketools.facts.reading import converted
 
 ZSRE = {
     "subject": "Ada Lorn",
@@ -241,7 +241,7 @@ def test_rippleedits_with_too_few_sentences_asks_for_the_words(tmp_path):
 
 def test_mistakes_in_rippleedits(tmp_path):
     for change, said in (
-        ({"relation": None}, "field 'edit.relation' is NoneType"),
+        ({"relation": None}, "field 'edit.relation' is missing"),
         ({"subject": "Zed", "target": "Tovar"}, "field 'edit.prompt' names the subject 'Zed' 0 times"),
         ({"previous_fact": {"prompt": "Something else."}}, "field 'edit.previous_fact.prompt' does not begin with"),
     ):
@@ -377,7 +377,7 @@ def test_layouts_may_be_mixed_and_a_bad_record_spoils_only_itself(tmp_path):
     path = tmp_path / "f.json"
     records = [ZSRE, KNOWEDIT, MQUAKE, {"a": 1}, PLAIN, ZSRE | {"src": 3}, *ripples()]
     path.write_text(json.dumps(records), encoding="utf-8")
-    found = list(rows(path))
+    found = list(converted(path))
     assert [row.layout for row in found[:6]] == ["zsre", "easyedit", "mquake", None, "plain", "zsre"]
     assert [len(row.facts) for row in found[:6]] == [1, 1, 2, 0, 1, 0]
     assert [len(row.errors) for row in found[:6]] == [0, 0, 0, 1, 0, 1]
@@ -389,7 +389,7 @@ def test_all_mistakes_of_a_record_are_told_and_none_twice(tmp_path):
     path.write_text(
         json.dumps({"subject": 3, "prompt": "She is", "target_new": " ", "paraphrases": 1}), encoding="utf-8"
     )
-    (row,) = rows(path)
+    (row,) = converted(path)
     assert sorted(error.field for error in row.errors) == ["paraphrases", "prompt", "subject", "target_new"]
 
 
