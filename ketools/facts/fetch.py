@@ -1,7 +1,7 @@
 """Fetching the public sets of facts: resumable, checked, and either wholly there or not at all.
 
-A file whose checksum others have published is compared with it. For the rest nobody vouches: the checksum of the first
-download is written to `checksums.json` beside the files, and whatever comes later under the same name must agree.
+A file whose checksum others have published is compared with it. For the others, the checksum of the first download is
+written to `checksums.json` beside the files, and whatever comes later under the same name must agree with it.
 """
 
 import errno
@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from ketools.errors import KetoolsError
 from ketools.io import write_json
@@ -44,36 +43,38 @@ class Source:
         return f"{self.name}.json"
 
 
-_BAULAB = "https://rome.baulab.info/data/dsets"
+_ROME, _MEMIT = "https://rome.baulab.info/data/dsets", "https://memit.baulab.info/data/dsets"
 _MQUAKE = "https://raw.githubusercontent.com/princeton-nlp/MQuAKE/main/datasets"
 _RIPPLE = "https://raw.githubusercontent.com/edenbiran/RippleEdits/main/data/benchmark"
 _KNOWEDIT = "https://huggingface.co/datasets/zjunlp/KnowEdit/resolve/main/benchmark"
 # The two checksums are those that independent projects pin for files from the same addresses.
+_COUNTERFACT = "d017056125178a13728594e66a801357a8db9ed7973a7425554bb4271de9fc6f"
+_KNOWN = "61daca55318bb5260c1e62e133debef9102c7b278bbc7b19dd2ac655543f333a"
 _ALL = (
-    Source(
-        "counterfact", f"{_BAULAB}/counterfact.json", "CounterFact, 21,919 counterfactual edits (2202.05262)",
-        "d017056125178a13728594e66a801357a8db9ed7973a7425554bb4271de9fc6f",
-    ),
-    Source(
-        "multi-counterfact", f"{_BAULAB.replace('rome', 'memit')}/multi_counterfact.json",
+    ("counterfact", f"{_ROME}/counterfact.json", "CounterFact, 21,919 counterfactual edits (2202.05262)", _COUNTERFACT),
+    (
+        "multi-counterfact",
+        f"{_MEMIT}/multi_counterfact.json",
         "CounterFact without contradictions, for batches (2210.07229)",
     ),
-    Source("zsre", f"{_BAULAB}/zsre_mend_eval.json", "zsRE, question answering (1706.04115, 2110.11309)"),
-    Source(
-        "known", f"{_BAULAB}/known_1000.json", "facts that GPT-2 XL knows, for causal tracing; nothing to edit (2202.05262)",
-        "61daca55318bb5260c1e62e133debef9102c7b278bbc7b19dd2ac655543f333a",
+    ("zsre", f"{_ROME}/zsre_mend_eval.json", "zsRE, question answering (1706.04115, 2110.11309)"),
+    (
+        "known",
+        f"{_ROME}/known_1000.json",
+        "facts that GPT-2 XL knows, for causal tracing; nothing to edit (2202.05262)",
+        _KNOWN,
     ),
-    Source("mquake", f"{_MQUAKE}/MQuAKE-CF-3k-v2.json", "MQuAKE-CF-3k-v2, multi-hop questions (2305.14795)"),
-    Source("mquake-full", f"{_MQUAKE}/MQuAKE-CF.json", "MQuAKE-CF, all 9,218 cases (2305.14795)"),
-    Source("mquake-t", f"{_MQUAKE}/MQuAKE-T.json", "MQuAKE-T, facts that changed (2305.14795)"),
-    Source("ripple-popular", f"{_RIPPLE}/popular.json", "RippleEdits, well-known subjects (2307.12976)"),
-    Source("ripple-random", f"{_RIPPLE}/random.json", "RippleEdits, subjects at random (2307.12976)"),
-    Source("ripple-recent", f"{_RIPPLE}/recent.json", "RippleEdits, facts that are new (2307.12976)"),
-    Source("wiki-counterfact", f"{_KNOWEDIT}/wiki_counterfact/test_cf.json", "KnowEdit, wiki_counterfact (2401.01286)"),
-    Source("wiki-recent", f"{_KNOWEDIT}/wiki_recent/recent_test.json", "KnowEdit, wiki_recent (2401.01286)"),
-    Source("knowedit-zsre", f"{_KNOWEDIT}/ZsRE/ZsRE-test-all.json", "KnowEdit, zsRE towards false answers (2401.01286)"),
-)  # fmt: skip
-SOURCES: Mapping[str, Source] = MappingProxyType({source.name: source for source in _ALL})
+    ("mquake", f"{_MQUAKE}/MQuAKE-CF-3k-v2.json", "MQuAKE-CF-3k-v2, multi-hop questions (2305.14795)"),
+    ("mquake-full", f"{_MQUAKE}/MQuAKE-CF.json", "MQuAKE-CF, all 9,218 cases (2305.14795)"),
+    ("mquake-t", f"{_MQUAKE}/MQuAKE-T.json", "MQuAKE-T, facts that changed (2305.14795)"),
+    ("ripple-popular", f"{_RIPPLE}/popular.json", "RippleEdits, well-known subjects (2307.12976)"),
+    ("ripple-random", f"{_RIPPLE}/random.json", "RippleEdits, subjects at random (2307.12976)"),
+    ("ripple-recent", f"{_RIPPLE}/recent.json", "RippleEdits, facts that are new (2307.12976)"),
+    ("wiki-counterfact", f"{_KNOWEDIT}/wiki_counterfact/test_cf.json", "KnowEdit, wiki_counterfact (2401.01286)"),
+    ("wiki-recent", f"{_KNOWEDIT}/wiki_recent/recent_test.json", "KnowEdit, wiki_recent (2401.01286)"),
+    ("knowedit-zsre", f"{_KNOWEDIT}/ZsRE/ZsRE-test-all.json", "KnowEdit, zsRE towards false answers (2401.01286)"),
+)
+SOURCES: Mapping[str, Source] = MappingProxyType({row[0]: Source(*row) for row in _ALL})
 
 
 def folder() -> Path:
@@ -102,12 +103,12 @@ def known(name: str) -> Source:
 def get(name: str, to: Path | None = None, progress: Progress | None = None) -> tuple[Path, str]:
     """Fetch data set `name` to folder `to`; returns its file and a sentence on how it was checked.
 
-    A file that is there already, put there by hand perhaps, is checked and not fetched again. What an interrupted
+    A file that is already there, perhaps put there manually, is checked and not fetched again. What an interrupted
     download left is continued, if the server still has the same version of the file.
 
     Raises KetoolsError: no such set; no network; the server's refusal; a connection cut again and again; no space;
     something that is no list of records; another checksum than before or than published. The message says what to
-    do; the name of the file is then as it was before.
+    do; the file of that name is then as it was before.
     """
     source, place = known(name), to or folder()
     path = place / source.file
@@ -115,153 +116,129 @@ def get(name: str, to: Path | None = None, progress: Progress | None = None) -> 
         raise KetoolsError(f"{path} is a folder; move it away, the file goes there")
     if path.is_file():
         return path, _check(source, path, path)
-    part = path.with_name(f"{path.name}.part")
+    part = _Part(path)
     try:
         place.mkdir(parents=True, exist_ok=True)
-        _fetch(source, part, path, progress)
-        said = _check(source, part, path)
-        part.replace(path)
-        _forget(part)
+        for attempt in range(1, _TRIES + 1):
+            try:
+                part.receive(source.url, progress)
+                break
+            except urllib.error.HTTPError as error:
+                hint = "try again later" if error.code >= 500 else f"if the file has moved, put it at {path} by hand"
+                raise KetoolsError(f"{source.url}: the server answers {error.code} ({error.reason}); {hint}") from None
+            except urllib.error.URLError as error:
+                raise KetoolsError(
+                    f"{source.url} is out of reach ({error.reason}); without a network, fetch it on another machine "
+                    f"and put it at {path}"
+                ) from None
+            except (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
+                if attempt == _TRIES:
+                    raise KetoolsError(
+                        f"{source.url}: the connection was cut {_TRIES} times ({error}); {part.size:,} bytes are kept: "
+                        "run it again, it goes on from there"
+                    ) from None
+                time.sleep(0.05 * 4**attempt)
+        checked = _check(source, part.file, path)
+        part.file.replace(path)
+        part.forget()
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            why = "no space left", "make room, or choose another folder, and run it again: it goes on where it stopped"
+            why = "no space left; make room, or choose another folder, and run it again: it goes on where it stopped"
         else:
-            why = error.strerror or str(error), "choose another folder"
-        raise KetoolsError(f"{place}, {source.name}: {why[0]}; {why[1]}") from None
-    return path, said
+            why = f"{error.strerror or error}; choose another folder"
+        raise KetoolsError(f"{place}, {source.name}: {why}") from None
+    return path, checked
 
 
-def _fetch(source: Source, part: Path, path: Path, progress: Progress | None) -> None:
-    """Try until `part` is whole; a cut connection is continued a few times."""
-    for attempt in range(_TRIES):
+class _Part:
+    """What has come of a file so far, and beside it the server's name for the version that it belongs to."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.with_name(f"{path.name}.part")
+        self.version = path.with_name(f"{path.name}.part.version")
+
+    @property
+    def size(self) -> int:
+        return self.file.stat().st_size if self.file.exists() else 0
+
+    def forget(self) -> None:
+        self.file.unlink(missing_ok=True)
+        self.version.unlink(missing_ok=True)
+
+    def receive(self, url: str, progress: Progress | None) -> None:
+        """One request; its answer is appended if the server still has the version that was begun with."""
+        have = self.size if self.version.exists() else 0
+        headers = {"User-Agent": "ketools", "Accept-Encoding": "identity"}
+        if have:
+            headers |= {"Range": f"bytes={have}-", "If-Range": self.version.read_text(encoding="latin-1")}
         try:
-            _receive(source.url, part, progress)
-            return
+            answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_PATIENCE)
         except urllib.error.HTTPError as error:
-            hint = "try again later" if error.code >= 500 else f"if the file has moved, put it at {path} by hand"
-            raise KetoolsError(f"{source.url}: the server answers {error.code} ({error.reason}); {hint}") from None
-        except urllib.error.URLError as error:
-            raise KetoolsError(
-                f"{source.url} is out of reach ({error.reason}); without a network, fetch it on another machine and "
-                f"put it at {path}"
-            ) from None
-        except (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
-            if attempt == _TRIES - 1:
-                have = part.stat().st_size if part.exists() else 0
-                raise KetoolsError(
-                    f"{source.url}: the connection was cut {_TRIES} times ({error}); {have:,} bytes are kept: run it "
-                    "again, it goes on from there"
-                ) from None
-            time.sleep(0.2 * 4**attempt)
-
-
-def _receive(url: str, part: Path, progress: Progress | None) -> None:
-    """One request; appends to `part` if the server has the version that `part` began with."""
-    mark = _mark(part)
-    have = part.stat().st_size if part.exists() and mark.exists() else 0
-    headers = {"User-Agent": "ketools", "Accept-Encoding": "identity"}
-    if have:
-        headers |= {"Range": f"bytes={have}-", "If-Range": mark.read_text(encoding="latin-1")}
-    try:
-        answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_PATIENCE)
-    except urllib.error.HTTPError as error:
-        if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            raise
-        _forget(part)  # nothing of the file is left to fetch, and yet it was not whole
-        raise http.client.HTTPException("the server has another version of the file") from None
-    with answer:
-        if answer.status != http.HTTPStatus.PARTIAL_CONTENT:
-            have = 0
-            _forget(part)
-            if version := _version(answer.headers):
-                mark.write_text(version, encoding="latin-1")
-        elif not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            _forget(part)
-            raise http.client.HTTPException("the server sent another part of the file than asked for")
-        length = answer.headers.get("Content-Length")
-        whole = have + int(length) if length is not None else None
-        _room(part.parent, whole, have)
-        with part.open("ab") as file:
-            while block := answer.read(_BLOCK):
-                file.write(block)
-                have += len(block)
-                if progress is not None:
-                    progress(have, whole)
-            file.flush()
-            os.fsync(file.fileno())
-    if whole is not None and have < whole:
-        raise http.client.HTTPException(f"{have:,} of {whole:,} bytes")
-
-
-def _mark(part: Path) -> Path:
-    """The file with the server's name for the version that `part` began with."""
-    return part.with_name(f"{part.name}.version")
-
-
-def _forget(part: Path) -> None:
-    part.unlink(missing_ok=True)
-    _mark(part).unlink(missing_ok=True)
-
-
-def _version(headers: Mapping[str, str]) -> str | None:
-    """What If-Range may name (RFC 9110, 13.1.5): a strong ETag, else the date of the last change."""
-    etag = headers.get("ETag")
-    return etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
-
-
-def _room(place: Path, whole: int | None, have: int) -> None:
-    if whole is not None and shutil.disk_usage(place).free < whole - have:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place))
+            if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                raise
+            self.forget()  # nothing of the file is left to fetch, and yet it was not whole
+            raise http.client.HTTPException("the server has another version of the file") from None
+        with answer:
+            if answer.status != http.HTTPStatus.PARTIAL_CONTENT:
+                have = 0
+                self.forget()
+                # What If-Range may name (RFC 9110, 13.1.5): a strong ETag, else the date of the last change.
+                etag = answer.headers.get("ETag", "W/")
+                if version := answer.headers.get("Last-Modified") if etag.startswith("W/") else etag:
+                    self.version.write_text(version, encoding="latin-1")
+            elif not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+                self.forget()
+                raise http.client.HTTPException("the server sent another part of the file than asked for")
+            length = answer.headers.get("Content-Length")
+            whole = have + int(length) if length is not None else None
+            if whole is not None and shutil.disk_usage(self.file.parent).free < whole - have:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.file))
+            with self.file.open("ab") as file:
+                while block := answer.read(_BLOCK):
+                    file.write(block)
+                    have += len(block)
+                    if progress is not None:
+                        progress(have, whole)
+                file.flush()
+                os.fsync(file.fileno())
+        if whole is not None and have < whole:
+            raise http.client.HTTPException(f"{have:,} of {whole:,} bytes")
 
 
 def _check(source: Source, file: Path, path: Path) -> str:
     """A sentence on how `file`, which is or becomes `path`, was checked; a bad download is removed."""
     data = file.read_bytes()
-    found = hashlib.sha256(data).hexdigest()
+    digest = hashlib.sha256(data).hexdigest()
     lock = path.parent / LOCK
-    locked = _locked(lock)
+    try:
+        locked = json.loads(lock.read_text(encoding="utf-8")) if lock.exists() else {}
+    except ValueError:
+        locked = None
+    if not isinstance(locked, dict) or not all(isinstance(entry, dict) for entry in locked.values()):
+        raise KetoolsError(f"{lock} is broken; it held the checksums of what was fetched: remove it and run again")
     before = locked.get(source.file, {}).get("sha256")
+    try:
+        records = json.loads(data)
+        why = None if isinstance(records, list) and records and isinstance(records[0], dict) else "no list of records"
+    except (ValueError, RecursionError):
+        why = f"no JSON; it begins {data[:40]!r}"  # an error page must not pass for the first download
     expected = source.sha256 or before
-    why = _no_records(data)
-    if why is None and expected in (None, found):
+    if why is None and expected in (None, digest):
         if before is None:
-            entry = {"sha256": found, "bytes": len(data), "url": source.url, "since": f"{datetime.now(UTC):%Y-%m-%d}"}
+            entry = {"sha256": digest, "bytes": len(data), "url": source.url, "since": f"{datetime.now(UTC):%Y-%m-%d}"}
             write_json(lock, locked | {source.file: entry})
         if source.sha256:
             return "its checksum is the published one"
         return f"its checksum is the one in {lock}" if before else f"no checksum is published; its own is now in {lock}"
     if file != path:
-        _forget(file)
+        _Part(path).forget()
     if why is not None:
         raise KetoolsError(
             f"{source.url}: what came is not the data ({why}); try again later, or put the file at {path} by hand"
         )
-    told = (
-        "published" if source.sha256 else f"recorded in {lock} on {locked[source.file].get('since', 'an earlier day')}"
-    )
-    way_out = (
-        "try again" if source.sha256 else f"try again; if the authors changed the file, take its entry out of {lock}"
-    )
+    origin, way_out = "published", "try again"
+    if not source.sha256:
+        origin = f"recorded in {lock} on {locked[source.file].get('since', 'an earlier day')}"
+        way_out = f"try again; if the authors changed the file, take its entry out of {lock}"
     where = path if file == path else source.url
-    raise KetoolsError(f"{where}: sha256 {found}, expected {expected} ({told}); {way_out}")
-
-
-def _no_records(data: bytes) -> str | None:
-    """Why `data` is no list of records, None if it is: an error page must not pass for the first download."""
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
-        return f"no JSON; it begins {data[:40]!r}"
-    return None if isinstance(found, list) and found and isinstance(found[0], dict) else "no list of records"
-
-
-def _locked(lock: Path) -> dict[str, Any]:
-    if not lock.exists():
-        return {}
-    try:
-        found = json.loads(lock.read_text(encoding="utf-8"))
-    except ValueError:
-        found = None
-    if not isinstance(found, dict) or not all(isinstance(entry, dict) for entry in found.values()):
-        raise KetoolsError(f"{lock} is broken; it held the checksums of what was fetched: remove it and run again")
-    return found
+    raise KetoolsError(f"{where}: sha256 {digest}, expected {expected} ({origin}); {way_out}")

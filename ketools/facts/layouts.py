@@ -127,8 +127,7 @@ def _at(record: Record, path: str) -> Any:  # noqa: ANN401 - JSON
         if value is None:
             break
         if not isinstance(value, Mapping):
-            what = f"is {type(value).__name__}; expected an object with {', '.join(keys[i:])}"
-            raise _Mistake(".".join(keys[:i]), what)
+            raise _Mistake(".".join(keys[:i]), f"is {type(value).__name__}; expected an object")
         value = value.get(key)
     return value
 
@@ -202,7 +201,8 @@ _MQUAKE: dict[str, Reader] = _REWRITE | {"paraphrases": texts("requested_rewrite
 def _zsre_locality(record: Record) -> tuple[Locality, ...]:
     if not record.get("loc"):
         return ()
-    return (Locality(f"{text('loc')(record).rstrip('?')}?", target("loc_ans")(record)),)
+    asked, answer = text("loc")(record), target("loc_ans")(record)
+    return (Locality(f"{asked.rstrip('?')}?", answer),) if asked and answer else ()
 
 
 # As ROME, MEMIT, AlphaEdit and ENCORE read it. EasyEdit's copy of the data edits towards `alt` instead.
