@@ -28,11 +28,10 @@ from ketools.facts.fact import FactSet
 from ketools.facts.reading import facts as read_facts
 from ketools.io import finite, write_atomic
 from ketools.models.model import EditableModel, load
-from ketools.models.weights import fresh
 from ketools.runs.config import composed
 from ketools.runs.records import Run, gather, pack, title
-from ketools.runs.run import lifelong
 from ketools.runs.store import RunRecord, Store
+from ketools.runs.sweep import sweep
 
 README = Path(__file__).resolve().parent.parent / "data" / "README.md"
 KEPT = README.parent / "findings"
@@ -57,29 +56,29 @@ def collect(
 ) -> list[Run]:  # fmt: skip
     """The runs of all methods and seeds: those among the records, those of `options.out`, and what was missing.
 
-    `settings` are further arguments of `ketools.runs.run.lifelong`.
+    `settings` are further arguments of `ketools.runs.sweep.sweep`.
     """
     places = options.records or [folder for folder in sorted(KEPT.glob("*")) if Store(folder).exists()]
     there = gather(places) if places else []
     known = {(run.method, run.seed): run for run in there if usable(run, fingerprint, options)}
-    runs = []
-    for seed in options.seeds:  # a seed is whole before the next begins: tables can be made after each
-        for method in options.methods:
-            if (method, seed) not in known:
-                out = Path(options.out) / f"{options.name}-{method.replace('+', '-')}-seed{seed}"
-                if not _done(out, fingerprint, options):
-                    with fresh(model()) as unedited:
-                        lifelong(
-                            unedited, facts(), composed(method), edits=options.edits, batch=options.batch, seed=seed,
-                            checkpoint_every=options.checkpoint_every, out=out, progress=not options.quiet, **settings,
-                        )  # fmt: skip
-                known[method, seed] = Run(out.name, RunRecord.load(out))
-            runs.append(known[method, seed])
-    return runs
-
-
-def _done(out: Path, fingerprint: str, options: argparse.Namespace) -> bool:
-    return Store(out).exists() and usable(Run(out.name, RunRecord.load(out)), fingerprint, options)
+    # A seed is whole before the next begins: tables can be made after each.
+    asked = [(method, seed) for seed in options.seeds for method in options.methods]
+    names = {each: f"{options.name}-{each[0].replace('+', '-')}-seed{each[1]}" for each in asked}
+    missing = {}
+    for (method, seed), name in names.items():
+        if (method, seed) not in known:
+            out = Path(options.out) / name
+            if Store(out).exists() and usable(run := Run(name, RunRecord.load(out)), fingerprint, options):
+                known[method, seed] = run
+            else:
+                missing[name] = {"method": composed(method), "seed": seed}
+    if missing:
+        records = sweep(
+            model(), facts(), missing, Path(options.out), edits=options.edits, batch=options.batch,
+            checkpoint_every=options.checkpoint_every, progress=not options.quiet, **settings,
+        )  # fmt: skip
+        known |= {each: Run(name, records[name]) for each, name in names.items() if name in records}
+    return [known[each] for each in asked]
 
 
 def keep(runs: Sequence[Run], out: Path, kept: Path) -> None:

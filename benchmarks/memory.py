@@ -56,7 +56,7 @@ def watched(words: Sequence[str], out: Path) -> list[list[dict[str, float]]]:
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as run:
         while run.poll() is None:
             done = len(readings) - 1  # batches committed, once the run has begun (its commit 0)
-            if store.batch_path(done + 1).is_file():
+            if store.path("batches", done + 1).is_file():
                 readings.append([])
             if readings and (now := resident(run.pid)):
                 readings[-1].append(now)

@@ -23,18 +23,18 @@ from ketools.errors import KetoolsError
 from ketools.runs.records import versions
 from ketools.runs.store import Store
 
-# What `ketools resume` does, up to the point where step 2 of the next batch could begin.
+# What `ketools resume` does, up to the point where the weight update of the next batch could begin.
 _CHILD = """
 import json, resource, sys, time
-from ketools.runs.run import Run
-def stop(run, number, editor):
+from ketools.editing.editor import Editor
+def stop(editor, facts, progress=None):
     for layer in editor.layers if editor.method.has_targets else ():
         editor.protection(layer).solve(editor.model.weight(layer).T[:, :1])
     used = resource.getrusage(resource.RUSAGE_SELF)
-    print(json.dumps({"batch": number, "at": time.time(), "cpu": used.ru_utime + used.ru_stime}))
+    print(json.dumps({"batch": len(editor.model.edits) + 1, "at": time.time(), "cpu": used.ru_utime + used.ru_stime}))
     sys.stdout.flush()
     raise SystemExit(0)
-Run._step = stop
+Editor.apply = stop
 from ketools.cli import main
 raise SystemExit(main())
 """

@@ -93,7 +93,7 @@ def edit(
     known = _facts(facts, limit)
     from ketools.editing.methods import method as named_method
     from ketools.runs.config import check_seed
-    from ketools.runs.run import Job, advice
+    from ketools.runs.run import advice, edit_facts
 
     how = named_method(method)
     check_seed(seed)
@@ -106,7 +106,9 @@ def edit(
         _clear(out)
     if how.needs_statistics and text is not None:
         covariance = _from_text(loaded, where, text, out / "statistics.safetensors", quiet)
-    made, report = Job(loaded, known, how, out, batch, seed, covariance, chosen).run(progress=not quiet)
+    made, report = edit_facts(
+        loaded, known, how, out, batch=batch, seed=seed, statistics=covariance, overrides=chosen, progress=not quiet
+    )
     _finish(loaded, report, out, export, json, advice(made, report, how))
 
 

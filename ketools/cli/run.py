@@ -83,14 +83,14 @@ def run(
 
 def resume(folder: Folder, force: Force = False, quiet: Quiet = False) -> None:
     """Go on with a run where it stopped; batches that were damaged on disk are named and done again."""
-    from ketools.runs.run import config_of
+    from ketools.runs.resume import config_of
 
     _execute(config_of(folder), force, True, quiet)
 
 
 def status(folders: Annotated[list[Path], typer.Argument(help="Folders of runs.")]) -> None:
     """How far runs are, what they cost, and what their last checkpoints say."""
-    from ketools.runs.run import status as look
+    from ketools.runs.store import status as look
 
     typer.echo("\n\n".join(_told(folder, look(folder)) for folder in folders))
 
@@ -101,7 +101,7 @@ def export(
     at: Annotated[int, typer.Option(min=1, help="The model after so many edits (the end of a batch).")],
 ) -> None:
     """Write the model as it was after so many edits, to the bit, as a folder that transformers loads."""
-    from ketools.runs.run import export_at, model_of
+    from ketools.runs.resume import export_at, model_of
 
     about = model_of(folder)
     typer.echo(f"Model: {export_at(folder, at, out, load_model(about['model'], about['device'], about['dtype']))}")

@@ -56,7 +56,17 @@ def compare(runs: Sequence[Run], at: int | None = None) -> pd.DataFrame:
             head = {"run": run.name, "model": group.model, "method": group.label, "seed": run.seed, "edits": here}
             ended = {"complete": run.complete and run.edits == here, "collapsed": run.collapsed}
             made = {"processor": str(run.about.get("processor") or "")}
-            rows.append(head | ended | made | _measures(run, here))
+            measures = dict.fromkeys((*MEASURES, "seconds_per_edit"), np.nan)
+            if here:  # else the unedited model, which is no end state: "kept 100%" beside methods that did edit
+                points, batches = run.record.checkpoints, run.record.batches
+                row = points[points["edits"] <= here].iloc[-1]
+                measures |= {name: float(row[name]) for name in MEASURES if name in row}
+                measures["at_edit_S"] = harmonic_mean([measures[f"at_edit_{name}"] for name in SCORES])
+                done = batches[batches["edits"] <= here]
+                measures["seconds_per_edit"] = (
+                    float(done["seconds"].sum() / done["facts"].sum()) if len(done) else np.nan
+                )
+            rows.append(head | ended | made | measures)
     return pd.DataFrame(rows)
 
 
@@ -71,6 +81,37 @@ def comparable(runs: Sequence[Run]) -> None:
             raise KetoolsError(
                 f"runs {one.name!r} and {two.name!r} can't be compared: {why}; compare runs of the same facts and panel"
             )
+
+
+def _difference(one: Run, two: Run) -> str | None:
+    """Why these two cannot stand in one table; None if they can."""
+    a, b = one.settings, two.settings
+    if a.get("edits") != b.get("edits"):
+        return f"one is of {a.get('edits')} edits, the other of {b.get('edits')}"
+    if one.seed == two.seed and a.get("facts") != b.get("facts"):
+        return f"both are of seed {one.seed}, but they edit other facts (the content of their lists differs)"
+    relations = [set(run.record.facts["relation"]) if "relation" in run.record.facts else set() for run in (one, two)]
+    if all(relations) and not relations[0] & relations[1]:
+        shown = [listed(sorted(map(str, some))[:3]) for some in relations]
+        return f"they edit other facts (relations such as {shown[0]}, and such as {shown[1]})"
+    if a.get("sizes") != b.get("sizes"):
+        sizes = [dict(each.get("sizes") or {}) for each in (a, b)]
+        apart = [name for name in {**sizes[0], **sizes[1]} if sizes[0].get(name) != sizes[1].get(name)]
+        each = ", ".join(f"{name} {sizes[0].get(name)} and {sizes[1].get(name)}" for name in apart)
+        return f"another panel was asked ({each})"
+    first, second = (run.record.checkpoints for run in (one, two))
+    if (one.model, one.fingerprint) != (two.model, two.fingerprint) or first.empty or second.empty:
+        return None
+    # The same unedited model: did it answer the same? Its facts differ by seed, its tasks and texts do not.
+    tasks = [sorted(name.removeprefix("f1_") for name in frame if name.startswith("f1_")) for frame in (first, second)]
+    if tasks[0] != tasks[1]:
+        return f"they ask other tasks ({'; '.join(', '.join(some) or 'none' for some in tasks)})"
+    for name in _BEFORE if one.seed == two.seed else ("perplexity",):
+        if {name, "edits"} <= set(first) & set(second):
+            x, y = (frame.loc[frame["edits"] == 0, name].to_numpy(dtype=float) for frame in (first, second))
+            if len(x) and len(y) and abs(x[0] - y[0]) > _ROUNDING * abs(x[0]):
+                return f"another panel was asked (before any edit, {name} is {x[0]:.4g} and {y[0]:.4g} with the same model)"
+    return None
 
 
 def paired_tests(groups: Sequence[Group], column: str = "end_efficacy_success") -> pd.DataFrame:
@@ -120,57 +161,8 @@ def by_method(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _difference(one: Run, two: Run) -> str | None:
-    """Why these two cannot stand in one table; None if they can."""
-    a, b = one.settings, two.settings
-    if a.get("edits") != b.get("edits"):
-        return f"one is of {a.get('edits')} edits, the other of {b.get('edits')}"
-    if one.seed == two.seed and a.get("facts") != b.get("facts"):
-        return f"both are of seed {one.seed}, but they edit other facts (the content of their lists differs)"
-    if (relations := _relations(one, two)) is not None:
-        return relations
-    if a.get("sizes") != b.get("sizes"):
-        return f"another panel was asked ({_sizes(one, two)})"
-    return _other_answers(one, two) if (one.model, one.fingerprint) == (two.model, two.fingerprint) else None
-
-
-def _relations(one: Run, two: Run) -> str | None:
-    kinds = [set(run.record.facts["relation"]) if "relation" in run.record.facts else set() for run in (one, two)]
-    if all(kinds) and not kinds[0] & kinds[1]:
-        shown = [listed(sorted(map(str, kind))[:3]) for kind in kinds]
-        return f"they edit other facts (relations such as {shown[0]}, and such as {shown[1]})"
-    return None
-
-
-def _sizes(one: Run, two: Run) -> str:
-    a, b = (dict(run.settings.get("sizes") or {}) for run in (one, two))
-    apart = [name for name in {**a, **b} if a.get(name) != b.get(name)]
-    return ", ".join(f"{name} {a.get(name)} and {b.get(name)}" for name in apart)
-
-
-def _other_answers(one: Run, two: Run) -> str | None:
-    """Did the same unedited model answer another panel? Its facts differ by seed, its tasks and texts do not."""
-    first, second = (run.record.checkpoints for run in (one, two))
-    if first.empty or second.empty:
-        return None
-    tasks = [sorted(name for name in frame if name.startswith("f1_")) for frame in (first, second)]
-    if tasks[0] != tasks[1]:
-        return f"they ask other tasks ({_named(tasks[0])}; {_named(tasks[1])})"
-    for name in _BEFORE if one.seed == two.seed else ("perplexity",):
-        if not {name, "edits"} <= set(first) & set(second):
-            continue
-        a, b = (frame.loc[frame["edits"] == 0, name].to_numpy(dtype=float) for frame in (first, second))
-        if len(a) and len(b) and abs(a[0] - b[0]) > _ROUNDING * abs(a[0]):
-            return f"another panel was asked (before any edit, {name} is {a[0]:.4g} and {b[0]:.4g} with the same model)"
-    return None
-
-
-def _named(tasks: Sequence[str]) -> str:
-    return ", ".join(name.removeprefix("f1_") for name in tasks) or "none"
-
-
 def _common(runs: Sequence[Run], at: int | None) -> int:
-    """The number of edits at which all runs were measured that had come so far without ending early."""
+    """The number of edits at which all runs were measured, those aside that ended early before it."""
     going = [run for run in runs if not run.collapsed] or [max(runs, key=lambda run: run.edits)]
     if not any(run.edits or not run.collapsed for run in runs):
         return 0  # all of them ended in their first batch
@@ -184,14 +176,3 @@ def _common(runs: Sequence[Run], at: int | None) -> int:
             f"not all runs were measured after {at:,} edits; all were after {', '.join(f'{n:,}' for n in shared)}"
         )
     return shared[-1] if at is None else at
-
-
-def _measures(run: Run, point: int) -> dict[str, float]:
-    checkpoints, batches = run.record.checkpoints, run.record.batches
-    if not point:  # the unedited model is no end state: "kept 100%" beside methods that did edit
-        return dict.fromkeys(MEASURES, float("nan"))
-    row = checkpoints[checkpoints["edits"] <= point].iloc[-1]
-    found = {name: float(row[name]) if name in row else float("nan") for name in MEASURES}
-    found["at_edit_S"] = harmonic_mean([found[f"at_edit_{name}"] for name in SCORES])
-    done = batches[batches["edits"] <= point]
-    return found | {"seconds_per_edit": float(done["seconds"].sum() / done["facts"].sum()) if len(done) else np.nan}

@@ -1,4 +1,7 @@
-"""What a run is asked to do, as data: a TOML file or options of the command line, checked before any work."""
+"""What a run is asked to do, as data: a TOML file or options of the command line, checked before any work.
+
+Also the facts that it may draw from (`settled`) and methods by name ("memit+mpes", `composed`).
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ketools.editing.methods import MPES, Hyper, LeastSquares, Method, Nas, Prune, Rect, Sphere, check_value
+from ketools.editing.methods import method as named_method
 from ketools.errors import KetoolsError, named
 from ketools.facts.fact import UNKNOWN, Fact, FactSet
-
-if TYPE_CHECKING:
-    from ketools.editing.methods import Method
-
-
-# Facts that contradict each other, before a run draws from them: the last one wins, or the run is refused.
-
+from ketools.runs.panel import Sizes
 
 POLICIES = ("last wins", "refuse")
+_WHOLE = ("edits", "batch", "checkpoint_every", "consolidate_every")
+_LARGEST_SEED = 2**32 - 1  # numpy takes none below 0; multiples of larger ones leave the 64 bits of torch's generators
+_KINDS = {int: "a whole number", str: "a text", dict: "a table"}
 
 
 class Settled(FactSet):
@@ -53,18 +55,18 @@ def settled(facts: FactSet, policy: str = POLICIES[0]) -> FactSet:
             f"{len(clashes)} facts contradict earlier ones: {named(pairs, 3)} ({clashes[0]}); take them out, or let the last "
             'one win (conflicts = "last wins")'
         )
-    said: dict[tuple[str, ...], str] = {}  # one thing -> the object that its last fact asks for
+    objects: dict[tuple[str, ...], str] = {}  # of each thing, the object that its last fact asks for
     kept: list[Fact] = []
     gone: list[tuple[Fact, str]] = []  # with the object that stays
     for fact in reversed(facts):
         things = [(fact.text.lower(),)]
         if fact.relation != UNKNOWN:
             things.append((fact.subject.lower(), fact.relation))
-        if others := [said[thing] for thing in things if said.get(thing, fact.target_new) != fact.target_new]:
+        if others := [o for thing in things if (o := objects.get(thing, fact.target_new)) != fact.target_new]:
             gone.append((fact, others[0]))
         else:
             kept.append(fact)
-            said |= dict.fromkeys(things, fact.target_new)
+            objects |= dict.fromkeys(things, fact.target_new)
     first, stays = gone[-1]
     warnings.warn(
         f"{len(gone):,} facts contradict later ones and are left out (the last one wins), first of them {first.id!r}: "
@@ -72,11 +74,6 @@ def settled(facts: FactSet, policy: str = POLICIES[0]) -> FactSet:
         stacklevel=2,
     )
     return Settled(reversed(kept), len(gone))
-
-
-_WHOLE = ("edits", "batch", "checkpoint_every", "consolidate_every")
-_MOST = 2**32 - 1  # numpy takes no seed below 0; multiples of larger ones leave the 64 bits of torch's generators
-_KINDS = {int: "a whole number", str: "a text", dict: "a table"}
 
 
 @dataclass(frozen=True)
@@ -133,7 +130,23 @@ class RunConfig:
             if value is not None and (not isinstance(value, wanted) or isinstance(value, bool)):
                 raise KetoolsError(f"{each.name} = {value!r}: expected {_KINDS[wanted]}")
         made = cls(**{name: value for name, value in content.items() if value is not None})
-        made._check()
+        for name in _WHOLE:
+            if getattr(made, name) < 1:
+                raise KetoolsError(f"{name} = {getattr(made, name)}: expected a whole number of at least 1")
+        check_seed(made.seed)
+        if made.conflicts not in POLICIES:
+            raise KetoolsError(f"conflicts = {made.conflicts!r}: expected one of {', '.join(map(repr, POLICIES))}")
+        composed(made.method)
+        known_keys(made.settings, [each.name for each in fields(Hyper)], "setting")
+        for name, value in made.settings.items():
+            check_value(name, tuple(value) if isinstance(value, list) else value)  # lists as the editor takes them
+        known_keys(made.measures, [each.name for each in fields(Sizes)], "measure")
+        for name, value in made.measures.items():
+            switch = isinstance(getattr(Sizes, name), bool)
+            if isinstance(value, bool) != switch or not isinstance(value, int):
+                expected = "true or false" if switch else "a whole number"
+                raise KetoolsError(f"measure {name} = {value!r}: expected {expected}")
+        Sizes(**made.measures)
         return made
 
     def changed(self, **options: object) -> RunConfig:
@@ -148,23 +161,11 @@ class RunConfig:
         """As it is kept in run.json: `made` gives the same config."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
-    def _check(self) -> None:
-
-        for name in _WHOLE:
-            if getattr(self, name) < 1:
-                raise KetoolsError(f"{name} = {getattr(self, name)}: expected a whole number of at least 1")
-        check_seed(self.seed)
-        if self.conflicts not in POLICIES:
-            raise KetoolsError(f"conflicts = {self.conflicts!r}: expected one of {', '.join(map(repr, POLICIES))}")
-        composed(self.method)
-        _check_settings(self.settings)
-        _check_measures(self.measures)
-
 
 def check_seed(seed: int) -> None:
     """Raise KetoolsError for a seed that numpy or torch cannot take."""
-    if not 0 <= seed <= _MOST:
-        raise KetoolsError(f"seed = {seed}: expected a whole number from 0 to {_MOST}")
+    if not 0 <= seed <= _LARGEST_SEED:
+        raise KetoolsError(f"seed = {seed}: expected a whole number from 0 to {_LARGEST_SEED}")
 
 
 def known_keys(content: Mapping[str, Any], known: list[str], what: str) -> None:
@@ -179,15 +180,12 @@ def known_keys(content: Mapping[str, Any], known: list[str], what: str) -> None:
 def composed(name: str) -> Method:
     """The method of a name such as "encore", or "memit+mpes": a method, and what is changed in it.
 
-    mpes: step 1 stops early (MPES); past: keys of earlier edits are protected; norm: lambda_n I; prune, rect, sphere, nas:
+    mpes: the target optimisation stops early (MPES); past: keys of earlier edits are protected; norm: lambda_n I; prune, rect, sphere, nas:
     post-processing. `ketools.runs.records.variant` is the way back.
 
     Raises:
         KetoolsError: an unknown method or part, or a part that the method has no place for.
     """
-    from ketools.editing.methods import MPES, LeastSquares, Nas, Prune, Rect, Sphere
-    from ketools.editing.methods import method as named_method
-
     base, *parts = (part.strip() for part in name.split("+"))
     made, posts = named_method(base), {"prune": Prune, "rect": Rect, "sphere": Sphere, "nas": Nas}
     known_keys(dict.fromkeys(part.lower() for part in parts), ["mpes", "past", "norm", *posts], f"part of {name!r}:")
@@ -201,24 +199,3 @@ def composed(name: str) -> Method:
         else:
             raise KetoolsError(f"method {name!r}: {base} has no place for {part!r}")
     return made
-
-
-def _check_settings(settings: Mapping[str, Any]) -> None:
-    from ketools.editing.methods import Hyper, check_value
-
-    known_keys(settings, [each.name for each in fields(Hyper)], "setting")
-    for name, value in settings.items():
-        check_value(name, tuple(value) if isinstance(value, list) else value)  # lists as the editor takes them
-
-
-def _check_measures(measures: Mapping[str, Any]) -> None:
-    from ketools.runs.panel import Sizes
-
-    known_keys(measures, [each.name for each in fields(Sizes)], "measure")
-    for name, value in measures.items():
-        switch = isinstance(getattr(Sizes, name), bool)
-        if isinstance(value, bool) != switch or not isinstance(value, int):
-            raise KetoolsError(
-                f"measure {name} = {value!r}: expected {'true or false' if switch else 'a whole number'}"
-            )
-    Sizes(**measures)

@@ -1,8 +1,13 @@
-"""What is measured at a checkpoint beside the edits: everything that the edits should have left alone."""
+"""What a run measures: every batch right after it, and at checkpoints all edits so far and what they should leave alone.
+
+The panel is the second part: facts, tasks and texts that are drawn and asked before the first edit.
+"""
 
 from __future__ import annotations
 
 import math
+import time
+import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -10,18 +15,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ketools.editing.edit import Edit
 from ketools.errors import KetoolsError
 from ketools.evaluation.downstream import downstream, load_heldout, load_tasks, perplexity
-from ketools.evaluation.edits import recall
+from ketools.evaluation.edits import SHORT, evaluate, recall, summary
 from ketools.evaluation.overfitting import overfit
 from ketools.facts.fact import Fact, FactSet
 from ketools.models.model import EditableModel
+from ketools.norms.residual import contributions, text_sample
+from ketools.norms.spectra import spectra
 from ketools.norms.weights import frobenius, norms
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is asked at each checkpoint; the defaults cost a pocket model a few seconds on two cores.
+    """How much is measured at each checkpoint; the defaults cost a pocket model a few seconds on two cores.
 
     unedited, same_subject: facts drawn; per_task: items of each downstream task; documents: of held-out text;
     neighbours: neighbours scored per fact at edit time and at checkpoints before the last; neighbours_end: at the
@@ -57,6 +65,7 @@ class Panel:
     same_subject: other facts of edited subjects, answered right before the first edit.
     natural: P(target_true) of the unedited facts, before; p_natural: its mean.
     asked: how many of each were asked before the first edit, right or not; {} in runs of earlier versions.
+    norms: Frobenius norm of each MLP output matrix, before.
     """
 
     unedited: tuple[Fact, ...]
@@ -95,31 +104,38 @@ class Panel:
             texts: documents for perplexity (None: the world's held-out text; empty: none).
         """
         sizes = sizes or Sizes()
-        pairs = {(_name(fact), fact.relation) for fact in edited}
+        pairs = {(_subject(fact), fact.relation) for fact in edited}
         subjects = {subject for subject, _ in pairs}
-        others = _draw(facts.filter(lambda fact: _name(fact) not in subjects), sizes.unedited, seed)
-        beside = facts.filter(lambda fact: _name(fact) in subjects and (_name(fact), fact.relation) not in pairs)
-        right, natural, share = _right(model, others)
-        beside = _draw(beside, sizes.same_subject, seed)
-        right_beside, _, _ = _right(model, beside)
+        draws: dict[str, tuple[FactSet, int]] = {
+            "unedited": (facts.filter(lambda fact: _subject(fact) not in subjects), sizes.unedited),
+            "same_subject": (
+                facts.filter(lambda fact: _subject(fact) in subjects and (_subject(fact), fact.relation) not in pairs),
+                sizes.same_subject,
+            ),
+        }
+        right: dict[str, tuple[Fact, ...]] = {}
+        asked: dict[str, int] = {}
+        natural, share = (), math.nan
+        for name, (among, wanted) in draws.items():
+            n = min(wanted, len(among))
+            drawn = among.sample(n, seed, unique_subjects=False) if n > 0 else among[:0]
+            asked[name], right[name] = len(drawn), ()
+            if not drawn:
+                continue
+            scores = recall(model, drawn, prompts="prompt")
+            is_right = scores["accuracy"] == 1.0
+            right[name] = tuple(fact for fact, ok in zip(drawn, is_right, strict=True) if ok)
+            if name == "unedited":
+                natural, share = tuple(scores.loc[is_right, "p_true"]), float(is_right.mean())
         tasks = tasks if tasks is not None else load_tasks() if sizes.per_task else pd.DataFrame()
         if texts is None:
             texts = load_heldout(documents=sizes.documents) if sizes.documents else ()
         texts = tuple(texts)
         return cls(
-            unedited=right,
-            same_subject=right_beside,
-            tasks=tasks,
-            texts=texts,
-            sizes=sizes,
-            seed=seed,
-            unedited_right=share,
-            natural=natural,
-            f1=_f1(model, tasks, sizes.per_task, seed),
-            perplexity=perplexity(model, texts) if texts else math.nan,
-            norms=norms(model),
-            asked={"unedited": len(others), "same_subject": len(beside)},
-        )
+            **right, tasks=tasks, texts=texts, sizes=sizes, seed=seed, unedited_right=share, natural=natural,
+            f1=_f1(model, tasks, sizes.per_task, seed), perplexity=perplexity(model, texts) if texts else math.nan,
+            norms=norms(model), asked=asked,
+        )  # fmt: skip
 
     @property
     def p_natural(self) -> float:
@@ -153,17 +169,93 @@ class Panel:
             texts=tuple(load_heldout(documents=sizes.documents)) if sizes.documents else (),
         )  # fmt: skip
 
-    def above_natural(self, p_edited: Iterable[float]) -> float:
-        """Share of the edited probabilities above the natural 95% quantile (.05 where alike); NaN without either."""
-        found = np.asarray(list(p_edited), dtype=float)
-        if not self.natural or not len(found):
-            return math.nan
-        return float((found > np.quantile(self.natural, 0.95)).mean())
+    def norm_rows(
+        self, model: EditableModel, layers: Collection[int], batch: int, edits: int, edit: Edit | None = None
+    ) -> pd.DataFrame:
+        """`RunRecord.norms` after a batch (0: before the first) whose update is `edit`: the norms of all MLP output matrices."""
+        update = edit.record["update_norm"] if edit is not None else {}
+        frame = frobenius(model, self.norms, edited=layers)
+        frame["update_norm"] = [float(update.get(layer, np.nan)) for layer in frame["layer"]]
+        return frame.assign(batch=batch, edits=edits)
+
+    def batch_rows(
+        self, model: EditableModel, facts: FactSet, edit: Edit, *, batch: int, edits: int, seconds: float
+    ) -> dict[str, pd.DataFrame]:
+        """What a batch leaves in the record: its row of `RunRecord.batches`, a row of `facts` per fact, and its `norms`.
+
+        Args:
+            model: the model right after the batch; facts: the batch's; edit: its update.
+            batch: its number; edits: how many facts are edited by now; seconds: that editing took.
+        """
+        start = time.perf_counter()
+        scores = evaluate(model, facts, neighbours=self.sizes.neighbours)
+        means, record, about = summary(scores), edit.record, ["id", "relation", "subject"]
+        steps, p_target = (np.asarray(record[name], dtype=float) for name in ("steps", "p_target"))
+        row = {
+            "batch": batch,
+            "edits": edits,
+            "facts": len(scores),
+            "seconds": seconds,
+            **{f"seconds_{phase}": float(value) for phase, value in record["seconds"].items()},
+            "steps_mean": steps.mean(),
+            "steps_max": steps.max(),
+            "p_target_mean": p_target.mean(),
+            **{f"at_edit_{name}": means[name] for name in ("ES", "PS", "NS", "S", "p_new", "efficacy_accuracy")},
+            "known": sum(record["known"]),
+            "seconds_scoring": time.perf_counter() - start,
+        }
+        fact_rows = scores[about].assign(batch=batch, steps=record["steps"], p_target=record["p_target"])
+        return {
+            "batches": pd.DataFrame([row]),
+            "facts": pd.concat([fact_rows, scores.drop(columns=about).add_prefix("at_edit_")], axis=1),
+            "norms": self.norm_rows(model, sorted(edit.layers), batch, edits, edit),
+        }
+
+    def checkpoint(
+        self,
+        model: EditableModel,
+        past: FactSet,
+        layers: Collection[int],
+        *,
+        batch: int,
+        last: bool,
+        at_edit: pd.DataFrame,
+    ) -> dict[str, pd.DataFrame]:
+        """Everything that is measured at a checkpoint.
+
+        Args:
+            model: the model now; past: the facts edited so far; layers: the edited layers.
+            batch: the number of batches so far; last: the sequence ends here.
+            at_edit: `RunRecord.facts` of the past facts.
+
+        Returns:
+            "checkpoints" (one row), "spectra", "residual"; at the end "ends", the scores of all facts as columns end_*.
+        """
+        start, tables = time.perf_counter(), {}
+        row: dict[str, Any] = {"edits": len(past), "batch": batch}
+        if batch and (self.sizes.past_edits or last):
+            limit = self.sizes.neighbours_end if last else self.sizes.neighbours
+            scores = evaluate(model, past, neighbours=limit)
+            row["neighbours"] = max(len(fact.neighbours[:limit]) for fact in past)
+            row |= summary(scores)
+            row |= {f"at_edit_{SHORT[kind]}": float(at_edit[f"at_edit_{kind}_success"].mean()) for kind in SHORT}
+            if last:
+                tables["ends"] = scores.drop(columns=["id", "relation", "subject"]).add_prefix("end_")
+            # Share of the edited probabilities above the 95% quantile of natural ones; .05 where the two are alike.
+            p_new = scores["p_new"].to_numpy(dtype=float)
+            row["p_above_natural"] = (
+                float((p_new > np.quantile(self.natural, 0.95)).mean()) if self.natural and len(p_new) else math.nan
+            )
+        row |= self.measure(model, past, row.get("p_new", math.nan), layers)
+        inside_row, inside_tables = self.inside(model, layers)
+        tables |= {name: frame.assign(edits=len(past), batch=batch) for name, frame in inside_tables.items()}
+        row |= inside_row | {"seconds": time.perf_counter() - start}
+        return tables | {"checkpoints": pd.DataFrame([row])}
 
     def measure(
         self, model: EditableModel, past: Collection[Fact], p_edited: float, layers: Collection[int]
     ) -> dict[str, float]:
-        """The row of a checkpoint, relative to before any edit.
+        """What became of the rest of the model, relative to before any edit.
 
         Args:
             model: the model now.
@@ -180,63 +272,76 @@ class Panel:
             unedited and same_subject: how many of the panel were asked before the first edit, and how many of them were
             right and count.
         """
-        if not past:  # nothing has changed: what `take` measured, not measured again
-            kept, p = (1.0, self.p_natural) if self.unedited else (math.nan, math.nan)
-            return self._row(model, layers, p_edited, (kept, p), math.nan, self.f1, self.perplexity)
-        subjects = {_name(fact) for fact in past}
-        beside, _ = _kept(model, [fact for fact in self.same_subject if _name(fact) in subjects])
-        f1 = _f1(model, self.tasks, self.sizes.per_task, self.seed)
-        now = perplexity(model, self.texts) if self.texts else math.nan
-        return self._row(model, layers, p_edited, _kept(model, self.unedited), beside, f1, now)
-
-    def _row(
-        self, model: EditableModel, layers: Collection[int], p_edited: float, unedited: tuple[float, float],
-        beside: float, f1: Mapping[str, float], perplexed: float,
-    ) -> dict[str, float]:  # fmt: skip
-        mean, before = _mean(f1), _mean(self.f1)
+        beside = (math.nan, math.nan)
+        if past:
+            subjects = {_subject(fact) for fact in past}
+            unedited = _kept(model, self.unedited)
+            beside = _kept(model, [fact for fact in self.same_subject if _subject(fact) in subjects])
+            f1 = _f1(model, self.tasks, self.sizes.per_task, self.seed)
+            now = perplexity(model, self.texts) if self.texts else math.nan
+        else:  # nothing has changed: what `take` measured, not measured again
+            unedited = (1.0, self.p_natural) if self.unedited else (math.nan, math.nan)
+            f1, now = self.f1, self.perplexity
+        mean, before = (sum(each.values()) / len(each) if each else math.nan for each in (f1, self.f1))
         ratios = frobenius(model, self.norms, edited=layers).groupby("edited")["ratio"].max()
         return {
             "unedited_kept": unedited[0],
             "unedited_p": unedited[1],
-            "same_subject_kept": beside,
+            "same_subject_kept": beside[0],
             "downstream_f1": mean,
             "downstream_kept": mean / before if before > 0 else math.nan,
-            "perplexity": perplexed,
-            "perplexity_ratio": perplexed / self.perplexity,
+            "perplexity": now,
+            "perplexity_ratio": now / self.perplexity,
             "norm_ratio": float(ratios.get(True, math.nan)),
             "norm_ratio_unedited": float(ratios.get(False, math.nan)),
             "p_edited": p_edited,
             "p_natural": self.p_natural,
             "p_ratio": float(overfit(p_edited, self.p_natural)["ratio"]),
-            **self._counts(),
+            **{f"{name}_asked": count for name, count in self.asked.items()},
+            **{f"{name}_known": len(getattr(self, name)) for name in self.asked},
             **{f"f1_{task}": value for task, value in f1.items()},
         }
 
-    def _counts(self) -> dict[str, int]:
-        """What the model did not know before is in no share: a record says how much that is."""
-        known = {f"{name}_known": len(getattr(self, name)) for name in self.asked}
-        return {f"{name}_asked": count for name, count in self.asked.items()} | known
+    def inside(self, model: EditableModel, layers: Collection[int]) -> tuple[dict[str, float], dict[str, pd.DataFrame]]:
+        """Spectra of the edited matrices and who writes the residual stream: a checkpoint's columns and tables.
+
+        Columns: spectral_ratio (largest ||W||_2 / ||W_0||_2 of an edited matrix), effective_rank_ratio (smallest),
+        residual_share and residual_projection (of the edited MLPs together, at the first `sizes.residual_tokens` tokens of
+        the panel's texts). NaN, with a warning, where nothing can be measured: a model that is not finite, or an
+        architecture without such a sum.
+        """
+        row = dict.fromkeys(
+            ("spectral_ratio", "effective_rank_ratio", "residual_share", "residual_projection"), math.nan
+        )
+        tables: dict[str, pd.DataFrame] = {}
+        if self.sizes.spectra:
+            try:
+                frame = spectra(model, sorted(layers))
+                both = frame.pivot(index="layer", columns="state", values=["spectral_norm", "effective_rank"])
+                ratios = {
+                    name: both[name]["now"] / both[name]["before"] for name in ("spectral_norm", "effective_rank")
+                }
+                row["spectral_ratio"] = float(ratios["spectral_norm"].max())
+                row["effective_rank_ratio"] = float(ratios["effective_rank"].min())
+                now = frame[frame["state"] == "now"]
+                tables["spectra"] = now.drop(columns=["state", "edited"]).reset_index(drop=True)
+            except KetoolsError as error:  # the run goes on without
+                warnings.warn(f"spectra not measured: {error}", stacklevel=2)
+        if self.sizes.residual_tokens and self.texts:
+            try:
+                sample = text_sample(model, self.texts, self.sizes.residual_tokens)
+                tables["residual"] = contributions(model, sample, edited=layers)
+                edited = tables["residual"][tables["residual"]["edited"]]
+                row["residual_share"] = float(edited["share"].sum())
+                row["residual_projection"] = float(edited["projection"].sum())
+            except KetoolsError as error:
+                warnings.warn(f"residual shares not measured: {error}", stacklevel=2)
+        return row, tables
 
 
-def _name(fact: Fact) -> str:
+def _subject(fact: Fact) -> str:
     """Subjects are the same subject whatever their case."""
     return fact.subject.lower()
-
-
-def _draw(facts: FactSet, n: int, seed: int) -> FactSet:
-    """n facts, or all where there are fewer; several facts of one subject are allowed."""
-    n = min(n, len(facts))
-    return facts.sample(n, seed, unique_subjects=False) if n > 0 else facts[:0]
-
-
-def _right(model: EditableModel, facts: FactSet) -> tuple[tuple[Fact, ...], tuple[float, ...], float]:
-    """(the facts answered right, their P(target_true), the share that is right)."""
-    if not facts:
-        return (), (), math.nan
-    frame = recall(model, facts, prompts="prompt")
-    right = frame["accuracy"] == 1.0
-    chosen = tuple(fact for fact, ok in zip(facts, right, strict=True) if ok)
-    return chosen, tuple(frame.loc[right, "p_true"]), float(right.mean())
 
 
 def _kept(model: EditableModel, facts: Sequence[Fact]) -> tuple[float, float]:
@@ -252,7 +357,3 @@ def _f1(model: EditableModel, tasks: pd.DataFrame, per_task: int, seed: int) -> 
     if tasks.empty or not per_task:
         return {}
     return downstream(model, tasks, per_task, seed).set_index("task")["f1"].to_dict()
-
-
-def _mean(f1: Mapping[str, float]) -> float:
-    return sum(f1.values()) / len(f1) if f1 else math.nan

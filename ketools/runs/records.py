@@ -1,4 +1,4 @@
-"""What a method is called in text: "memit+mpes" is MEMIT + MPES. The name of a run is that of what it changed."""
+"""Stored runs and what they are called: method labels, provenance, gathering runs into groups of seeds, light records."""
 
 from __future__ import annotations
 
@@ -6,25 +6,21 @@ import dataclasses
 import json
 import platform
 import subprocess
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import pandas as pd
 import torch
 
 import ketools
+from ketools.editing.methods import ALL
 from ketools.errors import KetoolsError
 from ketools.io import new_folder
 from ketools.models.model import EditableModel
-from ketools.runs.store import FRAMES, RunRecord, Store, seal_tables, survey, write_table
-
-if TYPE_CHECKING:
-    from ketools.editing.methods import Method
-
+from ketools.runs.store import FRAMES, RunRecord, Store, write_sealed
 
 # In the order in which they are shown.
 _TITLES = {
@@ -41,10 +37,35 @@ _TITLES = {
     "encore": "ENCORE",
 }
 _PARTS = {"mpes": "MPES", "norm": "norm constraint", "past": "past keys"}
+_PACKAGES = ("torch", "transformers", "numpy", "pandas", "scikit-learn")
+# Settings that seeds of one method may differ in, or that a label shows in another way.
+_FREE = ("seed", "facts", "checkpoint_every", "method", "model", "type", "layers_depth", "facts_at_once",
+         "contents", "left_out")  # fmt: skip
+# Settings with these prefixes count only with this stopping rule or update.
+_USED_BY = {
+    "patience": "MPES",
+    "null_": "NullSpace",
+    "l2": "NullSpace",
+    "constraint_": "Constraint",
+    "shift_": "Shift",
+    "ft_": "FineTune",
+    "lora_": "FineTune",
+}
+# Columns of the facts that a light record keeps: what tests between methods, forgetting and lists of lost edits need.
+_FACTS = ("id", "batch", "relation", "subject", "steps", "p_target") + tuple(
+    f"{moment}_{name}"
+    for moment in ("at_edit", "end")
+    for name in ("p_new", "efficacy_success", "efficacy_accuracy", "paraphrase_success", "neighbourhood_success")
+)
+
+
+def key(method: str) -> str:
+    """The form in which tables hold a method's name: lower case, with hyphens."""
+    return str(method).lower().replace("_", "-")
 
 
 def title(method: str) -> str:
-    """The method's name as readers know it; a name that nobody knows is given back as it is.
+    """The method's name as readers know it; an unknown name is returned as it is.
 
     >>> title("emmet+mpes"), title("sequential_memit (batch 50)"), title("mine")
     ('EMMET + MPES', 'sequential MEMIT (batch 50)', 'mine')
@@ -63,11 +84,6 @@ def rank(method: str) -> tuple[int, int]:
     return (known.index(base) if base in known else len(known), len(parts))
 
 
-def key(method: str) -> str:
-    """The name in the form in which tables of names hold it: lower case, with hyphens."""
-    return str(method).lower().replace("_", "-")
-
-
 def listed(items: Sequence[str]) -> str:
     """ "A", "A and B", "A, B and C"."""
     return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
@@ -77,28 +93,22 @@ def variant(method: Mapping[str, Any]) -> str:
     """The method of a run by what it did: "memit" with MPES as its stopping rule is "memit+mpes".
 
     Args:
-        method: as `ketools.runs.records.plain` writes a Method: name, stopping, update, post.
+        method: as `plain` writes a Method: name, stopping, update, post.
 
     Returns:
         The method's own name where it is the known one; with "+mpes", "+norm", "+past" for what was added to it; with
         the type of any other difference ("memit+Rect") otherwise. Settings are not looked at.
     """
-    from ketools.editing.methods import ALL  # brings torch, which nothing else of a name needs
-
     name = str(method.get("name", "unknown"))
     known = next((m for m in ALL if m.name == name), None)
     if known is None:
         return name
-    return "+".join([name, *_added(known, method)])
-
-
-def _added(known: Method, method: Mapping[str, Any]) -> list[str]:
-    parts = []
+    parts = [name]
     stopping, update, post = (method.get(part) or {} for part in ("stopping", "update", "post"))
     if (rule := stopping.get("type", type(known.stopping).__name__)) != type(known.stopping).__name__:
         parts.append("mpes" if rule == "MPES" else rule)
     if (kind := update.get("type", type(known.update).__name__)) != type(known.update).__name__:
-        return [*parts, kind]
+        return "+".join([*parts, kind])
     for field, part in (("past_keys", "past"), ("norm", "norm")):
         before = getattr(known.update, field, False)
         if (now := update.get(field, before)) != before:
@@ -106,13 +116,7 @@ def _added(known: Method, method: Mapping[str, Any]) -> list[str]:
     own = type(known.post).__name__ if known.post is not None else ""
     if (after := post.get("type", "")) != own:
         parts.append(after or f"without {own}")
-    return parts
-
-
-# Where a result comes from: versions, machine, method, model, commit.
-
-
-PACKAGES = ("torch", "transformers", "numpy", "pandas", "scikit-learn")
+    return "+".join(parts)
 
 
 def plain(value: object) -> Any:  # noqa: ANN401 - what json.dumps takes
@@ -127,47 +131,10 @@ def plain(value: object) -> Any:  # noqa: ANN401 - what json.dumps takes
     return value if isinstance(value, str | int | float | bool | type(None)) else str(value)
 
 
-def provenance(model: EditableModel, seed: int, method: object | None = None) -> dict[str, Any]:
-    """Versions, machine, seed, method with its settings, model with its fingerprint, commit, time (UTC)."""
-    about = {
-        "model": {"name": model.name, "fingerprint": model.fingerprint, **_shape(model)},
-        "device": str(model.device),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(model.device),
-        "seed": seed,
-        "versions": versions(),
-        "git": git_commit(),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    return about | ({"method": plain(method)} if method is not None else {})
-
-
-def _processor(device: torch.device) -> str:
-    # What did the arithmetic: seconds mean nothing without it. Linux tells Python nothing better than "x86_64" or "".
-    if device.type != "cpu" and (named := getattr(torch.get_device_module(device), "get_device_name", None)):
-        return str(named(device))
-    try:
-        told = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return platform.processor()
-    named = (line.partition(":")[2].strip() for line in told.splitlines() if line.startswith("model name"))
-    return next(named, platform.processor())
-
-
-def _shape(model: EditableModel) -> dict[str, Any]:
-    # How much a matrix can hold is told by its width.
-    anatomy = model.anatomy
-    return {
-        "architecture": anatomy.architecture, "n_layer": anatomy.n_layer, "d_model": anatomy.d_model, "d_mlp": anatomy.d_mlp,
-    }  # fmt: skip
-
-
 def versions() -> dict[str, str]:
     """Versions of Python, ketools and the packages that decide the numbers."""
     found = {"python": platform.python_version(), "ketools": ketools.__version__}
-    for name in PACKAGES:
+    for name in _PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -175,33 +142,41 @@ def versions() -> dict[str, str]:
     return found
 
 
-def git_commit() -> dict[str, Any] | None:
-    """{"commit", "changed"} of the checkout that the package lies in; None outside one or without git."""
-    here = Path(__file__).resolve().parent
+def provenance(model: EditableModel, seed: int, method: object | None = None) -> dict[str, Any]:
+    """Versions, machine, seed, method with its settings, model with its fingerprint, commit, time (UTC)."""
+    anatomy, device = model.anatomy, model.device
+    shape = {name: getattr(anatomy, name) for name in ("architecture", "n_layer", "d_model", "d_mlp")}
+    # The processor, without which seconds mean nothing. Linux tells Python nothing better than "x86_64" or "".
+    processor = platform.processor()
+    if device.type != "cpu" and (named := getattr(torch.get_device_module(device), "get_device_name", None)):
+        processor = str(named(device))
+    elif (info := Path("/proc/cpuinfo")).is_file():
+        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+        names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        processor = next(names, processor)
 
     def git(*words: str) -> str:
+        here = Path(__file__).resolve().parent
         return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=20).stdout
 
-    try:
-        return {
-            "commit": git("rev-parse", "HEAD").strip(),
-            "changed": bool(git("status", "--porcelain", "-uno").strip()),
-        }
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-# Which runs lie in some folders, what each is called, and which of them are seeds of the same thing.
-
-
-# Of the settings, those that seeds of one method may differ in, and those that are told in another way.
-_FREE = ("seed", "facts", "checkpoint_every", "method", "model", "type", "layers_depth", "facts_at_once",
-         "contents", "left_out")  # fmt: skip
-# Settings that begin like this count with this stopping rule or update alone.
-_USED_BY = {
-    "patience": "MPES", "null_": "NullSpace", "l2": "NullSpace", "constraint_": "Constraint", "shift_": "Shift",
-    "ft_": "FineTune", "lora_": "FineTune",
-}  # fmt: skip
+    try:  # of the checkout that the package lies in
+        commit = git("rev-parse", "HEAD").strip()
+        checkout = {"commit": commit, "changed": bool(git("status", "--porcelain", "-uno").strip())}
+    except (OSError, subprocess.SubprocessError):  # outside one, or without git
+        checkout = None
+    about = {
+        "model": {"name": model.name, "fingerprint": model.fingerprint, **shape},
+        "device": str(device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "processor": processor,
+        "seed": seed,
+        "versions": versions(),
+        "git": checkout,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return about | ({"method": plain(method)} if method is not None else {})
 
 
 @dataclass(frozen=True)
@@ -259,27 +234,30 @@ class Run:
     @property
     def collapsed(self) -> bool:
         """Did the run end early, in an update that is not finite?"""
-        return getattr(self.record, "collapse", None) is not None
+        return self.record.collapse is not None
 
     @property
     def what(self) -> dict[str, Any]:
-        """The settings that make two runs the same but for their seed, flat; without those that the method has no use for."""
+        """The settings that make two runs the same but for their seed, flat; without those that the method does not use."""
+        method = self.settings.get("method")
+        stopping, update = (
+            (method.get(part) or {}) if isinstance(method, Mapping) else {} for part in ("stopping", "update")
+        )
+
+        def counts(name: str) -> bool:
+            if not isinstance(method, Mapping):
+                return True
+            for start, kind in _USED_BY.items():
+                if name.startswith(start):
+                    return kind in (stopping.get("type"), update.get("type"))
+            # lambda_n without a norm constraint changes nothing.
+            return update.get("norm") is True if name.startswith("lambda_n") else True
+
         flat: dict[str, Any] = {}
         for name, value in self.settings.items():
             parts = value if isinstance(value, Mapping) else {name: value}
             flat |= {key: item for key, item in parts.items() if name not in _FREE and key not in _FREE}
-        return {name: value for name, value in flat.items() if self._counts(name)}
-
-    def _counts(self, name: str) -> bool:
-        """Does the method use this setting (lambda_n without a norm constraint changes nothing)?"""
-        method = self.settings.get("method")
-        if not isinstance(method, Mapping):
-            return True
-        stopping, update = (method.get(part) or {} for part in ("stopping", "update"))
-        for start, kind in _USED_BY.items():
-            if name.startswith(start):
-                return kind in (stopping.get("type"), update.get("type"))
-        return update.get("norm") is True if name.startswith("lambda_n") else True
+        return {name: value for name, value in flat.items() if counts(name)}
 
 
 @dataclass(frozen=True)
@@ -311,90 +289,63 @@ def gather(folders: Iterable[str | Path]) -> list[Run]:
     given = [Path(folder) for folder in folders]
     if len(given) > 1:
         given = [path for path in given if path.is_dir() or not path.exists()]
-    found: dict[Path, RunRecord] = {}
+    records: dict[Path, RunRecord] = {}
     for folder in given:
-        inside = {path.resolve(): RunRecord.load(path) for path in _inside(folder)}
-        by_start = sorted(inside.items(), key=lambda item: str(item[1].provenance.get("started", "")))
-        found |= {path: record for path, record in by_start if path not in found}
-    if not found:
+        paths = [folder]
+        if not Store(folder).exists():
+            paths = [path for path in sorted(folder.iterdir()) if Store(path).exists()] if folder.is_dir() else []
+            # An earlier demo of other methods may have left its runs beside those of the last, which demo.json names.
+            try:
+                last = json.loads((folder / "demo.json").read_text(encoding="utf-8"))["methods"]
+                paths = [path for path in paths if path.name in dict(last)] or paths
+            except (OSError, ValueError, KeyError, TypeError):  # no finished demo, or one that cannot be read
+                pass
+            if not paths:
+                raise KetoolsError(
+                    f"{folder}: no records of a run here; expected a folder with run.json, or one that holds such folders, "
+                    f"as `ketools demo --out {folder}` writes it"
+                )
+        inside = [(path.resolve(), RunRecord.load(path)) for path in paths]
+        for path, record in sorted(inside, key=lambda item: str(item[1].provenance.get("started", ""))):
+            records.setdefault(path, record)
+    if not records:
         raise KetoolsError("no folder of a run given; expected folders that `ketools run` or `ketools demo` wrote")
-    names = [path.name for path in found]
+    names = [path.name for path in records]
     return [
         Run(path.name if names.count(path.name) == 1 else f"{path.parent.name}/{path.name}", record)
-        for path, record in found.items()
+        for path, record in records.items()
     ]
-
-
-def _inside(folder: Path) -> list[Path]:
-    if Store(folder).exists():
-        return [folder]
-    runs = [path for path in sorted(folder.iterdir()) if Store(path).exists()] if folder.is_dir() else []
-    # An earlier demo of other methods may have left its runs beside those of the last.
-    last = _last_demo(folder)
-    runs = [path for path in runs if path.name in last] or runs
-    if not runs:
-        raise KetoolsError(
-            f"{folder}: no records of a run here; expected a folder with run.json, or one that holds such folders, as "
-            f"`ketools demo --out {folder}` writes it"
-        )
-    return runs
-
-
-def _last_demo(folder: Path) -> Collection[str]:
-    """Methods of the finished demo in `folder`; none if there is no such demo, or if it cannot be read."""
-    try:
-        methods = json.loads((folder / "demo.json").read_text(encoding="utf-8"))["methods"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return ()
-    return methods if isinstance(methods, dict) else ()
 
 
 def arrange(runs: Sequence[Run]) -> list[Group]:
     """Runs that differ in their seed alone, put together; models in order of appearance, methods in that of their rank.
 
-    A method that was run in several ways on one model has what differs in its label ("encore (batch 50)"), and runs
-    that are alike in everything, the seed too, have their folders'.
+    Models of one name that are not the same carry their fingerprint. A method that was run in several ways on one model
+    has what differs in its label ("encore (batch 50)"), and runs that are alike in everything, the seed too, have their
+    folders'.
     """
-    models = _models(runs)
+    prints: dict[str, set[str]] = {}
+    for run in runs:
+        prints.setdefault(run.model, set()).add(run.fingerprint)
     groups: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
+        model = run.model if len(prints[run.model]) == 1 else f"{run.model} {run.fingerprint[:8]}"
         same = repr(sorted((name, repr(value)) for name, value in run.what.items()))
-        groups.setdefault((models[run.name], run.method, same), []).append(run)
+        groups.setdefault((model, run.method, same), []).append(run)
     arranged = []
     for (model, method, _), members in groups.items():
-        others = [held for (m, name, _), held in groups.items() if (m, name) == (model, method)]
-        label = method + (_difference(members[0], [held[0] for held in others]) if len(others) > 1 else "")
+        ways = [some[0].what for (m, name, _), some in groups.items() if (m, name) == (model, method)]
+        label = method
+        if len(ways) > 1:
+            what = members[0].what
+            apart = [f"{name} {value}" for name, value in what.items() if any(way.get(name) != value for way in ways)]
+            label = f"{method} ({', '.join(apart) or members[0].name})"
         if len({run.seed for run in members}) < len(members):
             arranged += [Group(model, f"{method} ({run.name})", (run,)) for run in members]
         else:
             arranged.append(Group(model, label, tuple(sorted(members, key=lambda run: run.seed))))
     order = list(dict.fromkeys(group.model for group in arranged))
     return sorted(arranged, key=lambda group: (order.index(group.model), rank(group.label)))
-
-
-def _models(runs: Sequence[Run]) -> dict[str, str]:
-    """What each run's model is called; models of one name that are not the same carry their fingerprint."""
-    prints: dict[str, set[str]] = {}
-    for run in runs:
-        prints.setdefault(run.model, set()).add(run.fingerprint)
-    return {
-        run.name: run.model if len(prints[run.model]) == 1 else f"{run.model} {run.fingerprint[:8]}" for run in runs
-    }
-
-
-def _difference(run: Run, others: Sequence[Run]) -> str:
-    """ " (batch 50)": the settings of `run` that the others do not all share."""
-    mine = run.what
-    apart = [name for name, value in mine.items() if any(other.what.get(name) != value for other in others)]
-    return f" ({', '.join(f'{name} {mine[name]}' for name in apart)})" if apart else f" ({run.name})"
-
-
-# The light record of a run: its tables and where they come from, without weights; enough for reports and comparisons.
-
-
-# Of each fact, what tests between methods, forgetting and lists of lost edits need.
-_FACTS = ("id", "batch", "relation", "subject", "steps", "p_target")
-_SCORES = ("p_new", "efficacy_success", "efficacy_accuracy", "paraphrase_success", "neighbourhood_success")
 
 
 def pack(folder: str | Path, to: str | Path) -> Path:
@@ -413,42 +364,19 @@ def pack(folder: str | Path, to: str | Path) -> Path:
         raise KetoolsError(
             f"{folder}: {run.edits:,} of {int(run.settings.get('edits', 0)):,} edits are measured; let the run come to its end"
         )
+    tables = {name: frame for name in FRAMES if len(frame := getattr(record, name))}
+    if "facts" in tables:
+        facts = tables["facts"][[name for name in _FACTS if name in tables["facts"]]]
+        tables["facts"] = facts.astype(dict.fromkeys(facts.select_dtypes("float").columns, "float32"))
     with new_folder(to) as made:
         light = Store(made)
         light.write_about(store.about())
         if record.collapse is not None:
-            light.put_collapse(record.collapse)
-        for name in FRAMES:
-            if len(frame := getattr(record, name)):
-                write_table(made / f"{name}.parquet", _slim(frame) if name == "facts" else frame, "zstd")
-        seal(made)
+            write_sealed(made / "collapse.json", record.collapse)
+        light.write_tables(tables, "zstd")
     return Path(to)
-
-
-def seal(folder: str | Path) -> Path:
-    """Write tables.json, the checksums of a light record that has none yet or the same; returns the folder.
-
-    Raises:
-        KetoolsError: no light record, one that cannot be read, or one that is not what its checksums say.
-    """
-    store, record = Store(Path(folder)), RunRecord.load(folder)
-    if not store.light or not len(record.checkpoints):
-        raise KetoolsError(f"{folder}: no light record; expected a folder that `ketools.runs.records.pack` wrote")
-    if damaged := survey(folder).damaged:
-        name, why = next(iter(damaged.items()))
-        raise KetoolsError(
-            f"{folder}: {name}: {why}; fetch the record again, or remove tables.json if the change was meant"
-        )
-    seal_tables(store.out, "collapse.json")
-    return store.out
 
 
 def size(folder: str | Path) -> int:
     """Bytes of all files below a folder."""
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-
-
-def _slim(facts: pd.DataFrame) -> pd.DataFrame:
-    scored = [f"{moment}_{name}" for moment in ("at_edit", "end") for name in _SCORES]
-    kept = facts[[name for name in (*_FACTS, *scored) if name in facts]]
-    return kept.astype({name: "float32" for name in kept.select_dtypes("float").columns})

@@ -1,23 +1,28 @@
-"""Going on with a run: is it the same run, what of it is whole, and the model as it was after a batch, to the bit."""
+"""Where a run resumes: is it the same run, which batches of it are whole, and the model as it was after a batch, to the bit."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ketools.editing.covariance import Statistics
 from ketools.editing.edit import Blocks, Edit
-from ketools.editing.editor import SequentialState
+from ketools.editing.editor import SequentialState, finished
+from ketools.editing.postprocess import Prune
 from ketools.errors import KetoolsError
+from ketools.facts.fact import Fact, FactSet
 from ketools.io import finite, read_tensors
 from ketools.models.model import EditableModel
-from ketools.runs.store import Damaged, Store, Survey, cut, file_digest, survey
+from ketools.runs.config import RunConfig
+from ketools.runs.panel import Panel
+from ketools.runs.store import Damaged, Store, cut, digest, file_digest, survey
 
 # What is on disk was made with these: no --force can make it fit others.
 FIXED = ("kind", "model", "facts", "edits", "batch", "seed")
@@ -25,10 +30,10 @@ DECISIVE = ("ketools", "torch", "transformers")
 
 
 def begin(store: Store, settings: Mapping[str, Any], about: Mapping[str, Any], *, force: bool = False) -> int:
-    """Start a run, or make ready to go on with the one that lies here; returns the number of batches that are done.
+    """Start a run, or prepare to resume the one in the folder; returns the number of batches that are done.
 
-    Files that are damaged, and batches behind the first damaged one, are named in a warning and removed: the run does
-    them again. `force` goes on with other settings than those of the run, where that is possible at all.
+    Files that are damaged, and batches after the first damaged one, are named in a warning and removed: the run does
+    them again. `force` resumes with other settings than those of the run, where that is possible at all.
 
     Raises:
         KetoolsError: the folder holds a run with other settings or of other versions (names the first that differs),
@@ -40,52 +45,123 @@ def begin(store: Store, settings: Mapping[str, Any], about: Mapping[str, Any], *
         with store.writing():
             store.write_about(about)
         return 0
-    if (store.out / "batches.parquet").is_file() and not (store.out / "batches").is_dir():
-        raise KetoolsError(f"{store.out} holds the tables of a run without its edits: it can be read, not gone on with")
-    found = survey(store.out)
-    held = store.about()
-    changed = _changed(store, held, about, force)
+    if store.light:
+        raise KetoolsError(f"{store.out} holds the tables of a run without its edits: it can be read, not resumed")
+    found, stored = survey(store.out), store.about()
+    changed = {}
+    for name, was, now in _compared(stored, about):
+        if was == now:
+            continue
+        refusal = (
+            f"{store.out} holds a run with {name} = {was!r}, asked for is {now!r}; give the same settings to resume it"
+        )
+        if name in FIXED or settings.get("kind") == "edit":  # a job of minutes has no --force
+            raise KetoolsError(f"{refusal}, or another output folder")
+        if not force:
+            raise KetoolsError(
+                f"{refusal}, or another output folder. --force (force=True) resumes all the same: batches before and after "
+                "are then made differently, and the result is that of neither run"
+            )
+        changed[name] = [was, now]
     with store.writing():  # found out now, not after the first batch
         cut(store, found)
         if changed:
-            held |= {"settings": settings, "versions": about.get("versions"), "device": about.get("device")}
-            held["forced"] = [*held.get("forced", ()), {"after_batch": found.batches, "changed": changed}]
-        store.write_about(held)
+            stored |= {"settings": settings, "versions": about.get("versions"), "device": about.get("device")}
+            stored["forced"] = [*stored.get("forced", ()), {"after_batch": found.batches, "changed": changed}]
+        store.write_about(stored)
         if found.batches:
-            store.write_progress(found.batches, int(store.commit(found.batches)["edits"]))
-    _notes(store, found, held, about)
-    return found.batches
-
-
-def _notes(store: Store, found: Survey, held: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """Warn of what was damaged, and of what may change bits without being refused."""
+            store.write_progress()
     if found.damaged:
         first = "; ".join(f"{name}: {why}" for name, why in list(found.damaged.items())[:3])
         warnings.warn(
-            f"{store.out}: {len(found.damaged)} files were damaged ({first}); the run goes on after batch {found.batches} "
+            f"{store.out}: {len(found.damaged)} files were damaged ({first}); the run resumes after batch {found.batches} "
             f"of {found.last}",
-            stacklevel=4,
+            stacklevel=3,
         )
-    if held.get("threads") != about.get("threads"):
+    if stored.get("threads") != about.get("threads"):
         warnings.warn(
-            f"{store.out}: the run had {held.get('threads')} threads, now there are {about.get('threads')}; sums may be added "
-            "up in another order, and the last bits differ from those of a run that was never stopped",
-            stacklevel=4,
+            f"{store.out}: the run had {stored.get('threads')} threads, now there are {about.get('threads')}; sums may be "
+            "added up in another order, and the last bits differ from those of a run that was never stopped",
+            stacklevel=3,
         )
+    return found.batches
+
+
+def _compared(stored: Mapping[str, Any], about: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """(name, of the run, now) of all that decides the numbers, what cannot be forced first."""
+    settings, now = stored.get("settings", {}), about["settings"]
+    for name in sorted(now, key=lambda name: name not in FIXED):
+        yield name, settings.get(name), now[name]
+    versions, installed = stored.get("versions") or {}, about.get("versions") or {}
+    for name in DECISIVE:
+        yield f"{name}'s version", versions.get(name), installed.get(name)
+    yield "device", stored.get("device"), about.get("device")
+
+
+def same_facts(
+    store: Store, settings: Mapping[str, Any], todo: FactSet, facts: FactSet, *, force: bool = False
+) -> dict[str, Any]:
+    """What `note_facts` kept of the run in the folder, for the facts as they are now; {} where it kept nothing.
+
+    Raises KetoolsError if facts were changed under their ids: what is measured would be something else from here on.
+    """
+    try:
+        stored, panel = store.about().get("settings", {}), store.commit(0).get("panel") or {}
+    except Damaged:  # not begun, or the panel is to be taken again
+        return {}
+    now = _contents(todo, [*panel.get("unedited", ()), *panel.get("same_subject", ())], facts)
+    if "contents" not in stored or now is None:
+        return {}
+    if now != stored["contents"] and settings["facts"] == stored.get("facts") and not force:
+        raise KetoolsError(
+            f"the facts of the run in {store.out} were changed since it began: ids and edits are the same, but not all that "
+            "is measured (true objects, paraphrases, neighbours, or facts of the panel); give the facts that it began with, "
+            "or another output folder. --force (force=True) resumes all the same: what is measured before and after is then "
+            "not the same thing"
+        )
+    return {"contents": now, "left_out": stored.get("left_out", 0)}
+
+
+def note_facts(store: Store, todo: FactSet, panel: Panel, facts: FactSet) -> None:
+    """Before the first edit: add to the settings what tells whether facts were changed, and how many gave way to others.
+
+    Runs of earlier versions lack it and resume without it.
+    """
+    if store.path("batches", 0).is_file():
+        return
+    about = store.about()
+    about["settings"]["left_out"] = getattr(facts, "left_out", 0)
+    contents = _contents(todo, [fact.id for fact in (*panel.unedited, *panel.same_subject)], facts)
+    if contents is not None:  # a panel of other facts is the business of whoever brings it
+        about["settings"]["contents"] = contents
+    with store.writing():
+        store.write_about(about)
+
+
+def _contents(todo: FactSet, panel: Iterable[str], facts: FactSet) -> str | None:
+    """sha256 of all fields of the edited facts and of the panel's; None if `facts` lack one of the panel's."""
+    by_id: dict[str, Fact] = {fact.id: fact for fact in facts}
+    asked = [by_id.get(i) for i in panel]
+    return None if None in asked else digest([asdict(fact) for fact in (*todo, *asked) if fact is not None])
 
 
 def restore(store: Store, model: EditableModel, batch: int) -> SequentialState | None:
     """Put the edits of batches 1 .. `batch` into the weights, in place of those that are there, to the bit.
 
-    The latest snapshot that fits is copied, the updates behind it are added. Returns the editor's state after that batch
-    (None for batch 0).
+    The latest snapshot that fits is copied, the updates after it are added. Returns the editor's state after that batch
+    (None for batch 0), its keys read from their files when asked for.
 
     Raises KetoolsError if a file is damaged, or if the weights are not those that the run had.
     """
-    base, bits = _snapshot(store, batch) if batch else (0, {})
-    paths = (store.edit_path(number) for number in range(1, batch + 1))
-    # One edit at a time, its factors left in its file: what is held does not grow with the edits.
-    model.edits.refill((Edit.load(path, model).stored(path) for path in paths), base, bits)
+    base, bits = _snapshot(store, batch)
+
+    def edits() -> Iterator[Edit]:
+        for number in range(1, batch + 1):  # one at a time: what is in memory does not grow with the edits
+            edit = Edit.load(path := store.path("edits", number), model)
+            yield edit
+            model.edits.replace(-1, edit.stored(path))
+
+    model.edits.refill(edits(), base, bits)
     if not batch:
         return None
     wanted = store.commit(batch)["weights"]
@@ -93,20 +169,29 @@ def restore(store: Store, model: EditableModel, batch: int) -> SequentialState |
         if wanted[str(layer)] != value:
             raise KetoolsError(
                 f"{store.out}: layer {layer} after batch {batch}, put together from the stored updates, has other bits than "
-                "during the run: another machine or number of threads adds up differently. Go on where the run was made"
+                "during the run: another machine or number of threads adds up differently. Resume where the run was made"
             )
-    return load_state(store, batch)
-
-
-def load_state(store: Store, batch: int) -> SequentialState:
-    """The editor's state after a batch >= 1, its keys read from their files when asked for."""
     past: dict[int, Blocks] = {}
     for number in range(1, batch + 1):
-        state = SequentialState.load(store.state_path(number))
-        state.leave_last(store.state_path(number))
+        path = store.path("state", number)
+        state = SequentialState.load(path)
+        state.leave_last(path)
         for layer, blocks in state.past.items():
             past.setdefault(layer, Blocks()).extend(blocks)
     return replace(state, past=dict(past))
+
+
+def _snapshot(store: Store, batch: int) -> tuple[int, dict[int, torch.Tensor]]:
+    """(batch, matrices) of the latest sound snapshot at or before `batch`; (0, {}) if there is none."""
+    for number in reversed([number for number in store.numbers("snapshots") if number <= batch]):
+        path = store.path("snapshots", number)
+        try:
+            if store.commit(number)["files"].get(f"snapshots/{path.name}") == file_digest(path):
+                tensors, _ = read_tensors(path, "snapshot", "ketools-snapshot-1", "a run")
+                return number, {int(i): bits for i, bits in tensors.items()}
+        except (Damaged, OSError):
+            continue
+    return 0, {}
 
 
 def weights_digest(model: EditableModel, layers: Iterable[int]) -> dict[int, str]:
@@ -115,7 +200,7 @@ def weights_digest(model: EditableModel, layers: Iterable[int]) -> dict[int, str
 
 
 def statistics_digest(statistics: Statistics | None, layers: Iterable[int]) -> str | None:
-    """What names the covariance that a run used: its diagonals in the edited layers, its count of tokens.
+    """What identifies the covariance that a run used: its diagonals in the edited layers, and its count of tokens.
 
     To six digits: C is unpacked by a product, whose last bits are not the same on every machine, and it is the same C.
     """
@@ -129,48 +214,67 @@ def statistics_digest(statistics: Statistics | None, layers: Iterable[int]) -> s
     return found.hexdigest()
 
 
-def _snapshot(store: Store, batch: int) -> tuple[int, dict[int, torch.Tensor]]:
-    """(batch, matrices) of the latest sound snapshot at or before `batch`; (0, {}) if there is none."""
-    for path in reversed(store.snapshots()):
-        number = int(path.stem)
-        if number > batch:
-            continue
-        name = path.relative_to(store.out).as_posix()
-        try:
-            if store.commit(number)["files"].get(name) == file_digest(path):
-                tensors, _ = read_tensors(path, "snapshot", "ketools-snapshot-1", "a run")
-                return number, {int(i): bits for i, bits in tensors.items()}
-        except (Damaged, OSError):
-            continue
-    return 0, {}
+def config_of(out: str | Path) -> RunConfig:
+    """The config of the run in `out`. Raises KetoolsError if there is no run, or one that `ketools run` did not start."""
+    config = Store.of(out).about().get("config")
+    if not config:
+        raise KetoolsError(
+            f"{out} was not started by `ketools run`; call again what started it (`ketools demo`, or lifelong(...)) with the "
+            "same arguments, and it resumes"
+        )
+    return RunConfig.made({**config, "out": str(out)})
 
 
-def _changed(store: Store, held: Mapping[str, Any], about: Mapping[str, Any], force: bool) -> dict[str, list[Any]]:
-    """{name: [of the run, now]} of what differs. Raises KetoolsError for the first of them, unless it may be forced."""
-    changed = {}
-    for name, was, now in _compared(held, about):
-        if was == now:
-            continue
-        if name in FIXED or about["settings"].get("kind") == "edit":  # a job of minutes has no --force
-            raise KetoolsError(
-                f"{store.out} holds a run with {name} = {was!r}, asked for is {now!r}; "
-                "give the same settings to go on with it, or another output folder"
-            )
-        if not force:
-            raise KetoolsError(
-                f"{store.out} holds a run with {name} = {was!r}, asked for is {now!r}; give the same settings to go on with "
-                "it, or another output folder. --force (force=True) goes on all the same: batches before and after are then "
-                "not made alike, and the result is that of neither run"
-            )
-        changed[name] = [was, now]
-    return changed
+def model_of(out: str | Path) -> dict[str, str | None]:
+    """How the run in `out` loaded its model: model, device, dtype.
+
+    Raises KetoolsError if there is no run, or only its tables, which need no model.
+    """
+    about = _with_weights(out).about()
+    config = about.get("config") or {"model": about["model"]["name"]}
+    return {name: config.get(name) for name in ("model", "device", "dtype")}
 
 
-def _compared(held: Mapping[str, Any], about: Mapping[str, Any]) -> Iterable[tuple[str, Any, Any]]:
-    settings, now = held.get("settings", {}), about["settings"]
-    for name in sorted(now, key=lambda name: (name not in FIXED, list(now).index(name))):
-        yield name, settings.get(name), now[name]
-    versions, installed = held.get("versions") or {}, about.get("versions") or {}
-    for name in DECISIVE:
-        yield f"{name}'s version", versions.get(name), installed.get(name)
-    yield "device", held.get("device"), about.get("device")
+def export_at(out: str | Path, at: int, to: str | Path, model: EditableModel) -> Path:
+    """Write the model of a run as it was after `at` edits, to the bit, as a folder of transformers; returns the folder.
+
+    Args:
+        out: the run's folder.
+        at: how many edits; the end of a batch.
+        to: the new folder.
+        model: the run's unedited model; it is left with the edits applied.
+
+    Raises:
+        KetoolsError: no batch ends there (the nearest are named), another model, a damaged file, a folder that is not
+            empty.
+    """
+    store = _with_weights(out)
+    about, done = store.about(), store.progress()
+    settings = about["settings"]
+    size, asked = int(settings["batch"]), int(settings["edits"])
+    number = -(-at // size)
+    if not 1 <= number <= done["batches"] or at != min(number * size, asked):
+        ends = [min(n * size, asked) for n in (number - 1, number) if 1 <= n <= done["batches"]] or [done["edits"]]
+        raise KetoolsError(
+            f"{out}: no batch ends after {at} edits (batches of {size}, {done['edits']} of {asked} edits done); near it: "
+            f"{', '.join(map(str, ends))}"
+        )
+    if model.fingerprint != settings["model"]:
+        raise KetoolsError(
+            f"the run in {out} is of the model {about['model']['name']!r} (fingerprint {settings['model'][:12]}); "
+            f"{model.name!r} is another one ({model.fingerprint[:12]})"
+        )
+    restore(store, model, number)
+    post = settings["method"].get("post") or {}
+    # A run measures the model as if the sequence ended there: pruned, where the method ends with that.
+    with finished(model, Prune(post["when"]) if post.get("type") == "Prune" else None, sorted(model.originals)):
+        return model.export(to)
+
+
+def _with_weights(out: str | Path) -> Store:
+    store = Store.of(out)
+    if store.light:
+        raise KetoolsError(
+            f"{out} holds the tables of a run without its weights; export needs the folder the run wrote"
+        )
+    return store

@@ -1,4 +1,31 @@
-"""Files that know whether they are what was written: JSON with its own checksum, and checksums of other files."""
+"""What a run leaves on disk: a folder from which it can be read, checked and resumed. Files are only ever added.
+
+    run.json                      settings, config and provenance; its copy is in batches/00000.json
+    batches/00000.json            before the first edit: norms, and what the panel measured
+    batches/00001.json            the rows of batch 1 and the checksums of its other files; written last, it is the commit
+    edits/00001.safetensors       its update, factored, float32
+    state/00001.safetensors       what it adds to the editor's state: its own keys, not those of earlier batches
+    snapshots/00010.safetensors   every `consolidate_every` batches: the bits of the edited matrices; the last two stay
+    checkpoints/00005.json        what was measured after batch 5
+    collapse.json                 if an update was not finite and ended the run: where, and why
+    progress.json, tables.json, *.parquet   a summary, and the tables; derived from the above, rewritten if damaged
+    lock                          held by the process that works here
+
+Every JSON file holds its own checksum, a commit those of its safetensors files, tables.json those of the parquet files.
+tables.json is removed before any of them changes and written last, so tables without it are rewritten. Every file is
+written to a temporary name, flushed and renamed: a kill at any moment loses at most the batch or checkpoint in progress.
+
+The weights after batch n are W_0 plus the updates of batches 1 .. n, added one after another, each sum in float64 and rounded
+once to the type of the weights. No update is ever merged or rounded again, so the weights after any batch can be computed from
+the factors; a snapshot only saves the additions before it. A commit holds the sha256 of the edited matrices, against which
+restored ones are compared.
+
+Size: 4 (d_model + d_mlp) bytes per fact and edited layer for the updates, 4 d_mlp for the keys of methods that protect them,
+two snapshots, and about 500 bytes per fact for the rows.
+
+To read a run: `RunRecord.load(folder)`. It also reads a folder with only run.json and the parquet files, the light record
+that `ketools.runs.records.pack` writes.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +50,22 @@ from ketools.editing.editor import SequentialState
 from ketools.errors import KetoolsError
 from ketools.io import finite, write_atomic, write_tensors
 
+FRAMES = ("batches", "norms", "facts", "checkpoints", "spectra", "residual")
+"""The tables of a run: the first three have rows of every batch, the others of every checkpoint."""
+FOLDERS = ("batches", "edits", "state", "snapshots", "checkpoints")
+# The files of batches and checkpoints; anything else in their folders is somebody else's ("00003 2.json" of a sync tool).
+OURS = re.compile(r"(?:batches|checkpoints)/[0-9]{5,}\.json|(?:edits|state|snapshots)/[0-9]{5,}\.safetensors")
+_RECENT = 5  # batches whose time per edit `status` averages
+
 
 class Damaged(KetoolsError):
-    """A file of a run is not what was written there; the message names it."""
+    """A file of a run is missing, or not what was written there; the message names it."""
+
+
+def digest(content: object) -> str:
+    """sha256 (hex) of a JSON value, whatever its indentation and order of keys."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def file_digest(path: Path) -> str:
@@ -34,21 +74,11 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """`content` as JSON gives it back (NaN and infinity become null), with "sha256": its digest."""
-    plain = json.loads(json.dumps(finite(content), ensure_ascii=False, default=str))
-    return plain | {"sha256": digest(plain)}
-
-
-def digest(content: object) -> str:
-    """sha256 (hex) of what JSON can hold, however it is indented and ordered."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
 def write_sealed(path: Path, content: Mapping[str, Any], indent: int | None = None) -> Path:
-    """Write `content` with its digest, whole or not at all; returns the path."""
-    return write_atomic(path, json.dumps(sealed(content), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write `content` as JSON with "sha256", its digest; NaN and infinity become null. Returns the path."""
+    plain = json.loads(json.dumps(finite(content), ensure_ascii=False, default=str))
+    sealed = plain | {"sha256": digest(plain)}
+    return write_atomic(path, json.dumps(sealed, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
@@ -60,118 +90,31 @@ def read_sealed(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise Damaged(f"{path}: cannot be read ({error})") from error
     if not isinstance(content, dict) or content.pop("sha256", None) != digest(content):
-        raise Damaged(f"{path}: its checksum does not fit, the file was changed or damaged")
+        raise Damaged(f"{path}: its checksum does not match, the file was changed or damaged")
     return content
 
 
-def pack(frame: pd.DataFrame) -> dict[str, Any]:
-    """A table as JSON can hold it: {column: [type, values]}, bits of floats kept; unpack() gives the same table."""
+def _to_json(frame: pd.DataFrame) -> dict[str, Any]:
+    """{column: [dtype, values]}: the bits of floats survive; NaN and infinities, which JSON lacks, become strings."""
     return {
-        str(name): [str(frame[name].dtype), [_out(value) for value in frame[name].tolist()]] for name in frame.columns
+        str(name): [
+            str(frame[name].dtype),
+            [str(x) if isinstance(x, float) and not math.isfinite(x) else x for x in frame[name].tolist()],
+        ]
+        for name in frame.columns
     }
 
 
-def unpack(packed: Mapping[str, Any]) -> pd.DataFrame:
-    """The table that `pack` was given."""
-    columns = {}
-    for name, (kind, values) in packed.items():
-        # The words nan, inf and -inf, which JSON knows as texts only, are read as numbers.
-        number = kind.startswith("float")
-        columns[name] = pd.Series([float(v) for v in values] if number else values, dtype=kind)
-    return pd.DataFrame(columns)
-
-
-def joined(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """Tables below each other; an empty one for none."""
-    parts = [frame for frame in frames if len(frame.columns)]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-
-
-def _out(value: object) -> object:
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-# The tables of a run as parquet files, and tables.json with their checksums, which stands for all of them being whole.
-
-
-FRAMES = ("batches", "norms", "facts", "checkpoints", "spectra", "residual")
-_SUMS = "tables.json"
-
-
-def write_tables(out: Path, frames: Mapping[str, pd.DataFrame]) -> None:
-    """A file for each of FRAMES in the folder `out`, then their checksums."""
-    open_tables(out)
-    for name, frame in frames.items():
-        write_table(out / f"{name}.parquet", frame)
-    seal_tables(out)
-
-
-def write_table(path: Path, frame: pd.DataFrame, compression: Literal["snappy", "zstd"] = "snappy") -> None:
-    """One of them, without its index; `compression` is that of parquet."""
-    buffer = io.BytesIO()
-    frame.to_parquet(buffer, index=False, compression=compression)
-    write_atomic(path, buffer.getvalue())
-
-
-def seal_tables(out: Path, *more: str) -> None:
-    """tables.json: the checksums of the parquet files that are there, and of `more` files."""
-    names = [*(f"{name}.parquet" for name in FRAMES), *more]
-    there = [path for name in names if (path := out / name).is_file()]
-    write_sealed(out / _SUMS, {path.name: file_digest(path) for path in there}, indent=2)
-
-
-def open_tables(out: Path) -> None:
-    """No tables.json: a kill before they are sealed again leaves none that are taken for whole, or for damaged."""
-    (out / _SUMS).unlink(missing_ok=True)
-
-
-def read_tables(out: Path) -> dict[str, pd.DataFrame]:
-    """All of FRAMES; empty where there is no file. Raises Damaged for a missing one that tables.json speaks of, or no table."""
-    wanted = read_sealed(out / _SUMS) if (out / _SUMS).is_file() else {}
-    if lacking := [name for name in wanted if not (out / name).is_file()]:
-        raise Damaged(f"{out / lacking[0]}: missing; {_SUMS} speaks of it")
-    return {name: _read(out / f"{name}.parquet") for name in FRAMES}
-
-
-def _read(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_parquet(path) if path.is_file() else pd.DataFrame()
-    except (OSError, ValueError) as error:
-        raise Damaged(f"{path}: cannot be read ({error})") from error
-
-
-# What a run leaves on disk: a folder from which it can be read, judged and continued. Only ever added to.
-#
-#     run.json                      settings, config and provenance; its copy is in batches/00000.json
-#     batches/00000.json            before the first edit: norms, and what the panel measured
-#     batches/00001.json            the rows of batch 1 and the checksums of its other files; written last, it is the commit
-#     edits/00001.safetensors       its update, factored, float32
-#     state/00001.safetensors       what it adds to the editor's state: its own keys, not those of the batches before
-#     snapshots/00010.safetensors   every `consolidate_every` batches: the bits of the edited matrices; the last two stay
-#     checkpoints/00005.json        what was measured after batch 5
-#     collapse.json                 if the run ended in an update that is not finite: where, and why
-#     progress.json, tables.json, *.parquet   the same in short, and as tables; made from the above, and anew if damaged
-#     lock                          held by the process that works here
-#
-# Each JSON file holds its own checksum, a commit those of its safetensors files, tables.json those of the parquet files; it is
-# taken away before any of them changes and written last, so that tables without it are to be made anew.
-# Every file is written to a temporary name, flushed and renamed: a kill at any moment loses at most the batch or the
-# checkpoint in hand.
-#
-# How bits are kept: the weights after batch n are W_0 with the updates of batches 1 .. n added one after another, each sum
-# in float64 and rounded once to the type of the weights. Nothing is ever merged or rounded again, so that the weights after
-# any batch can be had from the factors; a snapshot only saves adding up those before it. A commit holds the sha256 of the
-# edited matrices, against which restored ones are compared.
-#
-# Size: 4 (d_model + d_mlp) bytes a fact and edited layer for the updates, 4 d_mlp for the keys of methods that protect them,
-# two snapshots, and about 500 bytes a fact for the rows.
-#
-# For readers: `RunRecord.load(folder)`. A folder with run.json and the parquet files alone (`ketools.runs.records`) is read as well.
-
-
-_OF_BATCH, _OF_CHECKPOINT = FRAMES[:3], FRAMES[3:]
-# The files of batches and checkpoints; what else lies in their folders is somebody else's.
-OURS = re.compile(r"(?:batches|checkpoints)/[0-9]{5,}\.json|(?:edits|state|snapshots)/[0-9]{5,}\.safetensors")
+def _joined(packed: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """The tables that `_to_json` packed, one below the other; an empty one for none."""
+    frames = []
+    for columns in packed:
+        series = {
+            name: pd.Series([float(x) for x in values] if dtype.startswith("float") else values, dtype=dtype)
+            for name, (dtype, values) in columns.items()
+        }
+        frames += [pd.DataFrame(series)] if series else []
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
 @dataclass(frozen=True)
@@ -179,16 +122,15 @@ class RunRecord:
     """A lifelong run, measured.
 
     batches: a row per batch: batch (1..), edits (so far), facts (in it), seconds (editing), seconds_targets ..
-        seconds_write, seconds_scoring (at edit time), known (facts whose target was the top answer already),
-        steps_mean, steps_max, p_target_mean (when the target computation stopped), at_edit_ES .. at_edit_S and
+        seconds_write, seconds_scoring (at edit time), known (facts whose target was already the top answer),
+        steps_mean, steps_max, p_target_mean (when the target optimisation stopped), at_edit_ES .. at_edit_S and
         at_edit_p_new (the batch's facts right after the batch).
     norms: a row per batch (0: before any edit) and layer: batch, edits, layer, matrix, edited, norm, ratio (to before
         any edit), update_norm (Frobenius norm of this batch's update; NaN for unedited layers).
     facts: a row per edited fact: id, batch, relation, subject, steps, p_target, at_edit_* and, once the run is
         complete, end_*: the columns of `ketools.evaluation.edits.evaluate`.
-    checkpoints: a row per checkpoint: edits, then everything that `ketools.runs.panel` and `ketools.runs.run`
-        measure; ES .. S and the accuracies are of all edits so far, scored now (the last row: at the end), NS on at most
-        `neighbours` of each.
+    checkpoints: a row per checkpoint: edits, then all that `ketools.runs.panel` measures; ES .. S and the accuracies
+        are of all edits so far, scored now (the last row: at the end), NS on at most `neighbours` of each.
     spectra: a row per checkpoint and edited layer: edits, batch, layer and the columns of
         `ketools.norms.spectra.shape_of`.
     residual: a row per checkpoint and summand of the residual stream: edits, batch and the columns of
@@ -210,34 +152,44 @@ class RunRecord:
     @classmethod
     def load(cls, out: str | Path) -> RunRecord:
         """Read a run's folder, finished or not; KetoolsError if there is none, or a file of it is damaged (named)."""
-        store = Store(Path(out))
-        if not store.exists():
-            raise KetoolsError(f"{out}: no run here (run.json is missing); expected the folder that a run wrote")
+        store = Store.of(out)
         return cls(**store.frames(), provenance=store.about(), collapse=store.collapse())
 
 
 class Store:
-    """The files of one run. Errors of the disk come out as KetoolsError naming the folder."""
+    """The files of one run."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
 
+    @classmethod
+    def of(cls, out: str | Path) -> Store:
+        """The store of the run in `out`; KetoolsError if there is none."""
+        store = cls(Path(out))
+        if not store.exists():
+            raise KetoolsError(f"{out}: no run here (run.json is missing); expected the folder that a run wrote")
+        return store
+
     def exists(self) -> bool:
         """Has a run been started here?"""
-        return (self.out / "run.json").is_file() or self.batch_path(0).is_file()
+        return (self.out / "run.json").is_file() or self.path("batches", 0).is_file()
 
     @property
     def light(self) -> bool:
-        """Are these the tables of a run alone (`ketools.runs.records`)?"""
-        return not self._begun and any(self.out.glob("*.parquet"))
+        """Are these only the tables of a run (`ketools.runs.records.pack`)?"""
+        return not (self.out / "batches").is_dir() and any(self.out.glob("*.parquet"))
 
-    @property
-    def _begun(self) -> bool:
-        return (self.out / "batches").is_dir()
+    def path(self, folder: str, batch: int) -> Path:
+        """The file of a batch (1, 2, ...; 0: before the first edit) in one of FOLDERS."""
+        return self.out / folder / f"{batch:05d}.{'json' if folder in ('batches', 'checkpoints') else 'safetensors'}"
+
+    def numbers(self, folder: str) -> list[int]:
+        """The batches that have a file in `folder`, in order."""
+        return sorted(int(p.stem) for p in (self.out / folder).glob("*") if OURS.fullmatch(f"{folder}/{p.name}"))
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Disk errors (full, not writable, not a folder) as one clear message."""
+        """Within the block, errors of the disk (full, not writable, not a folder) become a KetoolsError naming the folder."""
         try:
             yield
         except OSError as error:
@@ -249,9 +201,9 @@ class Store:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Within the block no other process works here; the lock goes with its process, however that ends.
+        """Within the block no other process works here; the lock ends with its process, however that ends.
 
-        Raises KetoolsError at once if there is one.
+        Raises KetoolsError at once if another process holds it.
         """
         with self.writing():
             self.out.mkdir(parents=True, exist_ok=True)
@@ -273,7 +225,7 @@ class Store:
             return read_sealed(self.out / "run.json")
         except Damaged as error:
             try:
-                return read_sealed(self.batch_path(0))["run"]
+                return self.commit(0)["run"]
             except Damaged:
                 raise error from None
 
@@ -281,56 +233,28 @@ class Store:
         """run.json."""
         write_sealed(self.out / "run.json", about, indent=2)
 
-    def batch_path(self, batch: int) -> Path:
-        """The commit of batch 1, 2, ...; 0: before the first edit."""
-        return self.out / "batches" / f"{batch:05d}.json"
-
-    def edit_path(self, batch: int) -> Path:
-        """Where the edit of batch 1, 2, ... lies."""
-        return self.out / "edits" / f"{batch:05d}.safetensors"
-
-    def state_path(self, batch: int) -> Path:
-        """Where what batch 1, 2, ... added to the editor's state lies."""
-        return self.out / "state" / f"{batch:05d}.safetensors"
-
-    def snapshot_path(self, batch: int) -> Path:
-        """Where the edited matrices after batch 1, 2, ... lie, if they were kept."""
-        return self.out / "snapshots" / f"{batch:05d}.safetensors"
-
-    def checkpoint_path(self, batch: int) -> Path:
-        """What was measured after batch 0, 1, ..."""
-        return self.out / "checkpoints" / f"{batch:05d}.json"
-
-    def batches(self) -> int:
-        """How many batches are committed, counted from 1 without a gap; their other files are not looked at."""
-        number = 0
-        while self.batch_path(number + 1).is_file():
-            number += 1
-        return number
-
-    def progress(self) -> dict[str, int]:
-        """{"batches": done, "edits": done}."""
-        number = self.batches()
-        return {"batches": number, "edits": int(self.commit(number)["edits"]) if number else 0}
-
-    def write_progress(self, batch: int, edits: int) -> None:
-        """progress.json, for others to look at, and for `verify` to know what must be there: the truth is in batches/."""
-        marks = {"checkpoint": self.checkpoint_path(batch), "collapse": self.out / "collapse.json"}
-        there = {name: True for name, path in marks.items() if path.is_file()}
-        write_sealed(self.out / "progress.json", {"batches": batch, "edits": edits} | there)
-
-    def _note(self) -> None:
-        if self._begun:  # a light record has no progress
-            self.write_progress(*self.progress().values())
-
     def commit(self, batch: int) -> dict[str, Any]:
         """The commit of a batch. Raises Damaged."""
-        return read_sealed(self.batch_path(batch))
+        return read_sealed(self.path("batches", batch))
+
+    def progress(self) -> dict[str, int]:
+        """{"batches", "edits"}: how many are committed, counted from batch 1 without a gap; other files are not read."""
+        number = 0
+        while self.path("batches", number + 1).is_file():
+            number += 1
+        return {"batches": number, "edits": int(self.commit(number)["edits"]) if number else 0}
+
+    def write_progress(self) -> None:
+        """progress.json, for people, and for `survey` to know what must exist. The commits decide what is done."""
+        progress: dict[str, Any] = self.progress()
+        marks = {"checkpoint": self.path("checkpoints", progress["batches"]), "collapse": self.out / "collapse.json"}
+        progress |= {name: True for name, path in marks.items() if path.is_file()}
+        write_sealed(self.out / "progress.json", progress)
 
     def start(self, tables: Mapping[str, pd.DataFrame], panel: Mapping[str, Any]) -> None:
         """Before the first edit: rows of the unedited model, and what the panel measured on it."""
-        packed = {name: pack(frame) for name, frame in tables.items()}
-        write_sealed(self.batch_path(0), {"edits": 0, "tables": packed, "panel": panel, "run": self.about()})
+        packed = {name: _to_json(frame) for name, frame in tables.items()}
+        write_sealed(self.path("batches", 0), {"edits": 0, "tables": packed, "panel": panel, "run": self.about()})
 
     def put(
         self,
@@ -338,58 +262,56 @@ class Store:
         edits: int,
         edit: Edit,
         state: SequentialState,
-        tables: Mapping[str, pd.DataFrame] | None = None,
+        tables: Mapping[str, pd.DataFrame],
         *,
-        weights: Mapping[int, str] | None = None,
+        weights: Mapping[int, str],
         snapshot: Mapping[int, Tensor] | None = None,
     ) -> None:
-        """Everything of one batch, then its commit.
+        """Write everything of one batch, then its commit.
 
         Args:
             batch, edits: its number (1..), and how many facts are edited with it.
-            edit, state: what it did; of the state only its own keys are written.
+            edit, state: its update, and the editor's state, of which only this batch's keys are written.
             tables: its rows.
             weights: sha256 of each edited matrix; snapshot: the matrices themselves, if they are to be kept.
         """
-        edit.save(self.edit_path(batch))
-        replace(state, past={i: blocks[-1:] for i, blocks in state.past.items()}).save(self.state_path(batch))
-        files = [self.edit_path(batch), self.state_path(batch)]
+        files = [self.path("edits", batch), self.path("state", batch)]
+        edit.save(files[0])
+        replace(state, past={i: blocks[-1:] for i, blocks in state.past.items()}).save(files[1])
         if snapshot is not None:
-            files.append(self.snapshot_path(batch))
-            self.put_snapshot(batch, snapshot)
+            files.append(self.put_snapshot(batch, snapshot))
         content = {
             "batch": batch,
             "edits": edits,
             "files": {path.relative_to(self.out).as_posix(): file_digest(path) for path in files},
-            "weights": {str(i): value for i, value in (weights or {}).items()},
-            "tables": {name: pack(frame) for name, frame in (tables or {}).items()},
+            "weights": {str(i): value for i, value in weights.items()},
+            "tables": {name: _to_json(frame) for name, frame in tables.items()},
         }
-        write_sealed(self.batch_path(batch), content)
-        self.write_progress(batch, edits)
-        for path in self.snapshots()[:-2]:
-            path.unlink(missing_ok=True)
+        write_sealed(self.path("batches", batch), content)
+        self.write_progress()
+        for number in self.numbers("snapshots")[:-2]:
+            self.path("snapshots", number).unlink(missing_ok=True)
 
-    def put_snapshot(self, batch: int, bits: Mapping[int, Tensor]) -> None:
-        """The edited matrices after a batch."""
-        write_tensors(self.snapshot_path(batch), {str(i): w for i, w in bits.items()}, {"format": "ketools-snapshot-1"})
+    def put_snapshot(self, batch: int, bits: Mapping[int, Tensor]) -> Path:
+        """Write the edited matrices after a batch; returns the path."""
+        path, about = self.path("snapshots", batch), {"format": "ketools-snapshot-1"}
+        return write_tensors(path, {str(i): weight for i, weight in bits.items()}, about)
 
-    def numbers(self, folder: str) -> list[int]:
-        """Of the batches that have a file in `folder`, in order; other names (a sync tool's "00003 2.json") are nobody's."""
-        return sorted(int(p.stem) for p in (self.out / folder).glob("*") if OURS.fullmatch(f"{folder}/{p.name}"))
-
-    def snapshots(self) -> list[Path]:
-        """Snapshots that are there, in order."""
-        return [self.snapshot_path(number) for number in self.numbers("snapshots")]
-
-    def point(self, batch: int) -> dict[str, Any]:
-        """The packed tables of a checkpoint. Raises Damaged."""
-        return read_sealed(self.checkpoint_path(batch))
+    def latest_snapshot(self, last: int) -> int:
+        """The last of the batches 1 .. `last` whose commit names a snapshot; 0 if none does."""
+        for number in range(last, 0, -1):
+            try:
+                if any(name.startswith("snapshots/") for name in self.commit(number)["files"]):
+                    return number
+            except Damaged:
+                continue
+        return 0
 
     def put_checkpoint(self, batch: int, tables: Mapping[str, pd.DataFrame]) -> None:
-        """What was measured after a batch: tables of a checkpoint, and "ends", columns end_* of all facts."""
-        open_tables(self.out)
-        write_sealed(self.checkpoint_path(batch), {name: pack(frame) for name, frame in tables.items()})
-        self._note()
+        """What was measured after a batch: tables of a checkpoint, and at the end "ends", the columns end_* of all facts."""
+        (self.out / "tables.json").unlink(missing_ok=True)
+        write_sealed(self.path("checkpoints", batch), {name: _to_json(frame) for name, frame in tables.items()})
+        self.write_progress()
 
     def collapse(self) -> dict[str, Any] | None:
         """How the run ended early; None if it did not."""
@@ -399,42 +321,58 @@ class Store:
     def put_collapse(self, content: Mapping[str, Any]) -> None:
         """The update of a batch was not finite: the run ends here."""
         write_sealed(self.out / "collapse.json", content)
-        self._note()
+        self.write_progress()
 
     def frames(self) -> dict[str, pd.DataFrame]:
-        """The tables as far as they are committed. Raises Damaged, naming the file."""
-        if not self._begun:
-            return read_tables(self.out)
-        numbers = self.numbers("batches")
-        last = numbers[-1] if numbers else 0
-        held = [self.commit(number)["tables"] for number in range(last + 1)] if numbers else []
-        points = [self.point(number) for number in self.numbers("checkpoints") if number <= last]
-        found = {name: joined(unpack(part[name]) for part in held if name in part) for name in _OF_BATCH}
-        found |= {name: joined(unpack(part[name]) for part in points if name in part) for name in _OF_CHECKPOINT}
-        ends = [unpack(part["ends"]) for part in points if "ends" in part]
-        if ends:
-            found["facts"] = pd.concat([found["facts"], ends[-1]], axis=1)
-        return found
+        """FRAMES as far as they are committed; empty where nothing is. Raises Damaged, naming the file."""
+        if not (self.out / "batches").is_dir():
+            sums = read_sealed(self.out / "tables.json") if (self.out / "tables.json").is_file() else {}
+            if missing := [name for name in sums if not (self.out / name).is_file()]:
+                raise Damaged(f"{self.out / missing[0]}: missing; tables.json names it")
+            frames = {}
+            for name in FRAMES:
+                path = self.out / f"{name}.parquet"
+                try:
+                    frames[name] = pd.read_parquet(path) if path.is_file() else pd.DataFrame()
+                except (OSError, ValueError) as error:
+                    raise Damaged(f"{path}: cannot be read ({error})") from error
+            return frames
+        last = max(self.numbers("batches"), default=-1)
+        commits = [self.commit(number)["tables"] for number in range(last + 1)]
+        points = [read_sealed(self.path("checkpoints", n)) for n in self.numbers("checkpoints") if n <= max(last, 0)]
+        rows = {name: commits if name in FRAMES[:3] else points for name in FRAMES}
+        frames = {name: _joined(part[name] for part in parts if name in part) for name, parts in rows.items()}
+        if ends := [part["ends"] for part in points if "ends" in part]:
+            frames["facts"] = pd.concat([frames["facts"], _joined(ends[-1:])], axis=1)
+        return frames
 
-    def write_tables(self) -> None:
-        """The tables as parquet files, and their checksums."""
-        write_tables(self.out, self.frames())
+    def write_tables(
+        self, frames: Mapping[str, pd.DataFrame], compression: Literal["snappy", "zstd"] = "snappy"
+    ) -> None:
+        """A parquet file per table, then tables.json with their checksums (and that of a light record's collapse.json)."""
+        (self.out / "tables.json").unlink(missing_ok=True)
+        for name, frame in frames.items():
+            buffer = io.BytesIO()
+            frame.to_parquet(buffer, index=False, compression=compression)
+            write_atomic(self.out / f"{name}.parquet", buffer.getvalue())
+        names = [f"{name}.parquet" for name in FRAMES] + (["collapse.json"] if self.light else [])
+        sums = {name: file_digest(self.out / name) for name in names if (self.out / name).is_file()}
+        write_sealed(self.out / "tables.json", sums, indent=2)
 
 
-# Is a run on disk what was written? Each file against its checksum, and up to which batch the run is whole.
-
-
-_FOLDERS = ("batches", "edits", "state", "snapshots", "checkpoints")
+def due(edits: int, before: int, every: int) -> bool:
+    """Is there a checkpoint after a batch that is not the last: `edits` facts are edited after it, `before` before it?"""
+    return not edits or edits // every > before // every
 
 
 @dataclass(frozen=True)
 class Survey:
     """What `survey` found.
 
-    batches: batches that can be had again to the bit; the run goes on behind them. last: the highest batch of which there
-    is a file. damaged: {file (relative): what is wrong}; files: how many were looked at. leftovers: temporary files of a
-    process that was killed, files beyond the last commit, and files of others. light: these are the tables of a run alone.
-    unsealed: tables.json, which speaks for the tables, is not there.
+    batches: batches that can be restored to the bit; the run resumes after them. last: the highest batch that has a file.
+    damaged: {file (relative): what is wrong}; files: how many were checked. leftovers: temporary files of a process that
+    was killed, files after the last commit, and files that are not the run's. light: only the tables of a run.
+    unsealed: tables.json, with the checksums of the tables, is missing.
     """
 
     batches: int
@@ -442,8 +380,8 @@ class Survey:
     damaged: dict[str, str]
     files: int
     leftovers: tuple[str, ...]
-    light: bool = False
-    unsealed: bool = False
+    light: bool
+    unsealed: bool
 
     @property
     def sound(self) -> bool:
@@ -454,187 +392,181 @@ class Survey:
         """In a few lines."""
         lines = [f"{name}: {why}" for name, why in self.damaged.items()]
         for name in self.leftovers:
-            what = "left over by a process that was stopped, harmless" if _removable(name) else "no file of the run"
-            lines.append(f"{name}: {what}")
+            lines.append(
+                f"{name}: {'left by a process that was stopped, harmless' if _is_ours(name) else 'no file of the run'}"
+            )
         if self.unsealed:
-            made = "they were packed without it" if self.light else "`ketools resume` writes them anew"
-            lines.append(f"tables.json is not there: the tables are not compared with their checksums, {made}")
+            reason = "they were packed without it" if self.light else "`ketools resume` writes them again"
+            lines.append(f"tables.json is missing, so the tables were not checked; {reason}")
         what = "sound" if self.sound else f"{len(self.damaged)} damaged"
         lines.append(
             f"{self.files} files, {what}" + (f"; batches 1 to {self.batches} are whole" if self.batches else "")
         )
         if self.light and not self.sound:
-            lines.append("these are the tables of a run without its weights: fetch them again, or pack the run anew")
+            lines.append("these are the tables of a run without its weights: fetch them again, or pack the run again")
         elif not self.sound:
-            lines.append(f"`ketools resume` does again what is damaged, from batch {self.batches + 1} on")
+            lines.append(f"`ketools resume` repeats what is damaged, from batch {self.batches + 1} on")
         return "\n".join(lines)
 
 
 def survey(out: str | Path) -> Survey:
-    """Look at every file of the run in `out`; nothing is changed. Raises KetoolsError if there is no run."""
-    store = Store(Path(out))
-    if not store.exists():
-        raise KetoolsError(f"{out}: no run here (run.json is missing); expected the folder that a run wrote")
-    tables = _tables(store)
-    damaged, seen = dict(_sealed(store, tables)), {"run.json", "batches/00000.json"}
-    numbers = {number for name in _FOLDERS for number in store.numbers(name)}
-    commits = store.numbers("batches")
-    damaged |= dict(_absent(store, max(commits, default=0)))
-    last, whole = max(commits, default=0), True
-    batches = 0
+    """Check every file of the run in `out`; nothing is changed. Raises KetoolsError if there is no run."""
+    store, damaged = Store.of(out), {}
+    known = {"run.json", "batches/00000.json", "tables.json", "collapse.json", "progress.json", "lock"}
+    numbers = {folder: store.numbers(folder) for folder in FOLDERS}
+    last = max(numbers["batches"], default=0)
+
+    def content(path: Path) -> dict[str, Any]:
+        """Of a JSON file; {} if it is damaged, which is noted."""
+        name = path.relative_to(store.out).as_posix()
+        known.add(name)
+        try:
+            return read_sealed(path)
+        except Damaged as error:
+            damaged[name] = str(error).removeprefix(f"{path}: ")
+            return {}
+
+    def check(name: str, wanted: str) -> None:
+        """Note what is wrong with a file whose checksum is `wanted`."""
+        known.add(name)
+        path = store.out / name
+        try:
+            if not path.is_file():
+                damaged[name] = "missing"
+            elif file_digest(path) != wanted:
+                damaged[name] = "its checksum does not match, the file was changed or damaged"
+        except OSError as error:
+            damaged[name] = f"cannot be read ({error.strerror or error})"
+
+    about = content(store.out / "run.json")
+    if any(numbers.values()):  # a kill may leave the folders for the first files empty
+        about = content(store.path("batches", 0)).get("run", {}) | about
+    optional = {name: content(store.out / name) for name in ("progress.json", "tables.json", "collapse.json")
+                if (store.out / name).is_file()}  # fmt: skip
+    for name, wanted in optional.get("tables.json", {}).items():
+        check(name, wanted)
+    for number in numbers["checkpoints"]:
+        content(store.path("checkpoints", number))
+
+    batches, whole = 0, True
     for number in range(1, last + 1):
-        names, wrong = _batch(store, number)
-        seen |= names
-        damaged |= wrong
-        whole = whole and not any(not name.startswith("snapshots/") for name in wrong)
+        commit = content(store.path("batches", number))
+        whole = whole and bool(commit)
+        # Without its commit, what lies beside it is still the batch's.
+        known.update(store.path(name, number).relative_to(store.out).as_posix() for name in FOLDERS[1:4] if not commit)
+        for name, wanted in commit.get("files", {}).items():
+            if name.startswith("snapshots/") and not (store.out / name).is_file():
+                known.add(name)  # only the last two are kept
+                continue
+            check(name, wanted)
+            whole = whole and (name not in damaged or name.startswith("snapshots/"))
         batches = number if whole else batches
-    seen |= {store.checkpoint_path(number).relative_to(store.out).as_posix() for number in store.numbers("checkpoints")}
-    seen |= {*tables, "tables.json", "collapse.json", "progress.json", "lock"}
-    leftovers = tuple(sorted(_leftovers(store, seen)))
-    looked_at, unsealed = len(seen & set(_names(store))), _unsealed(store)
-    return Survey(batches, max(numbers, default=0), damaged, looked_at, leftovers, store.light, unsealed)
+
+    # What must exist after batch `last`, or because progress.json says so.
+    progress = optional.get("progress.json", {})
+    done = int(progress.get("batches", last))
+    wanted_files = [store.path("batches", number) for number in range(last + 1, done + 1)]
+    wanted_files += [store.path("checkpoints", done)] if progress.get("checkpoint") else []
+    wanted_files += [store.out / "collapse.json"] if progress.get("collapse") else []
+    wanted_files += [store.out / "progress.json"] if last > 1 else []  # a kill leaves none only after the first commit
+    wanted_files += [store.path("snapshots", number)] if (number := store.latest_snapshot(last)) else []
+    size, every = (int(about.get("settings", {}).get(name, 0)) for name in ("batch", "checkpoint_every"))
+    if size and every:  # that of `last` itself may not be measured yet
+        points = [n for n in range(last) if due(n * size, (n - 1) * size, every)]
+        wanted_files += [store.path("checkpoints", number) for number in points]
+    damaged |= {path.relative_to(store.out).as_posix(): "missing" for path in wanted_files if not path.is_file()}
+
+    there = {path.relative_to(store.out).as_posix() for path in store.out.rglob("*") if path.is_file()}
+    leftovers = sorted(
+        name for name in there - known if name.endswith(".part") or name.rpartition("/")[0] in FOLDERS
+    )  # fmt: skip
+    unsealed = "tables.json" not in optional and (store.light or bool(numbers["checkpoints"]))
+    highest = max((number for some in numbers.values() for number in some), default=0)
+    return Survey(batches, highest, damaged, len(known & there), tuple(leftovers), store.light, unsealed)
 
 
 def cut(store: Store, found: Survey) -> None:
-    """Remove what is damaged, and everything behind the last whole batch; what can be made again is made by the run."""
-    for name in (*found.damaged, *filter(_removable, found.leftovers)):
+    """Remove what is damaged, and everything after the last whole batch; the run makes again what can be made again."""
+    for name in (*found.damaged, *filter(_is_ours, found.leftovers)):
         if name not in ("run.json", "batches/00000.json"):
             (store.out / name).unlink(missing_ok=True)
     if any(name.endswith(".parquet") for name in found.damaged):
-        (store.out / "tables.json").unlink(missing_ok=True)  # all tables are written anew
-    for path in [store.out / name for name in _names(store) if OURS.fullmatch(name)]:
-        if int(path.stem) > found.batches:
-            path.unlink()
+        (store.out / "tables.json").unlink(missing_ok=True)  # all tables are written again
+    for folder in FOLDERS:
+        for number in store.numbers(folder):
+            if number > found.batches:
+                store.path(folder, number).unlink()
     if found.damaged:
-        (store.out / "progress.json").unlink(missing_ok=True)  # it speaks of batches that are not there any more
+        (store.out / "progress.json").unlink(missing_ok=True)  # it names batches that are gone
     if found.batches < found.last:
         (store.out / "collapse.json").unlink(missing_ok=True)
-    if not (store.out / "batches").is_dir():  # a run that has not begun, or a copy of its tables alone
+    if not (store.out / "batches").is_dir():  # a run that has not begun
         shutil.rmtree(store.out / "checkpoints", ignore_errors=True)
 
 
-def _sealed(store: Store, tables: Mapping[str, str | None]) -> Iterator[tuple[str, str]]:
-    """Damaged JSON files that belong to no batch, and those of `tables` with which something is wrong."""
-    points = [store.checkpoint_path(number).relative_to(store.out) for number in store.numbers("checkpoints")]
-    # A kill may leave the folders that the first files were to be written to, empty.
-    begun = any(store.numbers(name) for name in _FOLDERS)
-    wanted = [Path("run.json"), *([Path("batches/00000.json")] if begun else []), *points]
-    wanted += [Path(name) for name in ("collapse.json", "tables.json", "progress.json") if (store.out / name).is_file()]
-    for path in wanted:
-        if why := _trouble(store.out / path):
-            yield path.as_posix(), why
-    for name, wrong in tables.items():
-        if wrong:
-            yield name, wrong
-
-
-def _absent(store: Store, last: int) -> Iterator[tuple[str, str]]:
-    """What must be there after batch `last`, or because progress.json speaks of it, and is not."""
-    try:
-        told = read_sealed(store.out / "progress.json")
-    except Damaged:  # it is told elsewhere if it is there
-        told = {}
-    done = int(told.get("batches", last))
-    wanted = [store.batch_path(number) for number in range(last + 1, done + 1)]
-    wanted += [store.checkpoint_path(done)] if told.get("checkpoint") else []
-    wanted += [store.out / "collapse.json"] if told.get("collapse") else []
-    wanted += [store.out / "progress.json"] if last > 1 else []  # a kill leaves none only after the first commit
-    wanted += [store.snapshot_path(number) for number in (latest_snapshot(store, last),) if number]
-    wanted += [store.checkpoint_path(number) for number in _due(store, last)]
-    for path in wanted:
-        if not path.is_file():
-            yield path.relative_to(store.out).as_posix(), "missing"
-
-
-def due(edits: int, before: int, every: int) -> bool:
-    """Is there a checkpoint after a batch that is not the last, after which so many facts are edited, `before` it fewer?"""
-    return not edits or edits // every > before // every
-
-
-def _due(store: Store, last: int) -> Iterator[int]:
-    """Batches before `last` after which there is a checkpoint; that of `last` itself may not be measured yet."""
-    try:
-        settings = store.about().get("settings", {})
-    except Damaged:
-        settings = {}
-    size, every = int(settings.get("batch", 0)), int(settings.get("checkpoint_every", 0))
-    for number in range(last if size and every else 0):
-        if due(number * size, (number - 1) * size, every):
-            yield number
-
-
-def latest_snapshot(store: Store, last: int) -> int:
-    """The last of the batches 1 .. `last` whose commit speaks of a snapshot, which is kept; 0 if none does."""
-    for number in range(last, 0, -1):
-        try:
-            files = store.commit(number)["files"]
-        except Damaged:
-            continue
-        if any(name.startswith("snapshots/") for name in files):
-            return number
-    return 0
-
-
-def _unsealed(store: Store) -> bool:
-    """Are there tables, or should there be, that no tables.json speaks of?"""
-    return not (store.out / "tables.json").is_file() and (store.light or bool(store.numbers("checkpoints")))
-
-
-def _removable(name: str) -> bool:
-    """Is this leftover one of ours, not the copy that a sync tool or a person made?"""
+def _is_ours(name: str) -> bool:
+    """Is this leftover the run's own, not a copy that a sync tool or a person made?"""
     return name.endswith(".part") or bool(OURS.fullmatch(name))
 
 
-def _tables(store: Store) -> dict[str, str | None]:
-    """{parquet file: what is wrong with it}."""
-    try:
-        sums = read_sealed(store.out / "tables.json")
-    except Damaged:
-        sums = {}
-    return {name: _file_trouble(store.out / name, value) for name, value in sums.items()}
+def status(out: str | Path) -> dict[str, Any]:
+    """How far the run in `out` is; nothing of it is changed.
 
+    Returns:
+        state ("running", "stopped", "complete", "collapsed"); light (tables without weights); edits, edits_asked, batches;
+        seconds_per_edit (of the last batches, with their scoring), seconds_left (None unless the run goes on); bytes by
+        folder ("bytes"), bytes_at_end (about; None for tables alone); checkpoint (the last one's columns), known (facts
+        that needed no edit), collapse, forced, model, method.
 
-def _batch(store: Store, number: int) -> tuple[set[str], dict[str, str]]:
-    """(files of a batch, those damaged and why)."""
-    own = store.batch_path(number).relative_to(store.out).as_posix()
-    if why := _trouble(store.batch_path(number)):
-        near = (store.edit_path(number), store.state_path(number), store.snapshot_path(number))
-        return {own, *(path.relative_to(store.out).as_posix() for path in near)}, {own: why}
-    files = store.commit(number)["files"]
-    wrong = {}
-    for name, value in files.items():
-        dropped = name.startswith("snapshots/") and not (store.out / name).is_file()  # only the last two are kept
-        if not dropped and (why := _file_trouble(store.out / name, value)):
-            wrong[name] = why
-    return {own, *files}, wrong
-
-
-def _trouble(path: Path) -> str | None:
-    try:
-        read_sealed(path)
-    except Damaged as error:
-        return str(error).removeprefix(f"{path}: ")
-    return None
-
-
-def _file_trouble(path: Path, wanted: str) -> str | None:
-    if not path.is_file():
-        return "missing"
-    try:
-        return None if file_digest(path) == wanted else "its checksum does not fit, the file was changed or damaged"
-    except OSError as error:
-        return f"cannot be read ({error.strerror or error})"
-
-
-def _names(store: Store) -> Iterator[str]:
+    Raises:
+        KetoolsError: no run, or a damaged file (named).
+    """
+    store, record = Store.of(out), RunRecord.load(out)
+    settings, points, batches = record.provenance.get("settings", {}), record.checkpoints, record.batches
+    if store.light:
+        done = {"batches": len(batches), "edits": int(points["edits"].max()) if len(points) else 0}
+    else:
+        done = store.progress()
+    asked = int(settings.get("edits", 0))
+    if record.collapse:
+        state = "collapsed"
+    elif done["edits"] == asked and "end_p_new" in record.facts:
+        state = "complete"
+    else:
+        state = "stopped"
+        if (store.out / "lock").is_file():
+            lock = FileLock(store.out / "lock", timeout=0)
+            try:
+                lock.acquire()
+                lock.release()
+            except Timeout:
+                state = "running"
+            except OSError:  # a read-only folder: not known
+                pass
+    recent = batches.tail(_RECENT)
+    pace = float((recent["seconds"] + recent["seconds_scoring"]).sum() / recent["facts"].sum()) if len(recent) else None
+    used: dict[str, int] = {}
     for path in store.out.rglob("*"):
         if path.is_file():
-            yield path.relative_to(store.out).as_posix()
-
-
-def _leftovers(store: Store, seen: set[str]) -> Iterator[str]:
-    """Files of the run's folders that no commit speaks of, and temporary files."""
-    for name in _names(store):
-        folder, _, rest = name.rpartition("/")
-        if rest.endswith(".part") or (folder in _FOLDERS and name not in seen):
-            yield name
+            top = path.relative_to(store.out).parts
+            name = top[0] if len(top) > 1 else "tables"
+            used[name] = used.get(name, 0) + path.stat().st_size
+    grows = sum(used.get(name, 0) for name in ("batches", "edits", "state"))
+    return {
+        "state": state,
+        "light": store.light,
+        **done,
+        "edits_asked": asked,
+        "seconds_per_edit": pace,
+        "seconds_left": pace * (asked - done["edits"]) if pace and state in ("running", "stopped") else None,
+        "bytes": used,
+        "bytes_at_end": round(grows * (asked / done["edits"] - 1)) + sum(used.values())
+        if grows and done["edits"]
+        else None,
+        "checkpoint": points.iloc[-1].to_dict() if len(points) else None,
+        "known": int(batches["known"].sum()) if len(batches) else 0,
+        "collapse": record.collapse,
+        "forced": record.provenance.get("forced", []),
+        "model": record.provenance.get("model", {}).get("name"),
+        "method": (record.provenance.get("config") or {}).get("method") or settings.get("method", {}).get("name"),
+    }

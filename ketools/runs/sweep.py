@@ -1,4 +1,4 @@
-"""Three sentences about a comparison of methods, computed from its figures: the norm, the model, the edits."""
+"""Several runs side by side, each from the same unedited weights: methods (`demo`), settings (`grid`) or seeds (`sweep`)."""
 
 from __future__ import annotations
 
@@ -29,88 +29,46 @@ from ketools.runs.records import listed, provenance, title
 from ketools.runs.run import lifelong
 from ketools.runs.store import RunRecord, Store
 
-
-def sentences(methods: Mapping[str, Mapping[str, Any]], edits: int) -> list[str]:
-    """What happened to the norm, to the model and to the edits.
-
-    Args:
-        methods: {name: figures} as in demo.json.
-        edits: how many edits each method made.
-
-    Returns:
-        Three sentences; each is true of these figures whatever they are, nothing is assumed about which method wins.
-    """
-    done = {name: figures for name, figures in methods.items() if figures["edits"]}
-    idle = [title(name) for name in methods if name not in done]
-    if not done:
-        return [
-            f"The {what}: nothing was edited, the first update was not finite." for what in ("norm", "model", "edits")
-        ]
-    found = [_norm(done, edits), _model(done), _edits(done, edits)]
-    for name, figures in done.items():
-        if figures["edits"] < edits:
-            found[0] += f" {title(name)} ended after {figures['edits']:,} edits: its next update was not finite."
-    if idle:  # they have no figures
-        found[0] += f" Nothing was edited with {listed(idle)}: the first update was not finite."
-    return found
-
-
-def _norm(methods: Mapping[str, Mapping[str, Any]], edits: int) -> str:
-    each = [
-        f"{f['norm_ratio']:.2f} times with {title(name)} ({'still' if f['norm_still_growing'] else 'no longer'} growing)"
-        for name, f in methods.items()
-    ]
-    return f"The norm: after {edits:,} edits that of the most grown edited matrix is {listed(each)} what it was."
-
-
-def _model(methods: Mapping[str, Mapping[str, Any]]) -> str:
-    each = [
-        f"{_percent(f['unedited_kept'])} with {title(name)}{_brackets(_falling(f), _downstream(f))}"
-        for name, f in methods.items()
-    ]
-    return f"The model: of the facts that it knew and that were not edited, it still has {listed(each)}."
-
-
-def _edits(methods: Mapping[str, Mapping[str, Any]], edits: int) -> str:
-    each = [
-        f"{_percent(f['efficacy'])} with {title(name)} "
-        f"({_percent(f['paraphrase'])} in other words, mean probability {f['p_edited']:.2f})"
-        for name, f in methods.items()
-    ]
-    natural = next(iter(methods.values()))["p_natural"]
-    compared = "" if math.isnan(natural) else f"; natural facts had a mean probability of {natural:.2f}"
-    whole = all(f["edits"] == edits for f in methods.values())
-    return f"The edits: of {f'all {edits:,}' if whole else 'those made'}, those that hold at the end are {listed(each)}{compared}."
-
-
-def _falling(figures: Mapping[str, Any]) -> str:
-    return "and falling" if figures["unedited_falling"] else ""
-
-
-def _downstream(figures: Mapping[str, Any]) -> str:
-    kept = figures["downstream_kept"]
-    return "" if math.isnan(kept) else f"downstream score {_percent(kept)} of before"
-
-
-def _brackets(*parts: str) -> str:
-    said = ", ".join(part for part in parts if part)
-    return f" ({said})" if said else ""
-
-
-def _percent(share: float) -> str:
-    return "an unknown share" if math.isnan(share) else f"{100 * share:.1f}%"
-
-
-# The main job: the same edits with several methods, each on a fresh copy of the weights, side by side.
-
-
 METHODS = ("memit", "alphaedit", "encore")
 MODEL = "pocket-llama-v2"
 """The pocket model on which a thousand edits show what the paper shows (data/README.md: the others, and why less)."""
+ALL_STEPS = -1
+"""How a table says that no patience stops the target optimisation."""
 Report = Callable[[Mapping[str, RunRecord], Path], object]
-"""Draws records (method -> record) into a file; drawing lies above this room, so that the caller brings it."""
+"""Draws records (method -> record) into a file; the page lies in a folder above this one, so the caller brings it."""
 Look = Callable[[EditableModel, FactSet, Sequence[Method], bool], object]
-"""Looks at model, facts, methods and whether statistics are at hand before anything is written; raises what stops the job."""
+"""Looks at model, facts, methods and whether statistics are at hand before anything is written; raises to stop the job."""
+
+
+def sweep(
+    model: EditableModel,
+    facts: FactSet,
+    runs: Mapping[str, Mapping[str, Any]],
+    out: Path,
+    *,
+    each: Callable[[dict[str, RunRecord]], object] | None = None,
+    **common: Any,  # noqa: ANN401 - passed on
+) -> dict[str, RunRecord]:
+    """One run after another, each in its folder `out`/NAME and from the weights as they are now, which come back.
+
+    Args:
+        runs: {name: arguments of `ketools.runs.run.lifelong` of this run alone, its method among them}.
+        each: called with the records so far after every run.
+        common: the arguments of all of them.
+
+    Returns:
+        {name: record}. Runs that were stopped resume, finished ones are read.
+
+    Raises:
+        KetoolsError, ketools.runs.run.Interrupted: as `lifelong` does; finished batches and runs are kept.
+    """
+    records: dict[str, RunRecord] = {}
+    for name, settings in runs.items():
+        with fresh(model):
+            records[name] = lifelong(model, facts, out=out / name, **{**common, **settings})
+        if each is not None:
+            each(records)
+    return records
 
 
 def demo(
@@ -134,8 +92,8 @@ def demo(
 ) -> dict[str, Any]:
     """Run the methods one after another on the same facts; write demo.json and, with `report`, report.html into `out`.
 
-    A job that was stopped goes on where it stopped when called again with the same arguments. One that was finished
-    (demo.json is there) is done anew; `again` also throws away an unfinished one.
+    A job that was stopped resumes when called again with the same arguments. A finished one (demo.json is there) is done
+    again; `again` also throws away an unfinished one.
 
     Args:
         methods: names ("memit", "alphaedit", "encore", ...).
@@ -146,17 +104,17 @@ def demo(
         statistics: covariances of the keys; None: those stored with the model.
         sizes, tasks, texts: as in `ketools.runs.panel.Panel.take`.
         progress: show progress bars; report: writes report.html (`ketools.report.page.write_report`); None: there is none.
-        look: called once before a job that begins anew, as `Look` says (the command line's preflight); None: no look.
+        look: called once before a new job (the command line's preflight); None: no look.
 
     Returns:
-        {"methods": {name: {norm_ratio, ...}}, "sentences": [3], "provenance": {...}, "records": {name: RunRecord}};
-        demo.json holds the same without the records. Ratios are fractions, measured at the end.
+        {"methods": {name: `figures`}, "sentences": [3], "provenance": {...}, "records": {name: RunRecord}}; demo.json holds
+        the same without the records. Ratios are fractions, measured at the end.
 
     Raises:
         KetoolsError: unknown method or model, fewer facts than edits, unwritable folder.
         ketools.runs.run.Interrupted: Ctrl-C; finished batches and methods are kept.
     """
-    chosen = {each.name: each for each in map(named_method, methods)}
+    chosen = {method.name: method for method in map(named_method, methods)}
     if not chosen:
         raise KetoolsError(f"no methods given, expected some of {', '.join(METHODS)}")
     check_seed(seed)
@@ -164,77 +122,39 @@ def demo(
     todo = known.sample(edits, seed)
     loaded = model if isinstance(model, EditableModel) else load(model)
     given, statistics, out = statistics is not None, statistics or load_statistics(loaded), Path(out)
-    if look is not None and (again or not _unfinished(out, chosen)):
+    done, begun = (out / "demo.json").is_file(), [name for name in chosen if Store(out / name).exists()]
+    if look is not None and (again or done or not begun):  # a stopped job passed its checks when it began
         look(loaded, todo, tuple(chosen.values()), given)
-    _prepare(out, chosen, again)  # only now: a mistyped model must not cost an earlier run
+    store = Store(out)
+    with store.writing():  # is the folder writable? Only now: a mistyped model must not cost an earlier run
+        write_json(out / "demo.json.tmp", {})
+        (out / "demo.json.tmp").unlink()
+        for name in begun if done or again else ():
+            shutil.rmtree(out / name)
+        (out / "demo.json").unlink(missing_ok=True)
     start = time.perf_counter()
     panel = Panel.take(loaded, known, todo, sizes=sizes, seed=seed, tasks=tasks, texts=texts)
-    records = _runs(
-        loaded, known, chosen, panel, out, edits=edits, batch=batch, checkpoint_every=checkpoint_every, seed=seed,
-        statistics=statistics, progress=progress,
+    records = sweep(
+        loaded, known, {name: {"method": method} for name, method in chosen.items()}, out, edits=edits, batch=batch,
+        checkpoint_every=checkpoint_every, seed=seed, statistics=statistics, panel=panel, progress=progress,
     )  # fmt: skip
     about = provenance(loaded, seed) | {"edits": edits, "batch": batch, "unedited_right_before": panel.unedited_right}
-    result = _result(records, edits, about | {"seconds": time.perf_counter() - start})
-    _write(out, result, records, report)
-    return result | {"records": records}
-
-
-def _runs(
-    model: EditableModel,
-    known: FactSet,
-    methods: Mapping[str, Method],
-    panel: Panel,
-    out: Path,
-    **settings: Any,  # noqa: ANN401 - passed on
-) -> dict[str, RunRecord]:
-    """A run per method, each on the unedited weights; `settings` as `ketools.runs.run.lifelong` takes them."""
-    records: dict[str, RunRecord] = {}
-    for name, method in methods.items():
-        with fresh(model):
-            records[name] = lifelong(model, known, method, out=out / name, panel=panel, **settings)
-    return records
-
-
-def _result(records: dict[str, RunRecord], edits: int, about: dict[str, Any]) -> dict[str, Any]:
-    """What demo.json holds."""
-    found = {name: figures(record) for name, record in records.items()}
-    methods = {
+    about["methods"] = {
         name: record.provenance["method"] | {"settings": record.provenance["settings"]["hyper"]}
         for name, record in records.items()
     }
-    return {"methods": found, "sentences": sentences(found, edits), "provenance": about | {"methods": methods}}
-
-
-def _unfinished(out: Path, methods: Sequence[str]) -> bool:
-    """Does a stopped job of one of these methods lie there? It passed its checks when it began."""
-    return not (out / "demo.json").is_file() and any(Store(out / name).exists() for name in methods)
-
-
-def _prepare(out: Path, methods: Sequence[str], again: bool) -> None:
-    """Is the folder writable, before any long work; finished runs of these methods make room."""
-    store = Store(out)
-    with store.writing():
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "demo.json.tmp", {})
-        (out / "demo.json.tmp").unlink()
-        finished = (out / "demo.json").is_file()
-        for name in methods:
-            if (finished or again) and Store(out / name).exists():
-                shutil.rmtree(out / name)
-        (out / "demo.json").unlink(missing_ok=True)
-
-
-def _write(out: Path, result: dict[str, Any], records: dict[str, RunRecord], report: Report | None) -> None:
-    """demo.json, and the report."""
-    store = Store(out)
+    ends = {name: figures(record) for name, record in records.items()}
+    about["seconds"] = time.perf_counter() - start
+    result = {"methods": ends, "sentences": sentences(ends, edits), "provenance": about}
     with store.writing():
         write_json(out / "demo.json", result)
         if report is not None:
             report(records, out / "report.html")
+    return result | {"records": records}
 
 
 def figures(record: RunRecord) -> dict[str, Any]:
-    """What demo.json says of one method: the state at the end of its run.
+    """The state at the end of a run, as demo.json and the grid hold it.
 
     Returns:
         norm_ratio (most grown edited matrix, Frobenius, relative to before), norm_still_growing, norm_ratio_unedited;
@@ -249,43 +169,77 @@ def figures(record: RunRecord) -> dict[str, Any]:
         last = last.reindex(["p_natural"])
     norms = record.norms[record.norms["edited"]]
     end = norms[norms["edits"] == norms["edits"].max()]
-    most = end.loc[end["ratio"].fillna(float("inf")).idxmax(), "layer"]
-    series = norms[norms["layer"] == most].set_index("edits")["norm"]
+    most = end.loc[end["ratio"].fillna(math.inf).idxmax(), "layer"]
     kept = record.checkpoints["unedited_kept"].to_numpy()
-    seconds = _total(record.batches, "seconds")
-    from_last = {
-        "efficacy": "ES", "paraphrase": "PS", "neighbourhood": "NS", "score": "S",
-        "efficacy_at_edit": "at_edit_ES", "paraphrase_at_edit": "at_edit_PS", "neighbourhood_at_edit": "at_edit_NS",
-    }  # fmt: skip
-    same = (
+    names = {name: name for name in (
         "norm_ratio", "norm_ratio_unedited", "unedited_kept", "same_subject_kept", "downstream_kept", "downstream_f1",
         "perplexity", "perplexity_ratio", "efficacy_accuracy", "paraphrase_accuracy", "neighbourhood_accuracy",
         "p_edited", "p_natural",
-    )  # fmt: skip
+    )} | {
+        "efficacy": "ES", "paraphrase": "PS", "neighbourhood": "NS", "score": "S", "efficacy_at_edit": "at_edit_ES",
+        "paraphrase_at_edit": "at_edit_PS", "neighbourhood_at_edit": "at_edit_NS",
+    }  # fmt: skip
+    # The table of batches has no columns where the run ended in the first.
+    seconds, scoring = (
+        float(record.batches.get(name, pd.Series(dtype=float)).sum()) for name in ("seconds", "seconds_scoring")
+    )
     return {
-        **{name: float(last.get(name, math.nan)) for name in same},
-        **{name: float(last.get(column, math.nan)) for name, column in from_last.items()},
+        **{name: float(last.get(column, math.nan)) for name, column in names.items()},
         "norm_layer": int(most),
-        "norm_still_growing": n > 0 and growing(series),
+        "norm_still_growing": n > 0 and growing(norms[norms["layer"] == most].set_index("edits")["norm"]),
         "unedited_falling": bool(len(kept) > 1 and kept[-1] < kept[-2]),
         "steps_mean": float(facts["steps"].mean()) if n else math.nan,
         "edits": n,
         "seconds": seconds,
         "seconds_per_edit": seconds / n if n else math.nan,
-        "seconds_evaluation": _total(record.checkpoints, "seconds") + _total(record.batches, "seconds_scoring"),
+        "seconds_evaluation": float(record.checkpoints["seconds"].sum()) + scoring,
     }
 
 
-def _total(frame: pd.DataFrame, column: str) -> float:
-    """The column's sum; 0 where the run ended before the table had a row."""
-    return float(frame[column].sum()) if column in frame else 0.0
+def sentences(methods: Mapping[str, Mapping[str, Any]], edits: int) -> list[str]:
+    """Three sentences about `figures` of methods ({name: figures}) after `edits` edits: the norm, the model, the edits.
 
+    Each is true of these figures whatever they are; nothing is assumed about which method wins.
+    """
+    done = {title(name): end for name, end in methods.items() if end["edits"]}
+    if not done:
+        return [
+            f"The {what}: nothing was edited, the first update was not finite." for what in ("norm", "model", "edits")
+        ]
 
-# ENCORE's two knobs against each other: the norm constraint lambda_n and MPES' patience, a whole run for each pair.
+    def percent(share: float) -> str:
+        return "an unknown share" if math.isnan(share) else f"{100 * share:.1f}%"
 
-
-ALL_STEPS = -1
-"""How a table says that no patience stops step 1."""
+    ratios, kept, hold = [], [], []
+    for name, end in done.items():
+        trend = "still growing" if end["norm_still_growing"] else "no longer growing"
+        ratios.append(f"{end['norm_ratio']:.2f}x with {name} ({trend})")
+        notes = ["and falling"] if end["unedited_falling"] else []
+        if not math.isnan(end["downstream_kept"]):
+            notes.append(f"downstream score at {percent(end['downstream_kept'])} of its original value")
+        kept.append(f"{percent(end['unedited_kept'])} with {name}" + (f" ({', '.join(notes)})" if notes else ""))
+        hold.append(
+            f"{percent(end['efficacy'])} with {name} ({percent(end['paraphrase'])} when rephrased, mean probability "
+            f"{end['p_edited']:.2f})"
+        )
+    natural = next(iter(done.values()))["p_natural"]
+    compared = "" if math.isnan(natural) else f"; unedited facts had a mean probability of {natural:.2f}"
+    which = (
+        f"all {edits:,} edits" if all(end["edits"] == edits for end in done.values()) else "the edits that were made"
+    )
+    norm = (
+        f"After {edits:,} edits, the Frobenius norm of the most-changed matrix is {listed(ratios)} its original value."
+    )
+    for name, end in done.items():
+        if end["edits"] < edits:
+            norm += f" {name} ended after {end['edits']:,} edits: its next update was not finite."
+    if idle := [title(name) for name, end in methods.items() if not end["edits"]]:  # they have no figures
+        norm += f" Nothing was edited with {listed(idle)}: the first update was not finite."
+    return [
+        f"The norm. {norm}",
+        f"The model. Of the facts that it knew and that were not edited, it still answers {listed(kept)}.",
+        f"The edits. Of {which}, these hold at the end: {listed(hold)}{compared}.",
+    ]
 
 
 def grid(
@@ -304,9 +258,9 @@ def grid(
     each: Callable[[pd.DataFrame], object] | None = None,
     **overrides: object,
 ) -> pd.DataFrame:
-    """Run ENCORE once for every pair of `lambda_n` and `patience`, on the same facts, each time from the unedited model.
+    """ENCORE's two settings against each other: a run for every pair of `lambda_n` and `patience`, on the same facts.
 
-    Every run is kept in a folder of its own below `out`, so that a job that was stopped goes on when called again, and a
+    Every run is kept in a folder of its own below `out`, so that a job that was stopped resumes when called again, and a
     larger grid takes over the runs of a smaller one. The table is also written to `out`/grid.parquet. The model comes
     back bit for bit as it was.
 
@@ -319,65 +273,12 @@ def grid(
         overrides: further settings of the editor.
 
     Returns:
-        A row per pair, in the order given: lambda_n, patience (ALL_STEPS for None), then `ketools.runs.sweep.figures`.
+        A row per pair, in the order given: lambda_n, patience (ALL_STEPS for None), then `figures`.
 
     Raises:
         KetoolsError: an empty or repeated list, a negative or infinite number, or what `lifelong` refuses.
         ketools.runs.run.Interrupted: Ctrl-C; finished batches and runs are kept.
     """
-    _check(lambda_n, patience)
-    out = Path(out)
-    panel = panel or Panel.take(model, facts, facts.sample(edits, seed), seed=seed)
-    rows: list[dict[str, object]] = []
-    for weight in lambda_n:
-        for steps in patience:
-            how = replace(ENCORE, stopping=FixedSteps() if steps is None else MPES(steps))
-            name = f"lambda_n={weight:g},patience={'all' if steps is None else steps}"
-            with fresh(model):
-                record = lifelong(
-                    model, facts, how, edits=edits, batch=batch, checkpoint_every=edits, seed=seed, out=out / name,
-                    statistics=statistics, panel=panel, progress=progress,
-                    overrides={**overrides, "lambda_n_relative": float(weight)},
-                )  # fmt: skip
-            rows.append(
-                {"lambda_n": float(weight), "patience": ALL_STEPS if steps is None else steps, **figures(record)}
-            )
-            if each is not None:
-                each(pd.DataFrame(rows))
-    table = pd.DataFrame(rows)
-    write_atomic(out / "grid.parquet", table.to_parquet(index=False))
-    return table
-
-
-def keep(table: pd.DataFrame, name: str, about: Mapping[str, Any]) -> Path:
-    """Put a table of `grid` and where it comes from into the data folder, as NAME.parquet and NAME.json; returns the table's path.
-
-    Raises OSError if the folder cannot be written.
-    """
-    folder = data_root() / "dial"
-    folder.mkdir(exist_ok=True)
-    write_json(folder / f"{name}.json", about)
-    return write_atomic(folder / f"{name}.parquet", table.to_parquet(index=False))
-
-
-def stored(model: EditableModel) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The grid of this model that lies in the data folder, and its provenance (edits, batch, seed, model, versions).
-
-    Raises KetoolsError if there is none, or one of another model of this name; it says which command makes it.
-    """
-    path, remedy = (
-        data_root() / "dial" / f"{model.name}.parquet",
-        f"`python -m benchmarks.dial --model {model.name} --write` makes it",
-    )
-    if not path.is_file():
-        raise KetoolsError(f"no grid of {model.name!r} at {path}; {remedy}")
-    about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    if about["model"]["fingerprint"] != model.fingerprint:
-        raise KetoolsError(f"the grid at {path} is of another model than this {model.name!r}; {remedy} anew")
-    return pd.read_parquet(path), about
-
-
-def _check(lambda_n: Sequence[float], patience: Sequence[int | None]) -> None:
     for name, values in (("lambda_n", lambda_n), ("patience", patience)):
         if not len(values) or len(set(values)) < len(values):
             raise KetoolsError(f"{name}={list(values)!r}: expected different values, at least one")
@@ -385,3 +286,56 @@ def _check(lambda_n: Sequence[float], patience: Sequence[int | None]) -> None:
         raise KetoolsError(f"lambda_n={wrong[0]!r}: expected a number >= 0; 0 leaves the norm free")
     if odd := [v for v in patience if v is not None and (isinstance(v, bool) or not isinstance(v, int) or v < 0)]:
         raise KetoolsError(f"patience={odd[0]!r}: expected a whole number >= 0, or None for all steps")
+    out = Path(out)
+    pairs = {
+        f"lambda_n={weight:g},patience={'all' if steps is None else steps}": (float(weight), steps)
+        for weight in lambda_n
+        for steps in patience
+    }
+    runs = {
+        name: {
+            "method": replace(ENCORE, stopping=FixedSteps() if steps is None else MPES(steps)),
+            "overrides": {**overrides, "lambda_n_relative": weight},
+        }
+        for name, (weight, steps) in pairs.items()
+    }
+
+    def table(records: Mapping[str, RunRecord]) -> pd.DataFrame:
+        rows = []
+        for name, record in records.items():
+            weight, steps = pairs[name]
+            rows.append({"lambda_n": weight, "patience": ALL_STEPS if steps is None else steps, **figures(record)})
+        return pd.DataFrame(rows)
+
+    records = sweep(
+        model, facts, runs, out, edits=edits, batch=batch, checkpoint_every=edits, seed=seed, statistics=statistics,
+        panel=panel or Panel.take(model, facts, facts.sample(edits, seed), seed=seed), progress=progress,
+        each=None if each is None else lambda so_far: each(table(so_far)),
+    )  # fmt: skip
+    write_atomic(out / "grid.parquet", table(records).to_parquet(index=False))
+    return table(records)
+
+
+def keep(table: pd.DataFrame, name: str, about: Mapping[str, Any]) -> Path:
+    """Put a table of `grid` and its provenance into the data folder, as NAME.parquet and NAME.json; returns the table's path.
+
+    Raises OSError if the folder cannot be written.
+    """
+    folder = data_root() / "dial"
+    write_json(folder / f"{name}.json", about)
+    return write_atomic(folder / f"{name}.parquet", table.to_parquet(index=False))
+
+
+def stored(model: EditableModel) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The grid of this model in the data folder, and its provenance (edits, batch, seed, model, versions).
+
+    Raises KetoolsError if there is none, or only one of another model of this name; it says which command makes it.
+    """
+    path = data_root() / "dial" / f"{model.name}.parquet"
+    remedy = f"`python -m benchmarks.dial --model {model.name} --write` makes it"
+    if not path.is_file():
+        raise KetoolsError(f"no grid of {model.name!r} at {path}; {remedy}")
+    about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    if about["model"]["fingerprint"] != model.fingerprint:
+        raise KetoolsError(f"the grid at {path} is of another model than this {model.name!r}; {remedy}")
+    return pd.read_parquet(path), about

@@ -171,7 +171,7 @@ def test_runs_are_made_once_go_on_and_become_tables(job, tmp_path, monkeypatch):
     def never(*_, **__):
         raise AssertionError("a finished run is not run again")
 
-    monkeypatch.setattr(findings, "lifelong", never)
+    monkeypatch.setattr(findings, "sweep", never)
     again = findings.collect(options, never, never, model.fingerprint)
     assert findings.tables(again, options)[0] == text
     elsewhere = findings.parse([*words, "--out", str(tmp_path / "none"), "--records", str(tmp_path / "runs")])

@@ -4,6 +4,7 @@ import shutil
 import warnings
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
 from ketools import FactSet, KetoolsError
@@ -32,16 +33,16 @@ def stopped(go, facts, monkeypatch):
     """A run that was stopped after its first batch; its panel holds every fact that was asked, whatever was answered."""
     real, calls = Editor.apply, []
 
-    def apply(self, batch):
+    def apply(self, *args):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(self, batch)
+        return real(self, *args)
 
-    def all_right(model, asked):
-        return tuple(asked), (0.5,) * len(asked), 1.0
+    def all_right(model, asked, prompts):
+        return pd.DataFrame({"accuracy": [1.0] * len(asked), "p_true": 0.5})
 
-    monkeypatch.setattr("ketools.runs.panel._right", all_right)
+    monkeypatch.setattr("ketools.runs.panel.recall", all_right)
     with monkeypatch.context() as patch:
         patch.setattr(Editor, "apply", apply)
         with pytest.raises(Interrupted):

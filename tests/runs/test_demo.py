@@ -61,11 +61,11 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_call_goes_on(tiny_gpt2, facts, q
     bits = {layer: tiny_gpt2.weight(layer).clone() for layer in range(4)}
     real, calls = Editor.apply, []
 
-    def apply(self, batch):
+    def apply(self, *args):
         calls.append(1)
         if len(calls) == 5:  # the second batch of the second method
             raise KeyboardInterrupt
-        return real(self, batch)
+        return real(self, *args)
 
     with monkeypatch.context() as patch:
         patch.setattr(Editor, "apply", apply)
@@ -74,7 +74,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_call_goes_on(tiny_gpt2, facts, q
     assert all(torch.equal(tiny_gpt2.weight(layer), weight) for layer, weight in bits.items())
     assert not (tmp_path / "stopped" / "demo.json").exists()
     calls.clear()
-    monkeypatch.setattr(Editor, "apply", lambda self, batch: (calls.append(1), real(self, batch))[1])
+    monkeypatch.setattr(Editor, "apply", lambda self, *args: (calls.append(1), real(self, *args))[1])
     again = demo(["memit", "encore"], tiny_gpt2, out=tmp_path / "stopped", facts=facts, **quick)
     assert len(calls) == 2  # the batches that were missing
     for name, found in whole["methods"].items():
@@ -88,10 +88,10 @@ def test_a_method_that_ends_in_its_first_batch_has_no_figures_and_stops_nobody(
 ):
     real = Editor.apply
 
-    def apply(self, batch):
+    def apply(self, *args):
         if self.method.name == "memit":
             raise NotFinite("the update of layer 1 is not finite")
-        return real(self, batch)
+        return real(self, *args)
 
     monkeypatch.setattr(Editor, "apply", apply)
     job = quick | {"report": write_report}
@@ -104,9 +104,9 @@ def test_a_method_that_ends_in_its_first_batch_has_no_figures_and_stops_nobody(
     assert other["efficacy"] >= 0 and other["norm_ratio"] > 1, "the other method is measured as ever"
     assert not ended["norm_still_growing"] and not ended["unedited_falling"]
     norm, model, edits = result["sentences"]
-    assert norm.endswith("Nothing was edited with MEMIT: the first update was not finite.")
+    assert "Nothing was edited with MEMIT" in norm
     assert "MEMIT" not in model + edits and "nan" not in norm + model + edits
-    assert "of all 8," in edits
+    assert "all 8 edits" in edits
     assert (tmp_path / "two" / "report.html").is_file()
     table = compare(gather([tmp_path / "two"])).set_index("method")
     assert list(table["edits"]) == [0, 8] and list(table["collapsed"]) == [True, False]
@@ -208,17 +208,15 @@ def test_sentences_are_true_of_the_figures_whatever_they_are():
         "encore": figures(record([1.0, 1.1, 1.1, 1.1, 1.1], [1.0, 1.0, 1.0, 0.99, 0.99])),
     }
     norm, model, edits = sentences(found, 400)
-    assert "3.00 times with MEMIT (still growing)" in norm
-    assert "1.10 times with ENCORE (no longer growing)" in norm
-    assert "60.0% with MEMIT (and falling, downstream score 50.0% of before)" in model
+    assert "3.00x with MEMIT (still growing)" in norm and "1.10x with ENCORE (no longer growing)" in norm
+    assert "60.0% with MEMIT (and falling, downstream score at 50.0%" in model
     assert "99.0% with ENCORE (downstream" in model
-    assert "50.0% with ENCORE (50.0% in other words, mean probability 0.50)" in edits
-    assert edits.endswith("natural facts had a mean probability of 0.50.")
+    assert "50.0% with ENCORE (50.0% when rephrased, mean probability 0.50)" in edits
+    assert "unedited facts" in edits
     unknown = {"downstream_kept": math.nan, "unedited_kept": math.nan, "p_natural": math.nan}
-    alone = sentences({"encore": found["encore"] | unknown}, 400)
-    assert "MEMIT" not in " ".join(alone)
-    assert "nan" not in " ".join(alone)
-    assert "it still has an unknown share with ENCORE." in alone[1]
+    norm, model, edits = sentences({"encore": found["encore"] | unknown}, 400)
+    assert "MEMIT" not in norm + model + edits and "nan" not in norm + model + edits
+    assert "unknown share" in model and "unedited facts" not in edits
 
 
 def test_a_look_comes_before_anything_is_written_and_once_a_job(tiny_gpt2, facts, quick, tmp_path, monkeypatch):
@@ -245,5 +243,5 @@ def test_a_look_comes_before_anything_is_written_and_once_a_job(tiny_gpt2, facts
 def test_a_method_that_ends_early_is_told_so():
     figures = dict.fromkeys(FIGURES, 0.5) | {"norm_still_growing": True, "unedited_falling": True}
     norm, _, edits = sentences({"memit": figures | {"edits": 100}, "encore": figures | {"edits": 200}}, 200)
-    assert norm.endswith("MEMIT ended after 100 edits: its next update was not finite.")
-    assert "of those made," in edits and "200" not in edits
+    assert "MEMIT ended after 100 edits" in norm
+    assert "200" not in edits

@@ -47,8 +47,8 @@ def same_run(home, one, two):
         # What was written last holds all, not what was there before a kill.
         for out, frame in ((one, left), (two, right)):
             assert pd.read_parquet(out / f"{name}.parquet").equals(frame) or frame.empty, f"{out}: {name}.parquet"
-    models, batches = [], Store(one).batches()
-    assert batches == Store(two).batches()
+    models, batches = [], Store(one).progress()["batches"]
+    assert batches == Store(two).progress()["batches"]
     for out in (one, two):
         model = load(str(home))
         models.append((model, restore(Store(out), model, batches)))

@@ -49,11 +49,11 @@ def begin(trained_gpt2, tiny_tokenizer, facts, statistics, tmp_path):
 def stop_before(patch, batch):
     real, calls = Editor.apply, []
 
-    def apply(self, facts):
+    def apply(self, *args):
         calls.append(1)
         if len(calls) == batch:
             raise KeyboardInterrupt
-        return real(self, facts)
+        return real(self, *args)
 
     patch.setattr(Editor, "apply", apply)
 

@@ -86,7 +86,7 @@ def test_a_fault_of_the_disk_in_any_write_loses_nothing(run, tiny_gpt2, whole, t
     if Store(tmp_path / "faulty").exists():
         assert (
             len(tiny_gpt2.edits)
-            == Store(tmp_path / "faulty").batches()
+            == Store(tmp_path / "faulty").progress()["batches"]
             == len(RunRecord.load(tmp_path / "faulty").batches)
         )
     goes_on_to_the_same(run, tiny_gpt2, whole, "faulty")
@@ -125,20 +125,20 @@ def test_tables_are_whole_after_a_kill_between_the_last_checkpoint_and_them(
 ):
     writes, real = [], Store.write_tables
 
-    def stop(store):
+    def stop(store, *frames):
         writes.append(store)
         if len(writes) == 3 and not inside:
             raise KeyboardInterrupt
         if len(writes) == 3:
             nth_call(patch, ketools.runs.store, "write_atomic", 3, KeyboardInterrupt())
-        real(store)
+        real(store, *frames)
 
     with monkeypatch.context() as patch:
         patch.setattr(Store, "write_tables", stop)
         with pytest.raises(KeyboardInterrupt):
             run("late")
     found = survey(tmp_path / "late")
-    assert found.sound and "`ketools resume` writes them anew" in found.text(), "tables that are behind are no damage"
+    assert found.sound and found.unsealed, "tables that are behind are no damage"
     goes_on_to_the_same(run, tiny_gpt2, whole, "late")
     record = RunRecord.load(tmp_path / "late")
     assert len(writes) == 3 and "end_p_new" in record.facts
@@ -189,7 +189,7 @@ def test_a_record_without_its_edits_is_not_gone_on_with(run, whole, tmp_path):
     for name in ("batches", "edits", "state", "snapshots", "checkpoints"):
         shutil.rmtree(tmp_path / "whole" / name)
     same(RunRecord.load(tmp_path / "whole"), whole[0])
-    with pytest.raises(KetoolsError, match="the tables of a run without its edits"):
+    with pytest.raises(KetoolsError, match="tables of a run without its edits"):
         run("whole")
 
 
@@ -198,14 +198,14 @@ def test_what_is_behind_a_damaged_batch_is_done_again_and_nothing_else(run, tiny
     assert survey(tmp_path / "whole").batches == 1
     calls, real = [], resuming.Edit.load
     monkeypatch.setattr(resuming.Edit, "load", lambda *a: calls.append(a[0].stem) or real(*a))
-    with pytest.warns(UserWarning, match="goes on after batch 1 of 3"):
+    with pytest.warns(UserWarning, match="after batch 1 of 3"):
         goes_on_to_the_same(run, tiny_gpt2, whole, "whole")
     assert calls[0] == "00001"
 
 
 def test_a_record_with_a_damaged_file_is_not_read_in_part(whole, tmp_path):
     (tmp_path / "whole" / "batches" / "00002.json").write_text("{}")
-    with pytest.raises(KetoolsError, match=r"00002\.json: its checksum does not fit"):
+    with pytest.raises(KetoolsError, match=r"00002\.json: its checksum"):
         RunRecord.load(tmp_path / "whole")
 
 

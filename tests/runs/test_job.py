@@ -8,8 +8,8 @@ from ketools import KetoolsError
 from ketools.editing.editor import finished
 from ketools.editing.postprocess import Prune
 from ketools.runs.config import composed
-from ketools.runs.run import config_of, export_at, model_of, status
-from ketools.runs.store import Store
+from ketools.runs.resume import config_of, export_at, model_of
+from ketools.runs.store import Store, status
 from tests.runs.test_lifelong import undo_all
 
 

@@ -13,7 +13,9 @@ from ketools import KetoolsError
 from ketools.editing.editor import Editor
 from ketools.evaluation.edits import evaluate, summary
 from ketools.norms.weights import norms
+from ketools.runs import panel as panel_module
 from ketools.runs import run as module
+from ketools.runs.panel import Panel
 from ketools.runs.resume import statistics_digest
 from ketools.runs.run import Interrupted
 from ketools.runs.store import FRAMES, RunRecord, Store
@@ -81,13 +83,13 @@ def test_before_the_first_edit_nothing_has_changed(run):
     assert math.isnan(first["ES"])
 
 
-@pytest.mark.parametrize("stopped_in", ["apply", "evaluate", "put", "put_checkpoint", "_checkpoint"])
+@pytest.mark.parametrize("stopped_in", ["apply", "evaluate", "put", "put_checkpoint", "checkpoint"])
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_a_run_that_was_stopped_ends_with_the_same_bits(run, tiny_gpt2, tmp_path, monkeypatch, stopped_in, at):
     whole = run("whole")
     final = weights(tiny_gpt2)
     undo_all(tiny_gpt2)
-    owner = {"apply": Editor, "evaluate": module, "put": Store, "put_checkpoint": Store, "_checkpoint": module.Run}
+    owner = {"apply": Editor, "evaluate": panel_module, "put": Store, "put_checkpoint": Store, "checkpoint": Panel}
     with monkeypatch.context() as patch:
         stop_at_call(patch, owner[stopped_in], stopped_in, at)
         with pytest.raises(Interrupted, match="edits with encore are kept"):
@@ -125,7 +127,7 @@ def test_ctrl_c_keeps_finished_batches_and_leaves_the_weights_of_those(run, tiny
     assert list(kept.checkpoints["edits"]) == [0, 6]
     stopped = weights(tiny_gpt2)
     undo_all(tiny_gpt2)
-    for edit in (module.Edit.load(Store(tmp_path / "run").edit_path(k)) for k in (1, 2)):
+    for edit in (module.Edit.load(Store(tmp_path / "run").path("edits", k)) for k in (1, 2)):
         edit.apply_to(tiny_gpt2)
     assert all(torch.equal(stopped[layer], weight) for layer, weight in weights(tiny_gpt2).items())
 
@@ -200,9 +202,9 @@ def test_a_covariance_has_one_name_on_all_machines(statistics) -> None:
 def test_a_warning_of_every_batch_is_given_once_a_run(run, monkeypatch):
     real = Editor.apply
 
-    def apply(self, batch):
+    def apply(self, *args):
         warnings.warn("prompts share nothing here", UserWarning, stacklevel=2)
-        return real(self, batch)
+        return real(self, *args)
 
     monkeypatch.setattr(Editor, "apply", apply)
     with warnings.catch_warnings(record=True) as heard:

@@ -9,11 +9,11 @@ from tests.runs.fakes import about
 def test_a_run_that_was_killed_before_its_first_file_is_sound(tmp_path):
     store = Store(tmp_path)
     store.write_about(about())
-    store.batch_path(0).parent.mkdir()
+    store.path("batches", 0).parent.mkdir()
     assert survey(tmp_path).sound
     store.start({}, {})
     store.put_checkpoint(0, {})
-    store.batch_path(0).unlink()
+    store.path("batches", 0).unlink()
     assert survey(tmp_path).damaged == {"batches/00000.json": "missing"}
 
 
