@@ -535,6 +535,7 @@ class Editor:
         units = {i: float(covariances[i].trace()) / len(covariances[i]) for i in self.layers if i in covariances}
         post = self.method.post
         per_fact = {name: [x for o in done for x in o.record[name]] for name in done[0].record}
+        per_fact["known"] = [known for outcome in done for known in outcome.known]
         return {
             "method": self.method.name,
             "stopping": str(self.method.stopping),

@@ -226,7 +226,7 @@ def inspect(
     rows: dict[int, FactRows] = {}
     for place, fact in enumerate(facts):  # each by itself, so that one mistake does not hide the next
         try:
-            rows |= {place: each for each in checked_rows(model, [fact], ("",))}
+            rows[place] = checked_rows(model, [fact], ("",))[0]
         except KetoolsError as error:
             problems.append(str(error))
     known, known_rows = [facts[place] for place in rows], list(rows.values())

@@ -52,11 +52,8 @@ _USED_BY = {
     "lora_": "FineTune",
 }
 # Columns of the facts that a light record keeps: what tests between methods, forgetting and lists of lost edits need.
-_FACTS = ("id", "batch", "relation", "subject", "steps", "p_target") + tuple(
-    f"{moment}_{name}"
-    for moment in ("at_edit", "end")
-    for name in ("p_new", "efficacy_success", "efficacy_accuracy", "paraphrase_success", "neighbourhood_success")
-)
+_FACTS = ("id", "batch", "relation", "subject", "steps", "p_target")
+_SCORES = ("p_new", "efficacy_success", "efficacy_accuracy", "paraphrase_success", "neighbourhood_success")
 
 
 def key(method: str) -> str:
@@ -366,7 +363,8 @@ def pack(folder: str | Path, to: str | Path) -> Path:
         )
     tables = {name: frame for name in FRAMES if len(frame := getattr(record, name))}
     if "facts" in tables:
-        facts = tables["facts"][[name for name in _FACTS if name in tables["facts"]]]
+        names = [*_FACTS, *(f"{moment}_{name}" for moment in ("at_edit", "end") for name in _SCORES)]
+        facts = tables["facts"][[name for name in names if name in tables["facts"]]]
         tables["facts"] = facts.astype(dict.fromkeys(facts.select_dtypes("float").columns, "float32"))
     with new_folder(to) as made:
         light = Store(made)
