@@ -57,7 +57,7 @@ def test_killed_resumed_verified_and_exported(home, run, tmp_path):  # noqa: F81
     path = home / "kept" / "edits" / "00002.safetensors"
     path.write_bytes(path.read_bytes()[:-7])
     verified = run("runs verify kept")
-    assert verified.exit_code == 2 and "edits/00002.safetensors: its checksum does not fit" in verified.output
+    assert verified.exit_code == 2 and "edits/00002.safetensors: its checksum" in verified.output
     again = run("resume kept --quiet")
     assert again.exit_code == 0 and "edits/00002.safetensors" in again.stderr
     assert run("runs verify kept").exit_code == 0

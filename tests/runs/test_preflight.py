@@ -82,7 +82,7 @@ def test_every_problem_is_named_and_nothing_is_changed(tiny_gpt2):
         ("wordy", "tokens, more than"),
         ("same as good", "same edit"),
         ("against good", "contradict"),
-        ("tight", "behind a prefix"),
+        ("tight", "prefix of"),
     ):
         assert any(repr(id) in text and said in text for text in found.problems), (id, found.problems)
     assert found.text().count("problem: ") == len(found.problems)
