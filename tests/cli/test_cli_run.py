@@ -119,24 +119,19 @@ def test_a_mistake_whose_message_speaks_of_numbers_is_no_collapse(run, tmp_path,
     assert RunRecord.load(tmp_path / "refused").collapse is None
 
 
-def test_warnings_of_facts_that_need_no_edit_come_once(run, tmp_path, monkeypatch):
-    import warnings
-
+def test_facts_that_need_no_edit_are_told_once(run, tmp_path, monkeypatch):
     real = Editor.apply
 
-    def told(self, facts, progress=None):
+    def apply(self, facts, progress=None):
         edit = real(self, facts, progress)
-        warnings.warn(
-            f"2 of {len(facts)} facts need no edit, their target is the model's top answer already", stacklevel=1
-        )
+        edit.record["known"] = [True, True, False]
         return edit
 
-    monkeypatch.setattr(Editor, "apply", told)
+    monkeypatch.setattr(Editor, "apply", apply)
     ended = run(RUN.replace("--out kept", f"--out {tmp_path / 'known'}"))
-    assert ended.exit_code == 0 and ended.stderr.count("note: ") == 1
-    assert "of 12 facts needed no edit" in ended.stderr
-    known = RunRecord.load(tmp_path / "known").batches["known"]
-    assert (known >= 2).all() and f"{known.sum()} facts needed no edit" in run("status", tmp_path / "known").output
+    assert ended.exit_code == 0 and ended.stderr.count("note: ") == 1 and "8 of 12 facts" in ended.stderr
+    assert RunRecord.load(tmp_path / "known").batches["known"].tolist() == [2] * 4
+    assert "8 facts needed no edit" in run("status", tmp_path / "known").output
 
 
 def test_who_sits_at_a_terminal_is_asked_before_anything_is_written(home, run, monkeypatch):  # noqa: F811
