@@ -180,20 +180,25 @@ def finite(value: object) -> object:
 
 
 def data_root() -> Path:
-    """The folder with `world/` and `models/`: KETOOLS_DATA if set, else `data/` of the checkout beside the package.
+    """The folder with `world/` and `models/`.
 
+    KETOOLS_DATA if set, else `data/` of the checkout beside the package, else what the wheel brought along.
     Raises KetoolsError if there is no such folder.
     """
     named = os.environ.get("KETOOLS_DATA")
-    root = Path(named).expanduser() if named else Path(__file__).resolve().parent.parent / "data"
-    if root.is_dir():
-        return root
     if named:
+        root = Path(named).expanduser()
+        if root.is_dir():
+            return root
         raise KetoolsError(
             f"KETOOLS_DATA names {root}, which is not a folder; set it to the folder with world/ and models/"
         )
+    package = Path(__file__).resolve().parent
+    for root in (package.parent / "data", package / "_data"):
+        if (root / "world").is_dir():
+            return root
     raise KetoolsError(
-        f"no data folder at {root}: work from a checkout (pip install -e .), "
+        f"no data folder at {package.parent / 'data'} or {package / '_data'}: reinstall ketools, "
         "or set KETOOLS_DATA to the folder that holds world/ and models/"
     )
 

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+import zipfile
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import ketools
+from ketools.cli import MODEL
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -112,14 +114,28 @@ def test_citation_names_the_paper():
     assert cff["license"] == PROJECT["license"] == "MIT"
 
 
-def test_typed_and_data_files_are_packaged():
-    assert (ROOT / "ketools" / "py.typed").exists()
-    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"][
-        "package-data"
-    ]["*"]
-    data = [p for p in (ROOT / "ketools").rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
-    stray = [p.name for p in data if not any(p.match(pattern) for pattern in patterns)]
-    assert not stray, "files that a wheel would leave behind: add a pattern to package-data"
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The names in a wheel, built in a folder of links so that nothing stays behind in the checkout."""
+    tree = tmp_path_factory.mktemp("tree")
+    for name in ("ketools", "data", "pyproject.toml", "README.md", "LICENSE"):
+        (tree / name).symlink_to(ROOT / name)
+    command = "-m pip wheel --no-deps --no-build-isolation --no-index --quiet --wheel-dir out .".split()
+    subprocess.run([sys.executable, *command], cwd=tree, check=True)
+    (path,) = (tree / "out").iterdir()
+    assert path.stat().st_size < 85e6
+    with zipfile.ZipFile(path) as file:
+        return set(file.namelist())
+
+
+def test_the_wheel_carries_every_module_and_the_data_that_the_demo_needs(wheel):
+    sources = [p for p in (ROOT / "ketools").rglob("*") if p.is_file() and p.suffix != ".pyc"]
+    assert {p.relative_to(ROOT).as_posix() for p in sources} <= wheel
+    folders = ["world", "world/lm_eval", *(f"models/{name}" for name in ("pocket", MODEL))]
+    needed = [p for folder in folders for p in (ROOT / "data" / folder).iterdir() if p.is_file()]
+    assert {f"ketools/_data/{p.relative_to(ROOT / 'data').as_posix()}" for p in needed} <= wheel
+    assert "ketools/_data/models/pocket/model.safetensors" in wheel
+    assert not any("__pycache__" in name or "/make/" in name for name in wheel)
 
 
 def test_every_package_folder_has_an_init():
