@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import ketools
-from ketools.cli import MODEL
+from ketools.cli.run import DEMO_MODEL
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -131,7 +131,7 @@ def wheel(tmp_path_factory):
 def test_the_wheel_carries_every_module_and_the_data_that_the_demo_needs(wheel):
     sources = [p for p in (ROOT / "ketools").rglob("*") if p.is_file() and p.suffix != ".pyc"]
     assert {p.relative_to(ROOT).as_posix() for p in sources} <= wheel
-    folders = ["world", "world/lm_eval", *(f"models/{name}" for name in ("pocket", MODEL))]
+    folders = ["world", "world/lm_eval", *(f"models/{name}" for name in ("pocket", DEMO_MODEL))]
     needed = [p for folder in folders for p in (ROOT / "data" / folder).iterdir() if p.is_file()]
     assert {f"ketools/_data/{p.relative_to(ROOT / 'data').as_posix()}" for p in needed} <= wheel
     assert "ketools/_data/models/pocket/model.safetensors" in wheel

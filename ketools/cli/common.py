@@ -1,22 +1,36 @@
-"""What several commands share: checks of what was typed, before any work (torch is imported with the model only)."""
+"""What commands share: options, checks of what was typed before any work begins, the question before an edit."""
 
 import json
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ketools.errors import KetoolsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ketools.models.model import EditableModel
     from ketools.runs.preflight import Preflight
+
+FAILED = 2  # exit code of a check that found something
+FACTS = '"world", a data set, or a file of facts (.csv, .jsonl, .json, .gz).'
+MODEL = "A pocket model, a model folder, or a Hugging Face model id."
+Batch = Annotated[int, typer.Option(min=1, help="Facts per batch.")]
+Seed = Annotated[int, typer.Option(help="Decides which facts are drawn, and every random choice.")]
+Layers = Annotated[str | None, typer.Option(help="Layers separated by commas, such as 4,5,6; default: the method's.")]
+Statistics = Annotated[Path | None, typer.Option(help="Covariance of keys, a file written by `ketools stats`.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting of the method, such as lr=0.1; repeatable.")
+]
+Device = Annotated[str | None, typer.Option(help='Device of the model ("cpu", "auto", ...).')]
+Dtype = Annotated[str | None, typer.Option(help="Type of the weights: float32, bfloat16 or float16.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation; all checks still run.")]
 
 
 def writable(path: Path) -> None:
@@ -40,22 +54,27 @@ def numbers(text: str | None, option: str) -> tuple[int, ...] | None:
         raise KetoolsError(f"{option} {text!r}: expected numbers with commas, such as 4,5,6") from None
 
 
-def settings(given: list[str], option: str = "--set") -> dict[str, object]:
+def settings(pairs: list[str] | None, option: str = "--set") -> dict[str, Any]:
     """["lr=0.1", "compat=official"] as {"lr": 0.1, "compat": "official"}. Raises KetoolsError naming `option`."""
-    found: dict[str, object] = {}
-    for text in given:
-        name, equals, value = text.partition("=")
+    values: dict[str, Any] = {}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
         if not (name.strip() and equals and value.strip()):
-            raise KetoolsError(f"{option} {text!r}: expected name=value, such as lr=0.1")
+            raise KetoolsError(f"{option} {pair!r}: expected name=value, such as lr=0.1")
         try:
-            found[name.strip()] = json.loads(value)
+            values[name.strip()] = json.loads(value)
         except ValueError:
-            found[name.strip()] = value.strip()
-    return found
+            values[name.strip()] = value.strip()
+    return values
+
+
+def overrides(layers: str | None, pairs: list[str] | None) -> dict[str, Any]:
+    """The method's settings that `--set` and `--layers` name."""
+    return settings(pairs) | ({} if layers is None else {"layers": numbers(layers, "--layers")})
 
 
 def load_model(name: str, device: str | None, dtype: str | None) -> "EditableModel":
-    """The model of that name; raises KetoolsError for a type or a device that is none, and as `ketools.load` does."""
+    """The model of that name; raises KetoolsError for an unknown type or device, and as `ketools.load` does."""
     import torch
 
     from ketools.models.model import load
@@ -69,32 +88,28 @@ def load_model(name: str, device: str | None, dtype: str | None) -> "EditableMod
         raise KetoolsError(f"model {name!r} cannot be put on device {device!r}: {error}") from error
 
 
-def npz_files(given: list[str]) -> dict[int, str]:
-    """["17=a.npz"] as {17: "a.npz"}. Raises KetoolsError for something else."""
-    files: dict[int, str] = {}
-    for item in given:
-        layer, equals, path = item.partition("=")
-        if not (layer.strip().isdigit() and equals and path):
-            raise KetoolsError(f"--npz {item!r}: expected LAYER=FILE.npz, such as 17=layer17.npz")
-        files[int(layer)] = path
-    return files
+def no_loading_bars() -> None:
+    """Turn off the progress bars that transformers shows while it loads a model."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def at_a_terminal() -> bool:
-    """Is there somebody to be asked?"""
+    """Whether there is somebody to answer a question."""
     return sys.stdin.isatty()
 
 
-def confirm(found: "Preflight", count: int, name: str, yes: bool, quiet: bool) -> None:
+def confirm(preflight: "Preflight", count: int, name: str, yes: bool, quiet: bool) -> None:
     """Show what a preflight found and ask; raises KetoolsError for its problems and without a yes.
 
-    `yes`: leave out the question. `quiet`: show it only if there is something to be said.
+    `yes`: skip the question. `quiet`: show the findings only if there are problems, warnings, or a question to answer.
     """
-    if not quiet or found.problems or found.warnings or not yes:
-        typer.echo(found.text())
-    if found.problems:
-        more = f" (and {len(found.problems) - 1} more)" if len(found.problems) > 1 else ""
-        raise KetoolsError(f"{found.problems[0]}{more}; nothing was changed")
+    if not quiet or preflight.problems or preflight.warnings or not yes:
+        typer.echo(preflight.text())
+    if preflight.problems:
+        more = f" (and {len(preflight.problems) - 1} more)" if len(preflight.problems) > 1 else ""
+        raise KetoolsError(f"{preflight.problems[0]}{more}; nothing was changed")
     if yes:
         return
     try:
@@ -102,18 +117,18 @@ def confirm(found: "Preflight", count: int, name: str, yes: bool, quiet: bool) -
     except typer.Abort:
         agreed = False
     if not agreed:
-        raise KetoolsError("not confirmed, nothing was changed; --yes leaves out the question")
+        raise KetoolsError("not confirmed, nothing was changed; --yes skips the question")
 
 
 @contextmanager
-def notes() -> "Iterator[None]":
-    """Our warnings as lines of their own."""
+def notes() -> Iterator[None]:
+    """Show our warnings as one line each; other libraries' are for developers and are left out."""
+
+    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        if issubclass(category, UserWarning):
+            typer.echo(f"note: {message}", err=True)
+
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
-        warnings.showwarning = _note
+        warnings.showwarning = show
         yield
-
-
-def _note(message: Warning | str, category: type[Warning], *_: object) -> None:
-    if issubclass(category, UserWarning):  # ours; others are for developers
-        typer.echo(f"note: {message}", err=True)

@@ -1,7 +1,4 @@
-"""The command line for files of facts: `ketools data check`, `ketools data get`, `ketools data list`.
-
-Mistakes travel as KetoolsError; the program around this group turns them into one line and exit code 2.
-"""
+"""Files of facts: `ketools data check`, `ketools data get`, `ketools data list`."""
 
 import json as json_text
 import sys
@@ -10,29 +7,29 @@ from typing import Annotated
 
 import typer
 
+from ketools.cli.common import FAILED, Quiet
 from ketools.errors import KetoolsError
-from ketools.facts import fetch as download
+from ketools.facts import fetch
 from ketools.io import write_atomic, write_json
 
-data_app = typer.Typer(no_args_is_help=True, help="Files of facts: check one, fetch the public ones.")
-_BAD = 2
+data_app = typer.Typer(no_args_is_help=True, help="Check a file of facts, or fetch public data sets.")
 
 
 @data_app.command()
 def check(
     file: Annotated[str, typer.Argument(help="A file of facts (.csv, .jsonl, .json, .gz) or the name of a data set.")],
-    json: Annotated[Path | None, typer.Option(help="Also write all of it to this file.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Also write the report to this file.")] = None,
     good: Annotated[
         Path | None, typer.Option(help="Write the facts without a mistake to this file (.jsonl), in the plain layout.")
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Warnings count as mistakes.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Treat warnings as mistakes.")] = False,
     most: Annotated[int, typer.Option(min=0, help="Show at most so many errors and warnings; 0 shows all.")] = 0,
 ) -> None:
     """List every mistake in a file of facts with its line, and count what is in it.
 
     Exit code 0: the file can be used; 2: it cannot.
     """
-    from ketools.facts.check import check as look
+    from ketools.facts.check import check as check_file
     from ketools.facts.layouts import as_record
     from ketools.facts.reading import source_path
 
@@ -41,60 +38,50 @@ def check(
         raise KetoolsError(f"--good {good}: expected a name that ends in .jsonl")
     for target in (json, good):
         if target is not None and target.resolve() == path.resolve():
-            raise KetoolsError(f"{target} is the file to check; choose another name, it would be overwritten")
-    found = look(path)
-    typer.echo(found.text(most or None))
+            raise KetoolsError(f"{target} is the file to check and would be overwritten; choose another name")
+    findings = check_file(path)
+    typer.echo(findings.text(most or None))
     if json is not None:
-        write_json(json, found.to_dict())
+        write_json(json, findings.to_dict())
     if good is not None:
-        write_atomic(good, "".join(f"{json_text.dumps(as_record(f), ensure_ascii=False)}\n" for f in found.facts))
-        typer.echo(f"{len(found.facts):,} facts without a mistake: {good}")
-    if found.errors or (strict and found.warnings):
-        raise typer.Exit(_BAD)
+        lines = (json_text.dumps(as_record(fact), ensure_ascii=False) for fact in findings.facts)
+        write_atomic(good, "".join(f"{line}\n" for line in lines))
+        typer.echo(f"{len(findings.facts):,} facts without a mistake: {good}")
+    if findings.errors or (strict and findings.warnings):
+        raise typer.Exit(FAILED)
 
 
 @data_app.command()
 def get(
     names: Annotated[list[str], typer.Argument(help="Names of data sets; `ketools data list` shows them.")],
-    to: Annotated[Path | None, typer.Option(help="The folder; ketools' own if not given.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    to: Annotated[Path | None, typer.Option(help="Download folder; default: ketools' own.")] = None,
+    quiet: Quiet = False,
 ) -> None:
-    """Fetch public sets of facts; an interrupted download goes on where it stopped."""
+    """Fetch public sets of facts; an interrupted download resumes where it stopped."""
+    from tqdm import tqdm
+
     for name in names:
-        download.known(name)  # a wrong name is told before anything is fetched
+        fetch.known(name)  # a misspelt name is reported before anything is fetched
+    hidden = quiet or not sys.stderr.isatty()
     for name in names:
-        with _Bar(name, quiet or not sys.stderr.isatty()) as bar:
-            path, checked = download.get(name, to, bar.show)
-        typer.echo(f"{name}: {path} ({checked})")
+        with tqdm(desc=name, unit="B", unit_scale=True, disable=hidden, leave=False) as bar:
+
+            def show(received: int, total: int | None, bar: "tqdm[None]" = bar) -> None:
+                bar.total = total  # known only from the server's answer
+                bar.update(received - bar.n)
+
+            path, checksum = fetch.get(name, to, show)
+        typer.echo(f"{name}: {path} ({checksum})")
 
 
 @data_app.command("list")
 def list_all() -> None:
-    """Show the public sets of facts that `get` knows, and which are here."""
-    place = download.folder()
-    width = max(map(len, download.SOURCES))
-    for source in download.SOURCES.values():
-        path = place / source.file
-        here = f"{path.stat().st_size:,} bytes here" if path.is_file() else "not here"
+    """Show the public sets of facts that `get` can fetch, and which have been fetched."""
+    folder = fetch.folder()
+    width = max(map(len, fetch.SOURCES))
+    for source in fetch.SOURCES.values():
+        path = folder / source.file
+        state = f"{path.stat().st_size:,} bytes here" if path.is_file() else "not here"
         checksum = "published checksum" if source.sha256 else "checksum of the first download"
-        typer.echo(f"{source.name:<{width}}  {source.what}\n{'':<{width}}  {source.url}; {checksum}; {here}")
-    typer.echo(f"\nFolder: {place}")
-
-
-class _Bar:
-    """A progress bar in bytes that learns its length from the server's answer."""
-
-    def __init__(self, name: str, off: bool) -> None:
-        from tqdm import tqdm
-
-        self.bar = tqdm(desc=name, unit="B", unit_scale=True, disable=off, leave=False)
-
-    def __enter__(self) -> "_Bar":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()
-
-    def show(self, have: int, whole: int | None) -> None:
-        self.bar.total = whole
-        self.bar.update(have - self.bar.n)
+        typer.echo(f"{source.name:<{width}}  {source.what}\n{'':<{width}}  {source.url}; {checksum}; {state}")
+    typer.echo(f"\nFolder: {folder}")

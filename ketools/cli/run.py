@@ -1,98 +1,254 @@
-"""Long runs: `ketools run`, `status`, `resume`, `export`, `runs verify`.
+"""Sequences of edits: `ketools demo`, `run`, `status`, `resume`, `export`, `runs verify`."""
 
-Mistakes travel as KetoolsError; the program around these commands turns them into one line and exit code 2.
-"""
-
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ketools.cli.common import at_a_terminal, confirm, load_model, notes, settings
+from ketools.cli import common
+from ketools.errors import KetoolsError
 from ketools.evaluation.metrics import MISSING, metric
+from ketools.io import write_json
 
 if TYPE_CHECKING:
+    from ketools.editing.methods import Method
     from ketools.facts.fact import FactSet
     from ketools.models.model import EditableModel
     from ketools.runs.config import RunConfig
-    from ketools.runs.store import RunRecord
 
-
-_BAD = 2
-_SHOWN = (
-    "ES", "PS", "NS", "unedited_kept", "same_subject_kept", "downstream_kept", "perplexity_ratio", "norm_ratio",
-)  # fmt: skip
-
-runs_app = typer.Typer(help="Look after the folders of runs.", no_args_is_help=True)
-
+DEMO_METHODS = "memit,alphaedit,encore"
+DEMO_MODEL = "pocket-llama-v2"
+DEMO_ROWS = [
+    *("norm_ratio", "unedited_kept", "same_subject_kept", "downstream_kept", "perplexity_ratio"),
+    *("efficacy", "paraphrase", "neighbourhood", "p_edited", "p_natural", "steps_mean", "seconds_per_edit"),
+]
+CHECKPOINT_ROWS = [
+    *("ES", "PS", "NS", "unedited_kept", "same_subject_kept", "downstream_kept", "perplexity_ratio", "norm_ratio"),
+]
 Folder = Annotated[Path, typer.Argument(help="The folder of a run.")]
 Force = Annotated[
     bool,
-    typer.Option(
-        "--force", help="Go on with other settings, covariance or versions: the result is that of neither run."
-    ),
+    typer.Option("--force", help="Resume with other settings, covariance or versions; the result matches neither run."),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; checks are made all the same.")]
+
+runs_app = typer.Typer(help="Maintain run folders.", no_args_is_help=True)
+
+
+def demo(
+    edits: Annotated[int, typer.Option(min=1, help="How many facts to edit, one batch after another.")] = 1000,
+    methods: Annotated[
+        str, typer.Option(help="Methods, separated by commas; `ketools methods` lists them.")
+    ] = DEMO_METHODS,
+    model: Annotated[str, typer.Option(help="Name of a pocket model, or a model folder.")] = DEMO_MODEL,
+    seed: common.Seed = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the report and the records.")] = Path("build/demo"),
+    json: Annotated[Path | None, typer.Option(help="Also write the final measures to this file.")] = None,
+    batch: common.Batch = 50,
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Edits between two checkpoints.")] = 250,
+    facts: Annotated[str, typer.Option(help=common.FACTS)] = "world",
+    again: Annotated[bool, typer.Option("--again", help="Discard an unfinished run in the folder.")] = False,
+    yes: common.Yes = False,
+    quiet: common.Quiet = False,
+) -> None:
+    """Edit the same facts with several methods, one after another; print a table and write a report.
+
+    First checks the model and the facts and estimates the cost; asks for confirmation only in an interactive terminal.
+    Interrupt it with Ctrl-C; run it again to resume.
+    """
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    if not names:
+        raise KetoolsError(f"--methods {methods!r} names no method; expected names with commas, such as {DEMO_METHODS}")
+    if json is not None:
+        common.writable(json)
+    from ketools.report.page import write_report
+    from ketools.runs import preflight, sweep  # after the checks that need no torch
+
+    def check(model: "EditableModel", facts: "FactSet", methods: "Sequence[Method]", statistics: bool) -> None:
+        first, *others = methods
+        findings = preflight.inspect(
+            model, facts, first, batch=batch, edits=len(facts), beside=others, statistics=statistics, trial=not quiet
+        )
+        typer.echo("settings (rules and per-model choices: ketools/editing/hyperparameters.toml)")
+        typer.echo("\n".join(f"  {method.name}: {method.told(model)}" for method in methods) + "\n")
+        common.confirm(findings, len(facts), model.name, yes or not common.at_a_terminal(), quiet)
+
+    if quiet:
+        common.no_loading_bars()
+    with common.notes():
+        result = sweep.demo(
+            methods=names,
+            model=model,
+            edits=edits,
+            seed=seed,
+            out=out,
+            batch=batch,
+            checkpoint_every=checkpoint_every,
+            facts=facts,
+            progress=not quiet,
+            again=again,
+            report=write_report,
+            look=check,
+        )
+    if json is not None:
+        write_json(json, {key: value for key, value in result.items() if key != "records"})
+    typer.echo(demo_table(result["methods"]))
+    for sentence in result.get("sentences", ()):
+        typer.echo(f"\n{sentence}")
+    typer.echo(f"\nReport: {out / 'report.html'}" + (f"\nFigures: {json}" if json is not None else ""))
+
+
+def demo_table(methods: Mapping[str, Mapping[str, Any]]) -> str:
+    """The final measures as text, a column per method; "–" where a metric was not measured."""
+    lines = [["", *methods]]
+    lines += [
+        [row.label, *(row.format(measures.get(row.key)) for measures in methods.values())]
+        for row in map(metric, DEMO_ROWS)
+    ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
+    return "\n".join([rows[0], "-" * (sum(widths) + 2 * len(methods)), *rows[1:]])
 
 
 def run(
-    config: Annotated[Path | None, typer.Argument(help="A config in TOML; options below win over it.")] = None,
+    config: Annotated[Path | None, typer.Argument(help="A TOML config; the options below override it.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the run.")] = None,
     method: Annotated[str | None, typer.Option(help='Such as "encore", or "memit+mpes".')] = None,
-    model: Annotated[
-        str | None, typer.Option(help="A pocket model, the folder of a model, or an id of the hub.")
-    ] = None,
-    facts: Annotated[str | None, typer.Option(help='"world", a data set, or a file of facts.')] = None,
+    model: Annotated[str | None, typer.Option(help=common.MODEL)] = None,
+    facts: Annotated[str | None, typer.Option(help=common.FACTS)] = None,
     edits: Annotated[int | None, typer.Option(help="How many facts to edit.")] = None,
     batch: Annotated[int | None, typer.Option(help="Facts per batch.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Decides which facts, and every random choice.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides which facts are drawn, and every random choice.")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Edits between two checkpoints.")] = None,
     conflicts: Annotated[
-        str | None, typer.Option(help='Of facts that contradict each other: "last wins" or "refuse".')
+        str | None, typer.Option(help='For facts that contradict each other: "last wins" or "refuse".')
     ] = None,
-    statistics: Annotated[Path | None, typer.Option(help="The covariance, a file that `ketools stats` wrote.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting of the method, such as lr=0.1; repeatable.")
-    ] = None,
+    statistics: common.Statistics = None,
+    set_: common.Settings = None,
     measure: Annotated[
-        list[str] | None, typer.Option("--measure", help="How much to measure, such as spectra=false; repeatable.")
+        list[str] | None, typer.Option("--measure", help="What to measure, such as spectra=false; repeatable.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help='Where the model goes ("cpu", "auto", ...).')] = None,
-    dtype: Annotated[str | None, typer.Option(help="Type of the weights: float32, bfloat16 or float16.")] = None,
+    device: common.Device = None,
+    dtype: common.Dtype = None,
     force: Force = False,
-    yes: Yes = False,
-    quiet: Quiet = False,
+    yes: common.Yes = False,
+    quiet: common.Quiet = False,
 ) -> None:
     """Edit thousands of facts, batch after batch, and measure what becomes of the model.
 
-    Model and facts are looked at first, with what the run will cost; asked is only who sits at a terminal. Every batch is
-    kept. Stopped or killed, the same command (or `ketools resume`) goes on where it stopped.
+    First checks the model and the facts and estimates the cost; asks for confirmation only in an interactive terminal.
+    Every batch is kept: after an interruption, the same command (or `ketools resume`) resumes the run.
     """
     from ketools.runs.config import RunConfig
 
-    made = RunConfig.read(config) if config is not None else RunConfig()
-    texts = {name: None if value is None else str(value) for name, value in (("out", out), ("statistics", statistics))}
-    made = made.changed(
-        method=method, model=model, facts=facts, edits=edits, batch=batch, seed=seed, checkpoint_every=checkpoint_every,
-        conflicts=conflicts, settings=settings(set_ or []), measures=settings(measure or [], "--measure"), device=device,
-        dtype=dtype, **texts,
-    )  # fmt: skip
-    _execute(made, force, yes, quiet)
+    options = {
+        "out": None if out is None else str(out),
+        "method": method,
+        "model": model,
+        "facts": facts,
+        "edits": edits,
+        "batch": batch,
+        "seed": seed,
+        "checkpoint_every": checkpoint_every,
+        "conflicts": conflicts,
+        "statistics": None if statistics is None else str(statistics),
+        "settings": common.settings(set_),
+        "measures": common.settings(measure, "--measure"),
+        "device": device,
+        "dtype": dtype,
+    }
+    base = RunConfig.read(config) if config is not None else RunConfig()
+    execute(base.changed(**options), force, yes, quiet)
 
 
-def resume(folder: Folder, force: Force = False, quiet: Quiet = False) -> None:
-    """Go on with a run where it stopped; batches that were damaged on disk are named and done again."""
+def resume(folder: Folder, force: Force = False, quiet: common.Quiet = False) -> None:
+    """Resume a run where it stopped; batches damaged on disk are named and repeated."""
     from ketools.runs.resume import config_of
 
-    _execute(config_of(folder), force, True, quiet)
+    execute(config_of(folder), force, True, quiet)
+
+
+def execute(config: "RunConfig", force: bool, yes: bool, quiet: bool) -> None:
+    """Check, ask, run or resume, and show the last checkpoint."""
+    from ketools.runs import preflight
+    from ketools.runs import run as runs
+    from ketools.runs.config import composed
+    from ketools.runs.store import Store
+
+    with common.notes():
+        facts = runs.ready(config)
+    if quiet:
+        common.no_loading_bars()
+    model = common.load_model(config.model, config.device, config.dtype)
+    if not Store(Path(config.out)).exists():  # an existing run passed these checks when it began
+        findings = preflight.inspect(
+            model,
+            facts.sample(config.edits, config.seed),
+            composed(config.method),
+            batch=config.batch,
+            edits=config.edits,
+            statistics=config.statistics is not None,
+            trial=not quiet,
+            **config.settings,
+        )
+        common.confirm(findings, config.edits, config.model, yes or not common.at_a_terminal(), quiet)
+    with common.notes():
+        record = runs.execute(config, model, facts, force=force, progress=not quiet)
+    if record.collapse is not None:
+        typer.echo(collapse_text(record.collapse))
+    if left_out := record.provenance.get("settings", {}).get("left_out", 0):
+        typer.echo(f"{left_out:,} facts that contradict later ones were left out before the draw")
+    if len(record.checkpoints):
+        last = record.checkpoints.iloc[-1].to_dict()
+        typer.echo(f"after {int(last['edits']):,} edits with {config.method} on {config.model}:")
+        typer.echo(checkpoint_table(last))
+    typer.echo(f"Run: {config.out}")
 
 
 def status(folders: Annotated[list[Path], typer.Argument(help="Folders of runs.")]) -> None:
-    """How far runs are, what they cost, and what their last checkpoints say."""
-    from ketools.runs.store import status as look
+    """Show how far runs are, what they cost, and their last checkpoints."""
+    from ketools.runs.store import status as read_status
 
-    typer.echo("\n\n".join(_told(folder, look(folder)) for folder in folders))
+    typer.echo("\n\n".join(status_text(folder, read_status(folder)) for folder in folders))
+
+
+def status_text(folder: Path, status: Mapping[str, Any]) -> str:
+    """The result of `ketools.runs.store.status` in lines."""
+    light = " (tables without weights)" if status["light"] else ""
+    progress = f"{status['edits']:,} of {status['edits_asked']:,} edits"
+    lines = [f"{folder}: {status['state']}, {progress} with {status['method']} on {status['model']}{light}"]
+    if status["collapse"]:
+        lines.append(collapse_text(status["collapse"]))
+    if status["seconds_per_edit"] is not None:
+        left = f", about {status['seconds_left'] / 60:,.0f} minutes left" if status["seconds_left"] else ""
+        lines.append(f"time: {status['seconds_per_edit']:.3f} s per edit in the last batches, with scoring{left}")
+    used = sorted(status["bytes"].items(), key=lambda item: -item[1])
+    parts = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in used)
+    end = f"; about {status['bytes_at_end'] / 1e6:,.1f} MB at the end" if status["bytes_at_end"] else ""
+    lines.append(f"disk: {sum(size for _, size in used) / 1e6:,.1f} MB ({parts}){end}")
+    if status["known"]:
+        lines.append(f"{status['known']:,} facts needed no edit, their target was the top answer already")
+    for forced in status["forced"]:
+        lines.append(f"forced after batch {forced['after_batch']}: {', '.join(forced['changed'])} differ from there on")
+    if status["checkpoint"]:
+        lines.append(f"last checkpoint, after {int(status['checkpoint']['edits']):,} edits:")
+        lines.append(checkpoint_table(status["checkpoint"]))
+    return "\n".join(lines)
+
+
+def collapse_text(collapse: Mapping[str, Any]) -> str:
+    """At which edits a run collapsed, and what is kept."""
+    return (
+        f"collapsed at edits {collapse['first']:,} to {collapse['last']:,} (batch {collapse['batch']}): "
+        f"{collapse['why']}; the model of the {collapse['edits']:,} edits before is kept"
+    )
+
+
+def checkpoint_table(checkpoint: Mapping[str, Any]) -> str:
+    """The measures of a checkpoint, a line each; those that were not taken are left out."""
+    rows = [(row.label, row.format(checkpoint.get(row.key))) for row in map(metric, CHECKPOINT_ROWS)]
+    width = max(len(label) for label, _ in rows)
+    return "\n".join(f"  {label:<{width}}  {value}" for label, value in rows if value != MISSING)
 
 
 def export(
@@ -100,96 +256,20 @@ def export(
     out: Annotated[Path, typer.Option(help="A new folder, for the model.")],
     at: Annotated[int, typer.Option(min=1, help="The model after so many edits (the end of a batch).")],
 ) -> None:
-    """Write the model as it was after so many edits, to the bit, as a folder that transformers loads."""
+    """Write the model as it was after so many edits, bit for bit, as a folder that transformers loads."""
     from ketools.runs.resume import export_at, model_of
 
-    about = model_of(folder)
-    typer.echo(f"Model: {export_at(folder, at, out, load_model(about['model'], about['device'], about['dtype']))}")
+    loading = model_of(folder)
+    model = common.load_model(loading["model"], loading["device"], loading["dtype"])
+    typer.echo(f"Model: {export_at(folder, at, out, model)}")
 
 
 @runs_app.command()
 def verify(folder: Folder) -> None:
-    """Compare every file of a run with its checksum. Exit code 0: all is sound; 2: something is damaged (named)."""
+    """Compare every file of a run with its checksum. Exit code 0: all files are intact; 2: some are damaged (named)."""
     from ketools.runs.store import survey
 
-    found = survey(folder)
-    typer.echo(found.text())
-    if not found.sound:
-        raise typer.Exit(_BAD)
-
-
-def _execute(config: "RunConfig", force: bool, yes: bool, quiet: bool) -> None:
-    from ketools.runs.run import execute, ready
-
-    with notes():
-        facts = ready(config)
-    if quiet:
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-    model = load_model(config.model, config.device, config.dtype)
-    _looked(config, model, facts, yes, quiet)
-    with notes():
-        record = execute(config, model, facts, force=force, progress=not quiet)
-    typer.echo(_ended(config, record))
-
-
-def _looked(config: "RunConfig", model: "EditableModel", facts: "FactSet", yes: bool, quiet: bool) -> None:
-    from ketools.runs import preflight
-    from ketools.runs.config import composed
-    from ketools.runs.store import Store
-
-    if Store(Path(config.out)).exists():  # it passed these checks when it began
-        return
-    found = preflight.inspect(
-        model, facts.sample(config.edits, config.seed), composed(config.method), batch=config.batch, edits=config.edits,
-        statistics=config.statistics is not None, trial=not quiet, **config.settings,
-    )  # fmt: skip
-    confirm(found, config.edits, config.model, yes or not at_a_terminal(), quiet)
-
-
-def _ended(config: "RunConfig", record: "RunRecord") -> str:
-    lines = []
-    if record.collapse is not None:
-        lines.append(_collapsed(record.collapse))
-    if left_out := record.provenance.get("settings", {}).get("left_out", 0):
-        lines.append(f"{left_out:,} facts that contradict later ones were left out before the draw")
-    if len(record.checkpoints):
-        last = record.checkpoints.iloc[-1].to_dict()
-        lines += [f"after {int(last['edits']):,} edits with {config.method} on {config.model}:", *_figures(last)]
-    return "\n".join([*lines, f"Run: {config.out}"])
-
-
-def _collapsed(collapse: dict[str, Any]) -> str:
-    return (
-        f"collapsed at edits {collapse['first']:,} to {collapse['last']:,} (batch {collapse['batch']}): {collapse['why']}; "
-        f"the model of the {collapse['edits']:,} edits before is kept"
-    )
-
-
-def _figures(checkpoint: dict[str, Any]) -> list[str]:
-    measured = [row for row in map(metric, _SHOWN) if row.format(checkpoint.get(row.key)) != MISSING]
-    width = max(len(metric(key).label) for key in _SHOWN)
-    return [f"  {row.label:<{width}}  {row.format(checkpoint[row.key])}" for row in measured]
-
-
-def _told(folder: Path, now: dict[str, Any]) -> str:
-    lines = [
-        f"{folder}: {now['state']}, {now['edits']:,} of {now['edits_asked']:,} edits with {now['method']} on {now['model']}"
-        f"{' (tables without weights)' if now['light'] else ''}"
-    ]
-    if now["collapse"]:
-        lines.append(_collapsed(now["collapse"]))
-    if now["seconds_per_edit"] is not None:
-        left = f", about {now['seconds_left'] / 60:,.0f} minutes left" if now["seconds_left"] else ""
-        lines.append(f"time: {now['seconds_per_edit']:.3f} s per edit lately, with scoring{left}")
-    used = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in sorted(now["bytes"].items(), key=lambda i: -i[1]))
-    end = f"; about {now['bytes_at_end'] / 1e6:,.1f} MB at the end" if now["bytes_at_end"] else ""
-    lines.append(f"disk: {sum(now['bytes'].values()) / 1e6:,.1f} MB ({used}){end}")
-    if now["known"]:
-        lines.append(f"{now['known']:,} facts needed no edit, their target was the top answer already")
-    for forced in now["forced"]:
-        lines.append(f"forced after batch {forced['after_batch']}: other {', '.join(forced['changed'])} from there on")
-    if now["checkpoint"]:
-        lines += [f"last checkpoint, after {int(now['checkpoint']['edits']):,} edits:", *_figures(now["checkpoint"])]
-    return "\n".join(lines)
+    findings = survey(folder)
+    typer.echo(findings.text())
+    if not findings.sound:
+        raise typer.Exit(common.FAILED)

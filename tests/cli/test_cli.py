@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 
 import ketools
 from ketools import KetoolsError, cli
+from ketools.cli.run import demo_table
+from ketools.editing.methods import methods as known_methods
 from ketools.report.page import write_report
 from tests.facts.test_facts import GOOD, changed, lines
 
@@ -34,7 +36,7 @@ def run():
 @pytest.fixture
 def job(monkeypatch):
     """Stands for ketools.runs.sweep.demo: remembers its arguments, then does what `job.does` says."""
-    from ketools.runs import sweep as demo
+    from ketools.runs import sweep
 
     class Job:
         def __init__(self):
@@ -52,7 +54,7 @@ def job(monkeypatch):
             }
 
     job = Job()
-    monkeypatch.setattr(demo, "demo", job)
+    monkeypatch.setattr(sweep, "demo", job)
     return job
 
 
@@ -111,7 +113,7 @@ def test_the_defaults_are_the_jobs_own(run, job):
 
 
 def test_a_table_lines_up_and_shows_gaps():
-    rows = cli.table({"memit": FIGURES, "a-long-name": {}}).splitlines()
+    rows = demo_table({"memit": FIGURES, "a-long-name": {}}).splitlines()
     assert len({len(row) for row in rows}) == 1
     assert rows[2].split()[-2:] == ["3.40×", "–"]
 
@@ -141,7 +143,7 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on(run, job):
 
     job.does = stop
     line = one_line(run("demo"), 130)
-    assert "50 of 1000 edits" in line and "To go on: " in line
+    assert "50 of 1000 edits" in line and "To resume: " in line
 
 
 @pytest.mark.parametrize(
@@ -223,9 +225,22 @@ def test_facts_in_another_encoding(run, tmp_path):
 
 def test_methods(run):
     listed = run("methods")
-    assert listed.exit_code == 0 and "encore" in listed.output and "memit" in listed.output
-    assert "least squares" in run("methods", "encore").output.lower() or "Delta" in run("methods", "encore").output
+    assert listed.exit_code == 0 and all(name in listed.output for name in known_methods()["name"])
     assert "no method named 'magic'" in one_line(run("methods", "magic"), 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("memit", {"lambda_p_relative"}),
+        ("encore", {"lambda_p_relative", "lambda_n_relative", "patience"}),
+        ("alphaedit", {"null_threshold_relative", "l2_relative"}),
+    ],
+)
+def test_a_method_is_described_by_the_settings_that_count_for_it(run, name, own):
+    lines = run("methods", name).output.partition("settings")[2].splitlines()[1:]
+    settings = {line.split(" = ")[0].strip() for line in lines}
+    assert "lr" in settings and {s for s in settings if s.endswith("_relative") or s == "patience"} == own
 
 
 def test_report_of_nothing(run, tmp_path):
@@ -236,11 +251,11 @@ def test_a_real_ctrl_c_in_a_process_of_its_own(tmp_path):
     code = (
         "import signal, sys, time\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
-        "from ketools.runs import demo\n"
+        "from ketools.runs import sweep\n"
         "import ketools.cli as cli\n"
         "def slow(**_):\n"
         "    sys.stdout.write('ready\\n'); sys.stdout.flush(); time.sleep(600)\n"
-        "demo.demo = slow\n"
+        "sweep.demo = slow\n"
         "sys.argv = ['ketools', 'demo', '--out', 'my results']\n"
         "cli.main()\n"
     )
@@ -252,13 +267,14 @@ def test_a_real_ctrl_c_in_a_process_of_its_own(tmp_path):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 130
-    assert err.strip() == "ketools: stopped; finished batches are kept. To go on: ketools demo --out 'my results'"
+    (line,) = err.strip().splitlines()
+    assert line.startswith("ketools: ") and line.endswith("To resume: ketools demo --out 'my results'")
     assert out == ""
 
 
-def test_the_way_on_is_a_command_that_the_shell_finds(monkeypatch):
+def test_the_command_to_resume_is_one_that_the_shell_finds_and_discards_nothing(monkeypatch):
     monkeypatch.setattr("sys.argv", ["/somewhere/bin/ketools-elsewhere", "demo", "--again"])
-    assert cli._stopped("stopped") == "stopped. To go on: /somewhere/bin/ketools-elsewhere demo"
+    assert cli.resume_command() == "/somewhere/bin/ketools-elsewhere demo"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -119,7 +119,7 @@ def test_a_job_that_was_stopped_goes_on_to_the_same_edit(home, finished, run, tm
 
     monkeypatch.setattr(Editor, "apply", stopped)
     line = one_line(run(*edit_command(home, out, "--yes")), 130)
-    assert "4 of 6 edits" in line and "To go on: " in line
+    assert "4 of 6 edits" in line and "To resume: " in line
     assert not (out / "edit.safetensors").exists()
     calls[:] = [0] * 5  # counts on without stopping again
     assert run(*edit_command(home, out, "--yes")).exit_code == 0
@@ -219,7 +219,7 @@ def test_advice(how, said, reached, expected):
 def test_again_clears_only_what_edit_wrote(home, finished, run, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(finished[0], out)
-    assert "model is there already" in one_line(run(*edit_command(home, out, "--yes", "--export")), 2)
+    assert "model exists already" in one_line(run(*edit_command(home, out, "--yes", "--export")), 2)
     (out / "mine.txt").write_text("x", encoding="utf-8")
     result = run(*edit_command(home, out, "--yes", "--again", "--limit", 1))
     assert result.exit_code == 0, result.output
@@ -305,7 +305,7 @@ def test_stats_stopped_goes_on(home, run, tmp_path, monkeypatch):
         50,
     )
     line = one_line(run(*base), 130)
-    assert "c.safetensors.part" in line and "To go on: " in line and not out.exists()
+    assert "c.safetensors.part" in line and "To resume: " in line and not out.exists()
     assert run(*base).exit_code == 0
     first = Statistics.load(out)
     out.unlink()

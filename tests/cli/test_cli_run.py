@@ -36,7 +36,6 @@ def test_killed_resumed_verified_and_exported(home, run, tmp_path):  # noqa: F81
     process.communicate(timeout=600)
     told = run("status kept").output
     assert "stopped, " in told and "of 12 edits with encore on tiny" in told and " MB at the end" in told
-    assert "To go on" not in told
     resumed = run("resume kept --quiet")
     assert resumed.exit_code == 0, resumed.output
     assert "after 12 edits with encore on tiny:" in resumed.output
@@ -135,7 +134,7 @@ def test_facts_that_need_no_edit_are_told_once(run, tmp_path, monkeypatch):
 
 
 def test_who_sits_at_a_terminal_is_asked_before_anything_is_written(home, run, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("ketools.cli.run.at_a_terminal", lambda: True)
+    monkeypatch.setattr("ketools.cli.common.at_a_terminal", lambda: True)
     words = f"run --model tiny --edits 4 --batch 2 --checkpoint-every 4 --out asked {FAST}"
     refused = CliRunner().invoke(cli.app, words.split(), input="n\n")
     assert refused.exit_code == 2 and "not confirmed, nothing was changed" in refused.output

@@ -79,7 +79,7 @@ def test_stopped_continued_and_reported(home):
     _, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     last = err.strip().splitlines()[-1]
-    assert "Traceback" not in err and last.startswith("ketools: ") and "To go on: " in last
+    assert "Traceback" not in err and last.startswith("ketools: ") and "To resume: " in last
     kept = json.loads(progress.read_text(encoding="utf-8"))
     assert 2 <= kept["edits"] < 12 and not (home / "ends.json").exists()
 
@@ -105,7 +105,7 @@ def test_an_unknown_model_costs_nothing_that_was_finished(home):
 
 def test_who_sits_at_a_terminal_is_asked_before_the_demo_writes(home, monkeypatch):
     monkeypatch.setenv("KETOOLS_DATA", str(home / "data"))
-    monkeypatch.setattr("ketools.cli.at_a_terminal", lambda: True)
+    monkeypatch.setattr("ketools.cli.common.at_a_terminal", lambda: True)
     words = f"demo --model tiny --edits 4 --batch 2 --methods memit,alphaedit --out {home / 'asked'}".split()
     refused = CliRunner().invoke(cli.app, words, input="n\n")
     assert refused.exit_code == 2 and "not confirmed, nothing was changed" in refused.output
