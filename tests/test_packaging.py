@@ -120,7 +120,7 @@ def wheel(tmp_path_factory):
     tree = tmp_path_factory.mktemp("tree")
     for name in ("ketools", "data", "pyproject.toml", "README.md", "LICENSE"):
         (tree / name).symlink_to(ROOT / name)
-    command = "-m pip wheel --no-deps --no-build-isolation --no-index --quiet --wheel-dir out .".split()
+    command = ["-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-q", "--wheel-dir", "out", "."]
     subprocess.run([sys.executable, *command], cwd=tree, check=True)
     (path,) = (tree / "out").iterdir()
     assert path.stat().st_size < 85e6
