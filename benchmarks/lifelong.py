@@ -26,9 +26,9 @@ from ketools.editing.methods import scaled
 from ketools.errors import KetoolsError
 from ketools.io import write_atomic
 from ketools.models.model import load
-from ketools.report.figures import bends, capacity
-from ketools.report.headline import write_headline
-from ketools.report.verdicts import damage, reading
+from ketools.report.figures import capacity
+from ketools.report.page import write_headline
+from ketools.report.verdicts import Verdict, capacity_reached, damage, reading
 from ketools.runs.compare import by_method, compare, paired_tests
 from ketools.runs.config import RunConfig, composed
 from ketools.runs.records import Group, Run, arrange, gather, listed, pack, plain, size, title
@@ -174,7 +174,9 @@ def readme(groups: Sequence[Group]) -> str:
         "# Reference runs",
         f"{edits:,} sequential edits of facts about different subjects, {_each(runs, 'batch')} a batch; written by "
         "`python -m benchmarks.lifelong` from the records in this folder. `ketools report data/results/*` draws all "
-        "figures, `ketools compare data/results/*` puts the runs side by side, fact by fact.",
+        "figures, `ketools compare data/results/*` puts the runs side by side, fact by fact. headline.png is the figure of "
+        "the README; `python -m benchmarks.lifelong --pack` draws it anew and writes it as a page too, headline.html, "
+        "which is not stored.",
         f"## After {edits:,} edits",
         markdown(table, BRIEF),
         "Mean over seeds (lowest to highest). norm: of the most grown edited matrix, relative to before any edit; facts still "
@@ -198,7 +200,7 @@ def readme(groups: Sequence[Group]) -> str:
             "(McNemar's exact test, Benjamini-Hochberg, below 0.05)."
         )
     if said := damage(runs):
-        parts += ["## Norm and damage", *said]
+        parts += ["## Norm and damage", *map(str, said)]
     return "\n\n".join([*parts, *_capacity(groups)]) + "\n"
 
 
@@ -228,7 +230,7 @@ def _with_seeds(what: str, seeds: Sequence[str]) -> str:
     return f"{what} ({'seeds' if len(seeds) > 1 else 'seed'} {listed(seeds)})"
 
 
-def _model(model: str, texts: Sequence[str]) -> str:
+def _model(model: str, texts: Sequence[Verdict]) -> str:
     return "\n".join([f"### {model}", "", *(f"- {text}" for text in texts)])
 
 
@@ -237,7 +239,7 @@ def _capacity(groups: Sequence[Group]) -> list[str]:
         frame = capacity(groups)
     except KetoolsError:  # records that do not say how wide their model is
         return []
-    return ["## How many edits these matrices hold", "\n".join(f"- {text}" for text in bends(frame))]
+    return ["## How many edits these matrices hold", "\n".join(f"- {text}" for text in capacity_reached(frame))]
 
 
 def _each(runs: Sequence[Run], name: str) -> str:

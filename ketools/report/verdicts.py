@@ -1,165 +1,236 @@
-"""What the paper saw beside what these runs saw: sentences worded from the numbers, whichever way they came out.
+"""What a table of runs says, as data, and the one place where sentences are made of it.
 
-The paper's figures: Gupta et al., "Lifelong Knowledge Editing requires Better Regularization", arXiv 2502.01636.
+A `Verdict` holds the question, the numbers and what they rest on; `str(verdict)` words it, whichever way the numbers came
+out. What was not run or not measured has no verdict. The paper's figures: Gupta et al., "Lifelong Knowledge Editing
+requires Better Regularization", arXiv 2502.01636.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 from ketools.evaluation.forgetting import norm_damage
-from ketools.plots.style import ends_of, number, percent, times
+from ketools.evaluation.metrics import metric, number, percent
+from ketools.plots.style import ends_of
 from ketools.runs.records import Run, listed, title
 
 S_GPT2_XL = {
     "memit": 0.7422, "memit+mpes": 0.7368, "memit+norm": 0.7453, "encore": 0.7458, "alphaedit": 0.6920, "emmet+mpes": 0.7343,
 }  # fmt: skip
 """Table 2: the score S of GPT2-XL after 10,000 edits of CounterFact."""
-SURER = {
+MORE_CONFIDENT = {
     "emmet": True, "memit": True, "alphaedit": True, "emmet+mpes": True, "memit+mpes": False, "alphaedit+mpes": False,
 }  # fmt: skip
-"""Table 1: are edited facts more probable than natural ones? On the three models alike, but for a tie of AlphaEdit + MPES (GPT2-XL)."""
-_NORMS = {"memit": "more than 10×", "alphaedit": "about 2×", "encore": "near 1×"}  # figures 1 and 4
-_DOWNSTREAM = {"memit": "falls", "alphaedit": "falls", "encore": "holds"}  # figures 3 and 6
+"""Table 1: are edited facts more probable than natural ones? The three models agree, but for a tie of AlphaEdit + MPES (GPT2-XL)."""
+NORMS = {"memit": "more than 10×", "alphaedit": "about 2×", "encore": "near 1×"}
+"""Figures 1 and 4: the largest norm ratio after 10,000 edits."""
+DOWNSTREAM = {"memit": "falls", "alphaedit": "falls", "encore": "holds"}
+"""Figures 3 and 6: what becomes of the downstream F1."""
+PARTS = {"sequential-memit": "past keys", "memit+mpes": "MPES", "memit+norm": "the norm constraint"}
+"""MEMIT with one of ENCORE's three changes alone: what that one does."""
+# Metrics by which the parts are compared, and the difference between MEMIT and ENCORE below which there is nothing to share.
+_ENOUGH = {
+    "unedited_kept": 0.01, "same_subject_kept": 0.01, "norm_ratio": 0.05, "efficacy_accuracy": 0.01, "S": 0.01,
+    "perplexity_ratio": 0.02,
+}  # fmt: skip
+_DAMAGE = ("unedited_kept", "same_subject_kept", "downstream_kept", "perplexity_ratio")
+HELD = 0.9
+"""Share of the edits that a matrix must hold to count as not yet full."""
 
 Rows = Mapping[str, Mapping[str, float] | pd.Series]
-"""Method -> its measures: norm_ratio, S, p_at_edit (of the new object, right after its edit), p_natural, downstream_kept; what was not measured may be missing."""
+"""Method -> its metrics: norm_ratio, S, p_at_edit (of the new object, right after its edit), p_natural, downstream_kept; what was not measured may be missing."""
 
 
-def beside_paper(rows: Rows) -> list[str]:
-    """A sentence each on the norm, on overfitting, on the downstream tasks and on the order by S, where there are numbers for it."""
-    return [text for text in (norms(rows), overfitting(rows), downstream(rows), order(rows)) if text]
+@dataclass(frozen=True)
+class Verdict:
+    """What some numbers say.
+
+    Attributes:
+        kind: the question, a key of SENTENCES.
+        values: the numbers that answer it, mostly by method.
+        n: how many runs, edits, checkpoints or pairs (see the kind) they rest on.
+        about: the metric or the model that the question is about, where it is about one.
+    """
+
+    kind: str
+    values: Mapping[str, Any]
+    n: int
+    about: str = ""
+
+    def __str__(self) -> str:
+        """The verdict as a sentence."""
+        return SENTENCES[self.kind](self)
 
 
-def norms(rows: Rows) -> str:
-    """The paper: MEMIT beyond 10 times, AlphaEdit about 2, ENCORE near the original norm."""
-    here = [f"{title(m)} {times(value)} (there {_NORMS[m]})" for m, value in _known(rows, "norm_ratio", _NORMS)]
-    return f"The largest norm ratio, against the paper's after 10,000 edits: {listed(here)}." if here else ""
+def beside_paper(rows: Rows) -> list[Verdict]:
+    """How the norm, overfitting, downstream tasks and the order by S compare with the paper; n: methods compared."""
+    verdicts = []
+    if ratios := _known(rows, "norm_ratio", NORMS):
+        verdicts.append(Verdict("paper: norm", ratios, len(ratios)))
+    natural = _known(rows, "p_natural", MORE_CONFIDENT)
+    edited = {m: p for m, p in _known(rows, "p_at_edit", MORE_CONFIDENT).items() if m in natural}
+    if edited:
+        both = {m: {"edited": p, "natural": natural[m]} for m, p in edited.items()}
+        verdicts.append(Verdict("paper: overfitting", both, len(both)))
+    if kept := _known(rows, "downstream_kept", DOWNSTREAM):
+        verdicts.append(Verdict("paper: downstream", kept, len(kept)))
+    if len(scores := _known(rows, "S", S_GPT2_XL)) >= 3:
+        verdicts.append(Verdict("paper: order", scores, len(scores)))
+    return verdicts
 
 
-def overfitting(rows: Rows) -> str:
-    """Edited facts surer than natural ones: as in the paper's table 1, or not."""
-    natural = dict(_known(rows, "p_natural", SURER))
-    both = [(m, value, natural[m]) for m, value in _known(rows, "p_at_edit", SURER) if m in natural]
-    if not both:
-        return ""
-    same = [m for m, edited, before in both if (edited > before) == SURER[m]]
-    other = [m for m, *_ in both if m not in same]
-    each = [f"{title(m)} {number(edited)} against {number(before)}" for m, edited, before in both]
-    verdicts = [
-        f"{how} the paper's table 1 with {listed([title(m) for m in part])}"
-        for part, how in ((same, "as in"), (other, "unlike"))
-        if part
-    ]
-    return f"Edited facts right after their edit against natural ones, mean probability: {listed(each)}; {listed(verdicts)}."
+def _known(rows: Rows, name: str, of: Mapping[str, object]) -> dict[str, float]:
+    """Method -> value, where the paper speaks of the method and the value was measured."""
+    values = {m: float(rows[m].get(name, math.nan)) for m in of if m in rows}
+    return {m: value for m, value in values.items() if not math.isnan(value)}
 
 
-def downstream(rows: Rows) -> str:
-    """How much of the downstream score is left, beside the paper's curves."""
-    here = [
-        f"{title(m)} {percent(value)} (there it {_DOWNSTREAM[m]})"
-        for m, value in _known(rows, "downstream_kept", _DOWNSTREAM)
-    ]
-    return f"Downstream F1, of before: {listed(here)}." if here else ""
+def reading(table: pd.DataFrame) -> dict[str, list[Verdict]]:
+    """What the table of `ketools.runs.compare.by_method` says, by model: collapses, the end, parts, time, the paper.
+
+    n: runs that collapsed; edits; seeds of MEMIT and ENCORE.
+    """
+    verdicts = {}
+    for model, part in table.groupby("model", sort=False):
+        rows = {str(row["method"]): row for _, row in part.iterrows()}
+        verdicts[str(model)] = [*_collapsed(rows), *_end(rows), *_parts(rows), *_time(rows), *beside_paper(rows)]
+    return verdicts
 
 
-def order(rows: Rows) -> str:
-    """The order of methods by S, here and in the paper."""
-    scores = dict(_known(rows, "S", S_GPT2_XL))
-    if len(scores) < 3:
-        return ""
-    here = sorted(scores, key=lambda m: -scores[m])
-    there = sorted(scores, key=lambda m: -S_GPT2_XL[m])
+def _collapsed(rows: Mapping[str, pd.Series]) -> list[Verdict]:
+    ended = {m: {"runs": int(row["collapsed"]), "of": int(row["seeds"])} for m, row in rows.items() if row["collapsed"]}
+    return [Verdict("collapsed", ended, sum(each["runs"] for each in ended.values()))] if ended else []
+
+
+def _end(rows: Mapping[str, pd.Series]) -> list[Verdict]:
+    """Which method keeps most of the model, and which has the highest score."""
+    known = {m: row for m, row in rows.items() if pd.notna(row["unedited_kept"]) and pd.notna(row["S"])}
+    if len(known) < 2:
+        return []
+    values = {name: {m: float(row[name]) for m, row in known.items()} for name in ("unedited_kept", "S")}
+    return [Verdict("end", values, max(int(row["edits"]) for row in rows.values()))]
+
+
+def _parts(rows: Mapping[str, pd.Series]) -> list[Verdict]:
+    """For each metric its value with MEMIT, with ENCORE, and with each of ENCORE's parts alone added to MEMIT."""
+    if not {"memit", "encore"} <= set(rows) or not set(PARTS) & set(rows):
+        return []
+    verdicts = []
+    for name in _ENOUGH:
+        values = {m: float(rows[m][name]) for m in ("memit", *PARTS, "encore") if m in rows}
+        values = {m: value for m, value in values.items() if math.isfinite(value)}
+        if {"memit", "encore"} <= set(values):
+            seeds = sum(int(rows[m]["seeds"]) for m in ("memit", "encore"))
+            verdicts.append(Verdict("parts", values, seeds, name))
+    return verdicts
+
+
+def progress(parts: Verdict) -> dict[str, float]:
+    """Of a verdict on parts: how far each part alone goes on the way from MEMIT (0) to ENCORE (1); {} where these hardly differ."""
+    start, end = parts.values["memit"], parts.values["encore"]
+    if abs(end - start) < _ENOUGH[parts.about]:
+        return {}
+    return {m: (value - start) / (end - start) for m, value in parts.values.items() if m in PARTS}
+
+
+def _time(rows: Mapping[str, pd.Series]) -> list[Verdict]:
+    # Seconds belong to a machine.
+    if not {"memit", "encore"} <= set(rows) or not rows["memit"]["processor"] == rows["encore"]["processor"] != "":
+        return []
+    seconds = {m: float(rows[m]["seconds_per_edit"]) for m in ("memit", "encore")}
+    seeds = sum(int(rows[m]["seeds"]) for m in seconds)
+    return [Verdict("time", seconds, seeds)] if all(value > 0 for value in seconds.values()) else []
+
+
+def damage(runs: Sequence[Run]) -> list[Verdict]:
+    """Does damage go with the norm: Spearman's rank correlation by metric, a verdict per model; n: checkpoints."""
+    verdicts = []
+    for model in dict.fromkeys(run.model for run in runs):
+        tables = [run.record.checkpoints for run in runs if run.model == model]
+        points = pd.concat(tables, ignore_index=True)
+        points = points[points["edits"] > 0]
+        if "norm_ratio" not in points or not set(_DAMAGE) & set(points):
+            continue
+        found = norm_damage(points, damage=_DAMAGE).dropna(subset=["spearman"])
+        if len(found):
+            values = {"runs": len(tables), **dict(zip(found["measure"], found["spearman"], strict=True))}
+            verdicts.append(Verdict("damage", values, len(points), model))
+    return verdicts
+
+
+def capacity_reached(frame: pd.DataFrame, share: float = HELD) -> list[Verdict]:
+    """Up to what load each method holds `share` of its edits, from `ketools.report.figures.capacity`: a verdict per model.
+
+    values: by method load (the last checkpoint's at which they hold; None: at none), first and then (load of the first
+    checkpoint; share held where they first no longer hold; None: they hold to the end). n: independent keys of the matrices.
+    """
+    verdicts = []
+    for model, part in frame.dropna(subset="held").groupby("model", sort=False):
+        values = {}
+        for method, line in part.groupby("method", sort=False):
+            line = line.sort_values("edits")
+            fallen = line[line["held"] < share]
+            holding = line[line["edits"] < fallen["edits"].iloc[0]] if len(fallen) else line
+            values[str(method)] = {
+                "load": float(holding["load"].iloc[-1]) if len(holding) else None,
+                "first": float(line["load"].iloc[0]),
+                "then": float(fallen["held"].iloc[0]) if len(fallen) else None,
+            }
+        verdicts.append(
+            Verdict("capacity", {"share": share, "methods": values}, int(part["places"].iloc[0]), str(model))
+        )
+    return verdicts
+
+
+def _titles(methods: Sequence[str]) -> str:
+    return listed([title(m) for m in methods])
+
+
+def _say_norm(verdict: Verdict) -> str:
+    each = [f"{title(m)} {metric('norm_ratio').brief(value)} ({NORMS[m]})" for m, value in verdict.values.items()]
+    return f"Largest norm ratio (in the paper, after 10,000 edits): {listed(each)}."
+
+
+def _say_overfitting(verdict: Verdict) -> str:
+    each = [f"{title(m)} {number(p['edited'])} against {number(p['natural'])}" for m, p in verdict.values.items()]
+    same = [m for m, p in verdict.values.items() if (p["edited"] > p["natural"]) == MORE_CONFIDENT[m]]
+    other = [m for m in verdict.values if m not in same]
+    agree = [f"{how} the paper's table 1 with {_titles(ms)}" for ms, how in ((same, "as in"), (other, "unlike")) if ms]
+    return f"Mean probability of edited facts right after their edit, against natural facts: {listed(each)}; {listed(agree)}."
+
+
+def _say_downstream(verdict: Verdict) -> str:
+    each = [f"{title(m)} {percent(value)} (in the paper it {DOWNSTREAM[m]})" for m, value in verdict.values.items()]
+    return f"Downstream F1, relative to before: {listed(each)}."
+
+
+def _say_order(verdict: Verdict) -> str:
+    here = sorted(verdict.values, key=lambda m: -verdict.values[m])
+    there = sorted(verdict.values, key=lambda m: -S_GPT2_XL[m])
     if here == there:
         return f"The order by S is the paper's on GPT2-XL: {', '.join(map(title, here))}."
     pairs = [(a, b) for i, a in enumerate(here) for b in here[i + 1 :]]
     same = sum(S_GPT2_XL[a] > S_GPT2_XL[b] for a, b in pairs)
     return (
         f"The order by S is {', '.join(map(title, here))}; in the paper on GPT2-XL it is "
-        f"{', '.join(map(title, there))}: {same} of {len(pairs)} pairs stand the same way round."
+        f"{', '.join(map(title, there))}: {same} of {len(pairs)} pairs are in the same order."
     )
 
 
-def _known(rows: Rows, name: str, of: Mapping[str, object]) -> Sequence[tuple[str, float]]:
-    """(method, value) where the paper speaks of the method and the value was measured."""
-    found = [(m, float(rows[m].get(name, math.nan))) for m in of if m in rows]
-    return [(m, value) for m, value in found if not math.isnan(value)]
+def _say_collapsed(verdict: Verdict) -> str:
+    each = [f"{title(m)} ({runs['runs']} of {runs['of']} runs)" for m, runs in verdict.values.items()]
+    return f"An update was not finite, and the run ended there, with {listed(each)}."
 
 
-# What a table of runs says, in sentences computed from it: which part does which work, and where the paper saw otherwise.
-
-
-PARTS = {"sequential-memit": "past keys", "memit+mpes": "MPES", "memit+norm": "the norm constraint"}
-"""MEMIT with one of ENCORE's three changes alone: what that one does."""
-_WAY: dict[str, tuple[str, Callable[[float], str], float]] = {
-    "unedited_kept": ("unedited facts still right", percent, 0.01),
-    "same_subject_kept": ("other facts of edited subjects still right", percent, 0.01),
-    "norm_ratio": ("the norm of the most grown matrix", times, 0.05),
-    "efficacy_accuracy": ("edits that are the model's answer at the end", percent, 0.01),
-    "S": ("score S at the end", percent, 0.01),
-    "perplexity_ratio": ("perplexity", times, 0.02),
-}
-_DAMAGED = {
-    "unedited_kept": "unedited facts kept",
-    "same_subject_kept": "other facts of edited subjects kept",
-    "downstream_kept": "downstream F1 kept",
-    "perplexity_ratio": "perplexity",
-}
-
-
-def reading(table: pd.DataFrame) -> dict[str, list[str]]:
-    """Sentences about the table of `ketools.runs.compare.by_method`, by model: parts, costs, the paper.
-
-    Nothing is assumed of how it came out: each sentence is worded from the numbers, and what was not run is not spoken of.
-    """
-    said = {}
-    for model, part in table.groupby("model", sort=False):
-        rows = {str(row["method"]): row for _, row in part.iterrows()}
-        texts = [_collapsed(rows), _end(rows), *_parts(rows), _faster(rows), *beside_paper(rows)]
-        said[str(model)] = [text for text in texts if text]
-    return said
-
-
-def damage(runs: Sequence[Run]) -> list[str]:
-    """Does damage go with the norm: a sentence per model, over the checkpoints of its runs."""
-    said = []
-    for model in dict.fromkeys(run.model for run in runs):
-        those = [run.record.checkpoints for run in runs if run.model == model]
-        points = pd.concat(those, ignore_index=True)
-        points = points[points["edits"] > 0]
-        if "norm_ratio" not in points or not set(_DAMAGED) & set(points):
-            continue
-        found = norm_damage(points, damage=_DAMAGED).dropna(subset=["spearman"])
-        each = [f"{_DAMAGED[row.measure]} {row.spearman:+.2f}" for row in found.itertuples()]
-        if each:
-            said.append(
-                f"On {model}, over {len(points)} checkpoints of {len(those)} {'run' if len(those) == 1 else 'runs'}, the norm "
-                f"of the most grown matrix goes with {listed(each)} (Spearman; checkpoints follow each other and are no independent draws)."
-            )
-    return said
-
-
-def _collapsed(rows: Rows) -> str:
-    ended = [
-        f"{title(m)} ({int(row['collapsed'])} of {int(row['seeds'])} runs)"
-        for m, row in rows.items()
-        if row["collapsed"]
-    ]
-    return f"An update was not finite, and the run ended there, with {listed(ended)}." if ended else ""
-
-
-def _end(rows: Rows) -> str:
-    """Who keeps most of the model, and who most of the edits."""
-    known = {m: row for m, row in rows.items() if pd.notna(row["unedited_kept"]) and pd.notna(row["S"])}
-    if len(known) < 2:
-        return ""
-    kept, score = ({m: float(row[name]) for m, row in known.items()} for name in ("unedited_kept", "S"))
+def _say_end(verdict: Verdict) -> str:
+    kept, score = verdict.values["unedited_kept"], verdict.values["S"]
     most, least = ends_of(kept)
-    edits = max(int(row["edits"]) for row in rows.values())
-    head = f"After {edits:,} edits {_titles(most)} {'has' if len(most) == 1 else 'have'} kept"
+    head = f"After {verdict.n:,} edits {_titles(most)} {'has' if len(most) == 1 else 'have'} kept"
     tail = f"the highest score S is that of {_titles(ends_of(score)[0])} ({percent(max(score.values()))})."
     if not least:
         return f"{head} about as much of what was not edited ({percent(max(kept.values()))}); {tail}"
@@ -169,51 +240,83 @@ def _end(rows: Rows) -> str:
     )
 
 
-def _titles(methods: Sequence[str]) -> str:
-    return listed([title(m) for m in methods])
+def _say_parts(verdict: Verdict) -> str:
+    about = metric(verdict.about)
+    what = about.label[0].upper() + about.label[1:]
+    shown = {m: about.brief(value) for m, value in verdict.values.items()}
+    ways = progress(verdict)
+    if abs(verdict.values["encore"] - verdict.values["memit"]) < _ENOUGH[verdict.about]:
+        return f"{what}: MEMIT ({shown['memit']}) and ENCORE ({shown['encore']}) hardly differ."
+    head = f"{what}: {shown['memit']} with MEMIT, {shown['encore']} with ENCORE"
+    if not ways:
+        return f"{head}."
+    far = {m: f"{-way:.0%} the other way" if way < -0.005 else f"{max(way, 0):.0%}" for m, way in ways.items()}
+    most = max(ways, key=lambda m: ways[m])
+    tail = f"{PARTS[most]} alone goes furthest" if ways[most] > 0 else "none of them alone goes that way"
+    each = [f"{PARTS[m]} {far[m]} ({shown[m]})" for m in ways]
+    return f"{head}. Each part, added to MEMIT alone, goes this share of the way: {listed(each)}; {tail}."
 
 
-def _parts(rows: Rows) -> list[str]:
-    """For each measure, how far each part alone goes on the way from MEMIT to ENCORE."""
-    if not {"memit", "encore"} <= set(rows) or not set(PARTS) & set(rows):
-        return []
-    said = []
-    for name, (what, show, least) in _WAY.items():
-        start, end = float(rows["memit"][name]), float(rows["encore"][name])
-        if not (math.isfinite(start) and math.isfinite(end)):
-            continue
-        if abs(end - start) < least:
-            said.append(f"{_upper(what)}: MEMIT ({show(start)}) and ENCORE ({show(end)}) hardly differ.")
-            continue
-        values = {m: float(rows[m][name]) for m in PARTS if m in rows and math.isfinite(float(rows[m][name]))}
-        ways = {m: (value - start) / (end - start) for m, value in values.items()}
-        each = [f"{PARTS[m]} {_way(ways[m])} ({show(value)})" for m, value in values.items()]
-        head = f"{_upper(what)}: {show(start)} with MEMIT, {show(end)} with ENCORE"
-        if not ways:
-            said.append(f"{head}.")
-            continue
-        most = max(ways, key=lambda m: ways[m])
-        tail = f"{PARTS[most]} alone goes furthest" if ways[most] > 0 else "none of them alone goes that way"
-        said.append(f"{head}. Of that way each part, added to MEMIT alone, goes: {listed(each)}; {tail}.")
-    return said
+def _say_time(verdict: Verdict) -> str:
+    memit, encore = verdict.values["memit"], verdict.values["encore"]
+    if abs(encore / memit - 1) < 0.02:
+        return f"An edit takes {encore:.3f} s with ENCORE and as long with MEMIT ({memit:.3f} s)."
+    than = f"{percent(1 - encore / memit)} less" if encore < memit else f"{percent(encore / memit - 1)} more"
+    return f"An edit takes {encore:.3f} s with ENCORE, {than} than with MEMIT ({memit:.3f} s)."
 
 
-def _way(way: float) -> str:
-    return f"{-way:.0%} the other way" if way < -0.005 else f"{max(way, 0):.0%}"
+def _say_damage(verdict: Verdict) -> str:
+    runs = verdict.values["runs"]
+    each = [f"{metric(name).label} {rank:+.2f}" for name, rank in verdict.values.items() if name != "runs"]
+    return (
+        f"On {verdict.about}, over {verdict.n} checkpoints of {runs} {'run' if runs == 1 else 'runs'}, the norm of the "
+        f"most-changed matrix correlates with {listed(each)} (Spearman; checkpoints of a run follow each other and are not "
+        "independent draws)."
+    )
 
 
-def _upper(text: str) -> str:
-    return text[0].upper() + text[1:]
+def _say_capacity(verdict: Verdict) -> str:
+    each = []
+    for method, reached in verdict.values["methods"].items():
+        if reached["load"] is None:
+            each.append(f"{title(method)} at no checkpoint, the first at {reached['first']:.2g}")
+        elif reached["then"] is None:
+            each.append(f"{title(method)} to the end, {reached['load']:.2g}")
+        else:
+            each.append(f"{title(method)} up to {reached['load']:.2g} (then {reached['then']:.0%})")
+    return (
+        f"On {verdict.about}, whose edited matrices take {verdict.n:,} independent keys, {verdict.values['share']:.0%} of "
+        f"the edits hold, in edits per key dimension: {listed(each)}."
+    )
 
 
-def _faster(rows: Rows) -> str:
-    # Seconds belong to a machine.
-    if not {"memit", "encore"} <= set(rows) or not rows["memit"]["processor"] == rows["encore"]["processor"] != "":
-        return ""
-    a, b = float(rows["memit"]["seconds_per_edit"]), float(rows["encore"]["seconds_per_edit"])
-    if not (a > 0 and b > 0):
-        return ""
-    if abs(b / a - 1) < 0.02:
-        return f"An edit takes {b:.3f} s with ENCORE and as long with MEMIT ({a:.3f} s)."
-    than = f"{percent(1 - b / a)} less" if b < a else f"{percent(b / a - 1)} more"
-    return f"An edit takes {b:.3f} s with ENCORE, {than} than with MEMIT ({a:.3f} s)."
+def _say_unknown(verdict: Verdict) -> str:
+    seeds = f" (seed {listed([str(seed) for seed in verdict.values['seeds']])})" if verdict.values["seeds"] else ""
+    return (
+        f"The unedited model answered {verdict.values['known']:,} of {verdict.n:,} {verdict.about} correctly; the others "
+        f"are not counted{seeds}."
+    )
+
+
+def _say_pairs(verdict: Verdict) -> str:
+    return (
+        f"{verdict.values['differ']:,} of {verdict.n:,} pairs of runs on the same facts differ in efficacy at the end "
+        "(adjusted p below 0.05)."
+    )
+
+
+SENTENCES: Mapping[str, Callable[[Verdict], str]] = {
+    "paper: norm": _say_norm,
+    "paper: overfitting": _say_overfitting,
+    "paper: downstream": _say_downstream,
+    "paper: order": _say_order,
+    "collapsed": _say_collapsed,
+    "end": _say_end,
+    "parts": _say_parts,
+    "time": _say_time,
+    "damage": _say_damage,
+    "capacity": _say_capacity,
+    "unknown": _say_unknown,
+    "pairs": _say_pairs,
+}
+"""How each kind of verdict is worded."""

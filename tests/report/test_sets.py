@@ -16,15 +16,15 @@ from ketools.editing.methods import EMMET, MEMIT, MPES, SEQUENTIAL_MEMIT, LeastS
 from ketools.plots.style import words
 from ketools.report.figures import (
     CHARTS,
-    bends,
     capacity,
     capacity_curve,
-    places,
+    headline,
+    key_dimensions,
     pooled,
     thinned,
 )
-from ketools.report.headline import headline, write_headline
-from ketools.report.page import write_report
+from ketools.report.page import write_headline, write_report
+from ketools.report.verdicts import capacity_reached
 from ketools.runs.records import Run, arrange
 from tests.plots.figures import tells
 from tests.report.test_write import read
@@ -161,7 +161,7 @@ def test_seven_runs_of_two_models(tmp_path):
     assert plots == set(figures) == {*CHARTS, *(f"{key}-2" for key in CHARTS), "capacity"}
     assert text.count("<summary>The numbers</summary>") == len(plots) + 1, "a table beside every figure, and the tests"
     assert "sequential MEMIT" in text and "MEMIT + norm constraint" in text and "Fact by fact" in text
-    assert "On pocket-llama, whose edited matrices take 1,536 independent keys" in text
+    assert "1,536 independent keys" in text
     names = [trace["name"] for trace in figures["unedited"]["data"] if trace.get("name")]
     assert len(names) == len(set(names)) == 7
     looks = {(t["line"]["color"], t["line"]["dash"]) for t in figures["unedited"]["data"] if t.get("name")}
@@ -173,9 +173,9 @@ def test_what_was_not_recorded_or_not_finished_is_said(tmp_path):
     given[0].runs[0].about["model"].pop("d_mlp")
     text, figures = data(write_report(given, tmp_path / "r.html"))
     assert {"residual", "age", "capacity"}.isdisjoint(figures)
-    assert "residual: nothing to draw: it was not recorded" in text
+    assert "residual: nothing to draw" in text
     assert "short reaches 100 of 200 edits" in text
-    assert "capacity: nothing to draw: the records do not say how wide" in text
+    assert "capacity: nothing to draw" in text
     ended = arrange(
         [Run("broken", replace(fake_record("memit", 0, done=100), collapse={"edits": 100, "why": "<b>inf"}))]
     )
@@ -196,12 +196,11 @@ def test_the_commands_default_places(tmp_path, monkeypatch):
 
 def test_capacity_counts_layers_times_width():
     given = groups(("memit", 0), ("memit", 1), ("encore", 0))
-    assert places(given[0].runs[0]) == 2 * 512
+    assert key_dimensions(given[0].runs[0]) == 2 * 512
     frame = capacity(given)
     memit = frame[frame["method"] == "memit"].set_index("edits")
     scores = [fake_record("memit", seed).checkpoints["efficacy_accuracy"].iloc[-1] for seed in (0, 1)]
     assert memit.loc[200, "load"] == 200 / 1024 and memit.loc[200, "held"] == pytest.approx(np.mean(scores))
-    assert memit.loc[200, "held_edits"] == pytest.approx(200 * np.mean(scores))
     assert (memit.loc[200, "held_low"], memit.loc[200, "held_high"]) == (min(scores), max(scores))
     assert 0 not in memit.index
     fig = capacity_curve(frame)
@@ -216,16 +215,25 @@ def test_a_checkpoint_without_a_share_is_told_in_the_figure_of_capacity():
     assert frame["held"].isna().sum() == 1
     caption = words(capacity_curve(frame))["caption"]
     assert "Points of held that were not measured and are left out: 1 of" in caption and "with MEMIT" in caption
-    assert "nan" not in "".join(bends(frame))
+    assert "nan" not in "".join(map(str, capacity_reached(frame)))
 
 
-def test_bends_say_where_edits_begin_to_be_lost():
+def test_capacity_is_reached_where_edits_begin_to_be_lost():
     frame = pd.DataFrame(
         {"model": "m", "method": ["a"] * 3 + ["b"] * 3 + ["c"] * 3, "edits": [100, 200, 300] * 3, "places": 100,
          "load": [1.0, 2.0, 3.0] * 3, "held": [1, 0.95, 0.5, 1, 1, 0.9, 0.5, 0.4, 0.95]}
     )  # fmt: skip
-    (said,) = bends(frame)
-    assert said.endswith("a up to 2 (then 50%), b to the end, 3 and c at no checkpoint, the first at 1.")
+    (verdict,) = capacity_reached(frame)
+    assert (verdict.kind, verdict.about, verdict.n) == ("capacity", "m", 100)
+    assert verdict.values["methods"] == {
+        "a": {"load": 2.0, "first": 1.0, "then": 0.5},
+        "b": {"load": 3.0, "first": 1.0, "then": None},
+        "c": {"load": None, "first": 1.0, "then": 0.5},
+    }
+    assert all(
+        text in str(verdict)
+        for text in ("a up to 2 (then 50%)", "b to the end, 3", "c at no checkpoint, the first at 1")
+    )
 
 
 @pytest.mark.parametrize(
@@ -255,7 +263,7 @@ def test_the_headline(tmp_path):
 
 def test_the_headline_as_page_and_picture(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("ketools.report.headline.pictures", lambda *a, **more: asked.append((a, more)) or [PNG])
+    monkeypatch.setattr("ketools.report.page.pictures", lambda *a, **more: asked.append((a, more)) or [PNG])
     there, picture = write_headline(groups(("memit", 0), ("encore", 0)), tmp_path)
     assert read(there) and picture.read_bytes() == base64.b64decode(PNG)
     (((figure,),), more) = asked[0]
