@@ -182,7 +182,7 @@ def metric(key: str, table: str = "demo") -> Metric:
         >>> metric("unedited_kept").format(0.9741)
         '97.4%'
         >>> metric("ratio", "norms").axis
-        'norm of a layer, relative to before (ratio)'
+        'relative norm of a layer (ratio)'
 
     Raises:
         KetoolsError: no such metric in that table, as `look_up`.

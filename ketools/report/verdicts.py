@@ -206,7 +206,7 @@ def _say_overfitting(verdict: Verdict) -> str:
 
 def _say_downstream(verdict: Verdict) -> str:
     each = [f"{title(m)} {percent(value)} (in the paper it {DOWNSTREAM[m]})" for m, value in verdict.values.items()]
-    return f"Downstream F1, relative to before: {listed(each)}."
+    return f"Relative downstream F1: {listed(each)}."
 
 
 def _say_order(verdict: Verdict) -> str:
