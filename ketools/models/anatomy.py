@@ -1,12 +1,10 @@
 """The anatomy of a causal language model, found by its structure: layers, MLP output matrix, final norm, head.
 
-By shapes and order rather than by names, so that most decoder-only models of transformers need no entry; three short
-lists hold what structure cannot tell. Models that these methods do not cover are refused here, each with its reason.
+Shapes and order decide rather than names, so that most decoder-only models of transformers need no entry; short lists
+hold what structure cannot tell. Models that these methods do not cover are refused here, each with its reason.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,10 +13,8 @@ from transformers.pytorch_utils import Conv1D
 
 from ketools.errors import KetoolsError, NotFinite
 
-# By model_type: fields of Anatomy that structure would get wrong.
-_EXCEPTIONS: dict[str, dict[str, str]] = {}
-# Attention and recurrences too end in a matrix to d_model; their modules' names say so in every model of transformers.
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}  # kinds of layers without a state
+# Attention and recurrences too end in a matrix to d_model; their modules' names say so in every model of transformers.
 _NOT_MLP = ("att", "mixer", "mamba", "ssm", "conv", "recurrent")
 # A norm between the MLP and the residual stream has one of these names (Gemma 2 and 3, OLMo 2 and 3, EXAONE 4; GLM 4).
 _POST_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm")
@@ -63,26 +59,60 @@ def anatomy_of(model: PreTrainedModel, name: str = "model") -> Anatomy:
             "these methods read what attention moves from the subject to the answer, and need some"
         )
     layers_path, layers = _layers(model, config.num_hidden_layers, name)
-    out_path, out = _mlp_out(layers[0], d_model, name)
-    transposed = isinstance(out, Conv1D)
-    d_mlp = out.weight.shape[0 if transposed else 1]
-    _check_alike(layers, out_path, out, name)
+    candidates = [
+        (path, module)
+        for path, module in layers[0].named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+        and width_out(module) == d_model
+        and not any(word in path.lower() for word in _NOT_MLP)
+    ]
+    if not candidates:
+        raise KetoolsError(
+            f"model {name!r}: no matrix of a layer's MLP maps to the model's width {d_model}; "
+            "these methods edit the MLP's output matrix and need one"
+        )
+    out_path, out = candidates[-1]
+    for i, layer in enumerate(layers):
+        module = dict(layer.named_modules()).get(out_path)
+        if type(module) is not type(out) or module.weight.shape != out.weight.shape:
+            raise KetoolsError(
+                f"model {name!r}: layer {i} has no MLP output matrix {out_path!r} like layer 0's "
+                f"{tuple(out.weight.shape)}; only models whose layers are alike can be edited"
+            )
+    # The last norm beside the list of layers: BLOOM has another one, on the embeddings, before it.
+    parent = layers_path.rpartition(".")[0]
+    norms = [
+        path
+        for path, module in model.get_submodule(parent).named_children()
+        if not list(module.children()) and getattr(getattr(module, "weight", None), "shape", None) == (d_model,)
+    ]
+    if not norms:
+        raise KetoolsError(f"model {name!r} has no norm after its layers; its states cannot be read by the head")
     head = model.get_output_embeddings()
     if head is None:
         raise KetoolsError(
             f"model {name!r} has no head that maps to the vocabulary; load it as a causal language model"
         )
-    tied = head.weight is model.get_input_embeddings().weight
-    found: dict[str, Any] = {
-        "layers": layers_path,
-        "mlp": out_path.rpartition(".")[0] or None,
-        "mlp_out": out_path,
-        "post_norm": next((path for path, _ in layers[0].named_children() if path in _POST_NORMS), None),
-        "final_norm": _final_norm(model, layers_path, d_model, name),
-        "head": next(path for path, module in model.named_modules() if module is head),
-    }
-    found |= _EXCEPTIONS.get(config.model_type, {})
-    return Anatomy(type(model).__name__, len(layers), d_model, d_mlp, tied=tied, transposed=transposed, **found)
+    transposed = isinstance(out, Conv1D)
+    return Anatomy(
+        architecture=type(model).__name__,
+        n_layer=len(layers),
+        d_model=d_model,
+        d_mlp=out.weight.shape[0 if transposed else 1],
+        layers=layers_path,
+        mlp=out_path.rpartition(".")[0] or None,
+        mlp_out=out_path,
+        post_norm=next((path for path, _ in layers[0].named_children() if path in _POST_NORMS), None),
+        final_norm=f"{parent}.{norms[-1]}" if parent else norms[-1],
+        head=next(path for path, module in model.named_modules() if module is head),
+        tied=head.weight is model.get_input_embeddings().weight,
+        transposed=transposed,
+    )
+
+
+def width_out(module: nn.Linear | Conv1D) -> int:
+    """The width of a matrix's output; GPT-2's Conv1D stores its matrix transposed."""
+    return module.weight.shape[1 if isinstance(module, Conv1D) else 0]
 
 
 def recurrent(model: PreTrainedModel) -> bool:
@@ -164,51 +194,6 @@ def _layers(model: PreTrainedModel, n: int, name: str) -> tuple[str, nn.ModuleLi
         if not other and sum(1 for _ in module[0].children()) > 1:
             return path, module
     raise KetoolsError(f"model {name!r} has no list of {n} layers; only decoder-only transformers can be edited")
-
-
-def _matrices(layer: nn.Module) -> Iterator[tuple[str, nn.Module, int, int]]:
-    for path, module in layer.named_modules():
-        if isinstance(module, nn.Linear):
-            yield path, module, module.in_features, module.out_features
-        elif isinstance(module, Conv1D):
-            yield path, module, *module.weight.shape
-
-
-def _mlp_out(layer: nn.Module, d_model: int, name: str) -> tuple[str, nn.Module]:
-    found = [
-        (path, module)
-        for path, module, _, n_out in _matrices(layer)
-        if n_out == d_model and not any(word in path.lower() for word in _NOT_MLP)
-    ]
-    if not found:
-        raise KetoolsError(
-            f"model {name!r}: no matrix of a layer's MLP maps to the model's width {d_model}; "
-            "these methods edit the MLP's output matrix and need one"
-        )
-    return found[-1]
-
-
-def _check_alike(layers: nn.ModuleList, path: str, first: nn.Module, name: str) -> None:
-    for i, layer in enumerate(layers):
-        module = dict(layer.named_modules()).get(path)
-        if type(module) is not type(first) or module.weight.shape != first.weight.shape:
-            raise KetoolsError(
-                f"model {name!r}: layer {i} has no MLP output matrix {path!r} like layer 0's "
-                f"{tuple(first.weight.shape)}; only models whose layers are alike can be edited"
-            )
-
-
-def _final_norm(model: PreTrainedModel, layers_path: str, d_model: int, name: str) -> str:
-    # The last norm beside the list of layers: BLOOM has another one, on the embeddings, before it.
-    parent = layers_path.rpartition(".")[0]
-    norms = [
-        path
-        for path, module in model.get_submodule(parent).named_children()
-        if not list(module.children()) and getattr(getattr(module, "weight", None), "shape", None) == (d_model,)
-    ]
-    if not norms:
-        raise KetoolsError(f"model {name!r} has no norm after its layers; its states cannot be read by the head")
-    return f"{parent}.{norms[-1]}" if parent else norms[-1]
 
 
 def _short(dtype: torch.dtype) -> str:

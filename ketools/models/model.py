@@ -1,7 +1,7 @@
 """Models that can be edited: `load()`, and `EditableModel`, a model with its tokenizer and its anatomy.
 
-The anatomy (ketools.models.anatomy) says where the list of layers lies, which matrix of a layer's MLP is the last one (the
-linear associative memory that every method here edits), where the final norm and the head are.
+The anatomy (ketools.models.anatomy) says where the list of layers lies, which matrix is the output matrix of a layer's MLP
+(the linear associative memory that every method here edits), and where the final norm and the head are.
 """
 
 import hashlib
@@ -14,15 +14,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from ketools.errors import KetoolsError
 from ketools.io import model_dir, model_names
-from ketools.models.anatomy import Anatomy, anatomy_of, check_finite, recurrent, refuse_config, refuse_weights
+from ketools.models.anatomy import (
+    Anatomy,
+    anatomy_of,
+    check_finite,
+    recurrent,
+    refuse_config,
+    refuse_weights,
+    width_out,
+)
 from ketools.models.weights import EditStack, check_layer
 
 __all__ = ["Anatomy", "EditableModel", "anatomy_of", "fingerprint_of", "load"]
 
 
+SUBLAYERS = ("attention", "mlp")
+# The norm behind the attention, by the norm behind the MLP that the anatomy names.
+_POST_ATTENTION = {
+    "post_feedforward_layernorm": "post_attention_layernorm",
+    "post_mlp_layernorm": "post_self_attn_layernorm",
+}
 # Entries of a config that compute nothing.
 _VOLATILE = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache", "architectures"}
 
@@ -81,6 +96,39 @@ class EditableModel:
     def mlp_out(self, index: int) -> nn.Module:
         """The module of layer `index` that holds the MLP's output matrix."""
         return self.layer(index).get_submodule(self.anatomy.mlp_out)
+
+    def sublayer(self, index: int, name: str) -> nn.Module:
+        """The module of layer `index` whose output its "attention" or "mlp" adds to the residual stream.
+
+        That is the last matrix of the part, or the norm behind it where an architecture has one (Gemma 2 and 3, OLMo 2
+        and 3). Raises KetoolsError for a layer that is not there or has no attention that writes to the stream.
+        """
+        assert name in SUBLAYERS, f"no sublayer {name!r}"
+        block, norm = self.layer(index), self.anatomy.post_norm
+        if name == "mlp":
+            return block.get_submodule(norm or self.anatomy.mlp_out)
+        if norm in _POST_ATTENTION:
+            return block.get_submodule(_POST_ATTENTION[norm])
+        writing = [
+            module
+            for path, module in block.named_modules()
+            if isinstance(module, nn.Linear | Conv1D)
+            and "att" in path.lower()
+            and "cross" not in path.lower()
+            and width_out(module) == self.anatomy.d_model
+        ]
+        if not writing:
+            raise KetoolsError(
+                f"model {self.name!r}: layer {index} has no attention that ends in a matrix to the model's width "
+                f"{self.anatomy.d_model}; tracing and attribution of attention need one, those of the MLP and of hidden "
+                "states do not"
+            )
+        return writing[-1]
+
+    @property
+    def residual_scale(self) -> float:
+        """The number that a layer multiplies its summands with before adding them (Granite's; 1 elsewhere)."""
+        return float(getattr(self.config, "residual_multiplier", 1.0))
 
     def weight(self, index: int) -> Tensor:
         """The MLP's output matrix of layer `index` as a view (d_model, d_mlp): writing to it edits the model."""
@@ -154,15 +202,45 @@ def load(
         tokenizer = tokenizer or source.config.name_or_path
     else:
         name, path = str(source), _folder(source)
-        model = _read(path or name, dtype if dtype is not None else _default_dtype(path), name, device)
-        tokenizer = tokenizer or path or name
+        where = path or name
+        pocket = path is not None and path.resolve().parent.name == "models" and path.name in model_names()
+        spread = {"device_map": "auto"} if device == "auto" else {}
+        try:
+            refuse_config(AutoConfig.from_pretrained(where, trust_remote_code=False), name)
+            model = AutoModelForCausalLM.from_pretrained(
+                where,
+                dtype=dtype or (torch.float32 if pocket else "auto"),
+                use_safetensors=True,
+                trust_remote_code=False,
+                **spread,
+            )
+        except KetoolsError:
+            raise
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise KetoolsError(f"model {name!r} could not be loaded: {error}") from error
+        tokenizer = tokenizer or where
     refuse_weights(model, name)
-    model = _moved(model, name, device, dtype)
+    if device not in (None, "auto"):
+        if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
+            raise KetoolsError(
+                f"model {name!r} is spread over several devices by its device_map; leave out device={device!r}, or load "
+                "it without a device_map"
+            )
+        model = model.to(device=device)
+    if dtype is not None and model.dtype != dtype:
+        # As from_pretrained does: what a model computes for itself and stores in no file (frequencies of rotary
+        # positions) keeps its precision.
+        stored = model.state_dict().keys()
+        own = {place: buffer for place, buffer in model.named_buffers() if place not in stored}
+        model = model.to(dtype=dtype)
+        for place, buffer in own.items():
+            module, _, buffer_name = place.rpartition(".")
+            model.get_submodule(module).register_buffer(buffer_name, buffer, persistent=False)
     model.eval().requires_grad_(False)
-    found = anatomy_of(model, name)
+    anatomy = anatomy_of(model, name)
     check_finite(model, name)
-    known = _tokenizer(tokenizer, name)
-    return EditableModel(model, known, found, fingerprint_of(model), name, path, base_name=_base_name(path))
+    tokenizer = _tokenizer(tokenizer, name)
+    return EditableModel(model, tokenizer, anatomy, fingerprint_of(model), name, path, base_name=_base_name(path))
 
 
 def fingerprint_of(model: PreTrainedModel) -> str:
@@ -206,51 +284,6 @@ def _base_name(path: Path | None) -> str | None:
         raise KetoolsError(
             f"{file}: no record of an export ({error}); remove this file, the model does not need it"
         ) from error
-
-
-def _default_dtype(path: Path | None) -> torch.dtype | str:
-    if path is None or path.resolve().parent.name != "models" or path.name not in model_names():
-        return "auto"
-    return torch.float32
-
-
-def _read(where: str | Path, dtype: torch.dtype | str, name: str, device: str | torch.device | None) -> PreTrainedModel:
-    spread = {"device_map": "auto"} if device == "auto" else {}
-    try:
-        refuse_config(AutoConfig.from_pretrained(where, trust_remote_code=False), name)
-        return AutoModelForCausalLM.from_pretrained(
-            where, dtype=dtype, use_safetensors=True, trust_remote_code=False, **spread
-        )
-    except KetoolsError:
-        raise
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise KetoolsError(f"model {name!r} could not be loaded: {error}") from error
-
-
-def _moved(
-    model: PreTrainedModel, name: str, device: str | torch.device | None, dtype: torch.dtype | None
-) -> PreTrainedModel:
-    spread = len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
-    target = None if device == "auto" else device
-    if spread and target is not None:
-        raise KetoolsError(
-            f"model {name!r} is spread over several devices by its device_map; leave out device={device!r}, or load it "
-            "without a device_map"
-        )
-    model = model if target is None else model.to(device=target)
-    return model if dtype is None or model.dtype == dtype else _cast(model, dtype)
-
-
-def _cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    # As from_pretrained does: what a model computes for itself and stores in no file (frequencies of rotary positions)
-    # keeps its precision.
-    stored = model.state_dict().keys()
-    own = {path: buffer for path, buffer in model.named_buffers() if path not in stored}
-    model = model.to(dtype=dtype)
-    for path, buffer in own.items():
-        place, _, name = path.rpartition(".")
-        model.get_submodule(place).register_buffer(name, buffer, persistent=False)
-    return model
 
 
 def _tokenizer(given: PreTrainedTokenizerBase | str | Path | None, name: str) -> PreTrainedTokenizerBase:

@@ -18,7 +18,7 @@ from ketools.editing.targets import Targets, not_finite
 from ketools.errors import KetoolsError
 from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
-from ketools.models.sublayers import heard
+from ketools.models.states import recorded
 from ketools.norms.residual import Sample, places, subject_sample
 from ketools.norms.spectra import Factors, accumulated, factors_of, original, precise, update_values
 
@@ -44,7 +44,7 @@ def hidden_states(model: EditableModel, sample: Sample, layers: Iterable[int] | 
         model.layer(layer)
     found = {layer: torch.zeros(sample.tokens, model.anatomy.d_model) for layer in wanted}
     for batch in places(model, sample):
-        with torch.no_grad(), heard(model, ("hidden",), len(batch.ids)) as got:
+        with torch.no_grad(), recorded(model, ["hidden"], len(batch.ids)) as got:
             model.body(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
         for layer in wanted:
             found[layer][batch.order] = batch.pick(got["hidden"][layer]).cpu()

@@ -3,7 +3,7 @@
 A decoder's last state is a sum, h_L = h_0 + sum over layers of (attention + MLP). Gupta et al. (2502.01636, figures 5 and
 8-13): as the norm of the edited matrices grows, their MLPs come to dominate that sum, which is how edits win without
 agreeing with anything. Works for sequential and parallel layers alike, because the summands are heard where they are
-made (ketools.models.sublayers); that they do sum to the stream is checked, not assumed.
+made (`EditableModel.sublayer`); that they do sum to the stream is checked, not assumed.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor
 from ketools.editing.targets import not_finite
 from ketools.errors import KetoolsError
 from ketools.facts.fact import Fact
-from ketools.models.model import EditableModel
-from ketools.models.sublayers import SUBLAYERS, heard, heard_entering, scale
+from ketools.models.model import SUBLAYERS, EditableModel
+from ketools.models.states import recorded
 from ketools.models.tokens import batches, make_rows, pad_right, subject_span
 
 # Tokens at which the residual stream is read: all of a text sample, or the subjects' last tokens of facts.
@@ -257,15 +257,14 @@ def _summands(n_layer: int) -> list[tuple[int, str]]:
 
 
 def _streams(model: EditableModel, sample: Sample) -> Iterator[_Stream]:
-    factor = scale(model)
     for batch in places(model, sample):
-        hearing = heard(model, ("hidden", *SUBLAYERS), len(batch.ids))
-        with torch.no_grad(), hearing as got, heard_entering(model) as entered:
+        recording = recorded(model, ("embedding", "hidden", *SUBLAYERS), len(batch.ids))
+        with torch.no_grad(), recording as got:
             model.body(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
-        start = batch.pick(entered[0])
+        start = batch.pick(got["embedding"][EMBEDDING])
         picked = {name: [batch.pick(by_layer[i]) for i in sorted(by_layer)] for name, by_layer in got.items()}
         pairs = zip(picked["attention"], picked["mlp"], strict=True)
-        summands = [start, *(factor * part.to(start.device) for pair in pairs for part in pair)]
+        summands = [start, *(model.residual_scale * part.to(start.device) for pair in pairs for part in pair)]
         states = torch.stack([state.to(start.device) for state in picked["hidden"]])
         yield _Stream(torch.stack(summands), states, batch.order)
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ketools.errors import KetoolsError
-from ketools.models.model import EditableModel
-from ketools.models.sublayers import SUBLAYERS, heard, heard_entering, scale
+from ketools.models.model import SUBLAYERS, EditableModel
+from ketools.models.states import recorded
 from ketools.models.tokens import make_rows
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # relative; half precision rounds at every layer
@@ -44,12 +44,12 @@ def contributions(model: EditableModel, prompt: str) -> Contributions:
         raise KetoolsError(f"prompt {prompt!r} is empty; give it some text")
     (row,) = make_rows(model, [prompt.rstrip(" ")])
     ids = torch.tensor([row.ids], device=model.device)
-    with heard(model, ["hidden", *SUBLAYERS], 1) as got, heard_entering(model) as entered:
+    with recorded(model, ["embedding", "hidden", *SUBLAYERS], 1) as got:
         model.body(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     n_layer = model.anatomy.n_layer
     parts = [("embedding", -1), *((name, layer) for layer in range(n_layer) for name in SUBLAYERS)]
-    factor = scale(model)
-    values = [_last(entered[0]), *(factor * _last(got[name][layer]) for name, layer in parts[1:])]
+    values = [_last(got["embedding"][-1])]
+    values += [model.residual_scale * _last(got[name][layer]) for name, layer in parts[1:]]
     found = Contributions(tuple(parts), torch.stack(values), _last(got["hidden"][n_layer - 1]))
     error = float((found.values.sum(0) - found.stream).norm() / found.stream.norm())
     if not error <= _TOLERANCE.get(model.dtype, 0.05):

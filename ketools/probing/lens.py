@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ketools.errors import KetoolsError
 from ketools.models.model import EditableModel
-from ketools.models.sublayers import heard, heard_entering
+from ketools.models.states import recorded
 from ketools.models.tokens import Row, batches, make_rows, pad_right
 
 _LOGITS_AT_ONCE = 2**24  # entries of one block of logits: 64 MiB in float32
@@ -108,9 +108,9 @@ def _rows(model: EditableModel, prompts: Sequence[str], targets: Sequence[str] |
 def _states(model: EditableModel, rows: Sequence[Sequence[int]]) -> Tensor:
     # (layers + 1, rows, longest, d_model): what enters layer 0, and what each layer puts out.
     ids, mask = pad_right(rows, model.device)
-    with heard(model, ["hidden"], len(rows)) as got, heard_entering(model) as entered:
+    with recorded(model, ["embedding", "hidden"], len(rows)) as got:
         model.body(input_ids=ids, attention_mask=mask, use_cache=False)
-    there = [entered[0], *(got["hidden"][i] for i in range(model.anatomy.n_layer))]
+    there = [got["embedding"][-1], *(got["hidden"][i] for i in range(model.anatomy.n_layer))]
     device = there[-1].device  # a model may be spread over several
     return torch.stack([states.to(device) for states in there])
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from ketools.errors import KetoolsError, named
 from ketools.facts.fact import Fact
-from ketools.models.model import EditableModel
+from ketools.models.model import SUBLAYERS, EditableModel
 from ketools.models.replay import Frozen, freeze, tell_unshared
 from ketools.models.scoring import score_pairs, token_losses
-from ketools.models.sublayers import SUBLAYERS, entering, heard, site
+from ketools.models.states import embedded, recorded
 from ketools.models.tokens import batches, make_rows, pad_right, subject_span
 
 # Facts as cases to trace: token rows with the subject's tokens located, facts that the model does not know left out.
@@ -255,10 +255,10 @@ def run_both(model: EditableModel, cases: Sequence[Case], plan: Plan) -> Runs:
         ("corrupted", each, _noise(model, cases, plan, ids.shape[1])),
     ):
         here = at.to(ids.device)
-        into, at = entering(model, ids[here], mask[here], change), at.to(device)
+        into, at = embedded(model, ids[here], mask[here], change), at.to(device)
         runs.entered[name] = into.gather(1, suffix[at][..., None].expand(-1, -1, into.shape[-1]))
         every = torch.arange(len(at) * longest, device=device)
-        with heard(model, _heard(plan.kinds), len(at)) as runs.states[name]:
+        with recorded(model, _heard(plan.kinds), len(at)) as runs.states[name]:
             out = frozen.select(at).run(runs.entered[name], every)
         reads = target_reads([cases[i] for i in at.tolist()], [starts[i] for i in at.tolist()], longest, out.device)
         runs.probability[name] = reads.probability(model, out[reads.places]).cpu().numpy()
@@ -317,7 +317,7 @@ def _effects(model: EditableModel, runs: Runs, plan: Plan, rows: Sequence[tuple[
             for other, name, source in put:
                 values = runs.states[source][name][other][of_case if source == "clean" else of_row]
                 hook = _putting(values, mask, reads.places)
-                stack.callback(site(model, other, name).register_forward_hook(hook).remove)
+                stack.callback(model.sublayer(other, name).register_forward_hook(hook).remove)
             out = replace(frozen, layer=below, calls=frozen.calls[below + 1 :]).run(hidden, reads.places)
         found[:, k, i] = reads.probability(model, out).cpu().numpy()
     return found

@@ -4,7 +4,6 @@ from contextlib import ExitStack
 
 import torch
 
-from ketools.models.sublayers import site
 from ketools.probing.tracing import noise_of
 
 
@@ -40,7 +39,7 @@ def states(model, case, plan=None, sample=0):
             corrupting(stack, model, case, plan, sample)
         for layer in range(model.anatomy.n_layer):
             for name in ("hidden", "mlp", "attention"):
-                module = model.layer(layer) if name == "hidden" else site(model, layer, name)
+                module = model.layer(layer) if name == "hidden" else model.sublayer(layer, name)
 
                 def hear(_, __, out, key=(name, layer)):
                     heard[key] = _tensor(out).reshape(-1, model.anatomy.d_model).clone()
@@ -71,10 +70,10 @@ def restored(model, case, plan, kind, layer, places, sample=0, known=None):
         if kind.startswith("hidden"):
             _put(stack, model.layer(layer), places, clean["hidden", layer])
             for other in range(layer + 1, model.anatomy.n_layer) if name else ():
-                _put(stack, site(model, other, name), places, corrupted[name, other])
+                _put(stack, model.sublayer(other, name), places, corrupted[name, other])
         else:
             for other in plan.span(layer, model.anatomy.n_layer):
-                _put(stack, site(model, other, name), places, clean[name, other])
+                _put(stack, model.sublayer(other, name), places, clean[name, other])
         return probability(model, case)
 
 

@@ -12,7 +12,7 @@ from ketools.course.claims import Exercise, Property, Wrong
 from ketools.course.mode import Lab
 from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
-from ketools.models.sublayers import heard
+from ketools.models.states import recorded
 from ketools.models.tokens import Row, make_rows, subject_span
 from ketools.plots.style import LAYER, OKABE_ITO, Style, add_means, dress, joined, layer_axis, number, over_facts
 from ketools.probing.recall import answers
@@ -76,7 +76,7 @@ def transplanted(model: EditableModel, found: Sequence[Pair]) -> pd.DataFrame:
         goals = {"own": own.target_ids[0], "other": _row(model, fact, fact.subject, other.target_true).target_ids[0]}
         if goals["own"] == goals["other"]:
             continue
-        with heard(model, ["hidden"], 1) as got:
+        with recorded(model, ["hidden"], 1) as got:
             _next(model, donor, -1, None)
         states = {layer: hidden[0, donor.subject_last] for layer, hidden in got["hidden"].items()}
         for layer, state in ((-1, None), *sorted(states.items())):
