@@ -31,6 +31,11 @@ class Row:
     target_positions: tuple[int, ...] = ()
     target_ids: tuple[int, ...] = ()
 
+    def first_token(self) -> "Row":
+        """The row up to where the first token of its target is predicted, with that token as its target."""
+        end = self.target_positions[0]
+        return Row(self.ids[: end + 1], self.subject_last, (end,), self.target_ids[:1])
+
 
 def subject_span(fact: Fact) -> Span:
     """Characters (start, end) of the subject in `fact.text`. Raises KetoolsError unless it stands there once."""
