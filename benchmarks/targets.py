@@ -38,8 +38,7 @@ from ketools.facts.fact import Fact
 from ketools.facts.reading import facts
 from ketools.models import replay
 from ketools.models.model import EditableModel
-from ketools.reference.batch import plain_targets
-from ketools.reference.targets import PlainTarget, plain_target
+from ketools.reference.targets import Target, plain_target, plain_targets
 
 REFINEMENTS = (
     "frozen prefixes", "shared prefixes", "the top MLP where it is read alone", "leaving when done", "buckets by length",
@@ -137,9 +136,17 @@ def variants(
         with without(what):
             return replayed()
 
+    names = ("lr", "steps", "kl_factor", "weight_decay", "clamp_norm_factor", "loss_floor")
+    plain: dict[str, Any] = {name: getattr(hyper, name) for name in names}
+    plain |= {"layer": hyper.layers[-1], "mpes": hyper.patience if stopping.patience is None else stopping.patience}
+
+    def batched() -> list[Target]:
+        batches = (chosen[i : i + 16] for i in range(0, len(chosen), 16))
+        return [target for batch in batches for target in plain_targets(model, batch, contexts, **plain)]
+
     work: dict[str, Work] = {
-        "plain": lambda: [plain_target(model, fact, contexts, stopping, hyper) for fact in chosen],
-        "batched": lambda: plain_targets(model, chosen, contexts, stopping, hyper),
+        "plain": lambda: [plain_target(model, fact, contexts, **plain) for fact in chosen],
+        "batched": batched,
         "replay": replayed,
         "replay one fact at a time": lambda: replayed(facts_at_once=1),
         ALL_STEPS: lambda: compute_targets(model, chosen, contexts, FixedSteps(), hyper),
@@ -214,7 +221,7 @@ def _figures(
             out["seconds_saved_by_mpes"] = 1 - base / middle[ALL_STEPS]
             out["mean_steps_without_mpes"] = float(results[ALL_STEPS].steps.float().mean())
         if ROUGH in results:
-            exact = [PlainTarget(z, z, int(n), 0.0, 0.0) for z, n in zip(targets.z, targets.steps, strict=True)]
+            exact = [Target(z, z, int(n), 0.0, 0.0) for z, n in zip(targets.z, targets.steps, strict=True)]
             out |= {f"bfloat16_{name}": value for name, value in agreement(exact, results[ROUGH]).items()}
     out["provenance"] = origin(args, model) | {"stopping": f"MPES({args.patience})"}
     return out

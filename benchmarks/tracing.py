@@ -18,8 +18,8 @@ from benchmarks.command import finish, interleaved, medians, origin, parser, spr
 from benchmarks.shapes import open_model
 from ketools.facts.reading import facts
 from ketools.models.model import EditableModel
-from ketools.probing.tracing import KINDS, Case, Plan, make_cases, plan_of, spread_of, trace_cases
-from ketools.reference import tracing as plain_tracing
+from ketools.probing.tracing import KINDS, Case, Plan, make_cases, noise_of, plan_of, spread_of, trace_cases
+from ketools.reference.tracing import Tokens, restored, states
 
 Effects = dict[tuple[str, str, int, int], float]  # of fact, kind, layer, position
 
@@ -27,12 +27,16 @@ Effects = dict[tuple[str, str, int, int], float]  # of fact, kind, layer, positi
 def plain(model: EditableModel, cases: Sequence[Case], plan: Plan) -> Effects:
     """The target's probability after each restoration."""
     found: Effects = {}
+    width = model.model.get_input_embeddings().weight.shape[1]
     for case in cases:
-        known = plain_tracing.states(model, case)[0], plain_tracing.states(model, case, plan)[0]
+        tokens = Tokens(case.ids, case.first, case.last, case.target)
+        noise = (plan.noise * noise_of(case, 0, plan.seed, width)).to(model.device)
+        known = states(model, tokens)[0], states(model, tokens, noise)[0]
         for kind in plan.kinds:
             for layer in plan.layers:
+                layers = [layer] if kind.startswith("hidden") else plan.span(layer, model.anatomy.n_layer)
                 for place in range(case.first, case.end + 1):
-                    p = plain_tracing.restored(model, case, plan, kind, layer, [place], known=known)
+                    p = restored(model, tokens, noise, kind, layers, [place], known)
                     found[case.fact.id, kind, layer, place] = p
     return found
 

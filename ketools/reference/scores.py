@@ -1,29 +1,35 @@
-"""Scores of edits as a plain loop: one prompt and one target at a time, logits everywhere."""
+"""Scores of edits, one prompt and one target at a time, from the model's own logits."""
 
 import torch
 
+from ketools.facts.fact import Fact
+from ketools.models.model import EditableModel
+
 
 @torch.no_grad()
-def probability(model, prompt, target):
-    """exp of the mean log-probability of the target's tokens, and whether each is the most probable one."""
-    start = len(model.tokenizer(prompt)["input_ids"])
-    ids = torch.tensor([model.tokenizer(f"{prompt} {target}")["input_ids"]], device=model.device)
-    logprob = model.model(ids, use_cache=False).logits[0].float().log_softmax(-1)
-    goal = ids[0, start:]
-    at = logprob[start - 1 : -1]
-    return float(at.gather(1, goal[:, None]).mean().exp()), bool((at.argmax(1) == goal).all())
+def score(model: EditableModel, prompt: str, target: str) -> tuple[float, bool]:
+    """Mean log-probability (nats) of the target's tokens after the prompt, and whether each of them is the argmax.
+
+    The target is teacher-forced: P(target) = exp(mean_t log p(token t | prompt, tokens before t)).
+    """
+    start = model.tokenizer(prompt)["input_ids"]
+    goal = torch.tensor(model.tokenizer(f" {target}", add_special_tokens=False)["input_ids"])
+    ids = torch.tensor([[*start, *goal.tolist()]], device=model.device)
+    logits = model.model(ids, use_cache=False).logits[0, len(start) - 1 : -1].double().cpu()  # (tokens, vocabulary)
+    logprob = logits.log_softmax(-1)[torch.arange(len(goal)), goal]
+    return float(logprob.mean()), bool((logits.argmax(-1) == goal).all())
 
 
-def success(model, fact, neighbours):
-    """Of one fact: P(new) > P(true) on its prompt, the share of paraphrases where that holds, of neighbours where not."""
+def success(model: EditableModel, fact: Fact, neighbours: int) -> list[float]:
+    """ES, PS and NS of one fact (Meng et al., arXiv 2202.05262), with its first `neighbours` neighbours.
 
-    def wins(prompt):
-        new, true = (probability(model, prompt, target)[0] for target in (fact.target_new, fact.target_true))
-        return new - true
+    Shares of prompts on which P(new) > P(true): the edit prompt, the paraphrases; on neighbours P(true) > P(new). NaN
+    without prompts. Raises KetoolsError, naming the fact, if it has no target_true.
+    """
+    true = fact.need_true("a score of success")
 
-    kinds = ([fact.text], fact.paraphrases, fact.neighbours[:neighbours])
-    signs = (1, 1, -1)
-    return [
-        sum(sign * wins(p) > 0 for p in prompts) / len(prompts) if prompts else float("nan")
-        for prompts, sign in zip(kinds, signs)
-    ]
+    def share(prompts: list[str], sign: int) -> float:
+        margins = [score(model, prompt, fact.target_new)[0] - score(model, prompt, true)[0] for prompt in prompts]
+        return sum(sign * margin > 0 for margin in margins) / len(margins) if margins else float("nan")
+
+    return [share([fact.text], 1), share([*fact.paraphrases], 1), share([*fact.neighbours[:neighbours]], -1)]

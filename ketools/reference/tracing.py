@@ -1,91 +1,103 @@
-"""Causal tracing and attention knockout as plain loops: one fact, one restoration, whole sequences, hooks everywhere."""
+"""Causal tracing and attention knockout with plain forward hooks: one fact, one restoration, whole sequences.
 
+Causal tracing (Meng et al., arXiv 2202.05262, section 2) compares three runs of a prompt: clean; corrupted, with noise on
+the embeddings of the subject's tokens; and restored, corrupted with some clean states put back. Attention knockout (Geva et
+al., arXiv 2304.14767) keeps the last position from attending to others and looks at what that takes away.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
 
-from ketools.probing.tracing import noise_of
+from ketools.models.model import EditableModel
+
+Output = Tensor | tuple[Tensor, ...]
+States = Mapping[tuple[str, int], Tensor]  # ("hidden", "mlp" or "attention", layer) -> (length, d_model)
 
 
-def _tensor(out):
-    return out[0] if isinstance(out, tuple) else out
+class Tokens(NamedTuple):
+    """A prompt with its target as tokens: `ids` hold the prompt and all `target` tokens but the last.
+
+    The subject's tokens are `first` to `last`, the last one included.
+    """
+
+    ids: Sequence[int]
+    first: int
+    last: int
+    target: Sequence[int]
+
+    @property
+    def end(self) -> int:
+        """Position of the prompt's last token, which predicts the target's first."""
+        return len(self.ids) - len(self.target)
 
 
 @torch.no_grad()
-def probability(model, case):
+def probability(model: EditableModel, tokens: Tokens) -> float:
     """exp of the mean log-probability of the target's tokens."""
-    logprob = model.model(torch.tensor([case.ids]), use_cache=False).logits[0].double().log_softmax(-1)
-    places = range(case.end, case.end + len(case.target))
-    return float(torch.stack([logprob[p, t] for p, t in zip(places, case.target)]).mean().exp())
+    logits = model.model(torch.tensor([tokens.ids], device=model.device), use_cache=False).logits[0]
+    logprob = logits.double().log_softmax(-1)[tokens.end :]  # (target tokens, vocabulary)
+    return float(logprob[torch.arange(len(tokens.target)), list(tokens.target)].mean().exp())
 
 
-def corrupting(stack, model, case, plan, sample):
-    embed = model.model.get_input_embeddings()
-    noise = plan.noise * noise_of(case, sample, plan.seed, embed.weight.shape[1])
+def states(model: EditableModel, tokens: Tokens, noise: Tensor | None = None) -> tuple[States, float]:
+    """Every layer's output ("hidden") and what its MLP and attention add, and the target's probability.
 
-    def add(_, __, out):
-        out = out.clone()
-        out[0, case.first : case.last + 1] += noise
-        return out
-
-    stack.callback(embed.register_forward_hook(add).remove)
-
-
-def states(model, case, plan=None, sample=0):
-    """Every hidden state and summand of the clean run, or with a plan of the corrupted one."""
-    heard = {}
+    Of the clean run, or of the corrupted one with `noise` (subject tokens, d_model) on the subject's embeddings.
+    """
+    heard: dict[tuple[str, int], Tensor] = {}
     with ExitStack() as stack:
-        if plan is not None:
-            corrupting(stack, model, case, plan, sample)
+        if noise is not None:
+            _corrupt(stack, model, tokens, noise)
         for layer in range(model.anatomy.n_layer):
             for name in ("hidden", "mlp", "attention"):
-                module = model.layer(layer) if name == "hidden" else model.sublayer(layer, name)
 
-                def hear(_, __, out, key=(name, layer)):
+                def hear(_: nn.Module, __: object, out: Output, key: tuple[str, int] = (name, layer)) -> None:
                     heard[key] = _tensor(out).reshape(-1, model.anatomy.d_model).clone()
 
-                stack.callback(module.register_forward_hook(hear).remove)
-        p = probability(model, case)
+                stack.callback(_module(model, layer, name).register_forward_hook(hear).remove)
+        p = probability(model, tokens)
     return heard, p
 
 
-def _put(stack, module, places, values):
-    def put(_, __, out):
-        flat = _tensor(out).clone()
-        flat.view(-1, flat.shape[-1])[places] = values[places]
-        return (flat, *out[1:]) if isinstance(out, tuple) else flat
+def restored(
+    model: EditableModel,
+    tokens: Tokens,
+    noise: Tensor,
+    kind: str,
+    layers: Sequence[int],
+    positions: Sequence[int],
+    known: tuple[States, States] | None = None,
+) -> float:
+    """The target's probability in the corrupted run with the clean states of `kind` at `positions` put back.
 
-    stack.callback(module.register_forward_hook(put).remove)
-
-
-def restored(model, case, plan, kind, layer, places, sample=0, known=None):
-    """The target's probability with the states at `places` (positions in the prompt) restored in the corrupted run.
-
-    `known`: the states of the clean and the corrupted run, if they are at hand.
+    `kind` is "hidden", "mlp" or "attention", at each of `layers`. "hidden, mlp severed" and "hidden, attention severed"
+    restore the last of `layers` and keep the MLPs (the attention) above it at their corrupted outputs, so that what they
+    would do with the restored state is cut off. `known`: the clean and the corrupted states, if they are at hand.
     """
-    clean, corrupted = known or (states(model, case)[0], states(model, case, plan, sample)[0])
-    name = next((name for name in ("mlp", "attention") if name in kind), None)
+    clean, corrupted = known or (states(model, tokens)[0], states(model, tokens, noise)[0])
+    restore, _, severed = kind.removesuffix(" severed").partition(", ")
     with ExitStack() as stack:
-        corrupting(stack, model, case, plan, sample)
-        if kind.startswith("hidden"):
-            _put(stack, model.layer(layer), places, clean["hidden", layer])
-            for other in range(layer + 1, model.anatomy.n_layer) if name else ():
-                _put(stack, model.sublayer(other, name), places, corrupted[name, other])
-        else:
-            for other in plan.span(layer, model.anatomy.n_layer):
-                _put(stack, model.sublayer(other, name), places, clean[name, other])
-        return probability(model, case)
+        _corrupt(stack, model, tokens, noise)
+        for layer in layers:
+            _put(stack, _module(model, layer, restore), positions, clean[restore, layer])
+        for layer in range(layers[-1] + 1, model.anatomy.n_layer) if severed else ():
+            _put(stack, _module(model, layer, severed), positions, corrupted[severed, layer])
+        return probability(model, tokens)
 
 
-def knocked_out(model, case, layers, places):
-    """The target's probability when, in `layers`, positions from `case.end` on cannot attend to `places`.
+def knocked_out(model: EditableModel, tokens: Tokens, layers: Sequence[int], positions: Sequence[int]) -> float:
+    """The target's probability when, in `layers`, no position from the prompt's last on can attend to `positions`.
 
-    For models whose attention is always given a mask of four dimensions: eager ones, and Falcon.
+    For models whose attention is always given a mask of four dimensions: those with eager attention, and Falcon.
     """
 
-    def block(_, args, kwargs):
-        mask = kwargs["attention_mask"].clone()
-        mask[:, :, case.end :, places] = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+    def block(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        mask = kwargs["attention_mask"].clone()  # (1, heads or 1, queries, keys)
+        mask[:, :, tokens.end :, positions] = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
         return args, kwargs | {"attention_mask": mask}
 
     with ExitStack() as stack:
@@ -93,4 +105,37 @@ def knocked_out(model, case, layers, places):
             for name, module in model.layer(layer).named_children():
                 if "att" in name and any(True for _ in module.children()):
                     stack.callback(module.register_forward_pre_hook(block, with_kwargs=True).remove)
-        return probability(model, case)
+        return probability(model, tokens)
+
+
+def _corrupt(stack: ExitStack, model: EditableModel, tokens: Tokens, noise: Tensor) -> None:
+    def add(embeddings: Tensor) -> None:
+        embeddings[0, tokens.first : tokens.last + 1] += noise
+
+    _change(stack, model.model.get_input_embeddings(), add)
+
+
+def _put(stack: ExitStack, module: nn.Module, positions: Sequence[int], values: Tensor) -> None:
+    def put(out: Tensor) -> None:  # OPT's MLP sees its tokens without a dimension of rows
+        out.view(-1, out.shape[-1])[positions] = values[positions]
+
+    _change(stack, module, put)
+
+
+def _change(stack: ExitStack, module: nn.Module, change: Callable[[Tensor], None]) -> None:
+    """Until `stack` closes, `change` works in place on a copy of what `module` puts out."""
+
+    def hook(_: nn.Module, __: object, out: Output) -> Output:
+        changed = _tensor(out).clone()
+        change(changed)
+        return (changed, *out[1:]) if isinstance(out, tuple) else changed
+
+    stack.callback(module.register_forward_hook(hook).remove)
+
+
+def _module(model: EditableModel, layer: int, name: str) -> nn.Module:
+    return model.layer(layer) if name == "hidden" else model.sublayer(layer, name)
+
+
+def _tensor(out: Output) -> Tensor:
+    return out[0] if isinstance(out, tuple) else out

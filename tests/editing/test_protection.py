@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ketools.editing.update import Protection, least_squares, null_space
+from ketools.reference.update import alphaedit, memit
 from tests.editing.test_updates import problem, product, seeds
 
 
@@ -21,10 +22,7 @@ def test_sequence_of_batches_equals_the_dense_solve(seed, batches, restricted):
     for _ in range(batches):  # with more than a few, keys are folded into the factors
         k, r = (torch.randn(d, 4, generator=g, dtype=torch.float64) for d in (30, 5))
         got = product(least_squares(protection, k, r))
-        every = torch.cat([past, k], 1) if u is None else u.T @ torch.cat([past, k], 1)
-        inner = k if u is None else u.T @ k
-        want = r @ inner.T @ torch.linalg.inv(base + every @ every.T)
-        want = want if u is None else want @ u.T
+        want = memit(c, k, r, 4.0, past, lambda_n=0.1) if u is None else alphaedit(u @ u.T, k, r, 2.0, past)
         assert (got - want).norm() <= 1e-8 * want.norm()
         protection.add(k)
         past = torch.cat([past, k], 1)

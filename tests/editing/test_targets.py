@@ -16,6 +16,7 @@ from ketools.models.model import EditableModel
 from ketools.models.scoring import target_logprobs
 from ketools.reference.targets import plain_target
 from tests.models.test_architectures import KINDS, WINDOWED, network
+from tests.plain import plain_settings
 from tests.saying import said_once
 
 CONTEXTS = ["", "The tower of Vell. ", "Therefore you sang because. ", "I. "]
@@ -28,7 +29,7 @@ def test_targets_equal_the_plain_loop(tiny_model, tiny_facts, stopping):
     got = compute_targets(tiny_model, tiny_facts, CONTEXTS, stopping, HYPER)
     steps = []
     for i, fact in enumerate(tiny_facts):
-        want = plain_target(tiny_model, fact, CONTEXTS, stopping, HYPER)
+        want = plain_target(tiny_model, fact, CONTEXTS, **plain_settings(HYPER, stopping))
         assert (got.z[i] - want.z).norm() <= 1e-5 * want.z.norm()
         assert (got.h0[i] - want.h0).norm() <= 1e-6 * want.h0.norm()
         assert got.steps[i] == want.steps
@@ -48,7 +49,7 @@ def test_official_stopping_equals_the_plain_loop(tiny_model, tiny_facts, patienc
     tiny_model.model.double()
     got = compute_targets(tiny_model, tiny_facts, FIVE, MPES(patience), OFFICIAL)
     for i, fact in enumerate(tiny_facts):
-        want = plain_target(tiny_model, fact, FIVE, MPES(patience), OFFICIAL)
+        want = plain_target(tiny_model, fact, FIVE, **plain_settings(OFFICIAL, MPES(patience)))
         assert (got.z[i] - want.z).norm() <= 1e-5 * want.z.norm() and got.steps[i] == want.steps
     assert got.steps.tolist() != compute_targets(tiny_model, tiny_facts, FIVE, MPES(patience), HYPER).steps.tolist()
 

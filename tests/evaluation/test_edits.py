@@ -10,7 +10,7 @@ import ketools.evaluation.edits as edits
 from ketools import Fact, FactSet, KetoolsError
 from ketools.evaluation.edits import KINDS, evaluate, harmonic_mean, recall, summary
 from ketools.facts.fact import Locality, TwoHop
-from ketools.reference.score import plain_score
+from ketools.reference.scores import score
 
 
 def fact(**changes) -> Fact:
@@ -141,7 +141,7 @@ def test_harmonic_mean():
 
 def plain(model, prompt: str, target: str) -> tuple[float, bool]:
     """Probability, argmax."""
-    logprob, hit = plain_score(model, prompt, target)
+    logprob, hit = score(model, prompt, target)
     return math.exp(logprob), hit
 
 

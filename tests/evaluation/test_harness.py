@@ -13,7 +13,7 @@ from sklearn.metrics import f1_score
 from ketools import Edit, KetoolsError
 from ketools.evaluation import downstream as module
 from ketools.evaluation.downstream import PRESETS, harness, load_tasks, task_names
-from ketools.reference.score import plain_score
+from ketools.reference.scores import score
 
 needs = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed (extra eval)")
 
@@ -23,7 +23,7 @@ def plainly(model, items):
 
     def logprob(prompt, choice):
         tokens = len(model.tokenizer(choice, add_special_tokens=False)["input_ids"])
-        return tokens * plain_score(model, prompt, choice.strip())[0]
+        return tokens * score(model, prompt, choice.strip())[0]
 
     return [
         int(np.argmax([logprob(prompt, choice) for choice in choices]))

@@ -15,6 +15,7 @@ from ketools.models.scoring import target_logprobs
 from ketools.models.tokens import make_rows, subject_span
 from ketools.reference.targets import plain_target
 from tests import tokenizers
+from tests.plain import plain_settings
 
 SMALL = {
     "vocab_size": 400,
@@ -130,7 +131,7 @@ def test_targets_equal_the_plain_loop(kind, tiny_tokenizer, tiny_facts):
     hyper = Hyper(layers=(1,), steps=6, clamp_norm_factor=4.0, facts_at_once=2)  # others wait: rows are selected
     got = compute_targets(model, tiny_facts, CONTEXTS, FixedSteps(), hyper)
     for i, fact in enumerate(tiny_facts):
-        want = plain_target(model, fact, CONTEXTS, FixedSteps(), hyper)
+        want = plain_target(model, fact, CONTEXTS, **plain_settings(hyper, FixedSteps()))
         assert (got.h0[i] - want.h0).norm() <= 1e-5 * want.h0.norm()
         assert (got.z[i] - want.z).norm() <= 1e-5 * want.z.norm()
         assert got.loss[i] == pytest.approx(want.loss, rel=1e-5)

@@ -8,7 +8,7 @@ from ketools.models import scoring
 from ketools.models import scoring as packing
 from ketools.models.scoring import packed, packs, plain, row_scores
 from ketools.models.tokens import Row, make_rows
-from ketools.reference.score import plain_score
+from ketools.reference.scores import score
 from tests.models import test_recurrent as recurrent
 from tests.models.test_architectures import KINDS, WINDOWED, network
 from tests.saying import said_once
@@ -82,7 +82,7 @@ def test_scores_are_those_of_each_text_by_itself(tiny_model, facts, monkeypatch,
     apart, hit_apart = row_scores(tiny_model, rows)
     lengths = np.array([len(row.target_ids) for row in rows])
     # 1e-5 of a logarithm is 1e-5 of the probability, relatively; of a logarithm near 0 it says more than a share of it.
-    alone = [plain_score(tiny_model, *pair) for pair in pairs]
+    alone = [score(tiny_model, *pair) for pair in pairs]
     np.testing.assert_allclose(logprob / lengths, [p for p, _ in alone], rtol=0, atol=1e-5)
     np.testing.assert_allclose(apart / lengths, [p for p, _ in alone], rtol=0, atol=1e-5)
     assert list(hit) == list(hit_apart) == [best for _, best in alone]
@@ -135,7 +135,7 @@ def against_plain(model, pairs):
     """Scores of pairs are those of each by itself."""
     rows = make_rows(model, [p for p, _ in pairs], [t for _, t in pairs])
     logprob, hit = row_scores(model, rows)
-    alone = [plain_score(model, *pair) for pair in pairs]
+    alone = [score(model, *pair) for pair in pairs]
     np.testing.assert_allclose(
         logprob / [len(row.target_ids) for row in rows], [p for p, _ in alone], rtol=0, atol=1e-5
     )

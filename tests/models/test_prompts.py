@@ -9,7 +9,7 @@ from tokenizers import processors
 from ketools import Fact, KetoolsError
 from ketools.models.scoring import target_logprobs
 from ketools.models.tokens import make_rows, subject_span
-from ketools.reference.score import plain_score
+from ketools.reference.scores import score
 
 
 def fact(prompt, subject, new="Vell"):
@@ -80,7 +80,7 @@ def test_scores_equal_the_plain_forward(tiny_model, tiny_facts):
     assert correct.any() and not correct.all()
     for i, prompt in enumerate(prompts):
         for j in (0, 1):
-            want = plain_score(tiny_model, prompt, pairs[i][j])
+            want = score(tiny_model, prompt, pairs[i][j])
             assert logprob[i, j] == pytest.approx(want[0], rel=0, abs=1e-5)  # of the probability, a share
             assert correct[i, j] == want[1]
     single, _ = target_logprobs(tiny_model, prompts, [t for t, _ in pairs])

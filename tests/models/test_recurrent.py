@@ -17,6 +17,7 @@ from ketools.models.replay import freeze
 from ketools.probing.tracing import trace
 from ketools.reference.targets import plain_target
 from tests.models.test_architectures import CONTEXTS, GROUPED, SMALL
+from tests.plain import plain_settings
 from tests.saying import said_once
 
 MAMBA = {"mamba_d_ssm": 32, "mamba_n_heads": 2, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1}
@@ -49,7 +50,7 @@ def test_targets_equal_the_plain_loop_and_it_is_said(model, tiny_facts):
     with said_once("carries a recurrent state: .*whole prompts are run in every pass"):
         got = compute_targets(model, tiny_facts, CONTEXTS, FixedSteps(), hyper)
     for i, fact in enumerate(tiny_facts):
-        want = plain_target(model, fact, CONTEXTS, FixedSteps(), hyper)
+        want = plain_target(model, fact, CONTEXTS, **plain_settings(hyper, FixedSteps()))
         assert (got.h0[i] - want.h0).norm() <= 1e-5 * want.h0.norm()
         assert (got.z[i] - want.z).norm() <= 1e-5 * want.z.norm()
         assert got.loss[i] == pytest.approx(want.loss, rel=1e-5)

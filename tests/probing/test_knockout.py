@@ -6,7 +6,7 @@ import torch
 from ketools import Fact, KetoolsError, load
 from ketools.probing.knockout import SOURCES, knockout, knockout_cases
 from ketools.probing.tracing import make_cases
-from ketools.reference import tracing as plain_tracing
+from ketools.reference.tracing import Tokens, knocked_out, probability
 from tests.models.test_architectures import KINDS, WINDOWED, network
 from tests.saying import said_once
 
@@ -32,8 +32,9 @@ def test_it_equals_the_plain_loop(kind, attention, tiny_tokenizer, tiny_facts):
             assert row.p != row.p
             continue
         layers = [i for i in (row.layer - 1, row.layer) if i >= 0]
-        assert row.p == pytest.approx(plain_tracing.knocked_out(plain, case, layers, places), rel=1e-5)
-        assert row.p_clean == pytest.approx(plain_tracing.probability(plain, case), rel=1e-5)
+        tokens = Tokens(case.ids, case.first, case.last, case.target)
+        assert row.p == pytest.approx(knocked_out(plain, tokens, layers, places), rel=1e-5)
+        assert row.p_clean == pytest.approx(probability(plain, tokens), rel=1e-5)
         assert row.change == pytest.approx(row.p / row.p_clean - 1)
     assert frame["change"].abs().max() > 1e-3, "nothing was blocked"
 

@@ -7,10 +7,25 @@ import torch
 
 from ketools import Fact, KetoolsError, load
 from ketools.probing.tracing import KINDS, average, make_cases, noise_of, plan_of, spread_of, trace, trace_cases
-from ketools.reference import tracing as plain_tracing
+from ketools.reference.tracing import Tokens, probability, restored, states
 from tests.models.test_architectures import KINDS as ARCHITECTURES
 from tests.models.test_architectures import WINDOWED, network
 from tests.saying import said_once
+
+
+def tokens_of(case):
+    return Tokens(case.ids, case.first, case.last, case.target)
+
+
+def plain_noise(model, case, plan, sample=0):
+    width = model.model.get_input_embeddings().weight.shape[1]
+    return plan.noise * noise_of(case, sample, plan.seed, width)
+
+
+def plain_restored(model, case, plan, kind, layer, positions, sample=0):
+    """The target's probability after a restoration, as the reference computes it."""
+    layers = [layer] if kind.startswith("hidden") else plan.span(layer, model.anatomy.n_layer)
+    return restored(model, tokens_of(case), plain_noise(model, case, plan, sample), kind, layers, positions)
 
 
 def plan(model, noise=1.0, at="each", kinds=KINDS, layers=None, samples=1, window=2):
@@ -28,14 +43,15 @@ def test_every_restoration_equals_the_plain_loop(kind, tiny_tokenizer, tiny_fact
     wrong = []
     for row in frame.sample(60, random_state=1).itertuples():
         (case,) = (case for case in cases if case.fact.id == row.fact)
-        want = plain_tracing.restored(model, case, how, row.kind, row.layer, [row.position])
+        want = plain_restored(model, case, how, row.kind, row.layer, [row.position])
         if row.p != pytest.approx(want, rel=1e-5):
             wrong.append((row, want))
     assert not wrong
     for case in cases:
         some = frame[frame["fact"] == case.fact.id]
-        assert some["p_clean"].iloc[0] == pytest.approx(plain_tracing.states(model, case)[1], rel=1e-5)
-        assert some["p_corrupted"].iloc[0] == pytest.approx(plain_tracing.states(model, case, how)[1], rel=1e-5)
+        assert some["p_clean"].iloc[0] == pytest.approx(probability(model, tokens_of(case)), rel=1e-5)
+        _, corrupted = states(model, tokens_of(case), plain_noise(model, case, how))
+        assert some["p_corrupted"].iloc[0] == pytest.approx(corrupted, rel=1e-5)
     assert frame["effect"].abs().max() > 0, "nothing to tell apart"
 
 
@@ -53,7 +69,7 @@ def test_places_restored_together_equal_the_plain_loop(tiny_model, tiny_facts, a
             "subject_last": [case.last],
             "last": [case.end],
         }[at]
-        want = [plain_tracing.restored(tiny_model, case, how, row.kind, row.layer, list(places), s) for s in range(2)]
+        want = [plain_restored(tiny_model, case, how, row.kind, row.layer, list(places), s) for s in range(2)]
         assert row.p == pytest.approx(np.mean(want), rel=1e-5)
 
 
