@@ -1,7 +1,8 @@
-"""One pass over running text: sums of k k^T for several layers at once, in bounded memory, resumable to the bit.
+"""C = E[k k^T], the second moment of a layer's MLP keys over running text: what every closed form protects.
 
-What is held: a matrix (d_mlp, d_mlp) in float64 for each layer, and tokens of about 32,000 positions. The corpus is
-read once, as a stream.
+`Statistics` holds C of some layers. It is computed in one pass over text, for all layers at once: memory is a float64 matrix
+(d_mlp, d_mlp) a layer and some 32,000 tokens, the corpus is read as a stream, and a pass that was stopped can go on to the
+same bits. `corpus` opens running text, `import_moments` reads the files that ROME's and MEMIT's authors published.
 """
 
 import gzip
@@ -12,210 +13,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib import import_module
-from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ketools.editing.contexts import checked_rows
-from ketools.editing.keys import keys_and_states
-from ketools.editing.methods import MEMIT
-from ketools.editing.update import Protection, cholesky, least_squares
+from ketools.editing.update import cholesky
 from ketools.errors import KetoolsError, NotFinite
-from ketools.facts.fact import Fact
 from ketools.io import data_root, read_tensors, write_tensors
 from ketools.models.model import EditableModel
 from ketools.models.replay import run_until
 from ketools.models.tokens import batches, pad_right
 
-_FORMAT = "ketools-moments-1"
+TOKENS_PER_WIDTH = 10  # tokens that a pass reads by default, in d_mlp
+_PARTIAL = "ketools-moments-1"  # format of a file of partial sums
 _TOKENS_AT_ONCE = 4096
-_POOL = 8  # batches: texts are sorted by length within so many, to keep padding small
-
-
-@dataclass
-class Moments:
-    """Sums of k k^T per layer over `tokens` tokens of the first `texts` texts, float64 (d_mlp, d_mlp) on the CPU.
-
-    `about` says of which model, text and cap; `digest` is the sha256 of the texts read so far.
-    """
-
-    sums: dict[int, Tensor]
-    about: dict[str, Any]
-    tokens: int = 0
-    texts: int = 0
-    digest: str = hashlib.sha256().hexdigest()
-
-    def save(self, path: str | Path) -> Path:
-        """Write one triangle a layer with everything that is needed to go on; returns the path."""
-        tensors = {f"triangle.{i}": triangle(total) for i, total in self.sums.items()}
-        done = {"tokens": self.tokens, "texts": self.texts, "digest": self.digest}
-        return write_tensors(path, tensors, {"format": _FORMAT, "done": json.dumps(done), **_as_texts(self.about)})
-
-    @classmethod
-    def load(cls, path: str | Path, about: dict[str, Any]) -> "Moments":
-        """Read what `save` wrote for the same pass. Raises KetoolsError for another one, naming what differs."""
-        tensors, found = read_tensors(path, "partial sums", _FORMAT, "Statistics.compute(partial=...)")
-        for name, value in _as_texts(about).items():
-            if found.get(name) != value:
-                raise KetoolsError(
-                    f"{path} holds partial sums with {name} = {found.get(name)}, asked for is {value}; give the same "
-                    "settings to go on with it, or remove the file to start anew"
-                )
-        sums = {int(name.removeprefix("triangle.")): symmetric(t) for name, t in tensors.items()}
-        return cls({i: sums[i] for i in about["layers"]}, about, **json.loads(found["done"]))
-
-
-def accumulate(
-    model: EditableModel,
-    texts: Iterable[str],
-    layers: Sequence[int],
-    max_tokens: int,
-    length: int,
-    *,
-    positions: str = "all",
-    corpus: str = "",
-    progress: Callable[[int], None] | None = None,
-    partial: str | Path | None = None,
-    every: int = 100_000,
-    observe: Callable[[Moments], None] | None = None,
-) -> Moments:
-    """Sums over `texts`, each up to its first `length` tokens, until `max_tokens` tokens are read.
-
-    `positions` "last" counts the last token of each text alone (and so does `max_tokens`).
-
-    With `partial`, sums are written to this file about every `every` tokens and at the end, and a pass that finds the
-    file goes on from there: it ends with the same bits as one that was never stopped. `progress` is called with the
-    number of tokens since the last call (those of an earlier pass first); `observe` sees the sums after each batch.
-
-    Raises KetoolsError where the file belongs to another pass, or `texts` do not begin with the texts it has read.
-    """
-    about = {
-        "fingerprint": model.fingerprint, "corpus": corpus, "length": length, "max_tokens": max_tokens,
-        "layers": list(layers), "positions": positions,
-    }  # fmt: skip
-    source, digest, last = iter(texts), hashlib.sha256(), positions == "last"
-    state = _begun(model, about, source, digest, partial)
-    if progress is not None and state.tokens:
-        progress(state.tokens)
-    saved = state.tokens
-    for pool, read in _pools(model, _hashed(source, digest), max_tokens - state.tokens, length, last=last):
-        for batch in ([pool[i] for i in some] for some in batches(map(len, pool), _TOKENS_AT_ONCE)):
-            n = _add(model, batch, state.sums, last=last)
-            state.tokens += n
-            if progress is not None:
-                progress(n)
-            if observe is not None:
-                observe(state)
-        state.texts, state.digest = state.texts + read, digest.hexdigest()
-        if partial is not None and state.tokens - saved >= every:
-            state.save(partial)
-            saved = state.tokens
-    if partial is not None and state.tokens > saved:
-        state.save(partial)
-    return state
-
-
-def triangle(matrix: Tensor) -> Tensor:
-    """The upper triangle of a square matrix (d, d), row by row, (d (d + 1) / 2,)."""
-    rows, columns = torch.triu_indices(*matrix.shape)
-    return matrix[rows, columns]
-
-
-def upper(entries: Tensor) -> Tensor:
-    """The upper triangular matrix (d, d), float64, of what `triangle` gave."""
-    d = int(((8 * len(entries) + 1) ** 0.5 - 1) / 2)
-    rows, columns = torch.triu_indices(d, d)
-    matrix = torch.zeros(d, d, dtype=torch.float64)
-    matrix[rows, columns] = entries.double()
-    return matrix
-
-
-def symmetric(entries: Tensor) -> Tensor:
-    """The symmetric matrix (d, d), float64, of what `triangle` gave."""
-    half = upper(entries)
-    return half + half.triu(1).T
-
-
-def _as_texts(about: dict[str, Any]) -> dict[str, str]:
-    return {name: json.dumps(value) for name, value in about.items()}
-
-
-def _hashed(texts: Iterator[str], digest: Any) -> Iterator[str]:  # noqa: ANN401 - hashlib names no type
-    for text in texts:
-        data = text.encode("utf-8", "surrogatepass")
-        digest.update(len(data).to_bytes(8, "little") + data)
-        yield text
-
-
-def _begun(
-    model: EditableModel,
-    about: dict[str, Any],
-    source: Iterator[str],
-    digest: Any,  # noqa: ANN401 - hashlib names no type
-    partial: str | Path | None,
-) -> Moments:
-    # The sums that `partial` holds, the texts that it has read taken from `source`; sums of zero without such a file.
-    if partial is None or not Path(partial).exists():
-        return Moments(
-            {i: torch.zeros((model.anatomy.d_mlp,) * 2, dtype=torch.float64) for i in about["layers"]}, about
-        )
-    state = Moments.load(partial, about)
-    read = sum(1 for _, _ in zip(range(state.texts), _hashed(source, digest), strict=False))
-    if read < state.texts or (state.texts and digest.hexdigest() != state.digest):
-        raise KetoolsError(
-            f"{partial} holds partial sums over {state.texts} texts, and these texts begin differently; give the same "
-            "text to go on with it, or remove the file to start anew"
-        )
-    return state
-
-
-def _pools(
-    model: EditableModel, texts: Iterator[str], max_tokens: int, length: int, *, last: bool
-) -> Iterator[tuple[list[list[int]], int]]:
-    # (rows of tokens, texts that they come from), in the texts' order; they end where a pool is full.
-    pool: list[list[int]] = []
-    taken = held = read = 0
-    while taken < max_tokens and (text := next(texts, None)) is not None:
-        ids = model.tokenizer(text, truncation=True, max_length=length)["input_ids"]
-        ids = ids if last else ids[: max_tokens - taken]
-        read, taken, held = read + 1, taken + (bool(ids) if last else len(ids)), held + len(ids)
-        if ids:
-            pool.append(ids)
-        if held >= _POOL * _TOKENS_AT_ONCE:
-            yield pool, read
-            pool, held, read = [], 0, 0
-    if read:
-        yield pool, read
-
-
-def _add(model: EditableModel, batch: list[list[int]], sums: dict[int, Tensor], *, last: bool) -> int:
-    ids, mask = pad_right(batch, model.device)
-    live = mask.bool()
-    if last:
-        live = live & (mask.cumsum(1) == mask.sum(1, keepdim=True))
-    live = live.reshape(-1)  # flat, as OPT's MLP sees its tokens
-
-    with ExitStack() as stack:
-        for index, total in sums.items():
-
-            def add(_: nn.Module, args: tuple[Tensor], total: Tensor = total) -> None:
-                keys = args[0].reshape(-1, args[0].shape[-1])[live.to(args[0].device)].float()
-                total += (keys.T @ keys).double().cpu()
-
-            stack.callback(model.mlp_out(index).register_forward_pre_hook(add).remove)
-        run_until(model, max(sums), input_ids=ids, attention_mask=mask)
-    return int(live.sum())
-
-
-# Second moments of keys: C = E[k k^T] over running text, what every method protects.
-
-
-_TOKENS_PER_WIDTH = 10
+_POOL = 8  # texts are sorted by length within so many batches, which keeps padding small
 
 
 @dataclass(frozen=True)
@@ -244,24 +59,60 @@ class Statistics:
         """C of all `layers` in one pass over `texts`, until `max_tokens` tokens are read (None: `default_tokens`).
 
         A text counts up to its first `length` tokens (at most the model's context window). With `positions="last"` only
-        the last token of each text counts: texts that end with a subject then give the keys that edits write to. The
-        pass ends at the highest of the layers. `progress` is called with the number of tokens read since the last call.
-        With `partial`, sums are written to this file every `every` tokens, and a pass that finds it goes on there, to
-        the same bits; remove it once the result is saved.
+        the last token of each text counts: texts that end with a subject then give the keys that edits write to.
+        `progress` is called with the number of tokens read since the last call, those of an earlier pass first. With
+        `partial`, sums are written to this file about every `every` tokens, and a pass that finds the file goes on from
+        there, to the same bits; remove it once the result is saved.
 
-        Raises KetoolsError if the texts hold no tokens, if keys are not finite, for an edited model, and for a
-        `partial` that belongs to another pass.
+        Raises KetoolsError if the texts hold no tokens, if keys are not finite, for settings out of range, for an edited
+        model, and for a `partial` that belongs to another pass.
         """
         max_tokens = default_tokens(model) if max_tokens is None else max_tokens
-        _check(model, layers, max_tokens, length)
+        if not layers:
+            raise KetoolsError("no layers for the statistics; give those that are to be edited")
+        for index in layers:
+            model.layer(index)
+        for name, value in (("max_tokens", max_tokens), ("length", length)):
+            if value < 1:
+                raise KetoolsError(f"{name}={value}: expected a number of tokens of at least 1")
         if positions not in ("all", "last"):
             raise KetoolsError(f"positions={positions!r}: expected 'all' or 'last'")
-        length = min(length, model.window or length)
-        found = accumulate(
-            model, texts, layers, max_tokens, length, positions=positions, corpus=corpus, progress=progress,
-            partial=partial, every=every,
-        )  # fmt: skip
-        _check_sums(model, found)
+        if model.edits:
+            raise KetoolsError(
+                f"model {model.name!r} carries {len(model.edits)} edits, and C is the unedited model's; undo them first"
+            )
+        length, last = min(length, model.window or length), positions == "last"
+        about = {
+            "fingerprint": model.fingerprint,
+            "corpus": corpus,
+            "length": length,
+            "max_tokens": max_tokens,
+            "layers": list(layers),
+            "positions": positions,
+        }
+        source, progress = _Hashed(texts), progress or (lambda _: None)
+        zero = {i: torch.zeros((model.anatomy.d_mlp,) * 2, dtype=torch.float64) for i in layers}
+        sums, tokens = _resume(partial, about, source) if partial and Path(partial).exists() else (zero, 0)
+        saved = tokens
+        if tokens:
+            progress(tokens)
+        while tokens < max_tokens and (pool := _read_pool(model, source, max_tokens - tokens, length, last=last)):
+            for batch in batches(map(len, pool), _TOKENS_AT_ONCE):
+                count = _add_keys(model, [pool[i] for i in batch], sums, last=last)
+                tokens += count
+                progress(count)
+            if partial is not None and tokens - saved >= every:
+                _save_partial(partial, about, source, sums, tokens)
+                saved = tokens
+        if partial is not None and tokens > saved:
+            _save_partial(partial, about, source, sums, tokens)
+        if tokens == 0:
+            raise KetoolsError("the texts for the statistics hold no tokens; give running text")
+        for i, total in sums.items():
+            if not total.isfinite().all():
+                raise NotFinite(
+                    f"keys of layer {i} hold NaN or Inf: the model's weights are not finite, or overflow in {model.dtype}"
+                )
         provenance = {
             "fingerprint": model.fingerprint,
             "model": model.name,
@@ -269,10 +120,10 @@ class Statistics:
             "corpus": corpus,
             "length": length,
             "positions": positions,
-            "texts": found.texts,
-            "texts_sha256": found.digest,
+            "texts": source.read,
+            "texts_sha256": source.digest.hexdigest(),
         }
-        return cls({i: total / found.tokens for i, total in found.sums.items()}, found.tokens, provenance)
+        return cls({i: total / tokens for i, total in sums.items()}, tokens, provenance)
 
     def of(self, model: EditableModel, layers: Sequence[int]) -> "Statistics":
         """Checked for use with `model` at `layers`. Raises KetoolsError for another model's, or a layer left out."""
@@ -296,10 +147,10 @@ class Statistics:
         return self
 
     def mixed(self, other: "Statistics", share: float) -> "Statistics":
-        """(1 - share) of this C and `share` of the other's, for the layers that both hold.
+        """(1 - share) of this C plus `share` of the other's, for the layers that both hold.
 
-        A mean over running text weighs a key by how often its like occurs; subjects' last tokens, where facts are
-        recalled, are few of a text's tokens. Mixing their own second moments in says how much they are to count.
+        A mean over running text weighs a key by how often its like occurs, and few tokens of a text are the last ones of
+        a subject, where facts are recalled. Mixing in the second moments of those decides how much they count.
 
         Raises KetoolsError for a share outside 0 .. 1, another model's statistics, and no layer in common.
         """
@@ -309,15 +160,19 @@ class Statistics:
         if self.provenance.get("fingerprint") != other.provenance.get("fingerprint"):
             raise KetoolsError("statistics of two models cannot be mixed; compute both for one model")
         c = {i: (1 - share) * self.layers[i] + share * other.layers[i] for i in layers}
-        about = {"corpus": f"{1 - share:g} {self.provenance.get('corpus')} + {share:g} {other.provenance.get('corpus')}",
-                 "parts": [self.provenance, other.provenance], "share": share}  # fmt: skip
+        names = [statistics.provenance.get("corpus") for statistics in (self, other)]
+        about = {
+            "corpus": f"{1 - share:g} {names[0]} + {share:g} {names[1]}",
+            "parts": [self.provenance, other.provenance],
+            "share": share,
+        }
         return Statistics(c, self.tokens + other.tokens, self.provenance | about)
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> Path:
         """Write one triangle a layer as safetensors in `dtype`, with the provenance; returns the path.
 
-        float16 stores the Cholesky factor of the correlations (with a ridge of 1e-7) and the scales apart in float32:
-        rounding C itself would leave it with negative eigenvalues, a product of rounded factors has none.
+        In float16 it is the Cholesky factor of the correlations (with a ridge of 1e-7), beside the scales in float32:
+        C itself would get negative eigenvalues from rounding, a product of rounded factors has none.
         """
         tensors: dict[str, Tensor] = {}
         for i, c in self.layers.items():
@@ -326,7 +181,7 @@ class Statistics:
                 tensors[f"scale.{i}"] = scale.float()
                 ridge = 1e-7 * torch.eye(len(c), dtype=c.dtype)
                 c = cholesky(c / scale[:, None] / scale + ridge, f"C of layer {i}").T
-            tensors[f"triangle.{i}"] = triangle(c).to(dtype)
+            tensors[f"triangle.{i}"] = _triangle(c).to(dtype)
         about = {"tokens": str(self.tokens), "provenance": json.dumps(self.provenance, sort_keys=True)}
         return write_tensors(path, tensors, about)
 
@@ -340,49 +195,16 @@ class Statistics:
             raise KetoolsError(
                 f"no statistics in {path}: {error!r}; expected a file written by Statistics.save"
             ) from error
-        return cls(_Packed(stored), tokens, provenance)
-
-
-class _Packed(Mapping[int, Tensor]):
-    """C by layer from the tensors that `Statistics.save` wrote, unpacked where it is asked for: d_mlp^3 operations each."""
-
-    def __init__(self, stored: Mapping[str, Tensor]) -> None:
-        self._stored, self._made = stored, dict[int, Tensor]()
-
-    def __iter__(self) -> Iterator[int]:
-        ends = (name.removeprefix("triangle.") for name in self._stored if name.startswith("triangle."))
-        return iter(sorted(map(int, ends)))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def __contains__(self, layer: object) -> bool:
-        return f"triangle.{layer}" in self._stored
-
-    def __getitem__(self, layer: int) -> Tensor:
-        if layer not in self:
-            raise KeyError(layer)
-        if layer not in self._made:
-            self._made[layer] = self._unpacked(layer)
-        return self._made[layer]
-
-    def _unpacked(self, layer: int) -> Tensor:
-        scale = self._stored.get(f"scale.{layer}")
-        if scale is None:
-            return symmetric(self._stored[f"triangle.{layer}"])
-        factor = upper(self._stored[f"triangle.{layer}"]) * scale.double()
-        product = factor.T @ factor
-        return (product + product.T) / 2  # symmetric to the bit
+        return cls(_Unpacked(stored), tokens, provenance)
 
 
 def default_tokens(model: EditableModel) -> int:
     """The budget of a pass: 10 d_mlp tokens.
 
-    C is regular from d_mlp independent keys on; Gupta et al., arXiv 2506.04226, find 2 to 10 times as many enough for
-    ROME, MEMIT and EMMET on GPT2-XL, GPT-J and Llama2-7B, less than 0.3% of the 44 million tokens that were read before,
-    and publish their settings for Llama2-7B with a multiplier of 10. `convergence` says what more tokens would change.
+    C is regular from d_mlp independent keys on. Gupta et al., arXiv 2506.04226, find 2 to 10 times as many enough for
+    ROME, MEMIT and EMMET on GPT2-XL, GPT-J and Llama2-7B, less than 0.3% of the 44 million tokens that were read before.
     """
-    return _TOKENS_PER_WIDTH * model.anatomy.d_mlp
+    return TOKENS_PER_WIDTH * model.anatomy.d_mlp
 
 
 def own_file(model: EditableModel) -> Path | None:
@@ -402,31 +224,126 @@ def load_statistics(model: EditableModel) -> Statistics:
     return Statistics.load(path).of(model, ())
 
 
-def _check_sums(model: EditableModel, found: Moments) -> None:
-    if found.tokens == 0:
-        raise KetoolsError("the texts for the statistics hold no tokens; give running text")
-    for i, total in found.sums.items():
-        if not total.isfinite().all():
-            raise NotFinite(
-                f"keys of layer {i} hold NaN or Inf: the model's weights are not finite, or overflow in {model.dtype}"
+class _Hashed(Iterator[str]):
+    """Texts, counted (`read`) and hashed as they are read: a pass that goes on must be given the same ones."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._texts, self.read, self.digest = iter(texts), 0, hashlib.sha256()
+
+    def __next__(self) -> str:
+        text = next(self._texts)
+        data = text.encode("utf-8", "surrogatepass")
+        self.digest.update(len(data).to_bytes(8, "little") + data)
+        self.read += 1
+        return text
+
+
+def _read_pool(model: EditableModel, texts: Iterator[str], budget: int, length: int, *, last: bool) -> list[list[int]]:
+    """The next texts as rows of tokens, enough for `_POOL` batches; empty when there are no more.
+
+    `budget`: tokens (`last`: texts) to be taken at most.
+    """
+    pool: list[list[int]] = []
+    tokens = 0
+    while budget > 0 and tokens < _POOL * _TOKENS_AT_ONCE and (text := next(texts, None)) is not None:
+        ids = model.tokenizer(text, truncation=True, max_length=length)["input_ids"]
+        ids = ids if last else ids[:budget]
+        if ids:
+            pool.append(ids)
+            tokens, budget = tokens + len(ids), budget - (1 if last else len(ids))
+    return pool
+
+
+def _add_keys(model: EditableModel, rows: list[list[int]], sums: Mapping[int, Tensor], *, last: bool) -> int:
+    """Add k k^T of these rows' tokens (`last`: of each row's last token) to `sums`; returns how many they are."""
+    ids, mask = pad_right(rows, model.device)
+    live = mask.bool()
+    if last:
+        live = live & (mask.cumsum(1) == mask.sum(1, keepdim=True))
+    live = live.reshape(-1)  # flat, as OPT's MLP sees its tokens
+    with ExitStack() as stack:
+        for index, total in sums.items():
+
+            def add(_: nn.Module, args: tuple[Tensor], total: Tensor = total) -> None:
+                keys = args[0].reshape(-1, args[0].shape[-1])[live.to(args[0].device)].float()  # (tokens, d_mlp)
+                total += (keys.T @ keys).double().cpu()
+
+            stack.callback(model.mlp_out(index).register_forward_pre_hook(add).remove)
+        run_until(model, max(sums), input_ids=ids, attention_mask=mask)
+    return int(live.sum())
+
+
+def _save_partial(
+    path: str | Path, about: Mapping[str, Any], source: _Hashed, sums: Mapping[int, Tensor], tokens: int
+) -> None:
+    done = {"tokens": tokens, "texts": source.read, "digest": source.digest.hexdigest()}
+    texts = {name: json.dumps(value) for name, value in {**about, "done": done}.items()}
+    write_tensors(path, {f"triangle.{i}": _triangle(c) for i, c in sums.items()}, {"format": _PARTIAL, **texts})
+
+
+def _resume(path: str | Path, about: Mapping[str, Any], source: _Hashed) -> tuple[dict[int, Tensor], int]:
+    """Sums and tokens of an earlier pass; takes the texts that it has read from `source`."""
+    tensors, stored = read_tensors(path, "partial sums", _PARTIAL, "Statistics.compute(partial=...)")
+    for name, value in about.items():
+        if stored.get(name) != json.dumps(value):
+            raise KetoolsError(
+                f"{path} holds partial sums with {name} = {stored.get(name)}, asked for is {json.dumps(value)}; give the "
+                "same settings to go on with it, or remove the file to start anew"
             )
-
-
-def _check(model: EditableModel, layers: Sequence[int], max_tokens: int, length: int) -> None:
-    if not layers:
-        raise KetoolsError("no layers for the statistics; give those that are to be edited")
-    for index in layers:
-        model.layer(index)
-    for name, value in (("max_tokens", max_tokens), ("length", length)):
-        if value < 1:
-            raise KetoolsError(f"{name}={value}: expected a number of tokens of at least 1")
-    if model.edits:
+    done = json.loads(stored["done"])
+    for _ in zip(range(done["texts"]), source, strict=False):
+        pass
+    if source.read < done["texts"] or (done["texts"] and source.digest.hexdigest() != done["digest"]):
         raise KetoolsError(
-            f"model {model.name!r} carries {len(model.edits)} edits, and C is the unedited model's; undo them first"
+            f"{path} holds partial sums over {done['texts']} texts, and these texts begin differently; give the same "
+            "text to go on with it, or remove the file to start anew"
         )
+    return {i: _symmetric(_upper(tensors[f"triangle.{i}"])) for i in about["layers"]}, done["tokens"]
 
 
-# Running text for statistics: the built-in world's prose, a file, or a public corpus streamed from the hub.
+class _Unpacked(Mapping[int, Tensor]):
+    """C by layer from what `Statistics.save` wrote, unpacked when it is asked for: up to d_mlp^3 operations each."""
+
+    def __init__(self, stored: Mapping[str, Tensor]) -> None:
+        self._stored, self._made = stored, dict[int, Tensor]()
+        names = (name for name in stored if name.startswith("triangle."))
+        self._layers = sorted(int(name.removeprefix("triangle.")) for name in names)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __getitem__(self, layer: int) -> Tensor:
+        if layer not in self._layers:
+            raise KeyError(layer)
+        if layer not in self._made:
+            half, scale = _upper(self._stored[f"triangle.{layer}"]), self._stored.get(f"scale.{layer}")
+            if scale is not None:
+                factor = half * scale.double()
+                product = factor.T @ factor
+            self._made[layer] = _symmetric(half) if scale is None else (product + product.T) / 2  # symmetric to the bit
+        return self._made[layer]
+
+
+def _triangle(matrix: Tensor) -> Tensor:
+    """The upper triangle of a square matrix (d, d), row by row, (d (d + 1) / 2,)."""
+    rows, columns = torch.triu_indices(*matrix.shape)
+    return matrix[rows, columns]
+
+
+def _upper(entries: Tensor) -> Tensor:
+    """The upper triangular matrix (d, d), float64, of what `_triangle` gave."""
+    d = int(((8 * len(entries) + 1) ** 0.5 - 1) / 2)
+    rows, columns = torch.triu_indices(d, d)
+    matrix = torch.zeros(d, d, dtype=torch.float64)
+    matrix[rows, columns] = entries.double()
+    return matrix
+
+
+def _symmetric(half: Tensor) -> Tensor:
+    return half + half.triu(1).T
 
 
 # Name: repository, configuration. English Wikipedia is what ROME and MEMIT took their second moments from.
@@ -470,20 +387,19 @@ def corpus(source: str | Path) -> Corpus:
 
 
 def _from_file(path: Path) -> Iterator[str]:
+    def opened() -> IO[str]:
+        return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+
     try:
-        with _opened(path) as file:
+        with opened() as file:
             blank = "\n\n" in file.read(_PEEK).replace("\r\n", "\n")
-        with _opened(path) as file:
+        with opened() as file:
             yield from _paragraphs(file) if blank else (line.strip() for line in file if line.strip())
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
         raise KetoolsError(f"{path}: {error}; expected text in UTF-8, or such text packed by gzip (.gz)") from error
 
 
-def _opened(path: Path) -> IO[str]:
-    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-
-
-def _paragraphs(file: IO[str]) -> Iterator[str]:
+def _paragraphs(file: Iterable[str]) -> Iterator[str]:
     lines: list[str] = []
     size = 0
     for line in file:
@@ -516,20 +432,13 @@ def _from_hub(name: str) -> Iterator[str]:
         ) from error
 
 
-# Second moments that others have published, as Statistics: the files of ROME and MEMIT (rome.baulab.info/data/stats).
-#
-# One .npz a layer: `mom2.mom2`, the sum of k k^T over tokens (d_mlp, d_mlp), `mom2.count`, the number of tokens, beside
-# entries that are not needed here. Nothing in such a file is executed: arrays of objects (pickles) are refused.
-
-
-_SUM, _COUNT = "mom2.mom2", "mom2.count"
-
-
 def import_moments(model: EditableModel, files: Mapping[int, str | Path], corpus: str = "wikipedia") -> Statistics:
-    """Statistics for `model` from one published .npz per layer; `corpus` as the publisher names it.
+    """Statistics for `model` from one published .npz per layer (ROME and MEMIT: rome.baulab.info/data/stats).
 
-    The files do not say which model they are of: the caller does. Their names, checksums and counts go into the
-    provenance, under "imported"; shapes, counts, symmetry and finite numbers are checked.
+    Such a file holds `mom2.mom2`, the sum of k k^T over tokens (d_mlp, d_mlp), and `mom2.count`, the number of tokens.
+    It does not say which model it is of: the caller does, and `corpus` as the publisher names it. Names, checksums and
+    counts go into the provenance, under "imported"; shapes, counts, symmetry and finite numbers are checked. Nothing in
+    a file is executed: arrays of objects (pickles) are refused.
 
     Raises KetoolsError for no files, a layer that is not there, and a file that is missing, of another layout, of
     another width, or holds numbers that no second moments can have.
@@ -538,12 +447,31 @@ def import_moments(model: EditableModel, files: Mapping[int, str | Path], corpus
         raise KetoolsError("no files of second moments; give one .npz for each edited layer")
     layers: dict[int, Tensor] = {}
     sources: dict[str, dict[str, object]] = {}
+    counts: list[int] = []
     for index, name in sorted(files.items()):
         model.layer(index)
-        path = Path(name).expanduser()
-        total, count = _read(path)
-        layers[index] = _mean(total, count, f"{path} (layer {index})", model.anatomy.d_mlp)
-        sources[str(index)] = {"file": path.name, "sha256": _sha256(path), "tokens": count}
+        path, d_mlp = Path(name).expanduser(), model.anatomy.d_mlp
+        total, count = _published_sums(path)
+        where = f"{path} (layer {index})"
+        if total.shape != (d_mlp, d_mlp):
+            raise KetoolsError(
+                f"{where}: second moments of shape {total.shape}, the model's keys need {(d_mlp, d_mlp)}; "
+                "these belong to another model"
+            )
+        if not np.issubdtype(total.dtype, np.floating) or count < 1:
+            raise KetoolsError(
+                f"{where}: sums of type {total.dtype} over {count} tokens; expected floating point and tokens"
+            )
+        c = torch.from_numpy(np.ascontiguousarray(total, dtype=np.float64)) / count
+        if not c.isfinite().all():
+            raise NotFinite(f"{where}: holds NaN or Inf; copy it again from its publisher")
+        if (c - c.T).norm() > 1e-3 * c.norm() or (c.diagonal() < 0).any():
+            raise KetoolsError(f"{where}: is not symmetric with a positive diagonal, hence no second moments")
+        layers[index] = (c + c.T) / 2  # summed in float32 by its publisher: symmetric but for rounding
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sources[str(index)] = {"file": path.name, "sha256": sha256, "tokens": count}
+        counts.append(count)
     provenance = {
         "fingerprint": model.fingerprint,
         "model": model.name,
@@ -551,19 +479,19 @@ def import_moments(model: EditableModel, files: Mapping[int, str | Path], corpus
         "imported": sources,
         "note": "computed by others; that they belong to this model is the importer's word",
     }
-    return Statistics(layers, min(int(str(source["tokens"])) for source in sources.values()), provenance)
+    return Statistics(layers, min(counts), provenance)
 
 
-def _read(path: Path) -> tuple[np.ndarray, int]:
+def _published_sums(path: Path) -> tuple[np.ndarray, int]:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            missing = [key for key in (_SUM, _COUNT) if key not in archive]
+            missing = [key for key in ("mom2.mom2", "mom2.count") if key not in archive]
             if missing:
                 raise KetoolsError(
                     f"{path} holds no {missing[0]!r} (there is: {', '.join(sorted(archive)) or 'nothing'}); expected the "
                     "layout of ROME's and MEMIT's files"
                 )
-            return archive[_SUM], int(archive[_COUNT])
+            return archive["mom2.mom2"], int(archive["mom2.count"])
     except KetoolsError:
         raise
     except FileNotFoundError as error:
@@ -573,113 +501,3 @@ def _read(path: Path) -> tuple[np.ndarray, int]:
             f"{path} is no .npz of second moments that can be read without running code: {error}; copy it again from its "
             "publisher"
         ) from error
-
-
-def _mean(total: np.ndarray, count: int, where: str, d_mlp: int) -> Tensor:
-    if total.shape != (d_mlp, d_mlp):
-        raise KetoolsError(
-            f"{where}: second moments of shape {total.shape}, the model's keys need {(d_mlp, d_mlp)}; "
-            "these belong to another model"
-        )
-    if not np.issubdtype(total.dtype, np.floating) or count < 1:
-        raise KetoolsError(
-            f"{where}: sums of type {total.dtype} over {count} tokens; expected floating point and tokens"
-        )
-    c = torch.from_numpy(np.ascontiguousarray(total, dtype=np.float64)) / count
-    if not c.isfinite().all():
-        raise NotFinite(f"{where}: holds NaN or Inf; copy it again from its publisher")
-    if (c - c.T).norm() > 1e-3 * c.norm() or (c.diagonal() < 0).any():
-        raise KetoolsError(f"{where}: is not symmetric with a positive diagonal, hence no second moments")
-    return (c + c.T) / 2  # summed in float32 by its publisher: symmetric but for rounding
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# How many tokens are enough: what more of them still change in C, and in the update that is computed with it.
-
-
-def convergence(
-    model: EditableModel,
-    texts: Iterable[str],
-    layers: Sequence[int],
-    facts: Sequence[Fact],
-    max_tokens: int | None = None,
-    *,
-    length: int = 256,
-) -> pd.DataFrame:
-    """One pass over `texts`, looked at whenever the number of tokens has doubled, from d_mlp / 2 on.
-
-    An update is Delta = R Y with Y = (I + K1^T A^-1 K1)^-1 K1^T A^-1 and A = lambda_p C (MEMIT, arXiv 2210.07229,
-    equation 14). R does not depend on C, so Y (facts, d_mlp) of the keys of `facts` stands for every update of them.
-
-    Returns:
-        One row per look and layer: layer, tokens, multiple (of d_mlp), change_c and change_update (Frobenius norm of
-        the difference to the look before, relative to the present one; NaN at the first), distance_update (the same to
-        the last look). The update's are NaN where C is singular still.
-
-    Raises:
-        KetoolsError: facts that cannot be edited, no tokens.
-    """
-    rows = checked_rows(model, facts, ("",))
-    keys = {i: keys_and_states(model, rows, i, i)[0] for i in layers}
-    looks = _Looks(keys, MEMIT.settings(model).value("lambda_p", model.anatomy.d_mlp), model.anatomy.d_mlp)
-    end = accumulate(
-        model, texts, layers, max_tokens or default_tokens(model), min(length, model.window or length), observe=looks
-    )
-    if end.tokens == 0:
-        raise KetoolsError("the texts for the statistics hold no tokens; give running text")
-    if looks.tokens[-1:] != [end.tokens]:
-        looks.take(end)
-    return looks.to_frame()
-
-
-class _Looks:
-    """Keeps of each look what later ones are compared with: the last C, and every Y."""
-
-    def __init__(self, keys: dict[int, Tensor], lambda_p: float, d_mlp: int) -> None:
-        self.keys, self.lambda_p, self.d_mlp = keys, lambda_p, d_mlp
-        self.due = d_mlp / 2
-        self.tokens: list[int] = []
-        self.last: dict[int, Tensor] = {}
-        self.change: dict[int, list[float]] = {i: [] for i in keys}
-        self.updates: dict[int, list[Tensor]] = {i: [] for i in keys}
-
-    def __call__(self, moments: Moments) -> None:
-        if moments.tokens >= self.due:
-            self.take(moments)
-            while self.due <= moments.tokens:
-                self.due *= 2
-
-    def take(self, moments: Moments) -> None:
-        self.tokens.append(moments.tokens)
-        for i, total in moments.sums.items():
-            c = total / moments.tokens
-            self.change[i].append(_distance(self.last[i], c) if i in self.last else float("nan"))
-            self.last[i] = c
-            self.updates[i].append(self._update(i, c))
-
-    def _update(self, layer: int, c: Tensor) -> Tensor:
-        keys = self.keys[layer]
-        unit = torch.eye(keys.shape[1], dtype=torch.float64)
-        try:
-            return least_squares(Protection(self.lambda_p * c, name=f"C of layer {layer}"), keys, unit)[1]
-        except KetoolsError:  # singular so far: there is no update yet
-            return torch.full_like(keys, float("nan"))
-
-    def to_frame(self) -> pd.DataFrame:
-        parts = []
-        for i, ys in self.updates.items():
-            steps = [float("nan"), *(_distance(a, b) for a, b in pairwise(ys))]
-            ends = [_distance(y, ys[-1]) for y in ys]
-            part = {"layer": i, "tokens": self.tokens, "multiple": [n / self.d_mlp for n in self.tokens]}
-            parts.append(
-                pd.DataFrame(part | {"change_c": self.change[i], "change_update": steps, "distance_update": ends})
-            )
-        return pd.concat(parts, ignore_index=True)
-
-
-def _distance(a: Tensor, b: Tensor) -> float:
-    return float((a - b).norm() / b.norm())

@@ -2,7 +2,8 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any
 
 import torch
 import transformers
@@ -12,9 +13,6 @@ from ketools.editing.edit import Edit
 from ketools.errors import KetoolsError
 from ketools.io import new_folder, write_json, write_tensors
 from ketools.models.model import EditableModel
-
-if TYPE_CHECKING:
-    from types import ModuleType
 
 _FORMAT = "ketools-export-1"
 _KEPT = ("method", "stopping", "update", "facts", "on_top_of", "update_norm", "rounding")  # of an edit's record
@@ -31,13 +29,26 @@ def export(model: EditableModel, path: str | Path) -> Path:
     Raises KetoolsError if `path` is a file or a folder that is not empty, and if transformers refuses the model's
     generation config.
     """
+    from ketools import __version__  # the package itself imports this module
+
+    edits = [
+        {"layers": list(edit.layers), "ranks": edit.ranks} | {k: edit.record[k] for k in _KEPT if k in edit.record}
+        for edit in model.edits
+    ]
+    about = {
+        "format": _FORMAT,
+        "base": {"name": model.name, "fingerprint": model.fingerprint},
+        "known_as": model.known_as,
+        "edits": edits,
+        "versions": {"ketools": __version__, "transformers": transformers.__version__, "torch": torch.__version__},
+    }
     with new_folder(path) as part:
         try:
             model.model.save_pretrained(part)
         except ValueError as error:
             raise KetoolsError(f"model {model.name!r} could not be exported: {error}") from error
         model.tokenizer.save_pretrained(part)
-        write_json(part / "ketools.json", _contents(model))
+        write_json(part / "ketools.json", about)
     return Path(path).expanduser()
 
 
@@ -58,12 +69,12 @@ def as_lora(edit: Edit, model: EditableModel, path: str | Path) -> Path:
     names = {i: module_name(model, i) for i in edit.layers}
     ranks = {names[i]: rank for i, rank in edit.ranks.items()}
     config = peft().LoraConfig(**lora_settings(model, ranks), base_model_name_or_path=str(model.path or model.name))
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for i, (left, right) in edit.layers.items():
         prefix = f"base_model.model.{names[i]}"
         tensors |= {f"{prefix}.lora_A.weight": right.T, f"{prefix}.lora_B.weight": left}
+    config.inference_mode = True
     with new_folder(path) as part:
-        config.inference_mode = True
         config.save_pretrained(str(part))
         about = {"format": "pt", "ketools": json.dumps(edit.record)}
         write_tensors(part / "adapter_model.safetensors", tensors, about)
@@ -92,22 +103,10 @@ def module_name(model: EditableModel, layer: int, within: nn.Module | None = Non
     return next(name for name, module in (within or model.model).named_modules() if module is wanted)
 
 
-def peft() -> "ModuleType":
+def peft() -> ModuleType:
     """The package peft, which adapters need. Raises KetoolsError if it is not installed."""
     try:
         import peft as package
     except ImportError as error:
         raise KetoolsError("adapters need the package peft: pip install 'ketools[lora]'") from error
     return package
-
-
-def _contents(model: EditableModel) -> dict[str, Any]:
-    from ketools import __version__
-
-    edits = [
-        {"layers": list(edit.layers), "ranks": edit.ranks} | {k: edit.record[k] for k in _KEPT if k in edit.record}
-        for edit in model.edits
-    ]
-    versions = {"ketools": __version__, "transformers": transformers.__version__, "torch": torch.__version__}
-    base = {"name": model.name, "fingerprint": model.fingerprint}
-    return {"format": _FORMAT, "base": base, "known_as": model.known_as, "edits": edits, "versions": versions}

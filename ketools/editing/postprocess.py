@@ -1,8 +1,8 @@
-"""What is done to an update after it was solved for: the third, optional choice of a method.
+"""What is done to an update after it is solved for: the third, optional choice of a method.
 
 PRUNE, RECT and SPHERE change Delta = left right^T (left (d_model, r), right (d_mlp, r), float64) of a layer, given the
-matrix W (d_model, d_mlp) it is added to and the unedited W_0; they are called before Delta is added, so that the
-layers above see what they leave of it. NAS changes the targets z of step 1 instead.
+matrix W (d_model, d_mlp) that it is added to and the unedited W_0. They run before Delta is added, so that the layers above
+see what they leave of it. NAS changes the targets z instead.
 """
 
 from dataclasses import dataclass
@@ -32,12 +32,12 @@ class Prune:
         if self.when not in ("end", "batch"):
             raise KetoolsError(f"Prune(when={self.when!r}): expected 'end' or 'batch'")
 
-    def __call__(self, left: Tensor, right: Tensor, now: Tensor, original: Tensor) -> Pair:
+    def __call__(self, left: Tensor, right: Tensor, W: Tensor, W0: Tensor) -> Pair:
         """Factors of the pruned update."""
-        total = now - original + left @ right.T
+        total = W - W0 + left @ right.T
         # The Gram side has d_model columns instead of d_mlp; its accuracy, eps sigma_max(total), is that of an SVD for
-        # the large values, the only ones asked for.
-        top = torch.linalg.eigvalsh(original @ original.T)[-1].clamp_min(0).sqrt()
+        # the large values, the only ones that are needed.
+        top = torch.linalg.eigvalsh(W0 @ W0.T)[-1].clamp_min(0).sqrt()
         squares, vectors = torch.linalg.eigh(total @ total.T)
         values = squares.clamp_min(0).sqrt()
         large = values > top
@@ -61,15 +61,15 @@ class Rect:
         if not 0 < self.keep <= 1:
             raise KetoolsError(f"Rect(keep={self.keep}): expected a share above 0 and up to 1")
 
-    def __call__(self, left: Tensor, right: Tensor, now: Tensor, original: Tensor) -> Pair:
-        """Factors of the update with its smaller relative changes taken out."""
+    def __call__(self, left: Tensor, right: Tensor, W: Tensor, W0: Tensor) -> Pair:
+        """Factors of the update without its smaller relative changes."""
         delta = left @ right.T
-        change = delta.abs() / now.abs()
+        change = delta.abs() / W.abs()
         change[delta == 0] = 0  # 0 / 0 is no change
         drop = change.numel() - max(1, round(self.keep * change.numel()))
         if drop:
             delta[change <= change.flatten().kthvalue(drop).values] = 0
-        return dense(delta)
+        return torch.eye(len(delta), dtype=delta.dtype, device=delta.device), delta.T.contiguous()
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ class Sphere:
                 f"Sphere(top={self.top}, strength={self.strength}): expected shares of at most 1, top strictly between"
             )
 
-    def __call__(self, left: Tensor, right: Tensor, now: Tensor, original: Tensor) -> Pair:
+    def __call__(self, left: Tensor, right: Tensor, W: Tensor, W0: Tensor) -> Pair:
         """Factors of the projected update."""
-        rows = now / now.norm(dim=1, keepdim=True).clamp_min(1e-30)
+        rows = W / W.norm(dim=1, keepdim=True).clamp_min(1e-30)
         squares, vectors = torch.linalg.eigh(rows @ rows.T)  # the same eigenvalues as rows^T rows, d_model of them
         squares, vectors = squares.flip(0).clamp_min(0), vectors.flip(1)
         count = int((squares.cumsum(0) / squares.sum() <= self.top).sum()) + 1
@@ -106,10 +106,10 @@ class Nas:
     unedited model.
 
     v_0 (d_model) is what the edited matrix of the target layer L returns at the subject's last token of the bare prompt,
-    delta the result of step 1: z = h_0 - v_0 + v* norm / ||v*|| (Liu et al., arXiv 2602.02543). `norm`: the anchor;
-    None: the mean of ||v*|| over the facts of the first batch of the sequence, found on the unedited weights. (The
-    published anchor is the mean over a sample of CounterFact, its largest 5% left out; its code gives up facts whose
-    v* is more than twice as long, here they are rescaled like the others.)
+    delta what target optimisation adds: z = h_0 - v_0 + v* norm / ||v*|| (Liu et al., arXiv 2602.02543). `norm`: the
+    anchor; None: the mean of ||v*|| over the facts of the first batch of the sequence, found on the unedited weights.
+    (The published anchor is the mean over a sample of CounterFact without its largest 5%; the published code gives up
+    facts whose v* is more than twice as long, here they are rescaled like the others.)
     """
 
     norm: float | None = None
@@ -132,17 +132,11 @@ class Nas:
 Post = Prune | Rect | Sphere | Nas
 
 
-def processed(post: Post | None, pair: Pair, now: Tensor, original: Tensor) -> Pair:
+def processed(post: Post | None, pair: Pair, W: Tensor, W0: Tensor) -> Pair:
     """`pair` after `post`, as float32 on the CPU; W and W_0 (d_model, d_mlp) may lie anywhere, in any precision."""
     left, right = pair
-    if post is None or isinstance(post, Nas) or (isinstance(post, Prune) and post.when == "end"):
-        return left.float().cpu(), right.float().cpu()
-    precise = torch.float64 if now.device.type != "mps" else torch.float32
-    w, w0 = now.to(precise), original.to(now.device, precise)
-    left, right = post(left.to(now.device, precise), right.to(now.device, precise), w, w0)
+    if post is not None and not isinstance(post, Nas) and not (isinstance(post, Prune) and post.when == "end"):
+        precise = torch.float64 if W.device.type != "mps" else torch.float32
+        left, right = (factor.to(W.device, precise) for factor in pair)
+        left, right = post(left, right, W.to(precise), W0.to(W.device, precise))
     return left.float().cpu(), right.float().cpu()
-
-
-def dense(delta: Tensor) -> Pair:
-    """A matrix (d_model, d_mlp) without low rank as factors: the identity, and its transpose."""
-    return torch.eye(len(delta), dtype=delta.dtype, device=delta.device), delta.T.contiguous()

@@ -278,10 +278,10 @@ def test_stats(home, run, tmp_path):
 
 
 def test_stats_stopped_goes_on(home, run, tmp_path, monkeypatch):
-    from ketools.editing import covariance as moments
+    from ketools.editing import covariance
 
-    monkeypatch.setattr(moments, "_TOKENS_AT_ONCE", 40)
-    add, calls = moments._add, []
+    monkeypatch.setattr(covariance, "_TOKENS_AT_ONCE", 40)
+    add, calls = covariance._add_keys, []
 
     def stopped(*args, **named):
         calls.append(1)
@@ -289,7 +289,7 @@ def test_stats_stopped_goes_on(home, run, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return add(*args, **named)
 
-    monkeypatch.setattr(moments, "_add", stopped)
+    monkeypatch.setattr(covariance, "_add_keys", stopped)
     out = tmp_path / "c.safetensors"
     base = (
         "stats",

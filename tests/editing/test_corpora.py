@@ -1,4 +1,4 @@
-"""Where running text comes from; second moments that others computed; how many tokens are enough."""
+"""Where running text comes from; second moments that others computed."""
 
 import gzip
 import sys
@@ -9,10 +9,8 @@ import pytest
 import torch
 
 from ketools import KetoolsError
-from ketools.editing import covariance as moments
-from ketools.editing.covariance import Statistics, convergence, corpus, import_moments
+from ketools.editing.covariance import Statistics, corpus, import_moments
 from ketools.editing.editor import Editor
-from tests.conftest import SENTENCES
 
 
 def test_a_file_of_lines_and_one_of_paragraphs(tmp_path):
@@ -114,26 +112,3 @@ def test_published_files_that_do_not_fit(tiny_gpt2, tmp_path):
         import_moments(tiny_gpt2, {7: published(path, good)})
     with pytest.raises(KetoolsError, match="no files"):
         import_moments(tiny_gpt2, {})
-
-
-def test_convergence_looks_at_c_and_at_the_update(tiny_gpt2, tiny_facts, monkeypatch):
-    monkeypatch.setattr(moments, "_TOKENS_AT_ONCE", 32)
-    generator = torch.Generator().manual_seed(0)
-    words = sorted({word for text in SENTENCES for word in text.split()})
-    texts = [
-        " ".join(words[i] for i in torch.randint(len(words), (12,), generator=generator).tolist()) for _ in range(120)
-    ]
-    frame = convergence(tiny_gpt2, texts, [0, 2], tiny_facts, 1500)
-    assert list(frame.columns) == [
-        "layer", "tokens", "multiple", "change_c", "change_update", "distance_update",
-    ]  # fmt: skip
-    for layer, part in frame.groupby("layer"):
-        tokens, c = part["tokens"].tolist(), part["change_c"].tolist()
-        assert tokens == sorted(set(tokens)) and tokens[-1] == 1500 and tokens[0] < 64
-        assert np.isnan(c[0]) and np.isnan(part["change_update"].iloc[0]), "nothing to compare with"
-        assert np.isnan(part["distance_update"].iloc[0]), "C is singular before d_mlp tokens"
-        assert c[1] > c[-1] > 0 and part["distance_update"].iloc[-1] == 0
-        known = part["distance_update"].dropna().tolist()
-        assert len(known) > 2 and known[0] > known[-2]
-        whole = Statistics.compute(tiny_gpt2, texts, [layer], 1500).layers[layer]
-        assert torch.isfinite(whole).all()
