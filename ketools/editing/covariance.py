@@ -27,7 +27,6 @@ from ketools.models.model import EditableModel
 from ketools.models.replay import run_until
 from ketools.models.tokens import batches, pad_right
 
-TOKENS_PER_WIDTH = 10  # tokens that a pass reads by default, in d_mlp
 _PARTIAL = "ketools-moments-1"  # format of a file of partial sums
 _TOKENS_AT_ONCE = 4096
 _POOL = 8  # texts are sorted by length within so many batches, which keeps padding small
@@ -204,7 +203,7 @@ def default_tokens(model: EditableModel) -> int:
     C is regular from d_mlp independent keys on. Gupta et al., arXiv 2506.04226, find 2 to 10 times as many enough for
     ROME, MEMIT and EMMET on GPT2-XL, GPT-J and Llama2-7B, less than 0.3% of the 44 million tokens that were read before.
     """
-    return TOKENS_PER_WIDTH * model.anatomy.d_mlp
+    return 10 * model.anatomy.d_mlp
 
 
 def own_file(model: EditableModel) -> Path | None:
