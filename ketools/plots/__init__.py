@@ -4,36 +4,45 @@ Axes name their units. A caption ends with `context=` (mode, model, n, seed). `w
 description for readers who cannot see the figure, `numbers(fig)` the values that it shows. Text from outside is escaped.
 """
 
-from ketools.plots.drawers import before_after
-from ketools.plots.evaluation import probability_curve, recalled_bars, score_bars, task_bars
+from ketools.plots.edits import (
+    probability_curve,
+    score_bars,
+    spectra_lines,
+    stream_profile,
+    target_curve,
+    target_trace_lines,
+    task_bars,
+)
 from ketools.plots.lifelong import (
     cost,
     downstream_kept,
     edit_scores,
+    forgetting_lines,
+    norm_fit_curve,
     norm_growth,
     perplexity,
     probability,
     same_subject_kept,
     stack,
+    target_probability_lines,
     unedited_kept,
 )
-from ketools.plots.methods import forgetting_lines, target_curve, target_probability_lines, target_trace_lines
-from ketools.plots.norms import norm_fit_curve, spectra_lines, stream_profile
 from ketools.plots.probing import (
+    before_after,
     knockout_profile,
     lens_heat,
     lens_lines,
+    recalled_bars,
     surroundings_bars,
     top_token_bars,
     trace_heat,
     trace_profile,
 )
-from ketools.plots.style import describe, numbers, themed, words
+from ketools.plots.style import numbers, words
 
 __all__ = [
     "before_after",
     "cost",
-    "describe",
     "downstream_kept",
     "edit_scores",
     "forgetting_lines",
@@ -57,7 +66,6 @@ __all__ = [
     "target_probability_lines",
     "target_trace_lines",
     "task_bars",
-    "themed",
     "top_token_bars",
     "trace_heat",
     "trace_profile",

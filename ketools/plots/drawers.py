@@ -1,82 +1,71 @@
-"""Bars for single edits: what the model said before and what it says after."""
+"""Generic drawers that the figures share: lines with intervals, grouped bars, maps, quantities over edits.
+
+Each adds to a figure from rows of a table; label, unit and format of a reported number come from the table of metrics.
+"""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from ketools.errors import KetoolsError
-from ketools.evaluation.forgetting import interval
+from ketools.evaluation.metrics import Metric, metric
 from ketools.plots.style import (
+    MAGNITUDE,
     NEUTRAL,
-    OKABE_ITO,
-    At,
-    bar_gap,
-    checked,
+    SIGNED,
+    Style,
     dress,
-    gaps,
     label,
+    last,
     part_styles,
-    percent,
     styles,
 )
 from ketools.runs.records import listed
 
-_ORDER = {
-    "prompt": "the prompt",
-    "paraphrase": "paraphrases",
-    "neighbour": "neighbours",
-    "same subject": "same subject",
-}
+EDITS = metric("edits", "shared").axis
+LAYER = metric("layer", "shared").axis
+SHAPES = ("", "/", "x", ".", "+", "-", "\\", "|")
+"""Patterns of sets of bars, in their order."""
+
+Panel: TypeAlias = Mapping[str, int]
+"""Row and column of a panel, from 1."""
+Frames: TypeAlias = pd.DataFrame | Mapping[str, pd.DataFrame]
+"""One table, or several by name: of methods, or "before" and "now"."""
 
 
-def before_after(before: pd.DataFrame, after: pd.DataFrame, new: str, context: str) -> go.Figure:
-    """Mean probability of the new answer by kind of prompt, before and after an edit.
-
-    Args:
-        before, after: two frames of `probing.recall.surroundings` over the same prompts.
-        new: the new answer, for the title.
-        context: mode, model, n and seed, for the caption.
-
-    """
-    kinds = [kind for kind in _ORDER if kind in set(before["kind"])]
-    values = {
-        name: frame.groupby("kind")["p_new"].mean().reindex(kinds)
-        for name, frame in (("before", before), ("after", after))
-    }
-    fig = go.Figure()
-    looks = (("before", NEUTRAL, ""), ("after", OKABE_ITO["blue"], "/"))
-    for name, colour, pattern in looks:
-        fig.add_bar(
-            name=f"{name} the edit", x=[_ORDER[k] for k in kinds], y=values[name], marker_color=colour,
-            marker_pattern_shape=pattern, text=[f"{v:.2f}" for v in values[name]], textposition="outside",
-        )  # fmt: skip
-    spill = values["after"].drop("prompt").drop("paraphrase", errors="ignore")
-    where = f"and leaks most to the {_ORDER[spill.idxmax()]} ({spill.max():.2f})" if len(spill) else ""
-    prompt = values["before"]["prompt"], values["after"]["prompt"]
-    verb = "rises" if prompt[1] > prompt[0] else "falls"
-    finding = f'"{new}" {verb} from {prompt[0]:.2f} to {prompt[1]:.2f} at the edited prompt {where}'.strip()
-    fig.update_yaxes(title_text="probability of the new answer (0 to 1)", range=[0, 1.12])
-    fig.update_xaxes(title_text="kind of prompt (mean over its prompts)")
-    fig.update_layout(barmode="group")
-    said = "; ".join(f"{_ORDER[k]}: {values['before'][k]:.2f} before, {values['after'][k]:.2f} after" for k in kinds)
-    caption = f"The edit should lift the prompt and its paraphrases and nothing else. {context}"
-    return dress(fig, finding, caption, f"Grouped bars. {said}.")
+# Tables: refused by name where they cannot be drawn.
 
 
-# Parts of the figures: checked rows, one line a method, a grey line of reference, a description in words.
+def checked(frame: pd.DataFrame, *columns: str, of: str, least: int = 1) -> pd.DataFrame:
+    """The frame itself. KetoolsError if it lacks one of `columns` or has fewer than `least` rows; `of` names its source."""
+    if not isinstance(frame, pd.DataFrame):
+        raise KetoolsError(f"nothing to draw: got {type(frame).__name__}, expected the table of {of}")
+    if missing := [name for name in columns if name not in frame]:
+        raise KetoolsError(
+            f"nothing to draw: the table lacks {', '.join(missing)} (it has {', '.join(map(str, frame.columns)) or 'none'}); "
+            f"expected the table of {of}"
+        )
+    if len(frame) < least:
+        rows = "no rows" if frame.empty else f"{len(frame)} row, where {least} are needed to compare"
+        raise KetoolsError(f"nothing to draw: the table of {of} has {rows}")
+    return frame
 
 
-EDITS = "edits so far (count)"
+def named_frames(frames: Frames, *columns: str, of: str) -> dict[str, pd.DataFrame]:
+    """Tables by name (of a method, or "before" and "now"), each checked for `columns`; a single one is called "now"."""
+    named = {"now": frames} if isinstance(frames, pd.DataFrame) else dict(frames)
+    if not named:
+        raise KetoolsError(f"nothing to draw: no tables; give one of {of}, or several by name")
+    return {str(name): checked(frame, *columns, of=of) for name, frame in named.items()}
 
 
 def need(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
     """The frame itself; KetoolsError if it has no rows or lacks `method`, `edits` or one of `columns`."""
-    missing = [name for name in ("method", "edits", *columns) if name not in frame]
-    if missing:
+    if missing := [name for name in dict.fromkeys(("method", "edits", *columns)) if name not in frame]:
         raise KetoolsError(
             f"nothing to draw: the table lacks {', '.join(missing)} (it has {', '.join(map(str, frame.columns))}); "
             "expected a table of a lifelong run with a method column, see ketools.plots.stack"
@@ -90,7 +79,7 @@ def measured(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
     """The rows in which the first of `columns` was measured (is not NaN); KetoolsError if there is none.
 
     Where a method has no value between two that it has, one row with NaN stays, so that its line breaks there; `holes`
-    says how many are missing.
+    counts them.
     """
     column = columns[0]
     there = need(frame, *columns)[column].notna()
@@ -106,57 +95,140 @@ def measured(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
 def holes(frame: pd.DataFrame, *columns: str, since: float = 0) -> str:
     """For a caption: how many points of which line are missing in `columns`, a sentence each; "" where none is.
 
-    Counted are places after `since`: at 0 edits, scores of edits have no value by their nature.
+    Only places after `since` count: at 0 edits, scores of edits have no value by their nature.
     """
-    said = []
+    sentences = []
     for column in columns:
-        places = frame[frame["edits"] > since].groupby(["method", "edits"], sort=False)[column].count() > 0
-        by = [(label(str(method)), mine) for method, mine in places.groupby("method", sort=False)]
-        lines = [f"{(~mine).sum():,} of {len(mine):,} with {name}" for name, mine in by if not mine.all()]
+        there = frame[frame["edits"] > since].groupby(["method", "edits"], sort=False)[column].count() > 0
+        lines = [
+            f"{(~points).sum():,} of {len(points):,} with {label(str(method))}"
+            for method, points in there.groupby("method", sort=False)
+            if not points.all()
+        ]
         if lines:
-            said.append(f" Points of {column} that were not measured and are left out: {listed(lines)}.")
-    return "".join(said)
+            sentences.append(f" Points of {column} that were not measured and are left out: {listed(lines)}.")
+    return "".join(sentences)
+
+
+# Lines.
+
+
+def gaps(values: Iterable[float]) -> list[float | None]:
+    """Numbers as plotly takes them: what is not finite is a gap."""
+    return [float(value) if np.isfinite(value) else None for value in values]
+
+
+def add_line(
+    fig: go.Figure,
+    x: Sequence[float],
+    y: Sequence[float],
+    name: str,
+    look: Style,
+    *,
+    low: Sequence[float] | None = None,
+    high: Sequence[float] | None = None,
+    interval: str = "95% interval",
+    show: str = ".3f",
+    band: bool = False,
+    at: Panel | None = None,
+    legend: bool = True,
+    mode: str = "lines+markers",
+) -> None:
+    """Add a line and, given `low` and `high`, its interval: as bars at the points, or as a band.
+
+    `name` must be escaped already; `interval` says what low and high are, on hover and in the table beside the figure;
+    `show` formats y on hover; `at` is the row and column of a panel.
+    """
+    middle = np.asarray(y, dtype=float)
+    more: dict[str, object] = {}
+    hover = f"{name}: %{{y:{show}}}"
+    if low is not None and high is not None:
+        bottom, top = np.asarray(low, dtype=float), np.asarray(high, dtype=float)
+        more = {"customdata": np.stack([bottom, top], 1).tolist(), "meta": {"interval": interval}}
+        hover += f" (%{{customdata[0]:{show}}} to %{{customdata[1]:{show}}}, {interval})"
+        if band:
+            there = np.isfinite(bottom) & np.isfinite(top)
+            around = np.asarray(x)[there]
+            r, g, b = (int(look.colour[i : i + 2], 16) for i in (1, 3, 5))
+            shade = go.Scatter(
+                x=[*around, *around[::-1]],
+                y=[*bottom[there], *top[there][::-1]],
+                fill="toself",
+                mode="lines",
+                line={"width": 0},
+                fillcolor=f"rgba({r},{g},{b},0.2)",
+                hoverinfo="skip",
+                showlegend=False,
+                legendgroup=name,
+            )
+            fig.add_trace(shade, **(at or {}))
+        else:
+            more["error_y"] = {
+                "array": gaps(top - middle),
+                "arrayminus": gaps(middle - bottom),
+                "color": look.colour,
+                "thickness": 1.5,
+                "width": 4,
+            }
+    if "markers" in mode:
+        more["marker"] = {"symbol": look.symbol, "size": 8, "color": look.colour}
+    line = go.Scatter(
+        x=list(x),
+        y=gaps(middle),
+        name=name,
+        legendgroup=name,
+        showlegend=legend,
+        mode=mode,
+        line={"color": look.colour, "dash": look.dash, "width": 2.5},
+        hovertemplate=f"{hover}<extra></extra>",
+        **more,
+    )
+    fig.add_trace(line, **(at or {}))
+
+
+def add_means(fig: go.Figure, rows: pd.DataFrame, name: str, look: Style, show: str = ".3f") -> None:
+    """`add_line` of means by layer (columns layer, mean, low, high, facts); one fact has no interval."""
+    several = bool((rows["facts"] > 1).any())
+    low, high = (rows["low"], rows["high"]) if several else (None, None)
+    add_line(fig, rows["layer"], rows["mean"], name, look, low=low, high=high, show=show)
 
 
 def add_lines(
-    fig: go.Figure,
-    rows: pd.DataFrame,
-    column: str,
-    show: str,
-    *,
-    panel: int | None = None,
-    note: str | None = None,
+    fig: go.Figure, rows: pd.DataFrame, column: str, show: str, *, panel: int | None = None, note: str | None = None
 ) -> None:
-    """Add `column` over edits, one trace a method in its style; `show` formats y on hover.
+    """Add `column` over edits, one line a method in its style; `show` formats y on hover.
 
-    panel: column of a figure of several (only the first shows in the legend); note: a column shown on hover as
+    panel: column of a figure with several (only the first shows in the legend); note: a column shown on hover as
     "(note value)". Infinite values are gaps in the line, not points.
     """
-    looks = styles(dict.fromkeys(rows["method"]))
-    for method, look in looks.items():
-        mine = rows[rows["method"] == method].sort_values("edits")
-        aside = f" ({note} %{{customdata}})" if note else ""
-        line = go.Scatter(
-            x=mine["edits"].tolist(),
-            y=mine[column].replace([np.inf, -np.inf], np.nan).tolist(),
-            name=label(method),
-            legendgroup=label(method),
-            showlegend=panel in (None, 1),
-            mode="lines+markers",
-            line={"color": look.colour, "dash": look.dash, "width": 2.5},
-            marker={"symbol": look.symbol, "size": 8, "color": look.colour},
-            customdata=mine[note].tolist() if note else None,
-            hovertemplate=f"{label(method)}: %{{y:{show}}}{aside}<extra></extra>",
+    for method, look in styles(dict.fromkeys(rows["method"])).items():
+        points = rows[rows["method"] == method].sort_values("edits")
+        at = None if panel is None else {"row": 1, "col": panel}
+        add_line(
+            fig,
+            points["edits"].tolist(),
+            points[column],
+            label(method),
+            look,
+            show=show,
+            at=at,
+            legend=panel in (None, 1),
         )
-        fig.add_trace(line, row=None if panel is None else 1, col=panel)
+        if note:
+            hover = f"{label(method)}: %{{y:{show}}} ({note} %{{customdata}})<extra></extra>"
+            fig.data[-1].update(customdata=points[note].tolist(), hovertemplate=hover)
 
 
 def add_reference(fig: go.Figure, x: Sequence[float], y: Sequence[float], name: str, show: str) -> None:
     """Add a grey dotted line that the methods are compared with."""
     fig.add_scatter(
-        x=list(x), y=list(y), name=name, mode="lines", line={"color": NEUTRAL, "dash": "dot", "width": 2},
+        x=list(x),
+        y=list(y),
+        name=name,
+        mode="lines",
+        line={"color": NEUTRAL, "dash": "dot", "width": 2},
         hovertemplate=f"{name}: %{{y:{show}}}<extra></extra>",
-    )  # fmt: skip
+    )
 
 
 def scale(values: pd.Series, span: float = 20.0) -> dict[str, str]:
@@ -167,105 +239,160 @@ def scale(values: pd.Series, span: float = 20.0) -> dict[str, str]:
 
 
 def describe(rows: pd.DataFrame, column: str, what: str, show: Callable[[float], str]) -> str:
-    """What a reader who cannot see the lines is told: where each begins and ends, and its extremes between."""
-    said = [f"Line chart of {what} over edits."]
-    for method, mine in rows.sort_values("edits").groupby("method", sort=False):
-        edits, values = mine["edits"].tolist(), mine[column].tolist()
+    """Lines over edits in words: where each begins and ends, and its extremes between."""
+    sentences = [f"Line chart of {what} over edits."]
+    for method, points in rows.sort_values("edits").groupby("method", sort=False):
+        edits, values = points["edits"].tolist(), points[column].tolist()
         text = f"{label(str(method))}: {show(values[0])} at {edits[0]:,} edits, {show(values[-1])} at {edits[-1]:,}"
         finite = [value for value in values if math.isfinite(value)]
         if finite and (max(finite), min(finite)) != (max(values[0], values[-1]), min(values[0], values[-1])):
             text += f", between {show(min(finite))} and {show(max(finite))} on the way"
-        said.append(text + ".")
-    return " ".join(said)
+        sentences.append(text + ".")
+    return " ".join(sentences)
 
 
-# Bars of means over facts with bootstrap intervals, one set a method or moment: what the figures of evaluation share.
+def over_edits(
+    frame: pd.DataFrame,
+    quantity: Metric,
+    finding: Callable[[dict[str, float], str], str],
+    caption: str,
+    *,
+    column: str | None = None,
+    level: tuple[str, float] | None = None,
+    note: str | None = None,
+) -> go.Figure:
+    """A whole figure of one metric over edits, a line a method.
 
+    Args:
+        frame: rows with columns method, edits and the metric's key.
+        quantity: the metric; names the axis, formats values and sets the axis' range.
+        finding: makes the title from (method -> last value, after how many edits).
+        caption: what is measured; missing points are added to it.
+        column: the column of `frame`, where it is not the metric's key.
+        level: name and value of a horizontal line to compare with.
+        note: a column shown on hover.
 
-SHAPES = ("", "/", "x", ".", "+", "-", "\\", "|")
-"""Patterns of sets of bars, in their order."""
-Table = TypeVar("Table")
-Frames = pd.DataFrame | Mapping[str, pd.DataFrame]
+    Raises:
+        KetoolsError: a column is missing or nothing was measured.
 
-
-def named_frames(frames: Frames, *columns: str, of: str, alone: str = "now") -> dict[str, pd.DataFrame]:
-    """Tables by name (of a method, or "before" and "now"), each checked for `columns`; a single one is called `alone`."""
-    named = {alone: frames} if isinstance(frames, pd.DataFrame) else dict(frames)
-    if not named:
-        raise KetoolsError(f"nothing to draw: no tables; give one of {of}, or several by name")
-    return {str(name): checked(frame, *columns, of=of) for name, frame in named.items()}
-
-
-def means_of(frame: pd.DataFrame, columns: list[str], by: str | None = "id") -> pd.DataFrame:
-    """Mean and 95% bootstrap interval of each column over facts (rows of one `by` averaged first): index measure.
-
-    Columns mean, low, high, n, excluded; NaN, with n = 0, for a column that no fact has.
     """
-    table = (
-        frame[columns].astype(float)
-        if by is None
-        else frame.astype(dict.fromkeys(columns, float)).groupby(by, sort=False)[columns].mean()
+    column = column or quantity.key
+    rows = measured(frame, column)
+    fig = go.Figure()
+    add_lines(fig, rows, column, quantity.spec, note=note)
+    text = describe(rows, column, quantity.label, quantity.brief)
+    if level:
+        name, value = level
+        add_reference(fig, [0, int(rows["edits"].max())], [value, value], name, quantity.spec)
+        text += f" {name.capitalize()}: {quantity.brief(value)}."
+    fig.update_xaxes(title=EDITS, rangemode="tozero")
+    if quantity.unit == "%":
+        fig.update_yaxes(tickformat=".0%", range=[0, max(1.04, 1.04 * rows[column].max())])
+    elif quantity.unit == "probability":
+        fig.update_yaxes(range=[0, 1.04])
+    else:
+        fig.update_yaxes(**scale(rows[column]))
+    fig.update_yaxes(title=quantity.axis)
+    return dress(fig, finding(*last(rows, column)), caption + holes(frame, column), text)
+
+
+# Bars and maps.
+
+
+def add_bars(
+    fig: go.Figure,
+    places: Sequence[object],
+    values: Iterable[float],
+    name: str,
+    *,
+    colour: str | Sequence[str],
+    pattern: str | Sequence[str] = "",
+    low: Iterable[float] | None = None,
+    high: Iterable[float] | None = None,
+    text: Sequence[str] | None = None,
+    hover: str = "%{v:.4f}",
+    horizontal: bool = False,
+    legend: bool = True,
+    at: Panel | None = None,
+) -> None:
+    """Add a set of bars: `values` at `places`, with `text` at their ends and intervals from `low` to `high`, if given.
+
+    `colour` and `pattern` (hatching) are one for all bars or one a bar; `name` must be escaped already; `hover`
+    shows a bar's value as %{v}.
+    """
+    value, place = ("x", "y") if horizontal else ("y", "x")
+    more: dict[str, object] = {}
+    if text is not None:
+        more = {"text": list(text), "textposition": "outside", "cliponaxis": False}
+    if low is not None and high is not None:
+        mean, low, high = (np.asarray(list(side), dtype=float) for side in (values, low, high))
+        more[f"error_{value}"] = {
+            "array": gaps(high - mean),
+            "arrayminus": gaps(mean - low),
+            "thickness": 2,
+            "width": 4,
+            "color": NEUTRAL,
+        }
+        more |= {"customdata": np.stack([low, high], 1).tolist(), "meta": {"interval": "95% interval"}}
+    bars = go.Bar(
+        name=name,
+        legendgroup=name,
+        showlegend=legend,
+        orientation="h" if horizontal else "v",
+        **{place: list(places), value: gaps(values)},
+        marker={"color": colour, "pattern": {"shape": pattern}},
+        hovertemplate=f"{hover.replace('%{v', f'%{{{value}')}<extra></extra>",
+        **more,
     )
-    rows = {}
-    for column in columns:
-        if table[column].notna().any():
-            rows[column] = interval(table[column], resamples=2000)
-        else:
-            rows[column] = pd.Series(
-                {"mean": float("nan"), "low": float("nan"), "high": float("nan"), "n": 0, "excluded": len(table)}
-            )
-    return pd.DataFrame(rows).T.rename_axis("measure")
+    fig.add_trace(bars, **(at or {}))
 
 
 def add_mean_bars(
-    fig: go.Figure,
-    means: Mapping[str, pd.DataFrame],
-    names: Mapping[str, str],
-    *,
-    show: str = ".1%",
-    at: At | None = None,
-    legend: bool = True,
-    lying: bool = False,
+    fig: go.Figure, means: Mapping[str, pd.DataFrame], names: Mapping[str, str], *, show: str = ".1%"
 ) -> None:
-    """A set of bars a table of `means_of`, a bar a measure of `names` (index -> how the axis calls it, escaped).
+    """A set of bars a table of means (index of `names`; columns mean and, where there are intervals, low and high).
 
-    A table without low and high has no intervals.
+    `names`: index -> what the axis calls it, escaped.
     """
-    value, place = ("x", "y") if lying else ("y", "x")
     for i, (which, look) in enumerate(part_styles(means).items()):
-        rows = means[which].loc[list(names)]
-        called, ranged, aside = label(which), {}, ""
-        if {"low", "high"} <= set(rows):
-            ends = {
-                "array": gaps(rows["high"] - rows["mean"]), "arrayminus": gaps(rows["mean"] - rows["low"]), "thickness": 2,
-                "width": 4, "color": NEUTRAL,
-            }  # fmt: skip
-            ranged = {f"error_{value}": ends, "customdata": rows[["low", "high"]].to_numpy().tolist()}
-            ranged["meta"] = {"interval": "95% interval"}
-            aside = f" (%{{customdata[0]:{show}}} to %{{customdata[1]:{show}}})"
-        bar = go.Bar(
-            name=called, legendgroup=called, showlegend=legend, orientation="h" if lying else "v",
-            **{place: list(names.values()), value: gaps(rows["mean"])}, **ranged,
-            marker={"color": look.colour, "pattern": {"shape": SHAPES[i % len(SHAPES)]}},
-            hovertemplate=f"{called}: %{{{value}:{show}}}{aside}<extra></extra>",
-        )  # fmt: skip
-        fig.add_trace(bar, **(at or {}))
-    fig.update_layout(barmode="group", bargap=bar_gap(len(names) * max(1, len(means) - 1)))
+        rows, name = means[which].loc[list(names)], label(which)
+        ends = {end: rows[end] for end in ("low", "high") if end in rows}
+        aside = f" (%{{customdata[0]:{show}}} to %{{customdata[1]:{show}}})" if len(ends) == 2 else ""
+        add_bars(
+            fig,
+            list(names.values()),
+            rows["mean"],
+            name,
+            colour=look.colour,
+            pattern=SHAPES[i % len(SHAPES)],
+            hover=f"{name}: %{{v:{show}}}{aside}",
+            **ends,
+        )
+    # Few groups do not fill a whole figure with two blocks.
+    fig.update_layout(barmode="group", bargap=max(0.2, 0.8 - 0.15 * len(names) * max(1, len(means) - 1)))
 
 
-def told(row: pd.Series, show: Callable[[float], str] = percent) -> str:
-    """ "85% [80% to 90%]", the mean alone where there is no interval, or one without width."""
-    mean, low, high = (float(row[name]) for name in ("mean", "low", "high"))
-    if not (math.isfinite(low) and math.isfinite(high)) or low == high:
-        return show(mean)
-    return f"{show(mean)} [{show(low)} to {show(high)}]"
+def rows_axis(labels: Sequence[str], title: str) -> dict[str, object]:
+    """A y axis with `labels` (escaped) at 0, 1, ... from the top: equal texts stay different rows."""
+    places = list(range(len(labels)))
+    ticks = {"tickmode": "array", "tickvals": places, "ticktext": list(labels)}
+    return {"title": title, "autorange": "reversed", **ticks}
 
 
-def led(name: str, text: str, many: int) -> str:
-    """The text, led by the name of its method or moment where there are several."""
-    return f"{label(name)}: {text}" if many > 1 else text
+def layer_axis(layers: Iterable[int], names: Mapping[int, str] | None = None) -> dict[str, object]:
+    """Ticks at whole layers, about twenty at most; `names` for places that are none (-1, what enters layer 0)."""
+    every = sorted(set(layers))
+    step = max(1, -(-len(every) // 20))
+    shown = [layer for i, layer in enumerate(every) if i % step == 0 or layer in (names or {})]
+    return {"tickmode": "array", "tickvals": shown, "ticktext": [(names or {}).get(i, str(i)) for i in shown]}
 
 
-def later(named: Mapping[str, Table]) -> dict[str, Table]:
-    """Those that are not "before", which a title judges; all if there is no other."""
-    return {name: held for name, held in named.items() if name != "before"} or dict(named)
+def colours(values: np.ndarray, title: str) -> dict[str, object]:
+    """A colour axis for a map: signed around 0 where values fall clearly below it, else from 0 (or the least) up."""
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    bar = {"title": {"text": title, "side": "right"}, "thickness": 14}
+    if low < -0.1 * abs(high):
+        reach = max(-low, high)
+        return {"colorscale": SIGNED, "cmin": -reach, "cmax": reach, "colorbar": bar}
+    return {"colorscale": MAGNITUDE, "cmin": min(0.0, low), "cmax": high if high > 0 else 1.0, "colorbar": bar}

@@ -1,29 +1,45 @@
 """Figures of lifelong editing, from tables of `ketools.runs` with a column `method` (see `stack`)."""
 
+import math
 from collections.abc import Mapping
 from typing import Protocol
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ketools.errors import KetoolsError
-from ketools.plots import style as findings
-from ketools.plots.drawers import EDITS, add_lines, add_reference, holes, measured, need, scale
-from ketools.plots.drawers import describe as told
-from ketools.plots.style import dress, label, left_of, styles
+from ketools.evaluation.forgetting import half_life
+from ketools.evaluation.metrics import metric, number, percent, times
+from ketools.norms.weights import growing, growth
+from ketools.plots import style
+from ketools.plots.drawers import (
+    EDITS,
+    add_line,
+    add_lines,
+    add_reference,
+    checked,
+    describe,
+    holes,
+    measured,
+    need,
+    over_edits,
+)
+from ketools.plots.style import NEUTRAL, Verdict, dress, every, joined, label, last, left_of, listed_values, styles
+from ketools.runs.records import listed
 
-_SCORES = {"ES": "efficacy (ES)", "PS": "paraphrases (PS)", "NS": "neighbours (NS)"}
-_PHASES = {
+_PHASES = {  # column: (name, hatching)
     "seconds_targets": ("targets", ""),
     "seconds_keys": ("keys", "/"),
     "seconds_solve": ("solve", "x"),
     "seconds_write": ("write", "."),
 }
+_BEYOND = 10  # times the length of a run: an extrapolated half-life beyond it means nothing
 
 
 class Tables(Protocol):
-    """What `ketools.runs.store.RunRecord` has; only the tables are used here."""
+    """What `ketools.runs.store.RunRecord` has; figures only use the tables."""
 
     batches: pd.DataFrame
     norms: pd.DataFrame
@@ -39,60 +55,105 @@ def stack(records: Mapping[str, Tables], table: str) -> pd.DataFrame:
     return frame[["method", *frame.columns.drop("method")]]
 
 
+def _most_grown(norms: pd.DataFrame) -> pd.DataFrame:
+    """Of the edited matrices the one that grew most, for each method and number of edits."""
+    need(norms, "ratio", "layer", "edited")
+    edited = norms[norms["edited"].astype(bool)]
+    measured(edited, "ratio")
+    return edited.sort_values("ratio").groupby(["method", "edits"], sort=False).tail(1).sort_index()
+
+
 def norm_growth(norms: pd.DataFrame) -> go.Figure:
     """Frobenius norm of the most grown edited matrix, relative to before any edit (ratio), over edits, by method.
 
     Needs columns method, edits, layer, edited (bool), ratio. The unedited matrices are one grey line: their largest
     ratio. Raises KetoolsError if a column is missing or nothing was measured. Gupta et al., 2502.01636, figure 1.
     """
-    need(norms, "ratio", "layer", "edited")
-    touched, others = norms[norms["edited"].astype(bool)], norms[~norms["edited"].astype(bool)]
-    measured(touched, "ratio")
-    most = touched.sort_values("ratio").groupby(["method", "edits"], sort=False).tail(1).sort_index()
-    ends, span = findings.last(most, "ratio")
-    fig = go.Figure()
-    add_lines(fig, most, "ratio", ".3f", note="layer")
-    if len(others):
-        rest = others.groupby("edits", as_index=False)["ratio"].max()
-        add_reference(fig, rest["edits"], rest["ratio"], "unedited matrices", ".3f")
-    fig.update_xaxes(title=EDITS, rangemode="tozero")
-    fig.update_yaxes(title="Frobenius norm (ratio to before any edit)", **scale(most["ratio"]))
     caption = (
         "Each line follows the MLP output matrix that grew most among the edited layers; the grey line is the most "
         "changed of all other layers, with any method."
     )
-    return dress(fig, findings.NORM.sentence(ends, span), caption, told(most, "ratio", "norm ratio", findings.times))
+    most = _most_grown(norms)
+    fig = over_edits(most, metric("norm_ratio"), style.NORM.sentence, caption, column="ratio", note="layer")
+    others = norms[~norms["edited"].astype(bool)].groupby("edits", as_index=False)["ratio"].max()
+    if len(others):
+        add_reference(fig, others["edits"], others["ratio"], "unedited matrices", metric("norm_ratio").spec)
+    return fig
+
+
+def norm_fit_curve(norms: pd.DataFrame, *, context: str = "") -> go.Figure:
+    """`norm_growth` with the law of each method's growth; the same table.
+
+    The law is that of `ketools.norms.weights`: sqrt(||W_n||^2 - ||W_0||^2) = a n^b, drawn as the norm that follows from
+    it. b near 1/2: a random walk; near 1: every edit adds alike. Raises KetoolsError if a column is missing, nothing was
+    measured, or the norms do not begin before the first edit.
+    """
+    most = _most_grown(norms)
+    if most["edits"].nunique() < 2:
+        raise KetoolsError("nothing to fit: the norms were measured at fewer than two numbers of edits")
+    fig, lines, still_growing = go.Figure(), [], []
+    add_lines(fig, most, "ratio", metric("norm_ratio").spec, note="layer")
+    for method, look in styles(dict.fromkeys(most["method"])).items():
+        ratio = most[most["method"] == method].sort_values("edits").set_index("edits")["ratio"].dropna()
+        name, law, end = label(method), growth(ratio), int(ratio.index[-1])
+        lines.append(f"{name} {_law(law)} ({times(float(ratio.iloc[-1]))} after {end:,} edits)")
+        if growing(ratio):
+            still_growing.append(name)
+        if np.isfinite(law["exponent"]):
+            n = np.linspace(0, end, 60)
+            fitted = np.sqrt(ratio.iloc[0] ** 2 + (law["scale"] * n ** law["exponent"]) ** 2)
+            fig.add_scatter(
+                x=n.tolist(),
+                y=fitted.tolist(),
+                mode="lines",
+                name=f"law of {name}",
+                opacity=0.55,
+                hoverinfo="skip",
+                line={"color": look.colour, "width": 1.5, "dash": "solid"},
+                legendgroup=name,
+                showlegend=False,
+            )
+    verdict = "no longer growing at the end"
+    if still_growing:
+        verdict = f"still growing at the end with {listed(still_growing)}"
+    fig.update_xaxes(title=EDITS, rangemode="tozero")
+    fig.update_yaxes(title=metric("norm_ratio").axis)
+    caption = "Thin lines: what was added has norm a × edits^b (b 1/2: a random walk, 1: every edit adds alike); 95% intervals of the fit."
+    caption += holes(norms[norms["edited"].astype(bool)], "ratio")
+    text = f"Line chart over edits. {'; '.join(lines)}; {verdict}."
+    return dress(fig, f"Norm growth: {'; '.join(lines)}; {verdict}", joined(caption, context), text)
+
+
+def _law(law: pd.Series) -> str:
+    exponent, low, high = (float(law[name]) for name in ("exponent", "exponent_low", "exponent_high"))
+    if not math.isfinite(exponent):
+        return "does not grow" if law["law"] == "none" else "follows no law that can be fitted"
+    span = f" [{low:.2f} to {high:.2f}]" if math.isfinite(low) else ""
+    return f"adds as edits^{exponent:.2f}{span}"
 
 
 def unedited_kept(checkpoints: pd.DataFrame) -> go.Figure:
-    """Share of unedited facts (of other subjects; right before) still right, over edits; columns method, edits, unedited_kept."""
+    """Retention of unedited facts (of other subjects; right before) over edits; columns method, edits, unedited_kept."""
     caption = "Facts about subjects that no edit names, of those that the model answered right before the first edit."
-    return _share(checkpoints, "unedited_kept", findings.UNEDITED, "unedited facts still right (%)", caption)
+    return over_edits(checkpoints, metric("unedited_kept"), style.UNEDITED.sentence, caption)
 
 
 def same_subject_kept(checkpoints: pd.DataFrame) -> go.Figure:
-    """Share of the *other* facts of edited subjects still right; columns method, edits, same_subject_kept."""
+    """Retention of the *other* facts of edited subjects over edits; columns method, edits, same_subject_kept."""
     caption = "Facts about the subjects edited so far, other than the edited ones, of those answered right before."
-    return _share(checkpoints, "same_subject_kept", findings.SAME_SUBJECT, "other facts still right (%)", caption)
+    return over_edits(checkpoints, metric("same_subject_kept"), style.SAME_SUBJECT.sentence, caption)
 
 
 def downstream_kept(checkpoints: pd.DataFrame) -> go.Figure:
     """Mean F1 over the downstream tasks relative to before any edit; columns method, edits, downstream_kept."""
     caption = "Weighted F1, mean over the downstream tasks, divided by its value before the first edit."
-    return _share(checkpoints, "downstream_kept", findings.DOWNSTREAM, "downstream F1 (% of before)", caption)
+    return over_edits(checkpoints, metric("downstream_kept"), style.DOWNSTREAM.sentence, caption)
 
 
 def perplexity(checkpoints: pd.DataFrame) -> go.Figure:
     """Perplexity on held-out text relative to before any edit (ratio); columns method, edits, perplexity_ratio."""
-    rows = measured(checkpoints, "perplexity_ratio")
-    ends, span = findings.last(rows, "perplexity_ratio")
-    fig = go.Figure()
-    add_lines(fig, rows, "perplexity_ratio", ".2f")
-    fig.update_xaxes(title=EDITS, rangemode="tozero")
-    fig.update_yaxes(title="perplexity (ratio to before any edit)", **scale(rows["perplexity_ratio"]))
     caption = "Perplexity on held-out documents; 1 is the unedited model, lower is better."
-    text = told(rows, "perplexity_ratio", "perplexity ratio", findings.times)
-    return dress(fig, findings.PERPLEXITY.sentence(ends, span), caption + holes(checkpoints, "perplexity_ratio"), text)
+    return over_edits(checkpoints, metric("perplexity_ratio"), style.PERPLEXITY.sentence, caption)
 
 
 def edit_scores(checkpoints: pd.DataFrame) -> go.Figure:
@@ -100,11 +161,14 @@ def edit_scores(checkpoints: pd.DataFrame) -> go.Figure:
 
     Needs columns method, edits, ES, PS, NS; rows before the first edit may be NaN.
     """
-    rows = measured(checkpoints, "ES", *_SCORES)
-    ends, span = findings.last(rows, "ES")
-    fig = make_subplots(1, 3, shared_yaxes=True, subplot_titles=list(_SCORES.values()), horizontal_spacing=0.03)
-    for column, score in enumerate(_SCORES, 1):
-        add_lines(fig, rows, score, ".1%", panel=column)
+    scores = [metric(name) for name in ("ES", "PS", "NS")]
+    rows = measured(checkpoints, *(score.key for score in scores))
+    ends, span = last(rows, "ES")
+    fig = make_subplots(
+        1, 3, shared_yaxes=True, subplot_titles=[score.label for score in scores], horizontal_spacing=0.03
+    )
+    for panel, score in enumerate(scores, 1):
+        add_lines(fig, rows, score.key, score.spec, panel=panel)
     fig.update_xaxes(title=EDITS, rangemode="tozero")
     fig.update_yaxes(range=[0, 1.04], tickformat=".0%")
     fig.update_yaxes(title="prompts won (%)", col=1)
@@ -112,9 +176,9 @@ def edit_scores(checkpoints: pd.DataFrame) -> go.Figure:
         "All edits so far, scored again at each checkpoint: what later edits undo is lost. Won: the wanted object is the more probable one. ES: the edit's "
         "own prompt; PS: other wordings; NS: other subjects with the old object, which must keep it."
     )
-    text = " ".join(told(rows, score, name, findings.percent) for score, name in _SCORES.items())
-    fig = dress(fig, findings.EFFICACY.sentence(ends, span), caption + holes(checkpoints, *_SCORES), text)
-    return fig.update_layout(legend={"y": 1.09})
+    text = " ".join(describe(rows, score.key, score.label, score.brief) for score in scores)
+    caption += holes(checkpoints, *(score.key for score in scores))
+    return dress(fig, style.EFFICACY.sentence(ends, span), caption, text).update_layout(legend={"y": 1.09})
 
 
 def probability(checkpoints: pd.DataFrame) -> go.Figure:
@@ -122,22 +186,67 @@ def probability(checkpoints: pd.DataFrame) -> go.Figure:
 
     Needs columns method, edits, p_edited, p_natural (before any edit). The overfit of Gupta et al., 2502.01636, table 1.
     """
-    rows = measured(measured(checkpoints, "p_edited"), "p_natural")
-    ends, span = findings.last(rows, "p_edited")
-    natural = float(rows["p_natural"].mean())
-    fig = go.Figure()
-    add_lines(fig, rows, "p_edited", ".3f")
-    reach = [0, int(rows["edits"].max())]
-    add_reference(fig, reach, [natural, natural], "natural facts, before any edit", ".3f")
-    fig.update_xaxes(title=EDITS, rangemode="tozero")
-    fig.update_yaxes(title="mean probability (0 to 1)", range=[0, 1.04])
+    measured(checkpoints, "p_edited"), measured(checkpoints, "p_natural")
+    frame = checkpoints.assign(p_edited=checkpoints["p_edited"].where(checkpoints["p_natural"].notna()))
+    natural = float(measured(frame, "p_edited")["p_natural"].mean())
+
+    def finding(ends: dict[str, float], span: str) -> str:
+        values = f"(after {span} edits: {listed_values(ends, number)}; natural {number(natural)})"
+        over = [label(method) for method, value in ends.items() if value > natural]
+        if not over:
+            methods = every(ends).replace("every", "any")
+            return f"The model is no surer of edited facts than of natural ones with {methods} {values}"
+        methods = listed(over) if len(over) < len(ends) else every(ends)
+        return f"The model is surer of edited facts than of natural ones with {methods} {values}"
+
     caption = (
         "Edited facts: probability of the new object on the edit's own prompt, all edits so far. Natural facts: that of "
         "the true object where the unedited model answers right. Above the grey line is overfitting."
     )
-    text = told(rows, "p_edited", "mean probability of edited facts", findings.number)
-    text += f" Natural facts: {findings.number(natural)}."
-    return dress(fig, findings.probability(ends, natural, span), caption + holes(checkpoints, "p_edited"), text)
+    level = ("natural facts, before any edit", natural)
+    return over_edits(frame, metric("p_edited"), finding, caption, level=level)
+
+
+def target_probability_lines(batches: pd.DataFrame) -> go.Figure:
+    """Mean probability (0 to 1) of the targets when their optimisation stopped, over edits, one line a method.
+
+    Needs columns method, edits, p_target_mean (of `RunRecord.batches`); with p_natural, the mean probability of natural
+    facts, that is a grey line. Raises KetoolsError if a column is missing or nothing was measured. Gupta et al.,
+    2502.01636, table 1 compares edited facts with natural ones so.
+    """
+    known = measured(batches, "p_target_mean").get("p_natural", pd.Series(dtype=float)).dropna()
+    natural = float(known.mean()) if len(known) else None
+
+    def finding(ends: dict[str, float], span: str) -> str:
+        if natural is not None:
+            verdict = Verdict(
+                "Step 1",
+                "stops no surer of its targets than of natural facts",
+                "grows surer of its targets than of natural facts",
+                f"natural facts {number(natural)}; targets",
+                lambda v: v <= natural,
+                number,
+            )
+            return verdict.sentence(ends, span)
+        values = ", ".join(f"{label(method)} {number(value)}" for method, value in ends.items())
+        *_, high = order = sorted(ends, key=lambda method: ends[method])
+        if len(ends) == 1:
+            return (
+                f"Step 1 stops at a target probability of {number(ends[high])} with {label(high)} (after {span} edits)"
+            )
+        if ends[high] - ends[order[0]] < 0.01:
+            return f"Step 1 stops at like target probabilities with every method (after {span} edits: {values})"
+        return f"Step 1 stops surest of its targets with {label(high)}, least sure with {label(order[0])} (after {span} edits: {values})"
+
+    caption = (
+        "Probability of the new object at the last step of the target's optimisation, mean over the contexts it is "
+        "optimised in and over the facts of neighbouring batches, before anything is written into the weights."
+    )
+    level = None
+    if natural is not None:
+        caption += " Natural facts: probability of the true object where the unedited model answers right."
+        level = ("natural facts, before any edit", natural)
+    return over_edits(batches, metric("p_target_mean"), finding, caption, level=level)
 
 
 def cost(batches: pd.DataFrame) -> go.Figure:
@@ -146,44 +255,89 @@ def cost(batches: pd.DataFrame) -> go.Figure:
     Needs columns method, edits, facts (in the batch), steps_mean, seconds and any seconds_PHASE.
     """
     need(batches, "facts", "steps_mean", "seconds")
-    phases = {name: of for name, of in _PHASES.items() if name in batches}
-    total = {m: rows["facts"].sum() for m, rows in batches.groupby("method", sort=False)}
-    steps = {
-        m: float((rows["steps_mean"] * rows["facts"]).sum() / total[m])
-        for m, rows in batches.groupby("method", sort=False)
-    }
-    seconds = {m: float(rows["seconds"].sum() / total[m]) for m, rows in batches.groupby("method", sort=False)}
-    methods, names = list(total), [label(m) for m in total]
-    colours = [style.colour for style in styles(methods).values()]
+    by = batches.assign(steps=batches["steps_mean"] * batches["facts"]).groupby("method", sort=False)
+    phases = [column for column in _PHASES if column in batches]
+    means = by[["steps", "seconds", *phases]].sum().div(by["facts"].sum(), axis=0)
+    names = [label(method) for method in means.index]
+    colours = [look.colour for look in styles(means.index).values()]
     fig = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.06)  # the axes say what each half is
     fig.add_bar(
-        y=names, x=list(steps.values()), orientation="h", marker={"color": colours}, name="steps", showlegend=False,
-        texttemplate="%{x:.1f}", hovertemplate="%{y}: %{x:.2f} steps<extra></extra>", row=1, col=1,
-    )  # fmt: skip
-    shares = batches.groupby("method", sort=False)[list(phases)].sum()
-    for column, (phase, pattern) in phases.items():
+        y=names,
+        x=means["steps"].tolist(),
+        orientation="h",
+        marker={"color": colours},
+        name="steps",
+        showlegend=False,
+        texttemplate="%{x:.1f}",
+        hovertemplate="%{y}: %{x:.2f} steps<extra></extra>",
+        row=1,
+        col=1,
+    )
+    for phase in phases:
+        name, hatching = _PHASES[phase]
         fig.add_bar(
-            y=names, x=[shares.loc[m, column] / total[m] for m in methods], orientation="h", name=phase, legendgroup=phase,
-            marker={"color": colours, "pattern": {"shape": pattern, "fgcolor": "white"}},
-            hovertemplate=f"%{{y}}, {phase}: %{{x:.4f}} s<extra></extra>", row=1, col=2,
-        )  # fmt: skip
-    fig.update_xaxes(title="optimisation steps per fact (count)", row=1, col=1)
+            y=names,
+            x=means[phase].tolist(),
+            orientation="h",
+            name=name,
+            legendgroup=name,
+            row=1,
+            col=2,
+            marker={"color": colours, "pattern": {"shape": hatching, "fgcolor": "white"}},
+            hovertemplate=f"%{{y}}, {name}: %{{x:.4f}} s<extra></extra>",
+        )
+    fig.update_xaxes(title=metric("steps_mean").axis, row=1, col=1)
     fig.update_xaxes(title="time per fact (s)", row=1, col=2)
     fig.update_yaxes(title="method (name)", autorange="reversed", col=1)
     caption = "Means over all batches: steps of step 1, and time by phase, which compares runs of one machine only."
-    each = (f"{label(m)}: {findings.number(steps[m])} steps and {findings.number(seconds[m])} s per fact." for m in methods)  # fmt: skip
-    text = f"Bar chart. {' '.join(each)}"
-    fig = dress(fig, findings.cost(steps, seconds), caption, text, 300, left_of(names))
+    steps, seconds = means["steps"], means["seconds"]
+    each = (f"{label(m)}: {number(steps[m])} steps and {number(seconds[m])} s per fact." for m in means.index)
+    # Only the steps are compared: seconds belong to a machine.
+    order = steps.sort_values(kind="stable").index
+    few, many = order[0], order[-1]
+    finding = f"{label(few)} takes {number(steps[few])} steps per fact ({number(seconds[few])} s)"
+    if few != many:
+        saved = 1 - steps[few] / steps[many]
+        than = f"than {label(many)} ({number(steps[many])}; {number(seconds[many])} s)"
+        finding += f", no fewer {than}" if saved < 0.01 else f", {percent(saved)} fewer {than}"
+    fig = dress(fig, finding, caption, f"Bar chart. {' '.join(each)}", 300, left_of(names))
     return fig.update_layout(barmode="stack", hovermode="closest", legend={"x": 1.0, "xanchor": "right", "y": 1.12})
 
 
-def _share(frame: pd.DataFrame, column: str, verdict: findings.Verdict, axis: str, caption: str) -> go.Figure:
-    """A fraction over edits, one line a method."""
-    rows = measured(frame, column)
-    ends, span = findings.last(rows, column)
-    fig = go.Figure()
-    add_lines(fig, rows, column, ".1%")
-    fig.update_xaxes(title=EDITS, rangemode="tozero")
-    fig.update_yaxes(title=axis, tickformat=".0%", range=[0, max(1.04, 1.04 * rows[column].max())])
-    text = told(rows, column, axis, findings.percent)
-    return dress(fig, verdict.sentence(ends, span), caption + holes(frame, column), text)
+def forgetting_lines(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
+    """What is left of the edits that took, over edits or by age, with the half-life in the title.
+
+    From `forgetting.forgetting_curve` or `forgetting_by_age`; several methods below each other with a column method.
+    Raises KetoolsError for another table, fewer than two rows, or one in which nothing kept is finite.
+    """
+    of = "evaluation.forgetting.forgetting_curve or forgetting_by_age"
+    x = "age" if "age" in frame else "edits"
+    frame = checked(frame, x, "kept", "now", "at_edit", of=of, least=2)
+    frame = frame[np.isfinite(frame["kept"].to_numpy(dtype=float))]
+    if frame.empty:
+        raise KetoolsError(f"nothing to draw: no row of the table of {of} has a finite kept")
+    frame = frame if "method" in frame else frame.assign(method="edits")
+    fig, lines, gone = go.Figure(), [], []
+    looks = styles(dict.fromkeys(frame["method"]))
+    for method, look in looks.items():
+        rows = frame[frame["method"] == method].sort_values(x)
+        add_line(fig, rows[x], rows["kept"], label(method), look, show=".1%")
+        half, end = half_life(rows), rows.iloc[-1]
+        text = f"{percent(float(end['kept']))} kept after {int(end[x]):,} edits"
+        if half["reached"]:
+            gone.append(label(method))
+            text += f", half-life {half['half_life']:,.0f}"
+        elif half["half_life_fit"] <= _BEYOND * float(end[x]):
+            text += f", half-life {half['half_life_fit']:,.0f} by extrapolation"
+        else:
+            text += ", no half-life in sight"
+        lines.append(f"{label(method)}: {text}" if len(looks) > 1 else text)
+    fig.add_hline(0.5, line={"color": NEUTRAL, "dash": "dot", "width": 2})
+    fig.update_xaxes(title="edits made after the batch (count)" if x == "age" else EDITS, rangemode="tozero")
+    top = max(1.04, 1.04 * float(frame["kept"].max()))
+    fig.update_yaxes(title="still there of what took (%)", tickformat=".0%", range=[0, top])
+    head = "Half of the edits get lost" if gone else "No half of the edits is lost"
+    if 0 < len(gone) < len(looks):
+        head += f" with {listed(gone)}"
+    caption = joined("Score now over the score right after each batch; dotted: half.", context)
+    return dress(fig, f"{head} ({'; '.join(lines)})", caption, f"Line chart. {'; '.join(lines)}.")

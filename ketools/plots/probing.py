@@ -1,7 +1,4 @@
-"""Figures of what a model knows and where it recalls it: each takes a frame of ketools.probing and returns a go.Figure.
-
-As in ketools.plots: the title is the finding, computed from the data, and says so where there is none.
-"""
+"""Figures of what a model answers and where it recalls it: each takes a frame of ketools.probing."""
 
 import math
 
@@ -10,71 +7,107 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ketools.errors import KetoolsError
-from ketools.plots.style import (
+from ketools.evaluation.metrics import number, percent
+from ketools.plots.drawers import (
     LAYER,
+    add_bars,
+    add_line,
+    add_means,
+    checked,
+    colours,
+    layer_axis,
+    rows_axis,
+)
+from ketools.plots.style import (
     NEUTRAL,
     OKABE_ITO,
     Style,
-    add_line,
-    add_means,
     between,
-    checked,
-    colours,
     dress,
     joined,
-    layer_axis,
     layer_names,
     left_of,
-    number,
     over_facts,
     part_styles,
-    percent,
     plain,
     styles,
 )
 from ketools.probing.tracing import average
+from ketools.runs.records import listed
 
-_ENTERED = {-1: "in"}
-_KINDS = {
+# Sets of bars that come in pairs: the old (grey) and the new (blue, hatched).
+_PAIR = ((NEUTRAL, ""), (OKABE_ITO["blue"], "/"))
+_PROMPTS = {
     "prompt": "the prompt",
     "paraphrase": "paraphrases",
     "neighbour": "neighbours",
     "same subject": "same subject",
 }
-_MANY = 6  # prompts that a figure draws one by one
+_ENTERED = {-1: "in"}
+_STATES = "state behind layer (number; in: what enters layer 0)"
+_NAMED = 4  # prompts that a title names one by one
+_DRAWN = 6  # prompts that a figure draws one by one
 
 
 def top_token_bars(frame: pd.DataFrame, prompt: str, target: str | None = None, *, context: str = "") -> go.Figure:
     """The most probable next tokens after `prompt`, from `recall.top_tokens` (columns token, probability; two at least).
 
-    The bar of `target`'s beginning is marked. `context` (mode, model, n, seed) ends the caption. Raises KetoolsError for
-    another table or fewer than two rows.
+    The bar of `target`'s beginning is marked. Raises KetoolsError for another table or fewer than two rows.
     """
     frame = checked(frame, "token", "probability", of="probing.recall.top_tokens", least=2)
     p, tokens = frame["probability"].tolist(), frame["token"].tolist()
-    words = [plain(token, 24) for token in tokens]
-    hit = _begins(tokens, target)
-    colours = [OKABE_ITO["blue"] if i == hit else NEUTRAL for i in range(len(p))]
+    names = [plain(token, 24) for token in tokens]
+    hit = None
+    if target is not None:  # the longest token that begins it, since "a" begins "apple" too
+        fits = [i for i, token in enumerate(tokens) if token.strip() and target.strip().startswith(token.strip())]
+        hit = max(fits, key=lambda i: len(tokens[i].strip()), default=None)
+    marked, patterns = zip(*(_PAIR[i == hit] for i in range(len(p))), strict=True)
     fig = go.Figure()
-    fig.add_bar(
-        x=p, y=list(range(len(p))), orientation="h", name="probability", showlegend=False, text=[f"{v:.3f}" for v in p],
-        textposition="outside", cliponaxis=False, marker={"color": colours, "pattern": {"shape": ["/" if i == hit else "" for i in range(len(p))]}},
-        hovertemplate="%{x:.4f}<extra></extra>",
-    )  # fmt: skip
-    asked = f'After "{plain(prompt, 70)}" '
+    add_bars(
+        fig,
+        range(len(p)),
+        p,
+        "probability",
+        text=[f"{v:.3f}" for v in p],
+        horizontal=True,
+        legend=False,
+        colour=marked,
+        pattern=patterns,
+    )
+    finding = f'After "{plain(prompt, 70)}" '
     if target is None:
-        finding = f'{asked}the model says "{words[0]}" ({number(p[0])}), before "{words[1]}" ({number(p[1])})'
-    elif hit == 0:
-        finding = f'{asked}"{plain(target)}" comes first ({number(p[0])}), before "{words[1]}" ({number(p[1])})'
+        finding += f'the model says "{names[0]}" ({number(p[0])}), before "{names[1]}" ({number(p[1])})'
     elif hit is None:
-        finding = f'{asked}"{plain(target)}" is none of the {len(p)} most probable; "{words[0]}" is the first ({number(p[0])})'
+        finding += (
+            f'"{plain(target)}" is none of the {len(p)} most probable; "{names[0]}" is the first ({number(p[0])})'
+        )
+    elif hit == 0:
+        finding += f'"{plain(target)}" comes first ({number(p[0])}), before "{names[1]}" ({number(p[1])})'
     else:
-        finding = f'{asked}"{plain(target)}" comes only at place {hit + 1} ({number(p[hit])}); the first is "{words[0]}" ({number(p[0])})'
+        finding += f'"{plain(target)}" comes only at place {hit + 1} ({number(p[hit])}); the first is "{names[0]}" ({number(p[0])})'
     fig.update_xaxes(title="probability of the next token (0 to 1)", range=[0, min(1.12, max(p) * 1.2)])
-    _rows(fig, words, "next token (text)")
+    fig.update_yaxes(rows_axis(names, "next token (text)"))
     caption = joined(f"The {len(p)} most probable next tokens; together {percent(sum(p))} of the probability.", context)
-    said = "; ".join(f'"{word}" {number(value)}' for word, value in zip(words, p, strict=True))
-    return dress(fig, finding, caption, f"Bar chart of next tokens: {said}.", 110 + 34 * len(p), left_of(words))
+    values = "; ".join(f'"{name}" {number(value)}' for name, value in zip(names, p, strict=True))
+    return dress(fig, finding, caption, f"Bar chart of next tokens: {values}.", 110 + 34 * len(p), left_of(names))
+
+
+def before_after(before: pd.DataFrame, after: pd.DataFrame, new: str, context: str = "") -> go.Figure:
+    """Mean probability of the new answer by kind of prompt, before and after an edit.
+
+    `before` and `after` are two frames of `recall.surroundings` over the same prompts; `new` is the new answer, for the
+    title.
+    """
+    kinds = [kind for kind in _PROMPTS if kind in set(before["kind"])]
+    old, now = (frame.groupby("kind")["p_new"].mean().reindex(kinds) for frame in (before, after))
+    fig = _bars_by_kind({"before the edit": old, "after the edit": now}, "probability of the new answer (0 to 1)")
+    finding = f'"{new}" {"rises" if now["prompt"] > old["prompt"] else "falls"} from {old["prompt"]:.2f} to {now["prompt"]:.2f} at the edited prompt'
+    spill = now.drop("prompt").drop("paraphrase", errors="ignore")
+    if len(spill):
+        finding += f" and leaks most to the {_PROMPTS[spill.idxmax()]} ({spill.max():.2f})"
+    text = "; ".join(f"{_PROMPTS[k]}: {old[k]:.2f} before, {now[k]:.2f} after" for k in kinds)
+    caption = f"The edit should lift the prompt and its paraphrases and nothing else. {context}"
+    return dress(fig, finding, caption, f"Grouped bars. {text}.")
 
 
 def surroundings_bars(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
@@ -84,34 +117,76 @@ def surroundings_bars(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
     """
     frame = checked(frame, "kind", "p_true", "p_new", of="probing.recall.surroundings")
     means = frame.groupby("kind")[["p_true", "p_new"]].mean()
-    kinds = [kind for kind in _KINDS if kind in means.index]
+    means = means.loc[[kind for kind in _PROMPTS if kind in means.index]]
+    old, new = means["p_true"], means["p_new"]
+    fig = _bars_by_kind({"old answer": old, "new answer": new}, "mean probability (0 to 1)")
+    ahead = [_PROMPTS[k] for k in means.index if new[k] > old[k]]
+    values = "; ".join(f"{_PROMPTS[k]} {number(new[k])} against {number(old[k])}" for k in means.index)
+    head = "The old answer is the more probable one everywhere"
+    if ahead:
+        head = f"The new answer is the more probable one at {', '.join(ahead)}"
+    counts = ", ".join(f"{_PROMPTS[k]} {int((frame['kind'] == k).sum())}" for k in means.index)
+    caption = f"Old: what was true before any edit, for other facts of the subject their own answer. Prompts: {counts}."
+    text = f"Grouped bars, new against old answer: {values}."
+    return dress(fig, f"{head} (new against old: {values})", joined(caption, context), text)
+
+
+def _bars_by_kind(pair: dict[str, pd.Series], axis: str) -> go.Figure:
     fig = go.Figure()
-    for column, name, colour, shape in (
-        ("p_true", "old answer", NEUTRAL, ""),
-        ("p_new", "new answer", OKABE_ITO["blue"], "/"),
-    ):
-        fig.add_bar(
-            name=name, x=[_KINDS[k] for k in kinds], y=means.loc[kinds, column].tolist(), textposition="outside",
-            marker={"color": colour, "pattern": {"shape": shape}}, texttemplate="%{y:.2f}", cliponaxis=False,
-        )  # fmt: skip
-    new = [_KINDS[k] for k in kinds if means.loc[k, "p_new"] > means.loc[k, "p_true"]]
-    ends = "; ".join(
-        f"{_KINDS[k]} {number(means.loc[k, 'p_new'])} against {number(means.loc[k, 'p_true'])}" for k in kinds
+    for (name, values), (colour, pattern) in zip(pair.items(), _PAIR, strict=True):
+        places = [_PROMPTS[kind] for kind in values.index]
+        text = [f"{v:.2f}" for v in values]
+        add_bars(fig, places, values, name, text=text, hover="%{v:.3f}", colour=colour, pattern=pattern)
+    fig.update_yaxes(title=axis, range=[0, 1.12])
+    return fig.update_xaxes(title="kind of prompt (mean over its prompts)").update_layout(barmode="group")
+
+
+def recalled_bars(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
+    """Probability of the true and of the new answer of one fact, prompt by prompt, from `recall.recalled`.
+
+    Raises KetoolsError for another table or an empty one.
+    """
+    columns = ("kind", "context", "prompt", "true", "new", "p_true", "p_new", "rank_true", "rank_new")
+    frame = checked(frame, *columns, of="probing.recall.recalled")
+    names = [  # what tells a prompt from the others: a context where there is one, else its own text
+        f'after "{plain(before, 36)}"' if kind == "context" else f'"{plain(prompt, 44)}"'
+        for kind, before, prompt in zip(frame["kind"], frame["context"], frame["prompt"], strict=True)
+    ]
+    fig = go.Figure()
+    for side, (colour, pattern) in zip(("true", "new"), _PAIR, strict=True):
+        add_bars(
+            fig,
+            range(len(names)),
+            frame[f"p_{side}"],
+            f"{side} answer: {plain(frame[side].iloc[0], 24)}",
+            text=[f"rank {rank:,}" for rank in frame[f"rank_{side}"]],
+            hover="%{v:.4f}, %{text}",
+            horizontal=True,
+            colour=colour,
+            pattern=pattern,
+        )
+    fig.update_xaxes(title="probability of the answer (0 to 1)", range=[0, 1.15])
+    fig.update_yaxes(rows_axis(names, "prompt (text)"))
+    ahead = (frame["p_new"] > frame["p_true"]).tolist()
+    count, of = sum(ahead), len(ahead)
+    means = f"probability: new {number(frame['p_new'].mean())}, true {number(frame['p_true'].mean())}"
+    if count in (0, of):
+        finding = f"The {'new' if count else 'true'} answer is the more probable one "
+        finding += f"({means})" if of == 1 else f"however the fact is asked ({of} prompts; mean {means})"
+    else:
+        few = count <= of - count  # name the prompts of the smaller side
+        fewer = [name for name, new in zip(names, ahead, strict=True) if new == few]
+        where = f", {'at' if few else 'at all but'} {listed(fewer)}" if len(fewer) <= _NAMED else ""
+        finding = f"The new answer is the more probable one at {count} of {of} prompts{where} (mean {means})"
+    caption = (
+        "exp of the mean token log-probability; rank: of the answer's first token among all next tokens, 1 is the most "
+        "probable one."
     )
-    head = (
-        f"The new answer is the more probable one at {', '.join(new)}"
-        if new
-        else "The old answer is the more probable one everywhere"
-    )
-    fig.update_yaxes(title="mean probability (0 to 1)", range=[0, 1.12])
-    fig.update_xaxes(title="kind of prompt (mean over its prompts)")
-    counts = ", ".join(f"{_KINDS[k]} {int((frame['kind'] == k).sum())}" for k in kinds)
-    caption = joined(
-        f"Old: what was true before any edit, for other facts of the subject their own answer. Prompts: {counts}.",
-        context,
-    )
-    fig = dress(fig, f"{head} (new against old: {ends})", caption, f"Grouped bars, new against old answer: {ends}.")
-    return fig.update_layout(barmode="group")
+    rows = zip(names, frame["p_new"], frame["rank_new"], frame["p_true"], frame["rank_true"], strict=True)
+    values = [f"{name}: new {number(p)} (rank {r:,}), true {number(q)} (rank {s:,})" for name, p, r, q, s in rows]
+    text = f"Grouped bars, new against true answer: {'; '.join(values)}."
+    fig = dress(fig, finding, joined(caption, context), text, 130 + 50 * len(names), left_of(names))
+    return fig.update_layout(barmode="group", hovermode="closest")
 
 
 def lens_heat(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
@@ -120,36 +195,52 @@ def lens_heat(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
     From `lens.lens` (layer, position, token, place, predicted, probability). The title follows the last position: from
     which layer on the final answer stays on top. Raises KetoolsError for another table or fewer than two layers.
     """
-    frame = checked(
-        frame, "layer", "position", "token", "place", "predicted", "probability", of="probing.lens.lens", least=2
-    )
+    of = "probing.lens.lens"
+    frame = checked(frame, "layer", "position", "token", "place", "predicted", "probability", of=of, least=2)
     top = frame[frame["place"] == 1]
-    z = top.pivot(index="position", columns="layer", values="probability")
-    words = top.pivot(index="position", columns="layer", values="predicted").map(lambda word: plain(word, 12))
-    all_of = frame.sort_values("place").groupby(["position", "layer"])
-    more = all_of.apply(lambda rows: "<br>".join(f"{plain(w, 20)} {p:.3f}" for w, p in zip(rows["predicted"], rows["probability"], strict=True)), include_groups=False)  # fmt: skip
+    p = top.pivot(index="position", columns="layer", values="probability")
+    layers = [int(layer) for layer in p.columns]
+    checked(pd.DataFrame({"layer": layers}), of=of, least=2)
+    predicted = top.pivot(index="position", columns="layer", values="predicted").map(lambda word: plain(word, 12))
+    cells = frame.sort_values("place").groupby(["position", "layer"])
+    hover = cells.apply(
+        lambda rows: "<br>".join(
+            f"{plain(w, 20)} {p:.3f}" for w, p in zip(rows["predicted"], rows["probability"], strict=True)
+        ),
+        include_groups=False,
+    )
     tokens = [plain(token, 18) for token in top.drop_duplicates("position").sort_values("position")["token"]]
-    layers = [int(layer) for layer in z.columns]
-    _several(layers, "probing.lens.lens")
     fig = go.Figure(
         go.Heatmap(
-            z=z.to_numpy().tolist(), x=layers, y=list(range(len(tokens))), text=words.to_numpy().tolist(), texttemplate="%{text}",
-            customdata=more.unstack("layer").to_numpy().tolist(), coloraxis="coloraxis", xgap=1, ygap=1,
+            z=p.to_numpy().tolist(),
+            x=layers,
+            y=list(range(len(tokens))),
+            text=predicted.to_numpy().tolist(),
+            texttemplate="%{text}",
+            customdata=hover.unstack("layer").to_numpy().tolist(),
+            coloraxis="coloraxis",
+            xgap=1,
+            ygap=1,
             hovertemplate="layer %{x}<br>%{customdata}<extra></extra>",
         )
-    )  # fmt: skip
-    last = words.iloc[-1].tolist()
-    finding = _lens_finding(last, layers, float(z.iloc[-1, -1]))
-    fig.update_xaxes(title="state behind layer (number; in: what enters layer 0)", **layer_axis(layers, _ENTERED))
-    _rows(fig, tokens, "token read (text)")
-    fig.update_layout(coloraxis={"colorscale": "Blues", "cmin": 0, "cmax": 1, "colorbar": {"title": {"text": "probability (0 to 1)", "side": "right"}, "thickness": 14}})  # fmt: skip
-    caption = joined(
-        "Each cell: the most probable next token if the model ended there, through its own final norm and head.",
-        context,
     )
-    path = ", ".join(f'{_ENTERED.get(i, f"layer {i}")} "{word}"' for i, word in zip(layers, last, strict=True))
+    answers = predicted.iloc[-1].tolist()  # at the last position, by layer
+    since = next(i for i in range(len(answers)) if set(answers[i:]) == {answers[-1]})
+    end = f'"{answers[-1]}" ({number(float(p.iloc[-1, -1]))} behind the last layer)'
+    if since == len(answers) - 1:
+        finding = f"Only the last layer puts the answer {end} on top"
+    elif since == 0:
+        finding = f"The answer {end} is on top from the start, before any layer"
+    else:
+        finding = f"The answer {end} is on top from layer {layers[since]} on, of {layers[0] + 1} to {layers[-1]}"
+    fig.update_xaxes(title=_STATES, **layer_axis(layers, _ENTERED))
+    fig.update_yaxes(rows_axis(tokens, "token read (text)"))
+    bar = {"title": {"text": "probability (0 to 1)", "side": "right"}, "thickness": 14}
+    fig.update_layout(coloraxis={"colorscale": "Blues", "cmin": 0, "cmax": 1, "colorbar": bar})
+    caption = "Each cell: the most probable next token if the model ended there, through its own final norm and head."
+    path = ", ".join(f'{_ENTERED.get(i, f"layer {i}")} "{word}"' for i, word in zip(layers, answers, strict=True))
     text = f"Map of layers by tokens. At the last token: {path}."
-    fig = dress(fig, finding, caption, text, 140 + 26 * len(tokens), left_of(tokens))
+    fig = dress(fig, finding, joined(caption, context), text, 140 + 26 * len(tokens), left_of(tokens))
     return fig.update_layout(hovermode="closest")
 
 
@@ -159,98 +250,76 @@ def lens_lines(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
     Up to six prompts are a line each; of more, the median with the range from 5% to 95% of prompts. Raises KetoolsError
     for another table or a single layer.
     """
-    frame = checked(frame, "prompt", "layer", "from_end", "target", "p", "rank", of="probing.lens.lens_trace", least=2)
-    rows = frame[frame["from_end"] == 0]
+    of = "probing.lens.lens_trace"
+    frame = checked(frame, "prompt", "layer", "from_end", "target", "p", "rank", of=of, least=2)
+    rows = frame[frame["from_end"] == 0].sort_values("layer")
     layers = sorted({int(layer) for layer in rows["layer"]})
-    _several(layers, "probing.lens.lens_trace")
+    checked(pd.DataFrame({"layer": layers}), of=of, least=2)
     fig = make_subplots(1, 2, horizontal_spacing=0.1, subplot_titles=["probability", "rank"])
     for panel, (column, show) in enumerate((("p", ".3f"), ("rank", ",.0f")), 1):
         table = rows.pivot(index="layer", columns="prompt", values=column)
-        at = {"row": 1, "col": panel}
-        if table.shape[1] <= _MANY:
+        at, legend = {"row": 1, "col": panel}, panel == 1
+        if table.shape[1] <= _DRAWN:
             targets = rows.drop_duplicates("prompt").set_index("prompt")["target"]
-            names = {prompt: f"{i + 1}: {plain(targets[prompt], 18)}" for i, prompt in enumerate(table.columns)}
-            for (prompt, name), look in zip(names.items(), styles(map(str, names)).values(), strict=True):
-                add_line(fig, layers, table[prompt], name, look, show=show, at=at, legend=panel == 1)
+            names = [f"{i + 1}: {plain(targets[prompt], 18)}" for i, prompt in enumerate(table.columns)]
+            for (name, look), prompt in zip(styles(names).items(), table.columns, strict=True):
+                add_line(fig, layers, table[prompt], name, look, show=show, at=at, legend=legend)
         else:
             low, middle, high = (table.quantile(q, axis=1) for q in (0.05, 0.5, 0.95))
-            name = f"median of {table.shape[1]} prompts"
             look = Style(OKABE_ITO["blue"], "solid", "circle")
-            add_line(fig, layers, middle, name, look, low=low, high=high, interval="5% to 95% of prompts", show=show, band=True, at=at, legend=panel == 1)  # fmt: skip
-    fig.update_xaxes(title="state behind layer (number; in: what enters layer 0)", **layer_axis(layers, _ENTERED))
+            add_line(
+                fig,
+                layers,
+                middle,
+                f"median of {table.shape[1]} prompts",
+                look,
+                low=low,
+                high=high,
+                interval="5% to 95% of prompts",
+                band=True,
+                show=show,
+                at=at,
+                legend=legend,
+            )
+    fig.update_xaxes(title=_STATES, **layer_axis(layers, _ENTERED))
     fig.update_yaxes(title="probability (0 to 1)", rangemode="tozero", col=1)
     fig.update_yaxes(title="rank (1: most probable)", type="log", autorange="reversed", dtick=1, col=2)
-    finding, text = _lens_words(rows, layers[-1])
-    caption = joined(
-        "First token of the target at the prompt's last token, through the model's own final norm and head.", context
-    )
-    return dress(fig, finding, caption, f"Two line charts over layers. {text}", 400).update_layout(legend={"y": 1.09})
 
-
-def _lens_finding(last: list[str], layers: list[int], p: float) -> str:
-    # `last`: the most probable next token at the last position, by layer.
-    since = next(i for i in range(len(last)) if all(word == last[-1] for word in last[i:]))
-    end = f'"{last[-1]}" ({number(p)} behind the last layer)'
-    if since == len(last) - 1:
-        return f"Only the last layer puts the answer {end} on top"
-    if since == 0:
-        return f"The answer {end} is on top from the start, before any layer"
-    return f"The answer {end} is on top from layer {layers[since]} on, of {layers[0] + 1} to {layers[-1]}"
-
-
-def _lens_words(rows: pd.DataFrame, last: int) -> tuple[str, str]:
-    # Since when the target is on top to the end, in how many prompts.
-    first, end = {}, rows[rows["layer"] == last].set_index("prompt")
-    for prompt, mine in rows.sort_values("layer").groupby("prompt"):
-        away = mine.loc[mine["rank"] > 1, "layer"]
-        first[prompt] = None if end.loc[prompt, "rank"] > 1 else int(away.max()) + 1 if len(away) else -1
-    there = [layer for layer in first.values() if layer is not None]
-    p, rank = number(float(end["p"].median())), int(end["rank"].median())
-    what, many = ("The target", "") if len(first) == 1 else ("Targets", f" for {len(there)} of {len(first)} prompts")
-    close = f"behind the last layer: {'median ' if many else ''}probability {p}, rank {rank:,}"
-    if there:
-        layer = int(pd.Series(there).median())
-        since = (
-            "before any layer"
-            if layer < 0
-            else f"{'behind layer' if not many else 'at the median behind layer'} {layer}"
-        )
-        finding = (
-            f"{what} come{'' if many else 's'} to the top {since} and stay{'' if many else 's'} there{many} ({close})"
-        )
+    prompts = dict(list(rows.groupby("prompt")))
+    since = []  # the layer from which on the target stays on top, for each prompt in which it ends there
+    for points in prompts.values():
+        if points["rank"].iloc[-1] == 1:
+            away = points.loc[points["rank"] > 1, "layer"]
+            since.append(int(away.max()) + 1 if len(away) else -1)
+    many = len(prompts) > 1
+    end = rows[rows["layer"] == layers[-1]]
+    values = f"probability {number(float(end['p'].median()))}, rank {int(end['rank'].median()):,}"
+    close = f"(behind the last layer: {'median ' if many else ''}{values})"
+    if not since:
+        who = f"Targets are not the top answer behind the last layer for any of {len(prompts)} prompts"
+        finding = f"{who if many else 'The target is not the top answer behind the last layer'} {close}"
     else:
-        finding = f"{what} {'are' if many else 'is'} not the top answer behind the last layer{many.replace('for 0 of', 'for any of')} ({close})"
-    lines = [
-        f"Prompt {prompt}: probability {number(float(mine['p'].iloc[0]))} to {number(float(mine['p'].iloc[-1]))}, rank {int(mine['rank'].iloc[0]):,} to {int(mine['rank'].iloc[-1]):,}."
-        for prompt, mine in list(rows.sort_values("layer").groupby("prompt"))[:_MANY]
-    ]
-    return finding, " ".join(lines)
-
-
-def _begins(tokens: list[str], target: str | None) -> int | None:
-    # Which token is the beginning of the target: the longest such one, since "a" begins "apple" too.
-    if target is None:
-        return None
-    fits = [i for i, token in enumerate(tokens) if token.strip() and target.strip().startswith(token.strip())]
-    return max(fits, key=lambda i: len(tokens[i].strip()), default=None)
-
-
-def _rows(fig: go.Figure, labels: list[str], title: str) -> None:
-    fig.update_yaxes(
-        title=title, autorange="reversed", tickmode="array", tickvals=list(range(len(labels))), ticktext=labels
+        layer = int(pd.Series(since).median())
+        where = f"{'at the median ' if many else ''}behind layer {layer}" if layer >= 0 else "before any layer"
+        finding = (
+            f"Targets come to the top {where} and stay there for {len(since)} of {len(prompts)} prompts {close}"
+            if many
+            else f"The target comes to the top {where} and stays there {close}"
+        )
+    caption = "First token of the target at the prompt's last token, through the model's own final norm and head."
+    text = " ".join(
+        f"Prompt {prompt}: probability {number(float(p.iloc[0]))} to {number(float(p.iloc[-1]))}, "
+        f"rank {int(rank.iloc[0]):,} to {int(rank.iloc[-1]):,}."
+        for prompt, p, rank in [(name, of["p"], of["rank"]) for name, of in prompts.items()][:_DRAWN]
     )
+    fig = dress(fig, finding, joined(caption, context), f"Two line charts over layers. {text}", 400)
+    return fig.update_layout(legend={"y": 1.09})
 
 
-def _several(layers: list[int], of: str) -> None:
-    if len(layers) < 2:
-        checked(pd.DataFrame({"layer": layers}), "layer", of=of, least=2)
+# Where a fact is recalled: causal tracing and attention knockout.
 
-
-# Figures of where a fact is recalled: causal tracing and attention knockout (ketools.probing.tracing, knockout).
-
-
-_OF = "probing.tracing.trace"
-_KINDS_tracing_plots = {
+_TRACE = "probing.tracing.trace"
+_RESTORED = {  # kind of restored state: (name, where it stands to the layer named)
     "hidden": ("hidden states", "behind"),
     "mlp": ("MLPs", "around"),
     "attention": ("attentions", "around"),
@@ -266,13 +335,13 @@ _ROLES = {
     "further": "further tokens",
     "last token": "the last token",
 }
-_CLEAR = 0.1  # share of the lost probability below which a restoration brings nothing back worth naming
 _SOURCES = {"subject": "the subject", "other": "all other tokens"}
+_CLEAR = 0.1  # share of the lost probability below which a restoration brings back nothing worth naming
 
 
 def named(kind: str) -> str:
     """What figures call a kind of restored state: "mlp" is "MLPs"."""
-    return _KINDS_tracing_plots.get(kind, (kind, ""))[0]
+    return _RESTORED.get(kind, (kind, ""))[0]
 
 
 def trace_heat(frame: pd.DataFrame, fact: str | None = None, *, context: str = "") -> go.Figure:
@@ -282,9 +351,8 @@ def trace_heat(frame: pd.DataFrame, fact: str | None = None, *, context: str = "
     *. Several: a row per role, means over facts. Raises KetoolsError for another table, an empty one, an id that is not
     in it, or a trace that restored several positions together.
     """
-    frame = checked(
-        frame, "fact", "kind", "layer", "position", "token", "role", "effect", "p_clean", "p_corrupted", of=_OF
-    )
+    columns = ("fact", "kind", "layer", "position", "token", "role", "effect", "p_clean", "p_corrupted")
+    frame = checked(frame, *columns, of=_TRACE)
     if fact is not None and fact not in set(frame["fact"]):
         raise KetoolsError(f"the trace has no fact {fact!r}; it has {', '.join(map(repr, frame['fact'].unique()[:8]))}")
     frame = frame if fact is None else frame[frame["fact"] == fact]
@@ -293,23 +361,83 @@ def trace_heat(frame: pd.DataFrame, fact: str | None = None, *, context: str = "
             "the trace restored several positions together: no map over them; draw trace_profile instead"
         )
     one = frame["fact"].nunique() == 1
-    key = "position" if one else "role"
-    table = frame.groupby(["kind", key, "layer"], observed=True)["effect"].mean()
-    kinds = [kind for kind in _KINDS_tracing_plots if kind in set(frame["kind"])]
-    places, names = _places(frame, one)
-    fig = _maps(table, kinds, places, names)
+    # The rows of the maps: their labels, and what the title calls them.
+    if one:
+        places = frame.drop_duplicates("position").sort_values("position").set_index("position")
+        labels = {
+            at: plain(row["token"], 18) + ("*" if str(row["role"]).endswith("of the subject") else "")
+            for at, row in places.iterrows()
+        }
+        called = {
+            at: _ROLES[role]
+            if (role := str(row["role"])) in ("last of the subject", "last token")
+            else f'"{plain(row["token"], 18)}"'
+            for at, row in places.iterrows()
+        }
+    else:
+        present = set(frame["role"])
+        ordered = isinstance(frame["role"].dtype, pd.CategoricalDtype)
+        roles = frame["role"].cat.categories if ordered else sorted(present)
+        labels = {role: str(role) for role in roles if role in present}
+        called = {role: _ROLES.get(str(role), plain(role)) for role in labels}
+    effects = frame.groupby(["kind", "position" if one else "role", "layer"], observed=True)["effect"].mean()
+    kinds = [kind for kind in _RESTORED if kind in set(frame["kind"])]
+    lines = -(-len(kinds) // 3)
+    fig = make_subplots(
+        lines,
+        min(3, len(kinds)),
+        shared_yaxes=True,
+        shared_xaxes="all",
+        horizontal_spacing=0.03,
+        vertical_spacing=0.16,
+        subplot_titles=[_RESTORED[kind][0] for kind in kinds],
+    )
+    layers = sorted({int(layer) for layer in effects.index.get_level_values("layer")})
+    for panel, kind in enumerate(kinds):
+        name = _RESTORED[kind][0]
+        heat = go.Heatmap(
+            z=effects[kind].unstack("layer").reindex(list(labels)).to_numpy().tolist(),
+            x=layers,
+            y=list(range(len(labels))),
+            customdata=[[text] * len(layers) for text in labels.values()],
+            coloraxis="coloraxis",
+            xgap=1,
+            ygap=1,
+            name=name,
+            hovertemplate=f"{name}<br>%{{customdata}}, layer %{{x}}<br>effect %{{z:.3f}}<extra></extra>",
+        )
+        fig.add_trace(heat, row=1 + panel // 3, col=1 + panel % 3)
+    fig.update_layout(coloraxis=colours(effects.to_numpy(), "indirect effect (probability)"))
+    fig.update_xaxes(title=LAYER, showticklabels=True, **layer_axis(layers))
+    fig.update_yaxes(rows_axis(list(labels.values()), ""), title=None)
     fig.update_yaxes(title="token (* of the subject)" if one else "part of the prompt (mean over facts)", col=1)
+
     runs = frame.drop_duplicates("fact")
     lost, clean = float((runs["p_clean"] - runs["p_corrupted"]).mean()), float(runs["p_clean"].mean())
-    finding, text = _trace_words(table, kinds, _said(frame, one), lost)
+    texts, clear = [], False
+    for kind in kinds:
+        values, (name, where) = effects[kind], _RESTORED[kind]
+        if where == "behind":  # the state that the answer is read from brings it back whatever the model is like
+            others = values[[called[place] != _ROLES["last token"] for place, _ in values.index]]
+            values = others if len(others) else values
+        (place, layer), effect = values.idxmax(), float(values.max())
+        if effect > _CLEAR * max(lost, 0.0) and effect > 0:
+            clear = True
+            texts.append(f"{name} most at {called[place]} {where} layer {layer} ({effect:+.2g})")
+        else:
+            texts.append(f"{name} nowhere (at most {effect:+.2g})")
+    finding = f"Of {number(lost)} lost probability, these bring back: {'; '.join(texts)}"
+    if not clear:
+        finding = f"No single restored state brings the answer back (lost {number(lost)}: {'; '.join(texts)})"
     of = "one fact" if one else f"mean over {len(runs)} facts"
     caption = (
         f"Noise on the subject takes the answer from probability {number(clean)} to {number(clean - lost)} ({of}); each cell is "
         "what putting one clean state back returns of it. MLPs and attentions: a window of layers around the one named. "
         "Title: the last token's own hidden states aside."
     )
-    height = 100 + -(-len(kinds) // 3) * (50 + 26 * len(places))
-    fig = dress(fig, finding, joined(caption, context), text, height, left_of(names))
+    text = f"Maps of layers by parts of the prompt. {'; '.join(texts)}; lost by noise: {number(lost)}."
+    height = 100 + lines * (50 + 26 * len(labels))
+    fig = dress(fig, finding, joined(caption, context), text, height, left_of(labels.values()))
     return fig.update_layout(hovermode="closest")
 
 
@@ -320,42 +448,39 @@ def trace_profile(frame: pd.DataFrame, role: str | None = None, *, context: str 
     the only one there is. Raises KetoolsError for another table, an empty one, or a role that is not in it.
     """
     if "mean" not in frame:
-        frame = average(checked(frame, "fact", "kind", "layer", "role", "effect", of=_OF))
-    frame = checked(
-        frame, "kind", "role", "layer", "mean", "low", "high", "facts", of="probing.tracing.average", least=2
-    )
+        frame = average(checked(frame, "fact", "kind", "layer", "role", "effect", of=_TRACE))
+    columns = ("kind", "role", "layer", "mean", "low", "high", "facts")
+    frame = checked(frame, *columns, of="probing.tracing.average", least=2)
     roles = list(dict.fromkeys(map(str, frame["role"])))
     role = role or ("last of the subject" if len(roles) > 1 else roles[0])
     if role not in roles:
         raise KetoolsError(f"the trace has nothing at {role!r}; it has {', '.join(map(repr, roles))}")
     rows = frame[frame["role"] == role].sort_values("layer")
-    kinds = [kind for kind in _KINDS_tracing_plots if kind in set(rows["kind"])]
-    fig, said = go.Figure(), []
+    kinds = [kind for kind in _RESTORED if kind in set(rows["kind"])]
+    fig, clear, unclear, sentences = go.Figure(), [], [], []
     for kind, look in part_styles(kinds).items():
-        mine = rows[rows["kind"] == kind]
-        add_means(fig, mine, _KINDS_tracing_plots[kind][0], look)
-        best = mine.loc[mine["mean"].idxmax()]
-        ends = (best["low"], best["high"]) if best["facts"] > 1 else (math.nan, math.nan)
-        where = f"{_KINDS_tracing_plots[kind][1]} layer {best['layer']}: {between(best['mean'], *ends)}"
-        said.append((kind, bool(best["low"] > 0), where))
-    # Intervals, and the severed kinds beside the whole ones, would make the title a table: the description has them.
-    told = [
-        (kind, sure, where.partition(" [")[0]) for kind, sure, where in said if len(said) < 4 or "severed" not in kind
-    ]
-    clear = [f"{_KINDS_tracing_plots[kind][0]} most {where}" for kind, sure, where in told if sure]
-    unclear = [f"{_KINDS_tracing_plots[kind][0]} nowhere clearly" for kind, sure, _ in told if not sure]
+        name, where = _RESTORED[kind]
+        effects = rows[rows["kind"] == kind]
+        add_means(fig, effects, name, look)
+        best = effects.loc[effects["mean"].idxmax()]
+        low, high = (best["low"], best["high"]) if best["facts"] > 1 else (math.nan, math.nan)
+        layer = f"{where} layer {best['layer']}"
+        sentences.append(f"{name}: highest {layer}: {between(best['mean'], low, high)}.")
+        if len(kinds) >= 4 and "severed" in kind:
+            continue  # would make the title a table, as intervals would: the description has them
+        if best["low"] > 0:
+            clear.append(f"{name} most {layer}: {number(best['mean'])}")
+        else:
+            unclear.append(f"{name} nowhere clearly")
     at = _ROLES.get(role, plain(role))
     finding = f"Restored at {at}, these bring the answer back: {'; '.join([*clear, *unclear])}"
     if not clear:
         finding = f"Restored at {at}, nothing brings the answer back for certain"
     fig.update_xaxes(title=LAYER, **layer_axis(rows["layer"]))
     fig.update_yaxes(title="indirect effect (probability)", zeroline=True)
-    facts = int(rows["facts"].max())
-    caption = joined(f"Gain in the answer's probability when clean states are put back; {over_facts(facts)}.", context)
-    text = f"Line chart over layers, at {at}. " + " ".join(
-        f"{_KINDS_tracing_plots[kind][0]}: highest {where}." for kind, _, where in said
-    )
-    return dress(fig, finding, caption, text)
+    facts = over_facts(int(rows["facts"].max()))
+    caption = joined(f"Gain in the answer's probability when clean states are put back; {facts}.", context)
+    return dress(fig, finding, caption, f"Line chart over layers, at {at}. {' '.join(sentences)}")
 
 
 def knockout_profile(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
@@ -363,95 +488,28 @@ def knockout_profile(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
 
     From `knockout.knockout` (fact, source, layer, change). Raises KetoolsError for another table or fewer than two rows.
     """
-    of = "probing.knockout.knockout"
-    frame = checked(frame, "fact", "source", "layer", "change", of=of, least=2)
+    frame = checked(frame, "fact", "source", "layer", "change", of="probing.knockout.knockout", least=2)
     rows = average(frame.dropna(subset=["change"]), by=("source", "layer"), value="change").sort_values("layer")
-    fig, found = go.Figure(), {}
+    fig, lines, costs = go.Figure(), [], False
     for source, look in part_styles(dict.fromkeys(frame["source"])).items():
-        mine = rows[rows["source"] == source]
-        add_means(fig, mine, f"blocked: {_SOURCES[source]}", look, ".1%")
-        found[source] = mine
-    lines = [_cost(_SOURCES[source], mine) for source, mine in found.items()]
-    window = frame.attrs.get("window")
+        name, changes = _SOURCES[source], rows[rows["source"] == source]
+        add_means(fig, changes, f"blocked: {name}", look, ".1%")
+        certain = changes.loc[changes["high"] < 0, "layer"]
+        if certain.empty:
+            lines.append(f"{name} nowhere for certain")
+            continue
+        costs = True
+        worst = changes.loc[changes["mean"].idxmin()]
+        low, high = (-worst["high"], -worst["low"]) if worst["facts"] > 1 else (math.nan, math.nan)
+        loss = between(-worst["mean"], low, high, percent)
+        lines.append(f"{name} in {layer_names(certain)} (by {loss} around layer {worst['layer']})")
     fig.update_xaxes(title=LAYER, **layer_axis(rows["layer"]))
     fig.update_yaxes(title="change of the answer's probability (%)", tickformat=".0%")
     finding = f"Blocking what the last token reads lowers the answer: {'; '.join(lines)}"
-    if not any(" (by " in line for line in lines):
+    if not costs:
         finding = "Blocking what the last token reads costs the answer nothing for certain, in any layer"
-    wide = f" Blocked in {window} layer{'s' if window != 1 else ''} around each." if window else ""
-    caption = joined(f"Relative change, {over_facts(int(rows['facts'].max()))}.{wide}", context)
-    return dress(fig, finding, caption, f"Line chart over layers. Lowered by blocking: {'; '.join(lines)}.")
-
-
-def _cost(source: str, rows: pd.DataFrame) -> str:
-    # Where blocking a source costs for certain, and how much at most.
-    worst, sure = rows.loc[rows["mean"].idxmin()], rows.loc[rows["high"] < 0, "layer"]
-    if sure.empty:
-        return f"{source} nowhere for certain"
-    span = f" [{percent(-worst['high'])} to {percent(-worst['low'])}]" if worst["facts"] > 1 else ""
-    return f"{source} in {layer_names(sure)} (by {percent(-worst['mean'])}{span} around layer {worst['layer']})"
-
-
-def _maps(table: pd.Series, kinds: list[str], places: list[object], names: list[str]) -> go.Figure:
-    # `table`: effects by kind, place and layer.
-    fig = make_subplots(
-        -(-len(kinds) // 3), min(3, len(kinds)), shared_yaxes=True, shared_xaxes="all", horizontal_spacing=0.03,
-        vertical_spacing=0.16, subplot_titles=[_KINDS_tracing_plots[kind][0] for kind in kinds],
-    )  # fmt: skip
-    layers = sorted({int(layer) for layer in table.index.get_level_values("layer")})
-    for panel, kind in enumerate(kinds):
-        z = table[kind].unstack("layer").reindex(places)
-        heat = go.Heatmap(
-            z=z.to_numpy().tolist(), x=layers, y=list(range(len(places))), coloraxis="coloraxis", xgap=1, ygap=1,
-            customdata=[[name] * len(layers) for name in names], name=_KINDS_tracing_plots[kind][0],
-            hovertemplate=f"{_KINDS_tracing_plots[kind][0]}<br>%{{customdata}}, layer %{{x}}<br>effect %{{z:.3f}}<extra></extra>",
-        )  # fmt: skip
-        fig.add_trace(heat, row=1 + panel // 3, col=1 + panel % 3)
-    fig.update_layout(coloraxis=colours(table.to_numpy(), "indirect effect (probability)"))
-    fig.update_xaxes(title=LAYER, showticklabels=True, **layer_axis(layers))
-    return fig.update_yaxes(autorange="reversed", tickmode="array", tickvals=list(range(len(places))), ticktext=names)
-
-
-def _places(frame: pd.DataFrame, one: bool) -> tuple[list[object], list[str]]:
-    if not one:
-        there = set(frame["role"])
-        roles = frame["role"].cat.categories if isinstance(frame["role"].dtype, pd.CategoricalDtype) else sorted(there)
-        places = [role for role in roles if role in there]
-        return places, [str(role) for role in places]
-    rows = frame.drop_duplicates("position").sort_values("position")
-    stars = ["*" if str(role).endswith("of the subject") else "" for role in rows["role"]]
-    return rows["position"].tolist(), [plain(t, 18) + star for t, star in zip(rows["token"], stars, strict=True)]
-
-
-def _said(frame: pd.DataFrame, one: bool) -> dict[object, str]:
-    # How the title calls a place.
-    if not one:
-        return {role: _ROLES.get(str(role), plain(role)) for role in set(frame["role"])}
-    rows = frame.drop_duplicates("position")
-    told = ("last of the subject", "last token")
-    return {
-        at: _ROLES[str(role)] if str(role) in told else f'"{plain(token, 18)}"'
-        for at, role, token in zip(rows["position"], rows["role"], rows["token"], strict=True)
-    }
-
-
-def _trace_words(table: pd.Series, kinds: list[str], names: dict[object, str], lost: float) -> tuple[str, str]:
-    said = []
-    for kind in kinds:
-        mine, (what, where) = table[kind], _KINDS_tracing_plots[kind]
-        if where == "behind":  # the state that the answer is read from brings it back whatever the model is like
-            before = mine[[names[place] != _ROLES["last token"] for place, _ in mine.index]]
-            mine = before if len(before) else mine
-        (place, layer), effect = mine.idxmax(), float(mine.max())
-        if effect > _CLEAR * max(lost, 0.0) and effect > 0:
-            said.append((True, f"{what} most at {names[place]} {where} layer {layer} ({effect:+.2g})"))
-        else:
-            said.append((False, f"{what} nowhere (at most {effect:+.2g})"))
-    list_ = "; ".join(line for _, line in said)
-    text = f"Maps of layers by parts of the prompt. {list_}; lost by noise: {number(lost)}."
-    if not any(sure for sure, _ in said):
-        return f"No single restored state brings the answer back (lost {number(lost)}: {list_})", text
-    return f"Of {number(lost)} lost probability, these bring back: {list_}", text
-
-
-# Figures of which parts answer and which layers to edit (ketools.probing.attribution, layers).
+    caption = f"Relative change, {over_facts(int(rows['facts'].max()))}."
+    if window := frame.attrs.get("window"):
+        caption += f" Blocked in {window} layer{'s' if window != 1 else ''} around each."
+    text = f"Line chart over layers. Lowered by blocking: {'; '.join(lines)}."
+    return dress(fig, finding, joined(caption, context), text)

@@ -18,8 +18,8 @@ from ketools import plots
 from ketools.errors import KetoolsError
 from ketools.evaluation.forgetting import forgetting_by_age, forgetting_curve
 from ketools.evaluation.metrics import hover_text, metric, number, percent, times
-from ketools.plots.drawers import EDITS, add_lines, describe, holes, measured, scale
-from ketools.plots.style import LEFT, Style, Verdict, add_line, dress, ends_of, label, last, plain, styles, words
+from ketools.plots.drawers import EDITS, add_line, add_lines, describe, holes, measured, scale
+from ketools.plots.style import LEFT, Style, Verdict, dress, ends_of, label, last, plain, styles, words
 from ketools.runs.records import Group, Run, listed, title
 from ketools.runs.store import RunRecord
 

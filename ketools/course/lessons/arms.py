@@ -21,7 +21,8 @@ from ketools.evaluation.edits import evaluate, recall
 from ketools.facts.fact import Fact
 from ketools.models.weights import fresh
 from ketools.norms.weights import frobenius, norms
-from ketools.plots.style import OKABE_ITO, checked, dress, joined
+from ketools.plots.drawers import checked
+from ketools.plots.style import OKABE_ITO, dress, joined
 from ketools.runs.sweep import ALL_STEPS
 
 _PANELS = {

@@ -13,7 +13,8 @@ from ketools.editing.edit import Edit
 from ketools.errors import KetoolsError
 from ketools.facts.fact import Fact
 from ketools.models.weights import fresh
-from ketools.plots.style import NEUTRAL, OKABE_ITO, checked, dress, joined, left_of, number, plain
+from ketools.plots.drawers import checked
+from ketools.plots.style import NEUTRAL, OKABE_ITO, dress, joined, left_of, number, plain
 from ketools.probing.recall import answers
 
 Gentle = Callable[[Lab, Fact], Edit]

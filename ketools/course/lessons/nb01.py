@@ -17,7 +17,7 @@ from ketools.errors import KetoolsError
 from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
 from ketools.models.tokens import make_rows, subject_span
-from ketools.plots.probing import lens_heat
+from ketools.plots import lens_heat
 from ketools.plots.style import number
 from ketools.probing.lens import lens, lens_trace
 from ketools.probing.recall import answers

@@ -14,7 +14,8 @@ from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
 from ketools.models.states import recorded
 from ketools.models.tokens import Row, make_rows, subject_span
-from ketools.plots.style import LAYER, OKABE_ITO, Style, add_means, dress, joined, layer_axis, number, over_facts
+from ketools.plots.drawers import LAYER, add_means, layer_axis
+from ketools.plots.style import OKABE_ITO, Style, dress, joined, number, over_facts
 from ketools.probing.recall import answers
 from ketools.probing.tracing import average
 

@@ -21,7 +21,8 @@ from ketools.evaluation.edits import recall
 from ketools.facts.fact import Fact
 from ketools.models.weights import edited
 from ketools.norms.drift import KeyBasis
-from ketools.plots.style import NEUTRAL, OKABE_ITO, Style, add_line, dress, joined, percent
+from ketools.plots.drawers import add_line
+from ketools.plots.style import NEUTRAL, OKABE_ITO, Style, dress, joined, percent
 
 Exact = Callable[[Tensor, Tensor, Tensor], Tensor]
 Project = Callable[[Tensor, float], Tensor]

@@ -17,9 +17,9 @@ from ketools.evaluation.overfitting import natural_probabilities
 from ketools.facts.fact import Fact
 from ketools.models.weights import fresh
 from ketools.norms.drift import overfitting_curve, trace
-from ketools.plots.drawers import add_reference
-from ketools.plots.methods import target_trace_lines
-from ketools.plots.style import OKABE_ITO, Style, add_line, checked, dress, joined
+from ketools.plots import target_trace_lines
+from ketools.plots.drawers import add_line, add_reference, checked
+from ketools.plots.style import OKABE_ITO, Style, dress, joined
 from ketools.probing.recall import answers
 
 __all__ = [

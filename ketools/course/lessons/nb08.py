@@ -19,7 +19,8 @@ from ketools.norms.drift import KeyBasis, alignment, key_bases
 from ketools.norms.residual import Sample, before_and_now
 from ketools.norms.spectra import accumulated, singular_values
 from ketools.norms.weights import frobenius, norms
-from ketools.plots.style import add_line, checked, dress, joined, label, layer_axis, styles
+from ketools.plots.drawers import add_line, checked, layer_axis
+from ketools.plots.style import dress, joined, label, styles
 
 Rows = list[Mapping[str, object]]
 

@@ -20,7 +20,8 @@ from ketools.errors import KetoolsError
 from ketools.facts.fact import Fact, FactSet
 from ketools.facts.reading import facts as read_facts
 from ketools.models.model import EditableModel
-from ketools.plots.style import PATTERNS, checked, dress, gaps, joined, part_styles, plain
+from ketools.plots.drawers import checked, gaps
+from ketools.plots.style import PATTERNS, dress, joined, part_styles, plain
 from ketools.probing.recall import answers
 
 _COLUMNS = ("id", "relation", "subject", "prompt", "target_true", "target_new", "paraphrases", "neighbours")

@@ -3,7 +3,8 @@
 import pandas as pd
 import plotly.graph_objects as go
 
-from ketools.plots.style import NEUTRAL, OKABE_ITO, checked, dress, joined, left_of, number, plain
+from ketools.plots.drawers import checked
+from ketools.plots.style import NEUTRAL, OKABE_ITO, dress, joined, left_of, number, plain
 
 _COLOURS = ("blue", "sky", "orange", "vermillion", "purple", "green")
 _SYMBOLS = ("circle", "diamond", "square", "x", "star", "cross")

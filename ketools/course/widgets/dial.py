@@ -12,7 +12,8 @@ from plotly.subplots import make_subplots
 
 from ketools.course.widgets.base import View
 from ketools.errors import KetoolsError
-from ketools.plots.style import MAGNITUDE, NEUTRAL, OKABE_ITO, checked, dress, gaps, joined, number, percent, times
+from ketools.plots.drawers import checked, gaps
+from ketools.plots.style import MAGNITUDE, NEUTRAL, OKABE_ITO, dress, joined, number, percent, times
 from ketools.runs.sweep import ALL_STEPS
 
 # Name of each measure, how it is written, and whether more (1) or less (-1) of it is better.

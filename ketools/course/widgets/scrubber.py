@@ -11,22 +11,10 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ketools.course.widgets.base import View
-from ketools.plots.drawers import EDITS
-from ketools.plots.lifelong import Tables, stack
-from ketools.plots.style import (
-    LAYER,
-    NEUTRAL,
-    Style,
-    add_line,
-    checked,
-    dress,
-    gaps,
-    label,
-    layer_axis,
-    percent,
-    styles,
-    times,
-)
+from ketools.plots import stack
+from ketools.plots.drawers import EDITS, LAYER, add_line, checked, gaps, layer_axis
+from ketools.plots.lifelong import Tables
+from ketools.plots.style import NEUTRAL, Style, dress, label, percent, styles, times
 from ketools.runs.records import title
 
 _METRICS = {

@@ -8,8 +8,9 @@ import plotly.graph_objects as go
 
 from ketools.course.widgets.base import View
 from ketools.errors import KetoolsError
-from ketools.plots.norms import spectra_lines
-from ketools.plots.style import checked, joined, label
+from ketools.plots import spectra_lines
+from ketools.plots.drawers import checked
+from ketools.plots.style import joined, label
 from ketools.runs.records import title
 
 

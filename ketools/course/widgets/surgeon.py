@@ -22,8 +22,7 @@ from ketools.facts.fact import UNKNOWN, Fact, FactSet
 from ketools.models.model import EditableModel
 from ketools.models.tokens import make_rows, subject_span
 from ketools.norms.weights import norms
-from ketools.plots.drawers import before_after
-from ketools.plots.probing import surroundings_bars
+from ketools.plots import before_after, surroundings_bars
 from ketools.plots.style import label, percent, plain
 from ketools.probing.recall import surroundings, top_tokens
 from ketools.runs.records import title

@@ -8,8 +8,10 @@ import plotly.graph_objects as go
 
 from ketools.course.widgets.base import View
 from ketools.errors import KetoolsError
-from ketools.plots.probing import named, trace_heat
-from ketools.plots.style import checked, numbers
+from ketools.plots import trace_heat
+from ketools.plots.drawers import checked
+from ketools.plots.probing import named
+from ketools.plots.style import numbers
 
 _OF = "probing.tracing.trace"
 _ALL = ""  # not None, which a dropdown shows as no choice at all; no fact has an empty id

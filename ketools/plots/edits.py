@@ -1,0 +1,377 @@
+"""Figures of what edits do: to the facts, to downstream tasks, to probabilities, and inside the model."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from ketools.errors import KetoolsError
+from ketools.evaluation.forgetting import interval
+from ketools.evaluation.metrics import number, percent, times
+from ketools.evaluation.overfitting import separation
+from ketools.norms.residual import edited_share
+from ketools.plots.drawers import (
+    LAYER,
+    Frames,
+    add_line,
+    add_mean_bars,
+    add_reference,
+    checked,
+    gaps,
+    layer_axis,
+    named_frames,
+)
+from ketools.plots.style import (
+    NEUTRAL,
+    OKABE_ITO,
+    Style,
+    between,
+    dress,
+    joined,
+    label,
+    layer_names,
+    part_styles,
+    plain,
+    styles,
+)
+from ketools.runs.records import listed
+
+_KINDS = {
+    "efficacy": "the prompt (ES)",
+    "paraphrase": "paraphrases (PS)",
+    "neighbourhood": "neighbours (NS)",
+    "two_hop": "consequences",
+    "locality": "locality",
+}
+_STEP = "step of the optimisation (count)"
+_P = "probability of the target (0 to 1)"
+_STREAM = {  # measure: (axis, format, in sentences, name)
+    "share": ("share of the stream (% of all norms)", ".0%", percent, "share of the stream"),
+    "projection": ("part of the last state (%, signed)", ".0%", percent, "part of the last state"),
+    "relative": ("norm over that of the state it is added to (%)", ".0%", percent, "weight beside the state"),
+    "norm": ("norm of what is written (L2)", ".3~g", number, "output"),
+}
+
+
+def _by_name(texts: Mapping[str, str]) -> str:
+    """The texts, each led by its method or moment where there are several."""
+    return "; ".join(f"{label(name)}: {text}" if len(texts) > 1 else text for name, text in texts.items())
+
+
+def score_bars(frames: Frames, measure: str = "success", *, context: str = "") -> go.Figure:
+    """Success (or accuracy) of edits by kind of prompt, from `edits.evaluate`: one table, or several by name.
+
+    Means over facts with 95% bootstrap intervals; the title judges all but "before". Raises KetoolsError for another
+    table, an empty one, or an unknown measure.
+    """
+    if measure not in ("success", "accuracy"):
+        raise KetoolsError(f"measure={measure!r}: expected 'success' or 'accuracy'")
+    tables = named_frames(frames, "id", f"efficacy_{measure}", of="evaluation.edits.evaluate")
+    names = {
+        f"{kind}_{measure}": text
+        for kind, text in _KINDS.items()
+        if any(frame.get(f"{kind}_{measure}", pd.Series(dtype=float)).notna().any() for frame in tables.values())
+    }
+    unknown = pd.Series({"mean": math.nan, "low": math.nan, "high": math.nan, "n": 0})
+    means, texts = {}, {}
+    for method, frame in tables.items():
+        scores = frame.reindex(columns=list(names)).astype(float)
+        intervals = {
+            name: interval(scores[name], resamples=2000) if scores[name].notna().any() else unknown for name in names
+        }
+        means[method] = pd.DataFrame(intervals).T
+        texts[method] = ", ".join(
+            f"{names[name].split(' (')[0]} {_interval(row)}" for name, row in means[method].iterrows()
+        )
+    fig = go.Figure()
+    add_mean_bars(fig, means, names)
+    judged = {name: text for name, text in texts.items() if name != "before"} or texts
+    hold = [label(name) for name in judged if means[name]["mean"].iloc[0] >= 0.95]
+    head = "Edits hold" if hold else "Edits do not all hold"
+    if 0 < len(hold) < len(judged):
+        head += f" with {listed(hold)} only"
+    fig.update_xaxes(title="kind of prompt (name)")
+    fig.update_yaxes(title=f"{measure} (% of prompts)", tickformat=".0%", range=[0, 1.08])
+    what = (
+        "the wanted answer is more probable than the other"
+        if measure == "success"
+        else "every token of the wanted answer is the top one"
+    )
+    facts = max(int(rows["n"].max()) for rows in means.values())
+    caption = f"Share of prompts at which {what}; mean over facts ({facts}) with 95% bootstrap intervals."
+    text = ". ".join(f"{label(name)}: {text}" if len(texts) > 1 else text for name, text in texts.items())
+    return dress(fig, f"{head} ({_by_name(judged)})", joined(caption, context), f"Grouped bars. {text}.")
+
+
+def _interval(row: pd.Series) -> str:
+    mean, low, high = (float(row[name]) for name in ("mean", "low", "high"))
+    return percent(mean) if low == high else between(mean, low, high, percent)
+
+
+def task_bars(frames: Frames, *, context: str = "") -> go.Figure:
+    """Weighted F1 of downstream tasks, from `downstream.downstream`: one table, or several by name ("before", methods).
+
+    With bootstrap intervals where the tables have them (columns low, high). With "before" the title compares. Raises
+    KetoolsError for another table or an empty one.
+    """
+    tables = named_frames(frames, "task", "n", "accuracy", "f1", of="evaluation.downstream.downstream")
+    tasks = list(dict.fromkeys(task for frame in tables.values() for task in frame["task"]))
+    rows = {
+        name: frame.set_index("task").reindex(tasks).rename(columns={"f1": "mean"}) for name, frame in tables.items()
+    }
+    fig, mean = go.Figure(), {name: float(table["mean"].mean()) for name, table in rows.items()}
+    add_mean_bars(fig, rows, {task: plain(task, 20) for task in tasks}, show=".3f")
+    head = "Downstream tasks"
+    if "before" in mean and len(mean) > 1 and mean["before"] > 0:
+        kept = [value / mean["before"] for name, value in mean.items() if name != "before"]
+        verb = "survives" if max(kept) >= 0.97 else "declines"
+        head = f"Downstream skill {verb}{' with some methods only' if min(kept) < 0.97 <= max(kept) else ''}"
+    fig.update_xaxes(title="task (name)").update_yaxes(title="weighted F1 (0 to 1)", range=[0, 1.04])
+    low, *_, high = (*(items := sorted({int(n) for n in next(iter(tables.values()))["n"]})), items[-1])
+    caption = f"Zero-shot multiple choice, {low if low == high else f'{low} to {high}'} items a task"
+    if all({"low", "high"} <= set(frame) for frame in tables.values()):
+        caption += ", with 95% bootstrap intervals"
+    values = _by_name({name: f"mean F1 {number(value)}" for name, value in mean.items()})
+    return dress(fig, f"{head} ({values})", joined(f"{caption}.", context), f"Grouped bars by task. {values}.")
+
+
+def probability_curve(
+    edited: Sequence[float] | Mapping[str, Sequence[float]], natural: Sequence[float], *, context: str = ""
+) -> go.Figure:
+    """Edited against natural probabilities as distributions: the share of facts up to each probability.
+
+    `edited`: P(target_new) of edited facts (p_new of `edits.evaluate`), or several by method; `natural`: p of the known
+    facts in `overfitting.natural_probabilities`. Raises KetoolsError if a side has no finite number.
+    """
+    several = {str(name): p for name, p in edited.items()} if isinstance(edited, Mapping) else {"edited facts": edited}
+    apart = {name: separation(p, natural) for name, p in several.items()}
+    looks = part_styles(several) | {"natural facts": Style(NEUTRAL, "dot", "circle-open")}
+    fig, median = go.Figure(), {}
+    for name, probabilities in (*several.items(), ("natural facts", natural)):
+        p = np.sort(np.asarray(probabilities, dtype=float))
+        p = p[np.isfinite(p)]
+        median[name] = float(np.median(p))
+        fig.add_scatter(
+            x=[0.0, *p, 1.0],
+            y=[0.0, *(np.arange(1, len(p) + 1) / len(p)), 1.0],
+            mode="lines",
+            name=label(name),
+            line={"shape": "hv", "color": looks[name].colour, "dash": looks[name].dash, "width": 2.5},
+            hovertemplate=f"{label(name)}: %{{y:.1%}} up to %{{x:.3f}}<extra></extra>",
+        )
+    over = [label(name) for name, row in apart.items() if row["auroc"] > 0.5 and row["ks_p"] < 0.05]
+    under = [name for name, row in apart.items() if row["auroc"] < 0.5 and row["ks_p"] < 0.05]
+    if over:
+        head = (
+            f"Edited facts are surer than natural ones{f' with {listed(over)} only' if len(over) < len(apart) else ''}"
+        )
+    else:
+        head = f"Edited facts are {'less sure than' if len(under) == len(apart) else 'no surer than'} natural ones"
+    values = "; ".join(
+        f"{label(name)}: median {number(median[name])}, {percent(row['above_natural'])} beyond 95% of natural facts"
+        for name, row in apart.items()
+    )
+    fig.update_xaxes(title="probability (0 to 1)", range=[-0.02, 1.02])
+    fig.update_yaxes(title="facts up to this probability (%)", tickformat=".0%", range=[0, 1.02])
+    facts = int(next(iter(apart.values()))["n_natural"])
+    caption = f"Further right is surer; {facts} natural facts, median {number(median['natural facts'])}."
+    if excluded := max(int(row["excluded"]) for row in apart.values()):
+        caption += f" Left out, not finite: {excluded}."
+    fig = dress(fig, f"{head} ({values})", joined(caption, context), f"Cumulative distributions. {values}.")
+    return fig.update_layout(hovermode="closest")
+
+
+def target_curve(frame: pd.DataFrame, natural: float | None = None, *, context: str = "") -> go.Figure:
+    """The overfitting curve: the target's mean probability per step, with the range from 5% to 95% of facts.
+
+    From `drift.overfitting_curve`; several methods below each other with a column method. `natural`: mean probability of
+    natural facts, the level that is passed or not. Raises KetoolsError for another table or fewer than two steps.
+    """
+    columns = ("step", "p_mean", "p05", "p95", "running", "n")
+    frame = checked(frame, *columns, of="norms.drift.overfitting_curve", least=2)
+    frame = frame if "method" in frame else frame.assign(method="targets")
+    looks = styles(dict.fromkeys(frame["method"]))
+    fig, lines = go.Figure(), []
+    for method, look in looks.items():
+        rows = frame[frame["method"] == method].sort_values("step")
+        add_line(
+            fig,
+            rows["step"],
+            rows["p_mean"],
+            label(method),
+            look,
+            low=rows["p05"],
+            high=rows["p95"],
+            interval="5% to 95% of facts",
+            band=True,
+        )
+        last = rows.iloc[-1]
+        end = f"{number(float(last['p_mean']))} after {int(last['step'])} steps"
+        if last["running"] > 0:
+            end += f", {percent(float(last['running']))} of facts still running"
+        alone = len(looks) == 1
+        name = "Targets" if alone else label(method)
+        if natural is None:
+            lines.append(f"{name} reach a mean probability of {end}" if alone else f"{name}: mean probability {end}")
+        elif last["p_mean"] > natural:
+            step = int(rows.loc[rows["p_mean"] > natural, "step"].iloc[0])
+            verb, ends = ("pass", "end") if alone else ("passes", "ends")
+            lines.append(f"{name} {verb} natural facts ({number(natural)}) at step {step} and {ends} at {end}")
+        else:
+            lines.append(f"{name} {'do' if alone else 'does'} not pass natural facts ({number(natural)}): {end}")
+    if natural is not None:
+        add_reference(fig, [0, int(frame["step"].max())], [natural, natural], "natural facts", ".3f")
+    fig.update_xaxes(title=_STEP, rangemode="tozero")
+    fig.update_yaxes(title=_P, range=[0, 1.04])
+    caption = (
+        f"Mean over {int(frame['n'].max())} facts, one that has stopped with the probability at which it did; band: 5% to "
+        "95% of facts."
+    )
+    if excluded := int(frame["excluded"].max()) if "excluded" in frame else 0:
+        caption += f" Left out, not finite: {excluded}."
+    return dress(fig, "; ".join(lines), joined(caption, context), f"Line chart over steps. {'; '.join(lines)}.")
+
+
+def target_trace_lines(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
+    """The target's probability before each step of its optimisation, a line per fact, from `drift.trace` (id, step, p_target).
+
+    Raises KetoolsError for another table or fewer than two rows.
+    """
+    frame = checked(frame, "id", "step", "p_target", of="norms.drift.trace", least=2)
+    fig = go.Figure()
+    for fact, rows in frame.groupby("id", sort=False):
+        name = plain(fact, 30)
+        fig.add_scatter(
+            x=rows["step"].tolist(),
+            y=gaps(rows["p_target"]),
+            mode="lines",
+            name=name,
+            showlegend=False,
+            opacity=0.5,
+            line={"color": OKABE_ITO["blue"], "width": 1.5},
+            hovertemplate=f"{name}: %{{y:.3f}}<extra></extra>",
+        )
+    ends = frame.sort_values("step").groupby("id", sort=False).tail(1)
+    fig.add_scatter(
+        x=ends["step"].tolist(),
+        y=gaps(ends["p_target"]),
+        mode="markers",
+        name="stopped",
+        hoverinfo="skip",
+        marker={"color": OKABE_ITO["vermillion"], "symbol": "square", "size": 7},
+    )
+    low, high = int(ends["step"].min()), int(ends["step"].max())
+    when = f"after {low} steps, all of them"
+    if low < high:
+        when = f"after {low} to {high} steps (median {number(float(ends['step'].median()))})"
+    p = number(float(ends["p_target"].median()))
+    finding = f"{len(ends)} targets stop {when}, with a median probability of {p}"
+    fig.update_xaxes(title=_STEP, rangemode="tozero")
+    fig.update_yaxes(title=_P, range=[0, 1.04])
+    caption = joined("A line per fact; squares: where the optimisation of that fact stopped.", context)
+    fig = dress(fig, finding, caption, f"Line chart over steps, a line per fact. {finding}.")
+    return fig.update_layout(hovermode="closest")
+
+
+def spectra_lines(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
+    """Singular values of matrices before any edit and now, one panel a layer (four at most), from `spectra.value_table`.
+
+    Raises KetoolsError for another table, an empty one, or more than four layers.
+    """
+    frame = checked(frame, "layer", "state", "index", "value", of="norms.spectra.value_table", least=2)
+    layers = sorted(set(frame["layer"]))
+    if len(layers) > 4:
+        raise KetoolsError(
+            f"singular values of {len(layers)} layers do not fit one figure; give value_table layers=[...], up to 4"
+        )
+    fig = make_subplots(
+        1, len(layers), shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=[f"layer {i}" for i in layers]
+    )
+    lines, unmoved = [], []
+    for panel, layer in enumerate(layers, 1):
+        values = {}
+        for state, look in part_styles(("before", "now")).items():
+            rows = frame[(frame["layer"] == layer) & (frame["state"] == state)].sort_values("index")
+            values[state] = rows["value"].to_numpy(dtype=float)
+            positive = rows["value"].where(rows["value"] > 0)
+            place = {"row": 1, "col": panel}
+            add_line(fig, rows["index"], positive, state, look, show=".4g", mode="lines", at=place, legend=panel == 1)
+        before, now = values["before"], values["now"]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            top, middle = float(now[0] / before[0]), float(np.median(now) / np.median(before))
+        if abs(top - 1) > 0.01 or abs(middle - 1) > 0.01:
+            lines.append(
+                f"layer {layer}: the largest singular value is {times(top)} of before, the median {times(middle)}"
+            )
+        else:
+            unmoved.append(layer)
+    finding = f"Singular values are as before the edits in {layer_names(unmoved)}" if not lines else ""
+    if unmoved:
+        lines.append(f"{layer_names(unmoved)} as before")
+    finding = finding or "; ".join(lines)
+    # Round numbers of a logarithmic axis, written out: plotly's own would say "2" for 20, and nothing else in a decade.
+    values = frame["value"]
+    low, high = float(values[values > 0].min()), float(values[np.isfinite(values)].max())
+    powers = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
+    steps = (1, 2, 5) if high > 30 * low else (1, 1.5, 2, 3, 4, 5, 6, 8)
+    ticks = [step * 10.0**power for power in powers for step in steps]
+    fig.update_xaxes(title="singular value (place, largest first)", type="log")
+    fig.update_yaxes(type="log", tickvals=ticks).update_yaxes(title="singular value (absolute)", col=1)
+    caption = joined("All singular values of the MLP output matrix, in order of size; both axes logarithmic.", context)
+    text = f"Line charts of singular values. {'; '.join(lines)}."
+    return dress(fig, finding[0].upper() + finding[1:], caption, text).update_layout(legend={"y": 1.09})
+
+
+def stream_profile(frame: pd.DataFrame, measure: str = "share", *, context: str = "") -> go.Figure:
+    """What attentions and MLPs write to the residual stream by layer, before and after edits; edited layers are shaded.
+
+    From `residual.before_and_now` (or `contributions`, one state alone). `measure`: share, projection, relative or norm.
+    Raises KetoolsError for another table, fewer than two rows, or an unknown measure.
+    """
+    if measure not in _STREAM:
+        raise KetoolsError(f"measure={measure!r}: expected one of {', '.join(map(repr, _STREAM))}")
+    of = "norms.residual.before_and_now"
+    frame = checked(frame, "layer", "kind", "edited", measure, "tokens", of=of, least=2)
+    frame = frame if "state" in frame else frame.assign(state="now")
+    title, spec, show, what = _STREAM[measure]
+    fig = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=["attention", "MLP"])
+    for state, look in part_styles(dict.fromkeys(frame["state"])).items():
+        for panel, kind in enumerate(("attention", "mlp"), 1):
+            rows = frame[(frame["state"] == state) & (frame["kind"] == kind)].sort_values("layer")
+            place = {"row": 1, "col": panel}
+            add_line(fig, rows["layer"].tolist(), rows[measure], state, look, show=spec, at=place, legend=panel == 1)
+    edited = sorted(set(frame.loc[frame["edited"].astype(bool), "layer"]))
+    for layer in edited:
+        fig.add_vrect(layer - 0.4, layer + 0.4, fillcolor=OKABE_ITO["sky"], opacity=0.18, line_width=0, row=1, col=2)
+    fig.update_xaxes(title=LAYER, **layer_axis(frame.loc[frame["layer"] >= 0, "layer"]))
+    fig.update_yaxes(tickformat=spec, rangemode="tozero").update_yaxes(title=title, col=1)
+
+    both = frame.pivot_table(index=["layer", "kind"], columns="state", values=measure, sort=False)
+    if not {"before", "now"} <= set(both):
+        top = frame[frame["layer"] >= 0].sort_values(measure).iloc[-1]
+        part = "The MLP" if top["kind"] == "mlp" else "The attention"
+        finding = f"{part} of layer {int(top['layer'])} has the largest {what} ({show(float(top[measure]))})"
+    elif not edited:
+        gap = float((both["now"] - both["before"]).abs().max())
+        finding = f"No layer is edited, and no sublayer's {what} moves by more than {show(gap)}"
+    else:
+        if measure == "share":
+            ends = edited_share(frame).set_index("state")["share"]
+        else:
+            ends = both.loc[[(layer, "mlp") for layer in edited]].mean()
+        before, now = float(ends["before"]), float(ends["now"])
+        finding = f"The {what} of the edited MLP{'s' if len(edited) > 1 else ''} ({layer_names(edited)}) "
+        if now > 1.05 * before or now < before / 1.05:
+            finding += f"{'grows' if now > before else 'falls'} from {show(before)} to {show(now)}"
+        else:
+            finding += f"stays at {show(now)} (before {show(before)})"
+    shaded = f" Shaded: edited MLPs ({layer_names(edited)})." if edited else ""
+    caption = joined(f"Mean over {int(frame['tokens'].iloc[0]):,} tokens; embedding not drawn.{shaded}", context)
+    text = "; ".join(
+        f"layer {layer} " + ", ".join(f"{row['state']} {show(float(row[measure]))}" for _, row in rows.iterrows())
+        for layer, rows in frame[frame["kind"] == "mlp"].groupby("layer")
+    )
+    return dress(fig, finding, caption, f"Line charts over layers. MLPs: {text}.").update_layout(legend={"y": 1.09})
