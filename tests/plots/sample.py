@@ -53,7 +53,7 @@ def record(growth, loss, p_edited, steps=20.0, edits=200, batch=50, every=100):
             )
     tables = {"batches": batches, "norms": norms, "checkpoints": checkpoints}
     return SimpleNamespace(
-        **{k: pd.DataFrame(v) for k, v in tables.items()}, facts=pd.DataFrame(), provenance=PROVENANCE
+        **{k: pd.DataFrame(v) for k, v in tables.items()}, facts=pd.DataFrame(), provenance=PROVENANCE, collapse=None
     )
 
 
