@@ -101,12 +101,12 @@ def _weights(model: EditableModel, layer: int) -> tuple[int, int, int, int]:
 
 
 @contextlib.contextmanager
-def without(what: str) -> Iterator[None]:
+def without(what: str, model: EditableModel) -> Iterator[None]:
     """The engine with one refinement taken away."""
     with contextlib.ExitStack() as stack:
         if what == "frozen prefixes":
             # Whole prompts in every pass, as models with a recurrent state need; the layers up to the edited one stay spared.
-            stack.enter_context(patch.object(EditableModel, "replays", False))
+            stack.enter_context(patch.object(model, "replays", False))
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore", UserWarning)  # which says just that
         elif what == "the top MLP where it is read alone":
@@ -133,7 +133,7 @@ def variants(
         return compute_targets(model, chosen, contexts, stopping, replace(hyper, **changed))
 
     def lacking(what: str) -> Targets:
-        with without(what):
+        with without(what, model):
             return replayed()
 
     names = ("lr", "steps", "kl_factor", "weight_decay", "clamp_norm_factor", "loss_floor")
