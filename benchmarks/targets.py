@@ -29,11 +29,10 @@ import torch
 from benchmarks.command import Work, finish, interleaved, medians, origin, parser, spreads
 from benchmarks.measure import Cost, matmul_rate
 from benchmarks.shapes import open_model
-from ketools.editing import targets as descent
 from ketools.editing import targets as engine
-from ketools.editing.contexts import contexts_of, generate_prefixes
+from ketools.editing.keys import FactRows, contexts_of, fact_rows, generate_prefixes
 from ketools.editing.methods import MPES, FixedSteps, Hyper, method
-from ketools.editing.targets import FactRows, Targets, compute_targets, fact_rows
+from ketools.editing.targets import Targets, compute_targets
 from ketools.facts.fact import Fact
 from ketools.facts.reading import facts
 from ketools.models import replay
@@ -41,8 +40,7 @@ from ketools.models.model import EditableModel
 from ketools.reference.targets import Target, plain_target, plain_targets
 
 REFINEMENTS = (
-    "frozen prefixes", "shared prefixes", "the top MLP where it is read alone", "leaving when done", "buckets by length",
-    "quick kernels",
+    "frozen prefixes", "the top MLP where it is read alone", "leaving when done", "buckets by length",
 )  # fmt: skip
 ROUGH, ALL_STEPS = "replay in bfloat16", "replay with all steps"
 SAID = (
@@ -56,7 +54,7 @@ def needed_flops(model: EditableModel, rows: Sequence[FactRows], steps: Sequence
     """FLOPs that step 1 cannot do without, given the updates each fact took (attention's products left out).
 
     A pass forward costs 2 a weight and token, its backward with respect to the states as much again. Every different
-    beginning of a prompt is run once, forward only, and so are the layers up to `layer`; of the top layer's MLP only
+    beginning of a prompt counts once, forward only, and so do the layers up to `layer`; of the top layer's MLP only
     what is read counts.
     """
     below, above, mlp, head = _weights(model, layer)
@@ -111,13 +109,9 @@ def without(what: str, model: EditableModel) -> Iterator[None]:
             warnings.simplefilter("ignore", UserWarning)  # which says just that
         elif what == "the top MLP where it is read alone":
             stack.enter_context(patch.object(replay, "only", lambda *_: contextlib.nullcontext()))
-        elif what == "quick kernels":
-            stack.enter_context(patch.object(descent, "quick", lambda _: contextlib.nullcontext()))
-        elif what == "shared prefixes":
-            stack.enter_context(patch.object(descent, "sharing", lambda *_: []))
         elif what == "leaving when done":
             # Finished facts stay until the slowest is done: their results are noted, their rows computed on.
-            stack.enter_context(patch.dict(descent._EVERY, {kind: 10**9 for kind in ("cpu", "cuda", "mps")}))
+            stack.enter_context(patch.dict(engine._EVERY, {kind: 10**9 for kind in ("cpu", "cuda", "mps")}))
         elif what == "buckets by length":
             stack.enter_context(patch.object(engine, "_PADDING", 1.0))
             stack.enter_context(patch.object(engine, "sorted", lambda items, key: list(items), create=True))

@@ -38,13 +38,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ketools.editing.contexts import FactRows
 from ketools.editing.export import lora_settings, module_name, peft
+from ketools.editing.keys import FactRows
 from ketools.editing.methods import FineTune, Hyper
-from ketools.editing.targets import not_finite
+from ketools.editing.targets import not_finite, token_losses
 from ketools.errors import KetoolsError, NotFinite
 from ketools.models.model import EditableModel
-from ketools.models.scoring import token_losses
 from ketools.models.tokens import Reads, pad_right
 
 _TOKENS_TUNED = 2048  # of one forward and backward pass; gradients of a batch of facts are summed over passes
@@ -142,7 +141,9 @@ def _losses(model: EditableModel, trial: _Trial, ids: Tensor, mask: Tensor, read
 def _matrices(model: EditableModel, hyper: Hyper) -> Iterator[_Trial]:
     # FT and FT-L. Delta is kept apart, in float32: a step smaller than the weights' rounding still counts.
     assert hyper.layers is not None
-    stored = {i: model.mlp_out(i).get_parameter("weight").detach() for i in hyper.layers}  # (d_mlp, d_model) in a Conv1D
+    stored = {
+        i: model.mlp_out(i).get_parameter("weight").detach() for i in hyper.layers
+    }  # (d_mlp, d_model) in a Conv1D
     deltas = {i: torch.zeros_like(w, dtype=torch.float32).requires_grad_() for i, w in stored.items()}
     names = {i: f"{module_name(model, i, model.body)}.weight" for i in hyper.layers}
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ketools.editing.update import frobenius
 from ketools.errors import KetoolsError
 from ketools.io import read_tensors, write_tensors
 from ketools.models.model import EditableModel
@@ -87,20 +88,21 @@ class StoredBlock:
         return tensors[self.name].clone()
 
 
-class Blocks(UserList):
+class Blocks(UserList[Any]):
     """A list of blocks of keys; those that were put in as a StoredBlock are read when asked for, and not kept."""
 
     def __getitem__(self, at: int | slice) -> "Tensor | Blocks":  # type: ignore[override]
-        found = self.data[at]
         if isinstance(at, slice):
-            return Blocks(found)
-        return found.read() if isinstance(found, StoredBlock) else found
+            return Blocks(self.data[at])
+        block: Tensor | StoredBlock = self.data[at]
+        return block.read() if isinstance(block, StoredBlock) else block
 
     def pop(self, at: int = -1) -> Tensor:
         """Take the block at place `at` out and return it."""
-        found = self[at]
+        block = self[at]
+        assert isinstance(block, Tensor)
         del self.data[at]
-        return found  # type: ignore[return-value]
+        return block
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -127,10 +129,7 @@ class Edit:
 
     def norms(self) -> dict[int, float]:
         """Frobenius norm of the update per layer, by its factors (no d_model x d_mlp matrix is formed)."""
-        squares = {
-            i: ((a.double().T @ a.double()) * (b.double().T @ b.double())).sum() for i, (a, b) in self.layers.items()
-        }
-        return {i: float(square.clamp_min(0).sqrt()) for i, square in squares.items()}
+        return {layer: frobenius(*pair) for layer, pair in self.layers.items()}
 
     @property
     def ranks(self) -> dict[int, int]:

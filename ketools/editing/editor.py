@@ -1,8 +1,12 @@
-"""The Editor: facts in, an Edit out, the weights changed by exactly that."""
+"""The Editor: facts in, an Edit out, the weights changed by exactly that.
+
+`Editor.apply` is the whole of it, in the order of the paper: target states, then layer by layer keys, residuals, update.
+"""
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
+import warnings
+from collections.abc import Callable, Iterator, MutableSequence, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass, field, replace
@@ -12,210 +16,74 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ketools.editing import baselines as ultraedit
-from ketools.editing.contexts import (
+from ketools.editing import baselines
+from ketools.editing.covariance import Statistics, load_statistics
+from ketools.editing.edit import STATE, Blocks, Edit, StoredBlock
+from ketools.editing.keys import (
     FactRows,
+    before_norm,
     checked_rows,
     contexts_of,
     generate_prefixes,
-    memory_hint,
-    sharing,
-    warn_of_known,
+    keys_and_states,
+    read_subjects,
 )
-from ketools.editing.covariance import Statistics, load_statistics
-from ketools.editing.edit import STATE, Blocks, Edit, StoredBlock
-from ketools.editing.keys import before_norm, keys_and_states, read_parts
-from ketools.editing.methods import Constraint, FineTune, Hyper, LeastSquares, Method, Nas, NullSpace, Shift, method
+from ketools.editing.methods import Constraint, FineTune, Method, Nas, Shift, method
 from ketools.editing.postprocess import Post, Prune, processed
-from ketools.editing.targets import Targets, compute_targets
-from ketools.editing.update import Protection, constrained, least_squares, null_space
-from ketools.errors import KetoolsError, NotFinite
+from ketools.editing.targets import Callback, Targets, compute_targets
+from ketools.editing.update import Protection, constrained, frobenius, least_squares, quadratic_form
+from ketools.errors import KetoolsError, NotFinite, named
 from ketools.facts.fact import Fact
 from ketools.io import read_tensors, write_tensors
 from ketools.models.model import EditableModel
 from ketools.models.scoring import target_logprobs
-from ketools.models.weights import edited
-
-# One batch of facts: step 1, step 2 and what comes after, layer by layer, by the kind of the method's update.
-
+from ketools.models.weights import Checkpoint, edited
 
 _STRIDE = 1_000_003  # between the seeds of two sequences: longer than any of them
+_NAMED = 8  # facts that a warning names
 
 Progress = Callable[[int], None]
-Factors = dict[int, tuple[Tensor, Tensor]]
-Find = Callable[[Sequence[Fact], list[FactRows], Progress | None], Targets]
+Factors = tuple[Tensor, Tensor]
+
+
+class AlreadyKnown(UserWarning):
+    """Facts of an edit needed none: their target was the model's top answer already (`edit.record["known"]`)."""
 
 
 @dataclass
-class Outcome:
-    """What a batch comes to: factors per layer, float32 on the CPU; what the state is to remember per layer (keys, or
-    moments of UltraEdit's features); lists for the record, one entry a fact; and which facts needed no edit.
+class Change:
+    """What a batch comes to: per layer the factors of its parts, float32 on the CPU, and what the state is to remember
+    (keys, or moments of UltraEdit's features); lists for the record with one entry a fact.
     """
 
-    factors: Factors
-    past: dict[int, Tensor]
-    record: dict[str, list[Any]]
-    known: list[bool]
+    factors: dict[int, list[Factors]] = field(default_factory=dict)
+    past: dict[int, list[Tensor]] = field(default_factory=dict)
+    record: dict[str, list[Any]] = field(default_factory=dict)
 
+    def note(self, layer: int, factors: Factors, past: Tensor | None = None) -> None:
+        """Take in the update of a layer."""
+        self.factors.setdefault(layer, []).append(factors)
+        if past is not None:
+            self.past.setdefault(layer, []).append(past)
 
-@dataclass
-class Batch:
-    """How an Editor makes one batch. `run` may leave the weights edited: the Editor puts back what they were and adds
-    the factors. For facts that are edits of their own it is called once for each.
+    def tell(self, **values: Sequence[Any]) -> None:
+        """Lengthen the lists of the record."""
+        for name, each in values.items():
+            self.record.setdefault(name, []).extend(each)
 
-    `find` is step 1, `protection` the quadratic form of a layer, `past` what the state remembers per layer, `before`
-    the matrices when the batch began.
-    """
-
-    model: EditableModel
-    method: Method
-    hyper: Hyper
-    find: Find
-    protection: Callable[[int], Protection]
-    past: Mapping[int, Sequence[Tensor]]
-    before: Mapping[int, Tensor]
-    seed: int  # of what the batch draws (LoRA)
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("targets", "keys", "solve", "write"), 0.0))
-    anchor: float | None = None  # NAS's
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The edited layers."""
-        assert self.hyper.layers is not None
-        return self.hyper.layers
-
-    def run(self, facts: Sequence[Fact], rows: list[FactRows], progress: Progress | None) -> Outcome:
-        """Both steps for `facts`. Raises KetoolsError for numbers that are not finite, naming the layer."""
-        match self.method.update:
-            case FineTune() as how:
-                return self._fine_tuned(how, facts, rows, progress)
-            case Shift():
-                return self._shifted(rows, progress)
-        return self._solved(facts, rows, progress)
-
-    def _solved(self, facts: Sequence[Fact], rows: list[FactRows], progress: Progress | None) -> Outcome:
-        # Keys of a layer are read with the layers below changed.
-        with self.timed("targets"):
-            targets = self.find(facts, rows, progress)
-            z, more = self._anchored(facts, rows, targets)
-        factors, past = {}, {}
-        for at, layer in enumerate(self.layers):
-            with self.timed("keys"):
-                keys, states = keys_and_states(self.model, rows, layer, self.layers[-1])
-                share = (z.double().T - states) / (len(self.layers) - at)
-                residuals = before_norm(self.model, rows, layer, share)
-            with self.timed("solve"):
-                factors[layer] = self._finished(layer, *self._pair(rows, layer, keys, residuals))
-            with self.timed("write"):
-                self.model.edits.add(layer, *factors[layer])
-            past[layer] = keys.float()
-        record = {name: getattr(targets, name).tolist() for name in ("steps", "p_target", "delta_norm")}
-        record["padding"] = (1 - targets.tokens / targets.positions).tolist()
-        return Outcome(factors, past, record | more, targets.known.tolist())
-
-    def _pair(self, rows: list[FactRows], layer: int, keys: Tensor, residuals: Tensor) -> tuple[Tensor, Tensor]:
-        slack = 1.0
-        if isinstance(self.method.update, Constraint):
-            if self.method.update.bare_key:
-                bare = [replace(row, contexts=row.contexts[:1]) for row in rows]
-                held, _ = keys_and_states(self.model, bare, layer, layer)
-                return constrained(self.protection(layer), keys, residuals, held)
-            slack = self.hyper.constraint_ridge if len(rows) > 1 else 0.0
-        return least_squares(self.protection(layer), keys, residuals, slack)
-
-    def _finished(self, layer: int, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        # Post-processing, and the last check.
-        original = self.model.originals.get(layer, self.before[layer])
-        left, right = processed(self.method.post, (left, right), self.model.weight(layer), original)
-        if not (left.isfinite().all() and right.isfinite().all()):
-            raise NotFinite(f"the update of layer {layer} is not finite; the weights were not touched")
+    def merged(self, layer: int) -> Factors:
+        """The factors of all parts as one pair: side by side, or as a dense matrix if that is smaller."""
+        parts = self.factors[layer]
+        left, right = (torch.cat([pair[side] for pair in parts], 1) for side in (0, 1))
+        if len(parts) > 1 and left.shape[1] > len(left):
+            total = left.double() @ right.double().T
+            return torch.eye(len(left)), total.T.float().contiguous()
         return left, right
-
-    def _anchored(
-        self, facts: Sequence[Fact], rows: list[FactRows], targets: Targets
-    ) -> tuple[Tensor, dict[str, list[Any]]]:
-        post = self.method.post
-        if not isinstance(post, Nas):
-            return targets.z, {}
-        v0 = self._outputs(rows)
-        if self.anchor is None:
-            self.anchor = post.norm if post.norm is not None else self._anchor(post, facts, rows, targets, v0)
-        return post.targets(targets.z, targets.h0, v0, self.anchor), {"nas_anchor": [self.anchor] * len(facts)}
-
-    def _anchor(self, post: Nas, facts: Sequence[Fact], rows: list[FactRows], targets: Targets, v0: Tensor) -> float:
-        # It comes with the first edit that has one, so that a sequence keeps it.
-        for edit in self.model.edits:
-            if found := edit.record.get("nas_anchor"):
-                return float(found[0])
-        if self.model.edits:  # others than NAS's: its first values come from the weights without them
-            with self.model.edits.at(0):
-                targets, v0 = self.find(facts, rows, None), self._outputs(rows)
-        return float(post.values(targets.z, targets.h0, v0).norm(dim=1).mean())
-
-    def _outputs(self, rows: list[FactRows]) -> Tensor:
-        # What the matrix of the target layer adds to the stream at the subject's last token, (facts, d_model) float32.
-        top, path = self.layers[-1], self.model.anatomy.post_norm
-        bare = [fact.contexts[0].ids[: fact.contexts[0].subject_last + 1] for fact in rows]
-        keys, _ = read_parts(self.model, bare, sharing(rows, [0]), key_layer=top)
-        assert keys is not None
-        with torch.no_grad():
-            out = self.model.mlp_out(top)(keys)
-            return (out if path is None else self.model.layer(top).get_submodule(path)(out)).float().cpu()
-
-    def _shifted(self, rows: list[FactRows], progress: Progress | None) -> Outcome:
-        with self.timed("targets"):
-            seen = ultraedit.read_features(self.model, rows, self.layers, self.hyper.facts_at_once)
-            if progress is not None:
-                progress(len(rows))
-        factors, past, sizes = {}, {}, torch.zeros(len(rows), dtype=torch.float64)
-        for layer in self.layers:
-            with self.timed("solve"):
-                past[layer] = ultraedit.moments(torch.cat([seen.keys[layer], seen.slopes[layer]]))
-                rate = self.hyper.value("shift_lr", seen.scale[layer] / len(seen.keys[layer]))
-                blocks = [*self.past.get(layer, ()), past[layer]]
-                left, right = ultraedit.shift(seen.keys[layer], seen.slopes[layer], blocks, rate, f"layer {layer}")
-                sizes.index_add_(0, seen.fact, left.square().sum(0))
-                factors[layer] = self._finished(layer, left, right)
-        record = {"steps": [0] * len(rows), "p_target": seen.p_target.tolist(), "delta_norm": sizes.sqrt().tolist()}
-        return Outcome(factors, past, record, seen.known.tolist())
-
-    def _fine_tuned(
-        self, how: FineTune, facts: Sequence[Fact], rows: list[FactRows], progress: Progress | None
-    ) -> Outcome:
-        from ketools.editing.baselines import fine_tune  # needs peft for LoRA
-
-        known = target_logprobs(self.model, [f.text for f in facts], [f.target_new for f in facts])[1]
-        with self.timed("targets"):
-            # Drawn from the seed and the place in the sequence: the same after an undo, or in a run that goes on.
-            generator = torch.Generator().manual_seed(_STRIDE * self.seed + len(self.model.edits))
-            factors, record = fine_tune(self.model, rows, how, self.hyper, progress, generator)
-        with self.timed("solve"):
-            factors = {i: self._finished(i, *pair) for i, pair in factors.items()}
-        return Outcome(factors, {}, dict(record), known.tolist())
-
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        """Count the block's seconds to `phase`."""
-        start = time.perf_counter()
-        yield
-        self.seconds[phase] += time.perf_counter() - start
-
-
-def merged(outcomes: Sequence[Outcome], layer: int) -> tuple[Tensor, Tensor]:
-    """The factors of `layer` of all `outcomes` as one pair: side by side, or as a dense matrix if that is smaller."""
-    left, right = (torch.cat([o.factors[layer][side] for o in outcomes], 1) for side in (0, 1))
-    if len(outcomes) > 1 and left.shape[1] > len(left):
-        total = left.double() @ right.double().T
-        return torch.eye(len(left)), total.T.float().contiguous()
-    return left, right
-
-
-# What a sequence of edits carries from batch to batch, explicit, saved with a run and restored to the bit.
 
 
 @dataclass
 class SequentialState:
-    """State of one Editor on one model.
+    """What a sequence of edits carries from batch to batch: state of one Editor on one model, restored to the bit.
 
     `past[layer]` holds a block of keys (d_mlp, n), float32, for each batch so far, in order: factors are rebuilt from
     them block by block, hence to the same bits. `prefixes` are None until they are first needed.
@@ -252,8 +120,8 @@ class SequentialState:
     def leave_last(self, path: str | Path) -> None:
         """The last block of each layer is read from `path`, where `save` wrote it alone, whenever it is asked for."""
         for i, blocks in self.past.items():
-            held = blocks.data if isinstance(blocks, Blocks) else blocks
-            self.past[i] = Blocks([*held[:-1], StoredBlock(Path(path), f"past.{i}.0")])
+            known = blocks.data if isinstance(blocks, Blocks) else blocks
+            self.past[i] = Blocks([*known[:-1], StoredBlock(Path(path), f"past.{i}.0")])
 
     @classmethod
     def load(cls, path: str | Path) -> "SequentialState":
@@ -272,12 +140,6 @@ class SequentialState:
                 f"no state in {path}: {error}; expected a file written by SequentialState.save"
             ) from error
         return state
-
-
-# What a post-processing does once, at the end of a sequence of edits, as an edit of its own.
-#
-# PRUNE is published that way: the batches go into the weights as their method makes them, and the accumulated update is
-# pruned when all are in.
 
 
 def finishing(model: EditableModel, post: Post | None, layers: Sequence[int]) -> Edit | None:
@@ -339,7 +201,7 @@ class Editor:
         """`how`: a method or its name. `state` continues an earlier Editor's sequence. `statistics`: C per layer, by
         default the file in the model's folder; methods that do not ask for C take none. `prefixes`: texts that go before
         prompts (". " is added), by default written by the model with `seed`. `layers` and `overrides` replace settings
-        of the method (hyper.Hyper); compat="official" stops step 1 as the authors' code does (methods.MPES).
+        of the method (methods.Hyper); compat="official" stops as the authors' code does (stopping.MPES).
 
         Raises KetoolsError for an unknown method or setting, a layer that is not there, and statistics or a state of
         another model or another kind of method.
@@ -348,11 +210,27 @@ class Editor:
         if layers is not None:
             overrides["layers"] = tuple(layers)
         self.hyper = self.method.settings(model, **overrides)
-        self.statistics = self._statistics(statistics)
+        self.statistics: Statistics | None = None
+        if self.method.needs_statistics:
+            self.statistics = (load_statistics(model) if statistics is None else statistics).of(model, self.layers)
+        covariances = {} if self.statistics is None else {i: self.statistics.layers[i] for i in self.layers}
+        self._mean_eigenvalue = {i: float(C.trace()) / len(C) for i, C in covariances.items()}
+        self._absolute = {i: self.hyper.absolute(len(C), self._mean_eigenvalue[i]) for i, C in covariances.items()}
         self.state = SequentialState.fresh(model.fingerprint, seed) if state is None else state
         if self.state.fingerprint != model.fingerprint:
             raise KetoolsError(f"this state belongs to another model than {model.name!r}; start a fresh one")
-        self._check_past()
+        # The state keeps blocks of keys, or of moments of UltraEdit's features, three columns each.
+        shifts = isinstance(self.method.update, Shift)
+        self._searches, self._keeps_keys = self.method.has_targets, self.method.past_keys
+        self._keeps_past = self._keeps_keys or shifts
+        height = model.anatomy.d_mlp + (model.anatomy.d_model if shifts else 0)
+        for i in self.layers if self._keeps_past else ():
+            for block in self.state.past.get(i, ()):
+                if len(block) != height or (shifts and block.shape[1] != 3):
+                    raise KetoolsError(
+                        f"this state's layer {i} holds blocks of shape {tuple(block.shape)}, method {self.method.name!r} "
+                        f"keeps {height} rows: it belongs to another kind of method; start a fresh one"
+                    )
         if prefixes is not None:
             self.state.prefixes = tuple(prefixes)
         self.history: list[Edit] = []
@@ -368,62 +246,87 @@ class Editor:
     def prefixes(self) -> tuple[str, ...]:
         """The texts that go before prompts; written by the model when first asked for, on the weights as they are."""
         if self.state.prefixes is None:
-            hyper = self.hyper
-            self.state.prefixes = generate_prefixes(
-                self.model, hyper.prefix_count, hyper.prefix_tokens, self.state.generator
-            )
+            generator, hyper = self.state.generator, self.hyper
+            before = generator.get_state()
+            try:
+                self.state.prefixes = generate_prefixes(self.model, hyper.prefix_count, hyper.prefix_tokens, generator)
+            except BaseException:  # so that they are the same when asked for again
+                self.state.prefixes = None
+                generator.set_state(before)
+                raise
         return self.state.prefixes
 
-    def targets(self, facts: Sequence[Fact], progress: Progress | None = None) -> Targets:
-        """Step 1 alone: z for each fact, on the weights as they are; nothing is written.
+    def targets(
+        self, facts: Sequence[Fact], progress: Progress | None = None, *, callback: Callback | None = None
+    ) -> Targets:
+        """The target optimisation alone: z for each fact, on the weights as they are; nothing is written.
 
-        Raises KetoolsError for facts that cannot be edited, and for a method without a step 1.
+        `callback` sees every forward pass (targets.Pass). Raises KetoolsError for facts that cannot be edited, and for a
+        method without targets.
         """
-        if not self.method.has_targets:
+        if not self._searches:
             raise KetoolsError(f"method {self.method.name!r} has no step 1, hence no targets; it edits by gradients")
         rows = self._rows(facts)
-        with memory_hint(self.model, self.hyper, len(facts)):
-            return self._targets(facts, rows, progress)
+        with self._memory_hint(len(facts)):
+            return self._targets(facts, rows, progress, callback)
 
-    def apply(self, facts: Sequence[Fact], progress: Progress | None = None) -> Edit:
-        """Edit `facts` into the weights as one batch and return the Edit; `progress` hears of facts whose target is found.
+    def apply(
+        self,
+        facts: Sequence[Fact],
+        progress: Progress | None = None,
+        *,
+        targets: Targets | None = None,
+        callback: Callback | None = None,
+    ) -> Edit:
+        """Edit `facts` into the weights as one batch and return the Edit.
+
+        `targets`: those of `facts`, if they are at hand (`Editor.targets`); else they are found. `progress` hears of facts
+        whose target is found, `callback` sees every pass of the search (targets.Pass).
 
         All or nothing: every check comes before the first weight changes, and an error or interrupt on the way leaves
         weights and state as they were. Raises KetoolsError for a fact that cannot be edited, two facts of the batch
         that contradict or repeat each other, numbers that are not finite, and when memory runs out. Warns, once, of
-        facts whose target is the model's top answer already.
+        facts whose target is the model's top answer already; edit.record["known"] says of each fact whether it is.
         """
         rows = self._rows(facts)
-        before = self.model.edits.snapshot(self.layers)
-        batch = Batch(
-            self.model,
-            self.method,
-            self.hyper,
-            self._targets,
-            self.protection,
-            self.state.past,
-            before,
-            self.state.seed,
-        )
-        try:
-            with memory_hint(self.model, self.hyper, len(facts)):
-                done = [batch.run(facts[part], rows[part], progress) for part in self._parts(len(facts))]
-        finally:
-            self.model.edits.restore(before)
-        warn_of_known(facts, [known for outcome in done for known in outcome.known])
-        factors = {i: merged(done, i) for i in self.layers}
-        past = {i: torch.cat([o.past[i] for o in done], 1) for i in self.layers if i in done[0].past}
-        edit = Edit(factors, self._record(facts, done, batch.seconds))
-        with batch.timed("write"):
-            self.model.edits.push(edit)
-        edit.record["update_norm"] = edit.norms()
-        try:
-            self._remember(past)
-        except BaseException:
-            self.model.edits.pop()
-            self._protections.clear()  # built anew from the state's keys
-            raise
-        self.history.append(edit)
+        if targets is not None and len(targets.z) != len(facts):
+            raise KetoolsError(f"targets of {len(targets.z)} facts for {len(facts)} facts; give one for each")
+        seconds = dict.fromkeys(("targets", "keys", "solve", "write"), 0.0)
+        change, anchor = Change(), None
+        with self._all_or_nothing() as before:
+            with self._memory_hint(len(facts)):
+                if not self._searches:
+                    self._by_gradient(facts, rows, change, before, progress, seconds)
+                for part in self._parts(len(facts)):
+                    with _timed(seconds, "targets"):
+                        if targets is None:
+                            found = self._targets(facts[part], rows[part], progress, callback)
+                        else:
+                            found = targets.pick(part)
+                        Z, anchor = self._anchored(found, facts[part], rows[part], anchor)
+                    for at, layer in enumerate(self.layers):
+                        # The weights of the layers below have changed: keys and states are read anew.
+                        with _timed(seconds, "keys"):
+                            K1, Z_now = keys_and_states(self.model, rows[part], layer, self.layers[-1])
+                            R = (Z.double().T - Z_now) / (len(self.layers) - at)
+                            R = before_norm(self.model, rows[part], layer, R)
+                        with _timed(seconds, "solve"):
+                            factors = self._finished(layer, *self._solve(layer, K1, R, rows[part]), before)
+                        with _timed(seconds, "write"):
+                            self.model.edits.add(layer, *factors)
+                        change.note(layer, factors, K1.float())
+                    change.tell(**{name: getattr(found, name).tolist() for name in _TOLD})
+                    change.tell(padding=(1 - found.tokens / found.positions).tolist())
+                    if anchor is not None:  # NAS
+                        change.tell(nas_anchor=[anchor] * len(found.z))
+            _warn_of_known(facts, change.record["known"])
+            edit = Edit({layer: change.merged(layer) for layer in self.layers}, self._record(facts, change, seconds))
+            with _timed(seconds, "write"):
+                self.model.edits.roll_back(before)
+                self.model.edits.push(edit)
+            edit.record["update_norm"] = {layer: frobenius(*pair) for layer, pair in edit.layers.items()}
+            self._remember({layer: torch.cat(blocks, 1) for layer, blocks in change.past.items()})
+            self.history.append(edit)
         return edit
 
     def undo(self) -> Edit:
@@ -433,15 +336,18 @@ class Editor:
         """
         if not self.history:
             raise KetoolsError("nothing to undo: this editor has made no edit")
-        if not self.model.edits or self.model.edits[-1] is not self.history[-1]:
+        edit = self.history[-1]
+        if not self.model.edits or self.model.edits[-1] is not edit:
             raise KetoolsError("the last edit in the weights is not this editor's; take that one out first")
-        self.model.edits.pop()
-        if self._keeps_past and not self.history[-1].record.get("finishes"):
-            for i in self.layers:
-                del self.state.past[i][-1]
-                if i in self._protections and not self._protections[i].drop():
-                    del self._protections[i]  # built anew from the state's keys
-        return self.history.pop()
+        with self._all_or_nothing():
+            self.model.edits.pop()
+            if self._keeps_past and not edit.record.get("finishes"):
+                for i in self.layers:
+                    if i in self._protections and not self._protections[i].drop():
+                        del self._protections[i]  # built anew from the state's keys
+                self.state.past = self.state.past | {i: self.state.past[i][:-1] for i in self.layers}
+            del self.history[-1]
+        return edit
 
     def finish(self) -> Edit | None:
         """What the method's post-processing does once, when all batches are in: one more Edit, in the weights; or None.
@@ -450,108 +356,208 @@ class Editor:
         """
         edit = finishing(self.model, self.method.post, self.layers)
         if edit is not None:
-            self.model.edits.push(edit)
-            self.history.append(edit)
+            with self._all_or_nothing():
+                self.model.edits.push(edit)
+                self.history.append(edit)
         return edit
 
     def protection(self, layer: int) -> Protection:
         """The quadratic form A of `layer` as it stands, past keys included (built on first use)."""
         if layer not in self._protections:
-            self._protections[layer] = self._protection(layer)
+            assert self.statistics is not None, "only methods with targets protect anything"
+            C = self.statistics.layers[layer]
+            if self.model.device.type not in ("cpu", "mps"):  # mps has no float64
+                C = C.to(self.model.device)
+            K_p = self.state.past.get(layer, ()) if self._keeps_past else ()
+            self._protections[layer] = quadratic_form(
+                C, self.method.update, self._absolute[layer], K_p, name=f"layer {layer}"
+            )
         return self._protections[layer]
-
-    @property
-    def _keeps_past(self) -> bool:
-        return self.method.past_keys or isinstance(self.method.update, Shift)
-
-    @property
-    def _past_shape(self) -> tuple[int, int | None]:
-        # Rows of a block of the state, and columns if they are fixed: keys, or moments of UltraEdit's features.
-        anatomy = self.model.anatomy
-        return (anatomy.d_mlp + anatomy.d_model, 3) if isinstance(self.method.update, Shift) else (anatomy.d_mlp, None)
-
-    def _check_past(self) -> None:
-        rows, columns = self._past_shape
-        for i in self.layers if self._keeps_past else ():
-            for block in self.state.past.get(i, ()):
-                if len(block) != rows or columns not in (None, block.shape[1]):
-                    raise KetoolsError(
-                        f"this state's layer {i} holds blocks of shape {tuple(block.shape)}, method {self.method.name!r} "
-                        f"keeps {rows} rows: it belongs to another kind of method; start a fresh one"
-                    )
-
-    def _statistics(self, given: Statistics | None) -> Statistics | None:
-        if not self.method.needs_statistics:
-            return None
-        return (load_statistics(self.model) if given is None else given).of(self.model, self.layers)
 
     def _rows(self, facts: Sequence[Fact]) -> list[FactRows]:
         if not len(facts):  # before the model writes prefixes
             raise KetoolsError("no facts to edit; give at least one")
-        # Without a step 1 nothing reads prefixed prompts.
-        return checked_rows(self.model, facts, contexts_of(self.prefixes if self.method.has_targets else ()))
+        # Without targets nothing reads prefixed prompts.
+        return checked_rows(self.model, facts, contexts_of(self.prefixes if self._searches else ()))
 
-    def _targets(self, facts: Sequence[Fact], rows: list[FactRows], progress: Progress | None) -> Targets:
+    def _targets(
+        self, facts: Sequence[Fact], rows: list[FactRows], progress: Progress | None, callback: Callback | None
+    ) -> Targets:
         contexts = contexts_of(self.prefixes)
-        return compute_targets(self.model, facts, contexts, self.method.stopping, self.hyper, progress, rows)
+        return compute_targets(self.model, facts, contexts, self.method.stopping, self.hyper, progress, rows, callback)
 
-    def _protection(self, layer: int) -> Protection:
-        assert self.statistics is not None, "only methods with a step 1 protect anything"
-        covariance = self.statistics.layers[layer]
-        if self.model.device.type not in ("cpu", "mps"):  # mps has no float64
-            covariance = covariance.to(self.model.device)
-        d = len(covariance)
-        unit, name = float(covariance.trace()) / d, f"layer {layer}"
-        eye = torch.eye(d, dtype=covariance.dtype, device=covariance.device)
-        match self.method.update:
-            case NullSpace():
-                basis = null_space(covariance, self.hyper.value("null_threshold", unit), name)
-                eye = torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device)
-                made = Protection(self.hyper.value("l2", unit) * eye, basis, name=name, own=True)
-            case LeastSquares(norm=norm):
-                base = self.hyper.value("lambda_p", d) * covariance
-                made = Protection(
-                    base + self.hyper.value("lambda_n", unit) * eye if norm else base, name=name, own=True
+    def _parts(self, n: int) -> list[slice]:
+        # What is solved for together: the whole batch, or fact by fact, each on top of the one before.
+        if not self._searches:
+            return []
+        one_by_one = getattr(self.method.update, "one_at_a_time", False)
+        return [slice(i, i + 1) for i in range(n)] if one_by_one else [slice(0, n)]
+
+    def _solve(self, layer: int, K1: Tensor, R: Tensor, rows: list[FactRows]) -> Factors:
+        A, slack = self.protection(layer), 1.0
+        if isinstance(self.method.update, Constraint):
+            if self.method.update.bare_key:
+                bare = [replace(row, contexts=row.contexts[:1]) for row in rows]
+                H, _ = keys_and_states(self.model, bare, layer, layer)
+                return constrained(A, K1, R, H)
+            slack = self.hyper.constraint_ridge if len(rows) > 1 else 0.0
+        return least_squares(A, K1, R, slack)
+
+    def _finished(self, layer: int, left: Tensor, right: Tensor, before: Checkpoint) -> Factors:
+        # Post-processing, and the last check.
+        if self.method.post is None:
+            left, right = left.float().cpu(), right.float().cpu()
+        else:
+            original = self.model.originals.get(layer, before.bits[layer])
+            left, right = processed(self.method.post, (left, right), self.model.weight(layer), original)
+        if not (left.isfinite().all() and right.isfinite().all()):
+            raise NotFinite(f"the update of layer {layer} is not finite; the weights were not touched")
+        return left, right
+
+    def _anchored(
+        self, targets: Targets, facts: Sequence[Fact], rows: list[FactRows], anchor: float | None
+    ) -> tuple[Tensor, float | None]:
+        # The targets z, rescaled to the anchor if the method does that (NAS), and the anchor: the one given, that of the
+        # sequence so far, or the mean norm of the first values, which come from the weights without the edits of others.
+        post = self.method.post
+        if not isinstance(post, Nas):
+            return targets.z, None
+        v0 = self._outputs(rows)
+        known = [edit.record["nas_anchor"][0] for edit in self.model.edits if edit.record.get("nas_anchor")]
+        anchor = next((value for value in (anchor, post.norm, *known) if value is not None), None)
+        if anchor is None:
+            first, v0_first = targets, v0
+            if self.model.edits:
+                with self.model.edits.at(0):
+                    first, v0_first = self._targets(facts, rows, None, None), self._outputs(rows)
+            anchor = float(post.values(first.z, first.h0, v0_first).norm(dim=1).mean())
+        return post.targets(targets.z, targets.h0, v0, anchor), anchor
+
+    def _outputs(self, rows: list[FactRows]) -> Tensor:
+        # What the matrix of the target layer adds to the stream at the subject's last token, (facts, d_model) float32.
+        top, path = self.layers[-1], self.model.anatomy.post_norm
+        keys, _ = read_subjects(self.model, [fact.subjects[0] for fact in rows], top)
+        with torch.no_grad():
+            out = self.model.mlp_out(top)(keys)
+            return (out if path is None else self.model.layer(top).get_submodule(path)(out)).float().cpu()
+
+    def _by_gradient(
+        self,
+        facts: Sequence[Fact],
+        rows: list[FactRows],
+        change: Change,
+        before: Checkpoint,
+        progress: Progress | None,
+        seconds: dict[str, float],
+    ) -> None:
+        # UltraEdit and fine-tuning: no targets, all layers at once.
+        if isinstance(self.method.update, FineTune):
+            known = target_logprobs(self.model, [f.text for f in facts], [f.target_new for f in facts])[1]
+            with _timed(seconds, "targets"):
+                # Drawn from the seed and the place in the sequence: the same after an undo, or in a run that goes on.
+                generator = torch.Generator().manual_seed(_STRIDE * self.state.seed + len(self.model.edits))
+                factors, record = baselines.fine_tune(
+                    self.model, rows, self.method.update, self.hyper, progress, generator
                 )
-            case _:
-                made = Protection(self.hyper.value("lambda_p", d) * covariance, name=name, own=True)
-        made.add(*(self.state.past.get(layer, ()) if self._keeps_past else ()))
-        return made
+            with _timed(seconds, "solve"):
+                for layer, pair in factors.items():
+                    change.note(layer, self._finished(layer, *pair, before))
+            change.tell(**record, known=known.tolist())
+            return
+        with _timed(seconds, "targets"):
+            seen = baselines.read_features(self.model, rows, self.layers, self.hyper.facts_at_once)
+            if progress is not None:
+                progress(len(rows))
+        sizes = torch.zeros(len(rows), dtype=torch.float64)
+        for layer in self.layers:
+            with _timed(seconds, "solve"):
+                H, slopes = seen.keys[layer], seen.slopes[layer]
+                block = baselines.moments(torch.cat([H, slopes]))
+                rate = self.hyper.value("shift_lr", seen.scale[layer] / len(H))
+                past = [*self.state.past.get(layer, ()), block]
+                left, right = baselines.shift(H, slopes, past, rate, f"layer {layer}")
+                sizes.index_add_(0, seen.fact, left.square().sum(0))
+                change.note(layer, self._finished(layer, left, right, before), block)
+        change.tell(steps=[0] * len(rows), p_target=seen.p_target.tolist(), delta_norm=sizes.sqrt().tolist())
+        change.tell(known=seen.known.tolist())
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[Checkpoint]:
+        # On an error or interrupt within the block weights, stack, state and history are as on entering. Blocks of the state
+        # are replaced in it, never written to. What the block is given is the weights on entering.
+        weights, past, history = self.model.edits.checkpoint(self.layers), self.state.past, list(self.history)
+        try:
+            yield weights
+        except BaseException:
+            self.model.edits.roll_back(weights)
+            self.state.past, self.history[:] = past, history
+            self._protections = {}  # built anew from the state's keys
+            raise
 
     def _remember(self, past: dict[int, Tensor]) -> None:
         if not self._keeps_past:
             return
-        for i, block in past.items() if self.method.past_keys else ():
+        for i, block in past.items() if self._keeps_keys else ():
             self.protection(i).add(block)
-        self.state.past |= {i: _longer(self.state.past.get(i, []), block) for i, block in past.items()}
+        longer = {}
+        for i, block in past.items():
+            longer[i] = copy(self.state.past.get(i, []))  # an interrupt leaves the old; blocks in files are not read
+            longer[i].append(block)
+        self.state.past = self.state.past | longer
 
-    def _parts(self, n: int) -> list[slice]:
-        # What is solved for together: the whole batch, or fact by fact.
-        update = self.method.update
-        return [slice(i, i + 1) for i in range(n)] if getattr(update, "one_at_a_time", False) else [slice(None)]
-
-    def _record(self, facts: Sequence[Fact], done: Sequence[Outcome], seconds: dict[str, float]) -> dict[str, Any]:
-        covariances = self.statistics.layers if self.statistics is not None else {}
-        units = {i: float(covariances[i].trace()) / len(covariances[i]) for i in self.layers if i in covariances}
+    def _record(self, facts: Sequence[Fact], change: Change, seconds: dict[str, float]) -> dict[str, Any]:
         post = self.method.post
-        per_fact = {name: [x for o in done for x in o.record[name]] for name in done[0].record}
-        per_fact["known"] = [known for outcome in done for known in outcome.known]
         return {
             "method": self.method.name,
             "stopping": str(self.method.stopping),
             "update": {"kind": type(self.method.update).__name__} | asdict(self.method.update),
             "post": None if post is None else {"kind": type(post).__name__} | asdict(post),
             "hyper": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.hyper).items()},
-            "mean_eigenvalue_of_c": units,
+            "mean_eigenvalue_of_c": self._mean_eigenvalue,
             "facts": [fact.id for fact in facts],
             "fingerprint": self.model.fingerprint,
             "on_top_of": len(self.model.edits),
             "seconds": seconds,
-        } | per_fact
+        } | change.record
+
+    @contextmanager
+    def _memory_hint(self, facts: int) -> Iterator[None]:
+        # Within the block, running out of memory is a KetoolsError that says which settings need less.
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            # torch has a class for accelerators only; the CPU's allocator raises RuntimeError.
+            hints = ("out of memory", "not enough memory", "can't allocate memory")
+            known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+            if not known and not any(hint in str(error).lower() for hint in hints):
+                raise
+            given = self.hyper.facts_at_once
+            raise KetoolsError(
+                f"out of memory on {self.model.device} while editing {facts} facts; the weights were not touched. Run fewer "
+                f"facts at a time ({f'facts_at_once={given}' if given else 'facts_at_once is not set'}; try "
+                f"facts_at_once={max(1, (given or min(facts, 16)) // 2)}), load the model in a smaller type (now "
+                f"{self.model.dtype}; dtype=torch.bfloat16), or edit fewer or higher layers (now {list(self.layers)}; "
+                "layers above the last edited one are kept for the gradient)"
+            ) from error
 
 
-def _longer(blocks: MutableSequence[Tensor], block: Tensor) -> MutableSequence[Tensor]:
-    # A copy: an interrupt leaves the state as it was. Blocks that lie in files are not read.
-    longer = copy(blocks)
-    longer.append(block)
-    return longer
+_TOLD = ("steps", "p_target", "delta_norm", "known")  # of the targets, in an edit's record
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Count the block's seconds to `phase`."""
+    start = time.perf_counter()
+    yield
+    seconds[phase] += time.perf_counter() - start
+
+
+def _warn_of_known(facts: Sequence[Fact], known: Sequence[bool]) -> None:
+    names = [repr(fact.id) for fact, already in zip(facts, known, strict=True) if already]
+    if names:
+        warnings.warn(
+            f"{len(names)} of {len(facts)} facts need no edit, their target is the model's top answer already: "
+            f"{named(names, _NAMED)}",
+            AlreadyKnown,
+            stacklevel=3,
+        )

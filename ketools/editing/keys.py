@@ -1,15 +1,123 @@
-"""What step 2 reads from the model: the keys of facts at a layer, and the states they lead to now."""
+"""What an edit reads: each fact's prompts as rows of tokens, its key at a layer, and the state that it leads to now.
+
+An edit should hold wherever its prompt stands. So a prompt is read alone and behind a few texts in the model's own words
+(the prefixes): all of them count for the target, and all of them for the key.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ketools.editing.contexts import LEVELS, FactRows, sharing
-from ketools.editing.targets import tokens_at_once
-from ketools.errors import NotFinite
+from ketools.errors import KetoolsError, NotFinite
+from ketools.facts.fact import Fact, check_conflicts
 from ketools.models.model import EditableModel
-from ketools.models.replay import read_last, tell_unshared
+from ketools.models.replay import read_last, tokens_at_once, warn_if_slow
+from ketools.models.tokens import Row, batches, make_rows, subject_span
+
+_OPENINGS = ("The", "Therefore", "Because", "I", "You")
+_TOP = 5  # sampled from the five most probable tokens, as the published code does
+_LONGEST_TARGET = 32  # tokens; a target of a sentence or more is no object of a fact
+
+
+@torch.no_grad()
+def generate_prefixes(model: EditableModel, count: int, tokens: int, generator: torch.Generator) -> tuple[str, ...]:
+    """`count` texts of about `tokens` tokens that the model writes after "The", "Therefore", "Because", "I", "You".
+
+    Sampled on the CPU with `generator`, so that the same state gives the same texts (Meng et al., arXiv 2210.07229,
+    appendix; ROME's and MEMIT's settings are 5 and 10).
+    """
+    texts = []
+    special = torch.tensor(sorted(set(model.tokenizer.all_special_ids)), dtype=torch.long)
+    for i in range(count):
+        ids = list(model.tokenizer(_OPENINGS[i % len(_OPENINGS)])["input_ids"])
+        while ids and ids[-1] == model.tokenizer.eos_token_id != model.tokenizer.bos_token_id:
+            ids.pop()  # some tokenizers end every text
+        for _ in range(max(0, tokens - 1)):
+            logits = model.model(torch.tensor([ids], device=model.device)).logits[0, -1].float().cpu()
+            logits[special] = -torch.inf
+            top = torch.topk(logits, min(_TOP, len(logits)))
+            drawn = torch.multinomial(top.values.softmax(0), 1, generator=generator)
+            ids.append(int(top.indices[drawn]))
+        texts.append(str(model.tokenizer.decode(ids, skip_special_tokens=True)).strip())
+    return tuple(texts)
+
+
+def contexts_of(prefixes: Sequence[str]) -> tuple[str, ...]:
+    """Texts to put before a prompt: nothing, and each prefix with ". " behind."""
+    return ("", *(prefix if prefix.endswith(". ") else f"{prefix}. " for prefix in prefixes))
+
+
+@dataclass(frozen=True)
+class FactRows:
+    """Rows of one fact: one per context, the bare prompt first, and "{subject} is a" cut at the subject's last token."""
+
+    contexts: list[Row]
+    kl: tuple[int, ...]
+
+    @property
+    def starts(self) -> list[int]:
+        """Places of the subject's last token in `contexts`."""
+        return [_last(row) for row in self.contexts]
+
+    @property
+    def subjects(self) -> list[tuple[int, ...]]:
+        """The rows cut behind the subject's last token: keys are read at their ends."""
+        return [row.ids[: _last(row) + 1] for row in self.contexts]
+
+    @property
+    def suffix(self) -> int:
+        """Tokens from the subject's last on, at most."""
+        return max(len(row.ids) - _last(row) for row in self.contexts)
+
+    @property
+    def shares_kl(self) -> bool:
+        """Whether the bare prompt begins with its subject, so that it has the KL prompt's state already."""
+        return self.subjects[0] == self.kl
+
+
+def _last(row: Row) -> int:
+    assert row.subject_last is not None, "rows of facts have a subject"
+    return row.subject_last
+
+
+def fact_rows(model: EditableModel, facts: Sequence[Fact], contexts: Sequence[str]) -> list[FactRows]:
+    """Token rows of each fact in each context. Raises KetoolsError, naming the fact, for one that cannot be edited."""
+    try:
+        spans = [subject_span(fact) for fact in facts]
+        prompts = [context + fact.text for fact in facts for context in contexts]
+        targets = [fact.target_new for fact in facts for _ in contexts]
+        where = [(len(c) + start, len(c) + end) for start, end in spans for c in contexts]
+        rows = make_rows(model, prompts, targets, where)
+        kl = make_rows(model, [f"{fact.subject} is a" for fact in facts], None, [(0, len(f.subject)) for f in facts])
+    except KetoolsError as error:
+        if len(facts) > 1:  # which one it was
+            for fact in facts:
+                fact_rows(model, [fact], contexts)
+        named = str(error).startswith(f"fact {facts[0].id!r}")
+        raise KetoolsError(str(error) if named else f"fact {facts[0].id!r}: {error}") from None
+    n = len(contexts)
+    return [FactRows(rows[i * n : (i + 1) * n], row.ids[: _last(row) + 1]) for i, row in enumerate(kl)]
+
+
+def checked_rows(model: EditableModel, facts: Sequence[Fact], contexts: Sequence[str]) -> list[FactRows]:
+    """Token rows of each fact in each of `contexts`, the bare prompt ("") first.
+
+    Raises KetoolsError, naming the facts, for none at all, two of them that contradict or repeat each other, a subject
+    that is not in its prompt once, a target without tokens or with more than 32, and a prompt that with its longest
+    context and its target does not fit the model's window.
+    """
+    if not len(facts):
+        raise KetoolsError("no facts to edit; give at least one")
+    check_conflicts(facts)
+    rows = fact_rows(model, facts, contexts)
+    for fact, row in zip(facts, rows, strict=True):
+        if (n := len(row.contexts[0].target_ids)) > _LONGEST_TARGET:
+            raise KetoolsError(
+                f"fact {fact.id!r}: target_new has {n} tokens, more than {_LONGEST_TARGET}; give the object alone"
+            )
+    return rows
 
 
 def keys_and_states(model: EditableModel, rows: Sequence[FactRows], layer: int, top: int) -> tuple[Tensor, Tensor]:
@@ -19,20 +127,16 @@ def keys_and_states(model: EditableModel, rows: Sequence[FactRows], layer: int, 
     arXiv 2210.07229, equation 19); states are the bare prompt's. Tokens behind the subject are not run, nor layers
     above `layer` for the prefixed prompts or above `top` for the bare ones.
 
-    Warns (UserWarning, once) of a model whose prompts share no beginnings.
-    Raises KetoolsError if either is not finite.
+    Warns (UserWarning) of a model whose prompts cannot be replayed. Raises KetoolsError if either is not finite.
     """
-    bare = [fact.contexts[0].ids[: fact.contexts[0].subject_last + 1] for fact in rows]
-    prefixed = [row.ids[: row.subject_last + 1] for fact in rows for row in fact.contexts[1:]]
-    tell_unshared(model, [*bare, *prefixed], LEVELS)
-    own, states = read_parts(model, bare, sharing(rows, [0]), key_layer=layer, state_layer=top)
-    assert own is not None and states is not None
-    keys = own.double()
-    width = len(rows[0].contexts) - 1
-    if width:
-        other, _ = read_parts(model, prefixed, sharing(rows, range(1, width + 1)), key_layer=layer)
-        assert other is not None
-        keys = (keys + other.double().view(len(rows), width, -1).mean(1)) / 2
+    warn_if_slow(model)
+    keys, states = read_subjects(model, [fact.subjects[0] for fact in rows], layer, top)
+    assert states is not None
+    keys = keys.double()
+    prefixed = [subject for fact in rows for subject in fact.subjects[1:]]
+    if prefixed:
+        others, _ = read_subjects(model, prefixed, layer)
+        keys = (keys + others.double().view(len(rows), -1, keys.shape[1]).mean(1)) / 2
     for what, value in ((f"keys of layer {layer}", keys), (f"states of layer {top}", states)):
         if not value.isfinite().all():
             raise NotFinite(f"{what} hold NaN or Inf: the model's weights are not finite, or overflow in {model.dtype}")
@@ -40,50 +144,23 @@ def keys_and_states(model: EditableModel, rows: Sequence[FactRows], layer: int, 
     return keys.float().double().T.contiguous().cpu(), states.double().T.contiguous().cpu()
 
 
-def read_parts(
-    model: EditableModel,
-    rows: Sequence[Sequence[int]],
-    levels: Sequence[Sequence[int]] = (),
-    *,
-    key_layer: int | None = None,
-    state_layer: int | None = None,
-) -> tuple[Tensor | None, Tensor | None]:
-    """As `read_last`, in passes of at most as many tokens, padded, as step 1 computes on at once."""
-    limit = tokens_at_once(model, max(layer for layer in (key_layer, state_layer) if layer is not None))
-    parts = _parts(rows, levels, limit)
-    found = [
-        read_last(
-            model,
-            [rows[i] for i in part],
-            [[level[i] for i in part] for level in levels],
-            key_layer=key_layer,
-            state_layer=state_layer,
-        )
-        for part in parts
-    ]
-    order = torch.tensor([i for part in parts for i in part]).argsort()
-    keys, states = zip(*found, strict=True)
-    return _joined(keys, order), _joined(states, order)
-
-
-def _parts(rows: Sequence[Sequence[int]], levels: Sequence[Sequence[int]], limit: int) -> list[list[int]]:
-    # Places of rows, at most `limit` tokens a part, one row at least. By groups, not by length as elsewhere: rows that
-    # begin alike stay together, and what they share is run once. Ascending, so that one part is the rows as they are.
-    parts: list[list[int]] = []
-    longest = 0
-    for i in sorted(range(len(rows)), key=lambda i: [level[i] for level in levels]):
-        longest = max(longest, len(rows[i]))
-        if parts and longest * (len(parts[-1]) + 1) <= limit:
-            parts[-1].append(i)
-        else:
-            parts.append([i])
-            longest = len(rows[i])
-    return [sorted(part) for part in parts]
-
-
-def _joined(parts: Sequence[Tensor | None], order: Tensor) -> Tensor | None:
-    known = [part for part in parts if part is not None]
-    return torch.cat(known)[order.to(known[0].device)] if known else None
+def read_subjects(
+    model: EditableModel, subjects: Sequence[Sequence[int]], layer: int, top: int | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """At the last token of each of `subjects` (token ids): the key of `layer` (n, d_mlp) and, unless `top` is None, the
+    output of layer `top` (n, d_model). In passes of at most as many tokens as the target optimisation computes on at once.
+    """
+    order: list[int] = []
+    keys, states = [], []
+    for batch in batches(map(len, subjects), tokens_at_once(model, layer if top is None else max(layer, top))):
+        key, state = read_last(model, [subjects[i] for i in batch], layer, top)
+        keys.append(key)
+        states += [] if state is None else [state]
+        order += batch
+    back = torch.tensor(order).argsort()
+    joined = [torch.cat(parts)[back.to(parts[0].device)] if parts else None for parts in (keys, states)]
+    assert joined[0] is not None
+    return joined[0], joined[1]
 
 
 @torch.no_grad()
@@ -98,9 +175,7 @@ def before_norm(model: EditableModel, rows: Sequence[FactRows], layer: int, resi
     path = model.anatomy.post_norm
     if path is None:
         return residuals
-    bare = [fact.contexts[0].ids[: fact.contexts[0].subject_last + 1] for fact in rows]
-    keys, _ = read_parts(model, bare, sharing(rows, [0]), key_layer=layer)
-    assert keys is not None
+    keys, _ = read_subjects(model, [fact.subjects[0] for fact in rows], layer)
     out = model.mlp_out(layer)(keys)
     gain = model.layer(layer).get_submodule(path)(torch.ones_like(out[:1]))  # of a vector with rms 1: g
     rms = out.double().square().mean(1).sqrt()

@@ -1,6 +1,5 @@
-"""Methods as choices: when step 1 stops, what step 2 protects, and what is done to the update afterwards.
-
-The numbers are data (hyperparameters.toml, ketools.editing.methods).
+"""A method is two choices: when the target optimisation stops, and what the weight update protects. A third, optional
+one is what is done to the update afterwards. The numbers are data (hyperparameters.toml).
 
 >>> from dataclasses import replace
 >>> replace(MEMIT, stopping=MPES(1)).stopping            # the paper's ablation, in one line
@@ -16,51 +15,19 @@ from dataclasses import dataclass, field, fields, replace
 from importlib.resources import files
 from numbers import Integral, Real
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ketools.editing.postprocess import Nas, Post, Prune, Rect, Sphere
+from ketools.editing.postprocess import Nas, Post
+from ketools.editing.postprocess import Prune as Prune
+from ketools.editing.postprocess import Rect as Rect
+from ketools.editing.postprocess import Sphere as Sphere
+from ketools.editing.stopping import MPES, FixedSteps, Stopping
+from ketools.editing.stopping import ProbabilityThreshold as ProbabilityThreshold
 from ketools.errors import KetoolsError
 from ketools.models.model import EditableModel
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = [
-    "ALL",
-    "ALPHAEDIT",
-    "EMMET",
-    "ENCORE",
-    "FT",
-    "FT_L",
-    "LORA",
-    "MEMIT",
-    "MPES",
-    "ROME",
-    "R_ROME",
-    "SEQUENTIAL_MEMIT",
-    "ULTRAEDIT",
-    "Constraint",
-    "FineTune",
-    "FixedSteps",
-    "Hyper",
-    "LeastSquares",
-    "Method",
-    "Nas",
-    "NullSpace",
-    "ProbabilityThreshold",
-    "Prune",
-    "Rect",
-    "Shift",
-    "Sphere",
-    "Stopping",
-    "Update",
-    "method",
-    "methods",
-]
-
-
-# Settings of a method on a model, looked up in hyperparameters.toml or scaled to the model.
-
 
 # Settings that take one of a few words.
 _WORDS = {
@@ -116,6 +83,20 @@ class Hyper:
         absolute = getattr(self, name)
         return float(absolute if absolute is not None else getattr(self, f"{name}_relative") * unit)
 
+    def absolute(self, d_mlp: int, mean_eigenvalue: float) -> "Absolute":
+        """The settings of A in absolute terms, for a C (d_mlp, d_mlp) with this mean eigenvalue."""
+        units = (d_mlp, mean_eigenvalue, mean_eigenvalue, mean_eigenvalue)
+        return Absolute(*(self.value(name, unit) for name, unit in zip(Absolute._fields, units, strict=True)))
+
+
+class Absolute(NamedTuple):
+    """What weighs the terms of A = lambda_p C + lambda_n I + K_p K_p^T, and AlphaEdit's two settings."""
+
+    lambda_p: float
+    lambda_n: float
+    null_threshold: float
+    l2: float
+
 
 def look_up(model: EditableModel, name: str, *given: Mapping[str, Any]) -> Hyper:
     """Settings of the method `name` for `model`: the table's, then those of each mapping in `given`, later ones win.
@@ -142,13 +123,14 @@ def scaled(name: str, *given: Mapping[str, Any], model_name: str = "") -> Hyper:
     known = {f.name for f in fields(Hyper)}
     if wrong := sorted(set(values) - known):
         raise KetoolsError(f"no setting named {wrong[0]!r}; there are: {', '.join(sorted(known))}")
-    hyper = Hyper(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    hyper = Hyper(**settings)
     for f in fields(Hyper):
         check_value(f.name, getattr(hyper, f.name))
     return hyper
 
 
-def check_value(name: str, value: object) -> None:
+def check_value(name: str, value: Any) -> None:  # noqa: ANN401
     """Raise KetoolsError if the setting `name` cannot have this value on any model (which layers there are, it can't say)."""
     if name in _WORDS and value not in _WORDS[name]:
         raise KetoolsError(f"setting {name} is {value!r}; expected one of {', '.join(_WORDS[name])}")
@@ -192,37 +174,6 @@ def _checked(layers: tuple[int, ...], model: EditableModel) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class FixedSteps:
-    """All steps are taken, unless the loss falls below `loss_floor` (ROME, MEMIT)."""
-
-
-@dataclass(frozen=True)
-class MPES:
-    """Most-Probable Early Stopping, Gupta et al., arXiv 2502.01636.
-
-    A fact is done `patience` steps after its target first is the most probable token at every target position in
-    every context, the bare prompt included. None: the patience of the model's settings.
-
-    With the setting compat="official" it does what the authors' code does: the bare prompt does not count, exactly
-    five pairs of a prompt and a target token have to be right (all of them only where targets are single tokens and
-    prefixes five), and the fact is done at the (patience + 1)-th pass in which that holds, whether or not it held in
-    between; patience = -prob_cutoff - 1. Both stop before the step of that pass.
-    """
-
-    patience: int | None = None
-
-
-@dataclass(frozen=True)
-class ProbabilityThreshold:
-    """A fact is done when its target's probability, the mean over the contexts, exceeds `p`."""
-
-    p: float
-
-
-Stopping = FixedSteps | MPES | ProbabilityThreshold
-
-
-@dataclass(frozen=True)
 class LeastSquares:
     """Delta = R K1^T A^-1 with A = lambda_p C + lambda_n I + K_p K_p^T + K1 K1^T.
 
@@ -232,12 +183,27 @@ class LeastSquares:
     past_keys: bool = False
     norm: bool = False
 
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """Names of the settings that it takes, as in all updates; of an absolute and a relative one the absolute."""
+        return ("lambda_p", "lambda_n") if self.norm else ("lambda_p",)
+
+    @property
+    def protects(self) -> str:
+        """What it protects, as in all updates, for `methods()`."""
+        return "prose keys" + (", past edits" if self.past_keys else "") + (", the weights' norm" if self.norm else "")
+
 
 @dataclass(frozen=True)
 class NullSpace:
     """Delta = R K1^T P (P (K_p K_p^T + K1 K1^T) P + l2 I)^-1, P onto the small eigenvalues of C (AlphaEdit)."""
 
     past_keys: bool = True
+    settings = ("null_threshold", "l2")
+
+    @property
+    def protects(self) -> str:
+        return "the span of prose keys, exactly" + (", past edits" if self.past_keys else "")
 
 
 @dataclass(frozen=True)
@@ -253,6 +219,14 @@ class Constraint:
     one_at_a_time: bool = False
     bare_key: bool = False
 
+    @property
+    def settings(self) -> tuple[str, ...]:
+        return () if self.one_at_a_time else ("lambda_p", "constraint_ridge")
+
+    @property
+    def protects(self) -> str:
+        return f"prose keys; the new facts hold exactly{' (on the bare prompt)' if self.bare_key else ''}"
+
 
 @dataclass(frozen=True)
 class Shift:
@@ -261,6 +235,9 @@ class Shift:
     H (d_mlp, tokens) are the inputs of the matrix at all tokens of prompt and target, g the gradients of the target's
     NLL with respect to its outputs, h^ and g^ both normalised by running means and deviations over all edits so far.
     """
+
+    settings = ("shift_lr",)
+    protects = "the weights' norm"
 
 
 @dataclass(frozen=True)
@@ -271,13 +248,36 @@ class FineTune:
 
     kind: str = "ft"
 
+    @property
+    def settings(self) -> tuple[str, ...]:
+        own = {"ft-l": ("ft_epsilon",), "lora": ("lora_rank",)}.get(self.kind, ())
+        return ("ft_lr", "ft_steps", "loss_floor", *own)
+
+    @property
+    def protects(self) -> str:
+        known = {"ft-l": "every single weight, by a bound", "lora": "the update's rank"}
+        return known.get(self.kind, "nothing")
+
 
 Update = LeastSquares | NullSpace | Constraint | Shift | FineTune
-_STEP1 = (
-    "lr", "steps", "clamp_norm_factor", "kl_factor", "kl_direction", "weight_decay", "loss_floor", "compat", "precision",
-    "compile",
-)  # fmt: skip
-_PREFIXES = ("prefix_count", "prefix_tokens")
+# Settings of the target optimisation, and what relative ones are multiples of.
+_SEARCH = tuple(
+    [
+        "lr",
+        "steps",
+        "clamp_norm_factor",
+        "kl_factor",
+        "kl_direction",
+        "weight_decay",
+        "loss_floor",
+        "compat",
+        "precision",
+        "compile",
+        "prefix_count",
+        "prefix_tokens",
+    ]
+)
+_UNITS = {"lambda_p_relative": "d_mlp", "shift_lr_relative": "the rms of the matrix's outputs / d_mlp"}
 
 
 @dataclass(frozen=True)
@@ -312,7 +312,7 @@ class Method:
         return getattr(self.update, "past_keys", False)
 
     def settings(self, model: EditableModel, **overrides: object) -> Hyper:
-        """The settings for `model`: the table's, then the method's own, then `overrides`; see hyper.look_up."""
+        """The settings for `model`: the table's, then the method's own, then `overrides`; see `look_up`."""
         return look_up(model, self.name, self.hyper, overrides)
 
     def describe(self, model: EditableModel | None = None) -> str:
@@ -322,13 +322,17 @@ class Method:
         (hyperparameters.toml says how, and where they come from).
         """
         lines = [f"{self.name} ({self.year}), {self.source}"]
-        lines += [f"step 1: {self.stopping}", _prose(self.stopping)] if self.has_targets else ["step 1: none"]
-        lines += [f"step 2: {self.update}", _prose(self.update)]
-        if self.post is not None:
-            lines += [f"afterwards: {self.post}", _prose(self.post)]
+        parts = {"step 1": self.stopping if self.has_targets else None, "step 2": self.update, "afterwards": self.post}
+        for title, part in parts.items():
+            if part is not None:
+                lines += [f"{title}: {part}", "  " + " ".join((type(part).__doc__ or "").split())]
+            elif title == "step 1":
+                lines += ["step 1: none"]
         hyper = scaled(self.name, self.hyper) if model is None else self.settings(model)
         lines += ["settings, scaled to the model:" if model is None else f"settings for {model.name}:"]
-        lines += [f"  {name} = {value}{_times(name)}" for name, value in self._set(hyper).items()]
+        for name, value in self._set(hyper).items():
+            unit = f" (times {_UNITS.get(name, 'the mean eigenvalue of C')})" if name.endswith("_relative") else ""
+            lines += [f"  {name} = {value}{unit}"]
         return "\n".join(lines)
 
     def told(self, model: EditableModel) -> str:
@@ -341,38 +345,13 @@ class Method:
 
     def counting(self, hyper: Hyper) -> tuple[str, ...]:
         """Names of the settings that count for this method; of an absolute and a relative one that which is used."""
-
-        def one(name: str) -> str:
-            return name if getattr(hyper, name) is not None else f"{name}_relative"
-
-        step1 = (*_STEP1, *_PREFIXES) if self.has_targets else ()
-        if isinstance(self.stopping, MPES) and self.stopping.patience is None and self.has_targets:
-            step1 += ("patience",)
-        match self.update:
-            case LeastSquares(norm=norm):
-                step2: tuple[str, ...] = (one("lambda_p"), one("lambda_n")) if norm else (one("lambda_p"),)
-            case NullSpace():
-                step2 = (one("null_threshold"), one("l2"))
-            case Constraint(one_at_a_time=one_at_a_time):
-                step2 = () if one_at_a_time else (one("lambda_p"), "constraint_ridge")
-            case Shift():
-                step2 = (one("shift_lr"),)
-            case FineTune(kind=kind):
-                more = {"ft-l": ("ft_epsilon",), "lora": ("lora_rank",)}.get(kind, ())
-                step2 = ("ft_lr", "ft_steps", "loss_floor", *more)
-        return ("layers" if hyper.layers is not None else "layers_depth", *step1, *step2, "facts_at_once")
-
-
-def _times(name: str) -> str:
-    # What a relative setting is a multiple of, as the Editor takes it.
-    if not name.endswith("_relative"):
-        return ""
-    unit = {"lambda_p_relative": "d_mlp", "shift_lr_relative": "the rms of the matrix's outputs / d_mlp"}
-    return f" (times {unit.get(name, 'the mean eigenvalue of C')})"
-
-
-def _prose(part: object) -> str:
-    return "  " + " ".join((type(part).__doc__ or "").split())
+        waits = self.has_targets and isinstance(self.stopping, MPES) and self.stopping.patience is None
+        names = (*(_SEARCH if self.has_targets else ()), *(("patience",) if waits else ()), *self.update.settings)
+        absolute = {
+            name for name in names if getattr(hyper, name) is not None or not hasattr(hyper, f"{name}_relative")
+        }
+        used = (name if name in absolute else f"{name}_relative" for name in names)
+        return ("layers" if hyper.layers is not None else "layers_depth", *used, "facts_at_once")
 
 
 _PAPER = "Gupta et al., arXiv 2502.01636"
@@ -415,25 +394,10 @@ def methods() -> "pd.DataFrame":
             "name": m.name,
             "year": m.year,
             "stopping": str(m.stopping) if m.has_targets else "no step 1",
-            "protects": _protects(m.update),
+            "protects": m.update.protects,
             "post": "none" if m.post is None else str(m.post),
             "source": m.source,
         }
         for m in ALL
     ]
     return pd.DataFrame(rows, columns=[*rows[0]])
-
-
-def _protects(update: Update) -> str:
-    match update:
-        case LeastSquares(past_keys=past, norm=norm):
-            return "prose keys" + (", past edits" if past else "") + (", the weights' norm" if norm else "")
-        case NullSpace(past_keys=past):
-            return "the span of prose keys, exactly" + (", past edits" if past else "")
-        case Constraint(bare_key=bare):
-            return f"prose keys; the new facts hold exactly{' (on the bare prompt)' if bare else ''}"
-        case Shift():
-            return "the weights' norm"
-        case FineTune(kind=kind):
-            return {"ft-l": "every single weight, by a bound", "lora": "the update's rank"}.get(kind, "nothing")
-    raise AssertionError(update)

@@ -1,4 +1,4 @@
-"""Step 1: for every fact the state z at the subject's last token that makes the model say the new object.
+"""Target optimisation: for every fact the state z at the subject's last token that makes the model say the new object.
 
 For one fact delta (d_model,) is added to the output of layer L at the subject's last token, in every context, and
 minimises (Meng et al., arXiv 2210.07229, equation 15; Gupta et al., arXiv 2502.01636, section 2)
@@ -8,50 +8,44 @@ minimises (Meng et al., arXiv 2210.07229, equation 15; Gupta et al., arXiv 2502.
     + weight_decay ||delta|| / ||h_0||^2
 
 with Adam, projected onto ||delta|| <= clamp_norm_factor ||h_0|| after every step. z = h_0 + delta, h_0 read from the
-bare prompt. Facts are independent problems: they share a batch and nothing else.
+bare prompt. When a fact stops is the method's choice (ketools.editing.stopping).
 
-This module puts the facts into pools of like length; ketools.editing.targets runs them.
+Facts are independent problems: they share a batch and nothing else. Facts of like length form a pool, which is frozen at
+once (ketools.models.replay); some of it is computed on at a time. A fact's state is its own, so that its result does not
+depend on its companions. Finished facts leave, waiting ones take their place. A fact whose next pass is certain to be its
+last leaves too: only its probability and loss are left to find, for many such facts together and without a gradient.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import linear
 
-from ketools.editing.contexts import LEVELS, FactRows, fact_rows, sharing
-from ketools.editing.methods import MPES, Hyper, ProbabilityThreshold, Stopping
+from ketools.editing.keys import FactRows, fact_rows
+from ketools.editing.methods import Hyper
+from ketools.editing.stopping import Passes, Stopping
 from ketools.errors import NotFinite
 from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
-from ketools.models.replay import freeze, quick, tell_unshared
-from ketools.models.scoring import divergences, log_distribution, token_losses
-from ketools.models.tokens import Row
-
-__all__ = ["Targets", "compute_targets", "not_finite", "tokens_at_once"]
-
-
-# Projected Adam on the deltas of many facts: finished ones leave the batch, waiting ones take their place.
-#
-# A pool of facts is frozen at once (ketools.models.replay); `at_once` of them are computed on. A fact's state (delta, Adam's
-# moments, how many updates it has had) is its own, so that its result does not depend on its companions. Nothing is read
-# back from the device within a pass; every few passes on an accelerator, and in each on a CPU, it is asked who is done.
-# A finished fact that is still in the batch is not updated any more, so that this changes no result.
-#
-# A fact of which it is certain that its next pass is its last leaves too: nothing is left to find but its probability and
-# its loss, and these are computed for many such facts together, without a gradient.
-
+from ketools.models.replay import Frozen, freeze, tokens_at_once, warn_if_slow
+from ketools.models.tokens import Reads
 
 _EVERY = {"cpu": 1}  # passes between two questions who is done, by device; 4 where not said
-_OFFICIAL_COUNT = 5  # pairs of a prefixed prompt and a target token, as the authors' code has it
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8  # Adam's, as in torch.optim
+_ENTRIES = {"cpu": 2**23}  # of one block of logits, 32 MiB in float32: the head's matrix is then read seldom
+_ENTRIES_ELSEWHERE = 2**28  # 1 GiB: on an accelerator all rows of a pass
+_POOL = 4  # a pool holds so many times the facts that are computed on at once
+_PADDING = 0.15  # share of padding that a pool may have for the sake of its size
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Result of step 1 for n facts, in their order; all on the CPU, float32 unless said.
+    """Target states of n facts, in their order; all on the CPU, float32 unless said.
 
     z, h0 (n, d_model); delta_norm (n,); steps (n,) int64, updates taken; p_target (n,), the target's probability when
     stopped, mean over contexts of exp(-mean token NLL); loss (n,); trace (n, passes): p_target before each update,
@@ -76,9 +70,126 @@ class Targets:
         """Share of padding in the places that were computed."""
         return 1 - int(self.tokens.sum()) / max(1, int(self.positions.sum()))
 
+    def pick(self, part: slice | Tensor) -> "Targets":
+        """The targets of some of the facts, by a slice or by indices (int64), in that order."""
+        return Targets(**{f.name: getattr(self, f.name)[part] for f in fields(self)})
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass as a callback sees it, of the facts computed on in it: `facts` are their places (m,) among those
+    given, `taken` (m,) how many updates each had before, z (m, d_model) its state, p and loss (m,) at that state, top
+    (m,) bool whether the target is the most probable token at all its positions in all contexts. All on the CPU.
+    """
+
+    facts: Tensor
+    taken: Tensor
+    z: Tensor
+    p: Tensor
+    loss: Tensor
+    top: Tensor
+
+
+Callback = Callable[[Pass], object]
+
+
+@dataclass
+class State(Passes):
+    """Where the optimisation of n facts stands: (n, d_model) h0, delta, Adam's moments `mean` and `square`, and `before`,
+    the state that predicts what follows "{subject} is a" before any change; (n,) bool `done`.
+    """
+
+    h0: Tensor
+    delta: Tensor
+    mean: Tensor
+    square: Tensor
+    before: Tensor
+    done: Tensor
+
+    @classmethod
+    def of(cls, h0: Tensor) -> "State":
+        """The state before the first pass."""
+        zero, count = torch.zeros_like(h0), torch.zeros(len(h0), dtype=torch.long, device=h0.device)
+        return cls(
+            taken=count, p=h0.new_zeros(len(h0)), first_top=count - 1, official=count.clone(), h0=h0, delta=zero,
+            mean=zero.clone(), square=zero.clone(), before=zero.clone(), done=count > 0,
+        )  # fmt: skip
+
+    def pick(self, facts: Tensor) -> "State":
+        """The state of some of the facts, a copy."""
+        return State(**{f.name: getattr(self, f.name)[facts] for f in fields(self)})
+
+    def put(self, facts: Tensor, state: "State") -> None:
+        """Write what `pick` gave back."""
+        for f in fields(self):
+            getattr(self, f.name)[facts] = getattr(state, f.name)
+
+
+def compute_targets(
+    model: EditableModel,
+    facts: Sequence[Fact],
+    contexts: Sequence[str],
+    stopping: Stopping,
+    hyper: Hyper,
+    progress: Callable[[int], None] | None = None,
+    rows: Sequence[FactRows] | None = None,
+    callback: Callback | None = None,
+) -> Targets:
+    """Targets of all `facts` at layer L = hyper.layers[-1]; `contexts` are texts put before the prompt, "" first.
+
+    `rows` are those of `fact_rows`, if they are at hand already. `progress` is called with the number of facts done since
+    the last call, `callback` with every forward pass (see `Pass`). The weights are only read.
+    Warns (UserWarning, once) of a model whose prompts cannot be replayed.
+    Raises KetoolsError for a fact that cannot be edited or whose optimisation leaves the finite numbers.
+    """
+    assert contexts and contexts[0] == "", "the first context is the bare prompt"
+    assert hyper.layers is not None
+    rows = fact_rows(model, facts, contexts) if rows is None else rows
+    warn_if_slow(model)
+    order: list[int] = []
+    parts: list[Targets] = []
+    for chosen, at_once in _pools(rows, hyper.facts_at_once, tokens_at_once(model, hyper.layers[-1])):
+        heard = None if callback is None else _renumbered(callback, chosen)
+        parts.append(Descent(model, [rows[i] for i in chosen], stopping, hyper, at_once).run(progress, heard))
+        order += chosen
+    whole = Targets(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Targets)})
+    targets = whole.pick(torch.tensor(order).argsort())
+    bad = ~(targets.z.isfinite().all(1) & targets.loss.isfinite())
+    if bad.any():
+        fact = facts[int(bad.nonzero()[0, 0])]
+        steps = int(targets.steps[bad][0])
+        raise NotFinite(f"fact {fact.id!r}: its target is not finite after {steps} steps; {not_finite(model)}")
+    return targets
+
+
+def _renumbered(callback: Callback, chosen: Sequence[int]) -> Callback:
+    places = torch.tensor(chosen)
+    return lambda seen: callback(replace(seen, facts=places[seen.facts]))
+
+
+def _pools(rows: Sequence[FactRows], facts_at_once: int | None, tokens: int) -> list[tuple[list[int], int]]:
+    # Facts of like suffix length together, and how many of them at once; a pool ends where padding would cost more
+    # than its size gains.
+    pools: list[tuple[list[int], int]] = []
+    for i in sorted(range(len(rows)), key=lambda i: (rows[i].shares_kl, rows[i].suffix)):
+        pool = pools[-1][0] if pools else []
+        longest, n = rows[i].suffix, len(pool) + 1
+        at_once = facts_at_once or max(1, tokens // (longest * len(rows[i].contexts)))
+        live = sum(rows[j].suffix for j in pool) + longest
+        like = bool(pool) and rows[pool[0]].shares_kl == rows[i].shares_kl
+        if like and n <= _POOL * at_once and longest * n - live <= _PADDING * longest * n:
+            pools[-1] = ([*pool, i], at_once)
+        else:
+            pools.append(([i], at_once))
+    return pools
+
 
 class Descent:
-    """Step 1 for one pool of facts, `at_once` at a time."""
+    """Projected Adam on the deltas of one pool of facts, `at_once` at a time.
+
+    Nothing is read back from the device within a pass; every few passes on an accelerator, and in each on a CPU, it is
+    asked who is done. A finished fact that is still in the batch is not updated any more, so that this changes no result.
+    """
 
     def __init__(
         self,
@@ -92,125 +203,109 @@ class Descent:
         self.n, self.width = len(rows), len(rows[0].contexts)
         self.at_once, self.passes = min(at_once or self.n, self.n), max(1, hyper.steps)
         flat = [row for fact in rows for row in fact.contexts]
-        starts = [row.subject_last for row in flat]
+        starts = [start for fact in rows for start in fact.starts]
+        assert hyper.layers is not None
         layer = hyper.layers[-1]
-        self.pool = freeze(model, [r.ids for r in flat], starts, layer, sharing(rows, range(self.width)), whole=True)
-        self.kl_pool = None
+        self.pool = freeze(model, [row.ids for row in flat], starts, layer, whole=True)
+        self.kl_pool: Frozen | None = None  # of "{subject} is a", where the bare prompt does not begin with the subject
         if not rows[0].shares_kl:
-            ends = [len(fact.kl) - 1 for fact in rows]
-            self.kl_pool = freeze(model, [fact.kl for fact in rows], ends, layer, whole=True)
-        for frozen in (self.pool, self.kl_pool):
-            if frozen is not None:
-                frozen.backend = hyper.compile
+            self.kl_pool = freeze(
+                model, [fact.kl for fact in rows], [len(fact.kl) - 1 for fact in rows], layer, whole=True
+            )
+            self.kl_pool.backend = hyper.compile
+        self.pool.backend = hyper.compile
         self.device = self.pool.hidden.device
-        self.entries = self._entries(flat, starts)
-        self.all, self.out = self._begin(self.pool.begin[:: self.width].float())
+        self.reads = Reads.of(flat, self.device, starts)
+        h0 = self.pool.begin[:: self.width].float()
+        self.all = State.of(h0)
+        number, count = h0.new_zeros(self.n), self._tensor([0] * self.n)
+        self.out = Targets(
+            z=torch.zeros_like(h0), h0=h0, delta_norm=number.clone(), steps=count.clone(), p_target=number.clone(),
+            loss=number.clone(), trace=h0.new_full((self.n, self.passes), torch.nan), known=count > 0,
+        )  # fmt: skip
         # Adam's corrections of its moments by the number of updates, computed in double precision.
         self.corrections = [
             torch.tensor([1 - beta ** max(i, 1) for i in range(self.passes + 1)], device=self.device) for beta in _BETAS
         ]
-        self.reference: Tensor | None = None  # of the facts being computed on, from their first pass
+        self.reference: Tensor | None = None  # log-probabilities after "{subject} is a" of the facts computed on
+        self.callback: Callback | None = None
         self._take(list(range(self.at_once)), None)
 
-    def _entries(self, rows: Sequence[Row], starts: Sequence[int]) -> list[Tensor]:
-        # One entry a target token: its row (fact * contexts + context), place behind the start, id, share of the mean.
-        entries = [
-            (i, p - start, token, 1 / len(row.target_ids))
-            for i, (row, start) in enumerate(zip(rows, starts, strict=True))
-            for p, token in zip(row.target_positions, row.target_ids, strict=True)
-        ]
-        row, place, token, share = zip(*entries, strict=True)
-        return [*map(self._tensor, (row, place, token)), torch.tensor(share, device=self.device)]
-
-    def _begin(self, h0: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        # The state of all facts of the pool, and where their results go.
-        number, count = h0.new_zeros(self.n), self._tensor([0] * self.n)
-        state = {"h0": h0} | {name: torch.zeros_like(h0) for name in ("delta", "mean", "square", "first")}
-        # Updates so far; MPES: the pass in which its condition first held; "official": in how many it has held.
-        state |= {"age": count.clone(), "since": count - 1, "held": count.clone(), "done": count > 0}
-        results = {"z": torch.zeros_like(h0), "trace": h0.new_full((self.n, self.passes), torch.nan)}
-        results |= {name: number.clone() for name in ("delta_norm", "p_target", "loss")}
-        return state, results | {"steps": count.clone(), "known": count > 0}
-
-    def run(self, progress: Callable[[int], None] | None = None) -> Targets:
-        """All facts of the pool; `progress` hears how many more are done."""
-        with quick(self.model):
-            return self._run(progress)
-
-    def _run(self, progress: Callable[[int], None] | None) -> Targets:
+    def run(self, progress: Callable[[int], None] | None = None, callback: Callback | None = None) -> Targets:
+        """All facts of the pool; `progress` hears how many more are done, `callback` of every pass."""
+        self.callback = callback
         waiting, entered, at = list(range(self.at_once, self.n)), [0] * self.at_once, 0
-        every = _EVERY.get(self.device.type, 4)
-        closing: list[int] = []
+        closing: list[int] = []  # facts whose next pass is the last
         while self.active:
-            youngest = at - max(entered)
-            self._pass(slope=youngest < self.passes - 1)
+            self._pass(slope=at - max(entered) < self.passes - 1)
             at += 1
-            if at % every and at - min(entered) < self.passes - 1:
+            if at % _EVERY.get(self.device.type, 4) and at - min(entered) < self.passes - 1:
                 continue
-            done, last = torch.stack([self.now["done"], self._certain()]).tolist()
+            done, last = torch.stack([self.state.done, self._certain()]).tolist()
             stay = [i for i in range(len(done)) if not (done[i] or last[i])]
             if len(stay) == len(done):
                 continue
             if progress is not None and any(done):
                 progress(sum(done))
             closing += [fact for fact, gone, ends in zip(self.active, done, last, strict=True) if ends and not gone]
-            gone = len(done) - len(stay)
-            new, waiting = waiting[:gone], waiting[gone:]
+            free = len(done) - len(stay)
+            new, waiting = waiting[:free], waiting[free:]
             entered = [entered[i] for i in stay] + [at] * len(new)
-            self._store()
+            self.all.put(self.facts, self.state)
             self._take([self.active[i] for i in stay] + new, stay)
-        self._close(closing, progress)
-        steps = self.out["steps"].cpu()
-        places = self.width * self.pool.hidden.shape[1]
-        tokens = self.pool.lengths.view(self.n, self.width).sum(1).cpu()
-        spent = {"positions": (steps + 1) * places, "tokens": (steps + 1) * tokens}
-        out = {"h0": self.all["h0"]} | self.out
-        return Targets(**{name: value.cpu() for name, value in out.items()}, **spent)
-
-    def _certain(self) -> Tensor:
-        # Whose next pass is the last, whatever it finds.
-        now, last = self.now, self.now["age"] >= self.passes - 1
-        if isinstance(self.stopping, MPES) and self.hyper.compat != "official":
-            last = last | ((now["since"] >= 0) & (now["age"] - now["since"] >= self._patience))
-        return last & ~now["done"]
-
-    def _close(self, facts: list[int], progress: Callable[[int], None] | None) -> None:
-        # The last pass of facts that have had their last update.
-        for start in range(0, len(facts), self.at_once):
+        for start in range(0, len(closing), self.at_once):
             self.reference = None
-            self._take(facts[start : start + self.at_once], None)
+            self._take(closing[start : start + self.at_once], None)
             self._pass(slope=False)
             if progress is not None:
                 progress(len(self.active))
+        tokens = self.pool.lengths.view(self.n, self.width).sum(1)
+        places = torch.full_like(tokens, self.width * self.pool.hidden.shape[1])
+        spent = {name: (self.out.steps + 1) * each for name, each in (("positions", places), ("tokens", tokens))}
+        found = {f.name: getattr(self.out, f.name) for f in fields(Targets)} | spent
+        return Targets(**{name: value.cpu() for name, value in found.items()})
 
-    @property
-    def _patience(self) -> int:
-        assert isinstance(self.stopping, MPES)
-        return self.hyper.patience if self.stopping.patience is None else self.stopping.patience
+    def _certain(self) -> Tensor:
+        # Whose next pass is the last, whatever it shows: asked with the number of that pass and what is known before it.
+        state = self.state
+        return (self._last_pass(state.taken) | self.stopping.stops(state, self.hyper)) & ~state.done
+
+    def _last_pass(self, taken: Tensor) -> Tensor:
+        return taken >= self.passes - 1
 
     def _pass(self, slope: bool) -> None:
         # One forward pass, the stopping test, and the update of those that go on.
-        now, facts = self.now, self.facts
-        loss, chance, best, slopes = self._evaluate(slope)
-        stop = self._stops(now["age"], loss, chance, best)
-        ends = stop & ~now["done"]
-        found = {"z": now["h0"] + now["delta"], "delta_norm": now["delta"].norm(dim=1), "p_target": chance}
-        for name, value in (found | {"loss": loss, "steps": now["age"]}).items():
-            mark = ends if value.dim() == 1 else ends[:, None]
-            self.out[name][facts] = torch.where(mark, value, self.out[name][facts])
-        age = now["age"].clamp_max(self.passes - 1)
-        self.out["trace"][facts, age] = torch.where(now["done"], self.out["trace"][facts, age], chance)
-        right = self._count(~best, self.row % self.width == 0) == 0
-        self.out["known"][facts] = torch.where(now["age"] == 0, right, self.out["known"][facts])
-        now["done"] = now["done"] | stop
+        state, facts, out = self.state, self.facts, self.out
+        loss, p, best, slopes = self._evaluate(slope)
+        bare = self.row % self.width == 0
+        wrong = self._count(~best)
+        state.see(p, wrong, self._count(best & ~bare))
+        stop = (loss < self.hyper.loss_floor) | self._last_pass(state.taken) | self.stopping.stops(state, self.hyper)
+        ends = stop & ~state.done
+        z = state.h0 + state.delta
+        self._note(out.z, z, ends[:, None])
+        for table, value in (
+            (out.delta_norm, state.delta.norm(dim=1)), (out.p_target, p), (out.loss, loss), (out.steps, state.taken)
+        ):  # fmt: skip
+            self._note(table, value, ends)
+        at = state.taken.clamp_max(self.passes - 1)
+        out.trace[facts, at] = torch.where(state.done, out.trace[facts, at], p)
+        self._note(out.known, self._count(~best & bare) == 0, state.taken == 0)
+        if self.callback is not None:
+            seen = (facts, state.taken, z, p, loss, wrong == 0)
+            self.callback(Pass(*(value[~state.done].detach().cpu() for value in seen)))
+        state.done = state.done | stop
         if slope:
             self._update(slopes)
 
+    def _note(self, table: Tensor, value: Tensor, where: Tensor) -> None:
+        table[self.facts] = torch.where(where, value, table[self.facts])
+
     def _evaluate(self, with_slope: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         # Loss and probability per fact at the present delta, whether each entry is argmax, and the loss's gradient.
-        n, width, h0 = len(self.active), self.width, self.now["h0"]
+        n, width, h0 = len(self.active), self.width, self.state.h0
         with torch.set_grad_enabled(with_slope):
-            delta = self.now["delta"].detach().requires_grad_(with_slope)
+            delta = self.state.delta.detach().requires_grad_(with_slope)
             with self._precision():
                 states = self.frozen.run(self.frozen.shifted(delta.repeat_interleave(width, 0)), self.places)
             n_token = len(self.row)
@@ -239,63 +334,42 @@ class Descent:
         return stack
 
     def _references(self, states: Tensor) -> Tensor:
-        # What is said after "{subject} is a" before any change, by the states that a fact had in its first pass.
+        # What follows "{subject} is a" before any change, by the states that a fact had in its first pass.
         known = 0 if self.reference is None else len(self.reference)
         if known < len(self.active):
-            fresh = self.now["age"][known:, None] == 0
-            first = torch.where(fresh, states[known:].float(), self.now["first"][known:])
-            self.now["first"] = torch.cat([self.now["first"][:known], first])
+            is_first = self.state.taken[known:, None] == 0
+            first = torch.where(is_first, states[known:].float(), self.state.before[known:])
+            self.state.before = torch.cat([self.state.before[:known], first])
             new = log_distribution(self.model, first.to(states.dtype))
             self.reference = new if self.reference is None else torch.cat([self.reference, new])
         assert self.reference is not None
         return self.reference
 
-    def _count(self, entries: Tensor, among: Tensor | None = None) -> Tensor:
+    def _count(self, entries: Tensor) -> Tensor:
         # How many of a fact's entries are marked, (facts,) int64.
-        marked = entries if among is None else entries & among
-        return torch.zeros(len(self.active), dtype=torch.long, device=marked.device).index_add(
-            0, self.row // self.width, marked.long()
+        return torch.zeros(len(self.active), dtype=torch.long, device=entries.device).index_add(
+            0, self.row // self.width, entries.long()
         )
-
-    def _stops(self, at: Tensor | int, loss: Tensor, chance: Tensor, best: Tensor) -> Tensor:
-        # Which facts stop at pass `at`, counted for each from its own first one.
-        now = self.now
-        at = torch.as_tensor(at, device=loss.device)
-        stop = (loss < self.hyper.loss_floor) | (at >= self.passes - 1)
-        match self.stopping:
-            case MPES():
-                if self.hyper.compat == "official":
-                    now["held"] = now["held"] + (self._count(best, self.row % self.width > 0) == _OFFICIAL_COUNT)
-                    return stop | (now["held"] > self._patience)
-                now["since"] = torch.where((now["since"] < 0) & (self._count(~best) == 0), at, now["since"])
-                stop = stop | ((now["since"] >= 0) & (at - now["since"] >= self._patience))
-            case ProbabilityThreshold(p=p):
-                stop = stop | (chance > p)
-        return stop
 
     def _update(self, slope: Tensor) -> None:
         # Adam (Kingma and Ba, arXiv 1412.6980, algorithm 1), then the projection onto the ball.
-        now, (first, second) = self.now, _BETAS
-        now["age"] = now["age"] + ~now["done"]
-        small, large = (table[now["age"]][:, None] for table in self.corrections)
-        now["mean"] = now["mean"] * first + slope * (1 - first)
-        now["square"] = now["square"] * second + slope.square() * (1 - second)
-        spread = (now["square"] / large).sqrt_().add_(_EPSILON)
-        delta = now["delta"] - self.hyper.lr / small * now["mean"] / spread
-        limit, norm = self.hyper.clamp_norm_factor * now["h0"].norm(dim=1), delta.norm(dim=1)
+        state, (first, second) = self.state, _BETAS
+        state.taken = state.taken + ~state.done
+        small, large = (table[state.taken][:, None] for table in self.corrections)
+        state.mean = state.mean * first + slope * (1 - first)
+        state.square = state.square * second + slope.square() * (1 - second)
+        spread = (state.square / large).sqrt_().add_(_EPSILON)
+        delta = state.delta - self.hyper.lr / small * state.mean / spread
+        limit, norm = self.hyper.clamp_norm_factor * state.h0.norm(dim=1), delta.norm(dim=1)
         delta = delta * torch.where(norm > limit, limit / norm, 1.0)[:, None]
-        now["delta"] = torch.where(now["done"][:, None], now["delta"], delta)
-
-    def _store(self) -> None:
-        for name, value in self.now.items():
-            self.all[name][self.facts] = value
+        state.delta = torch.where(state.done[:, None], state.delta, delta)
 
     def _take(self, facts: list[int], kept: list[int] | None) -> None:
         # From now on these facts of the pool are computed on; `kept`: the places of those that were already.
         self.active, self.facts = facts, self._tensor(facts)
         if not facts:
             return
-        self.now = {name: value[self.facts] for name, value in self.all.items()}
+        self.state = self.all.pick(self.facts)
         if self.reference is not None and kept is not None:
             self.reference = self.reference[self._tensor(kept)]
         rows = (self.facts[:, None] * self.width + torch.arange(self.width, device=self.device)).flatten()
@@ -304,10 +378,9 @@ class Descent:
         self.kl = self.kl_pool if whole or self.kl_pool is None else self.kl_pool.select(self.facts)
         place_of = torch.full((self.n * self.width,), -1, device=self.device)
         place_of[rows] = torch.arange(len(rows), device=self.device)
-        row, place, token, share = self.entries
-        stays = place_of[row] >= 0
-        self.row, self.token, self.share = place_of[row[stays]], token[stays], share[stays]
-        flat = self.frozen.places(self.row, place[stays])
+        row, stays = place_of[self.reads.row], place_of[self.reads.row] >= 0
+        self.row, self.token, self.share = row[stays], self.reads.token[stays], self.reads.share[stays]
+        flat = self.frozen.places(self.row, self.reads.position[stays])
         if self.kl is None:
             bare = torch.arange(len(facts), device=self.device) * self.width
             flat = torch.cat([flat, self.frozen.places(bare)])
@@ -317,81 +390,93 @@ class Descent:
         return torch.tensor(values, dtype=torch.long, device=self.device)
 
 
-_TOKENS_ON_CPU = 1536  # tokens computed on at once: enough for full-speed matrix products, little memory
-_TOKENS = (512, 16384)  # on an accelerator, at least and at most
-_SHARE = 0.5  # of an accelerator's free memory that step 1 may take
-_POOL = 4  # so many times the facts computed on at once are frozen at once: who is done is replaced from there
-_PADDING = 0.15  # share of padding that a pool may have for the sake of its size
+# The terms of the loss. With a plain head the gradient with respect to the states is computed along with them, block by
+# block, so that neither logits nor probabilities of more than one block are ever held: a vocabulary is hundreds of times
+# wider than the states.
 
 
-def compute_targets(
-    model: EditableModel,
-    facts: Sequence[Fact],
-    contexts: Sequence[str],
-    stopping: Stopping,
-    hyper: Hyper,
-    progress: Callable[[int], None] | None = None,
-    rows: Sequence[FactRows] | None = None,
-) -> Targets:
-    """Step 1 for all `facts` at layer L = hyper.layers[-1]; `contexts` are texts put before the prompt, "" first.
+def token_losses(model: EditableModel, states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Negative log-probability (nats, float32) of `tokens` (n,) after `states` (n, d_model), and whether each is argmax.
 
-    `rows` are those of `fact_rows`, if they are at hand already.
-
-    `progress` is called with the number of facts done since the last call. The weights are only read.
-    Warns (UserWarning, once) of a model whose prompts cannot be replayed or share no beginnings.
-    Raises KetoolsError for a fact that cannot be edited or whose optimisation leaves the finite numbers.
+    `states` are before the final norm. The loss is differentiable with respect to them.
     """
-    assert contexts and contexts[0] == "", "the first context is the bare prompt"
-    rows = fact_rows(model, facts, contexts) if rows is None else rows
-    tell_unshared(model, [row.ids for fact in rows for row in fact.contexts], LEVELS)
-    results: list[tuple[list[int], Targets]] = []
-    for chosen, at_once in _pools(rows, hyper.facts_at_once, tokens_at_once(model, hyper.layers[-1])):
-        got = Descent(model, [rows[i] for i in chosen], stopping, hyper, at_once).run(progress)
-        results.append((chosen, got))
-    order = torch.tensor([i for chosen, _ in results for i in chosen]).argsort()
-    parts = [got for _, got in results]
-    whole = Targets(**{f.name: torch.cat([getattr(part, f.name) for part in parts])[order] for f in fields(Targets)})
-    _check_finite(model, whole, facts)
-    return whole
+    normed = model.final_norm(states)
+    if not model.plain_head:
+        logits = model.logits(normed).float()
+        picked = logits.gather(1, tokens[:, None])[:, 0]
+        return torch.logsumexp(logits, 1) - picked, picked >= logits.detach().amax(1)
+
+    def nll(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
+        goal = tokens[rows, None]
+        top, picked = logits.amax(1, keepdim=True), logits.gather(1, goal)
+        logits.sub_(top).exp_()
+        total = logits.sum(1, keepdim=True)
+        loss, best = (total.log() + top - picked)[:, 0], (picked >= top)[:, 0]
+        return loss, best, lambda: logits.div_(total).scatter_add_(1, goal, torch.full_like(picked, -1.0))
+
+    return _ThroughHead.apply(normed, model.head.weight, model.head.bias, nll)
 
 
-def tokens_at_once(model: EditableModel, layer: int) -> int:
-    """Tokens to compute on at once when `layer` is the last edited one: fixed on a CPU, from the free memory elsewhere.
+def divergences(model: EditableModel, states: Tensor, reference: Tensor, direction: str) -> Tensor:
+    """KL divergence (n,), nats, between `reference` (log-probabilities (n, vocabulary)) and what `states` predict.
 
-    By what one token leaves behind for the gradient in the layers above; passes without a gradient need less.
+    `direction` "reference" is KL(p_0 || p_delta), the published objective; "edited" is KL(p_delta || p_0), what the
+    authors' code computes.
     """
-    if model.device.type == "cpu":
-        return _TOKENS_ON_CPU
-    about, above = model.anatomy, model.anatomy.n_layer - 1 - layer
-    free, _ = torch.accelerator.get_memory_info(model.device)
-    one = max(1, above) * (12 * about.d_model + 5 * about.d_mlp) * model.dtype.itemsize
-    return int(min(max(_SHARE * free / one, _TOKENS[0]), _TOKENS[1]))
+    if not model.plain_head:
+        now = log_distribution(model, states)
+        p, q = (reference, now) if direction == "reference" else (now, reference)
+        return (p.exp() * (p - q)).sum(1)
+
+    def kl(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
+        now, old = torch.log_softmax(logits, dim=1), reference[rows]
+        if direction == "reference":
+            p = old.exp()
+            loss = (p * (old - now)).sum(1)
+            return loss, loss > 0, lambda: now.exp_().sub_(p)
+        p, gap = now.exp(), now.sub_(old)
+        loss = (p * gap).sum(1)
+        return loss, loss > 0, lambda: p.mul_(gap.sub_(loss[:, None]))
+
+    return _ThroughHead.apply(model.final_norm(states), model.head.weight, model.head.bias, kl)[0]
 
 
-def _pools(rows: Sequence[FactRows], facts_at_once: int | None, tokens: int) -> list[tuple[list[int], int]]:
-    # Facts of like suffix length together, and how many of them at once; a pool ends where padding would cost more
-    # than its size gains.
-    pools: list[tuple[list[int], int]] = []
-    for i in sorted(range(len(rows)), key=lambda i: (rows[i].shares_kl, rows[i].suffix)):
-        pool = pools[-1][0] if pools else []
-        longest, n = rows[i].suffix, len(pool) + 1
-        at_once = facts_at_once or max(1, tokens // (longest * len(rows[i].contexts)))
-        live = sum(rows[j].suffix for j in pool) + longest
-        like = bool(pool) and rows[pool[0]].shares_kl == rows[i].shares_kl
-        if like and n <= _POOL * at_once and longest * n - live <= _PADDING * longest * n:
-            pools[-1] = ([*pool, i], at_once)
-        else:
-            pools.append(([i], at_once))
-    return pools
+def log_distribution(model: EditableModel, states: Tensor) -> Tensor:
+    """Log-probabilities (n, vocabulary), float32, after `states` (n, d_model) before the final norm."""
+    return torch.log_softmax(model.logits(model.final_norm(states)).float(), dim=1)
 
 
-def _check_finite(model: EditableModel, targets: Targets, facts: Sequence[Fact]) -> None:
-    bad = ~(targets.z.isfinite().all(1) & targets.loss.isfinite())
-    if bad.any():
-        fact = facts[int(bad.nonzero()[0, 0])]
-        raise NotFinite(
-            f"fact {fact.id!r}: its target is not finite after {int(targets.steps[bad][0])} steps; {not_finite(model)}"
-        )
+class _ThroughHead(torch.autograd.Function):
+    # `measure` takes logits (rows, vocabulary) float32, which it may overwrite, and the rows' slice; it gives the loss
+    # (rows,), a mark (rows,), and a function that gives the gradient of the loss with respect to the logits.
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch names no type
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        measure: Callable[[Tensor, slice], tuple[Tensor, Tensor, Callable[[], Tensor]]],
+    ) -> tuple[Tensor, Tensor]:
+        losses, marks, slopes = [], [], []
+        step = max(1, _ENTRIES.get(weight.device.type, _ENTRIES_ELSEWHERE) // len(weight))
+        for start in range(0, len(states), step):
+            rows = slice(start, start + step)
+            loss, mark, slope = measure(linear(states[rows], weight, bias).float(), rows)
+            losses.append(loss)
+            marks.append(mark)
+            if ctx.needs_input_grad[0]:
+                slopes.append(slope().to(weight.dtype) @ weight)
+        if slopes:
+            ctx.save_for_backward(torch.cat(slopes))
+        marked = torch.cat(marks)
+        ctx.mark_non_differentiable(marked)
+        return torch.cat(losses), marked
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor, _: Tensor | None) -> tuple[Tensor, None, None, None]:  # noqa: ANN401
+        (slopes,) = ctx.saved_tensors
+        return slopes * slope[:, None].to(slopes.dtype), None, None, None
 
 
 def not_finite(model: EditableModel) -> str:

@@ -1,4 +1,4 @@
-"""Step 2 in closed form: matrices only, no model.
+"""The weight update in closed form: matrices only, no model. The second of the two choices that make a method.
 
 Every method minimises a quadratic in Delta = W' - W (d_model, d_mlp), given keys K1 (d_mlp, n) of the new facts and
 residuals R (d_model, n) that they are to add:
@@ -7,10 +7,11 @@ residuals R (d_model, n) that they are to add:
 
     Delta = R (slack I + K1^T X)^-1 X^T,    X = A^-1 K1
 
-slack = 1 is MEMIT and its kin (Meng et al., arXiv 2210.07229, equation 14; Gupta et al., arXiv 2502.01636), slack -> 0
-the equality constraint of ROME and EMMET (arXiv 2403.14236, equation 13). AlphaEdit (arXiv 2410.02355) is the same in
-the coordinates of a null-space basis U (d_mlp, r), with A = l2 I + K_p K_p^T there. Delta has the rank of the batch
-and stays factored: left (d_model, n), right (d_mlp, n), Delta = left right^T. All in float64.
+`quadratic_form` builds A, a `Protection`. slack = 1 is MEMIT and its kin (Meng et al., arXiv 2210.07229, equation 14;
+Gupta et al., arXiv 2502.01636), slack -> 0 the equality constraint of ROME and EMMET (arXiv 2403.14236, equation 13).
+AlphaEdit (arXiv 2410.02355) is the same in the coordinates of a null-space basis U (d_mlp, r), with A = l2 I + K_p K_p^T
+there. Delta has the rank of the batch and stays factored: left (d_model, n), right (d_mlp, n), Delta = left right^T. All
+in float64.
 """
 
 from collections.abc import Sequence
@@ -19,9 +20,38 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ketools.editing.methods import Absolute, LeastSquares, NullSpace, Update
 from ketools.errors import KetoolsError, NotFinite
 
 _DRIFT = 1e-9  # relative residual of a solve from which on the factors are built anew
+
+
+def quadratic_form(
+    C: Tensor,
+    update: Update,
+    hyper: Absolute,
+    K_p: Sequence[Tensor] = (),
+    name: str = "A",
+) -> "Protection":
+    """A = lambda_p C + lambda_n I + K_p K_p^T: what `update` protects, and how much it weighs against the new facts.
+
+    C (d_mlp, d_mlp) float64 is the covariance of keys of background text, `K_p` the keys (d_mlp, n) of earlier edits, a
+    block a batch. `hyper` comes from Hyper.absolute. Raises KetoolsError where A is not positive definite.
+    """
+    match update:
+        case LeastSquares(norm=True):
+            A = Protection(hyper.lambda_p * C + hyper.lambda_n * _eye(C, len(C)), name=name, own=True)
+        case NullSpace():
+            U = null_space(C, hyper.null_threshold, name)
+            A = Protection(hyper.l2 * _eye(C, U.shape[1]), U, name=name, own=True)
+        case _:
+            A = Protection(hyper.lambda_p * C, name=name, own=True)
+    A.add(*K_p)
+    return A
+
+
+def _eye(like: Tensor, n: int) -> Tensor:
+    return torch.eye(n, dtype=like.dtype, device=like.device)
 
 
 @dataclass
@@ -130,7 +160,7 @@ class Protection:
         self._loose.append(keys)
 
     def _apply(self, k: Tensor) -> Tensor:
-        assert self._white is not None and self._gram is not None
+        assert self._lower is not None and self._white is not None and self._gram is not None
         y = torch.linalg.solve_triangular(self._lower, k, upper=False)
         if m := self._count:
             white = self._white[:m]
@@ -211,3 +241,9 @@ def cholesky(matrix: Tensor, name: str) -> Tensor:
             f"{len(matrix)} different tokens, better ten times as many"
         )
     return lower
+
+
+def frobenius(left: Tensor, right: Tensor) -> float:
+    """||left right^T||_F by the factors' Gram matrices in float64: no matrix (d_model, d_mlp) is formed."""
+    left, right = left.double(), right.double()
+    return float(((left.T @ left) * (right.T @ right)).sum().clamp_min(0).sqrt())

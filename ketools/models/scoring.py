@@ -6,27 +6,21 @@ of WIDTH tokens; a mask lets each token see its ancestors alone, and its positio
 for every token what it computes in the plain text, to rounding. The MLP of the last layer works only at the places that
 are read, a third of a tree's tokens. Architectures for which this is tested read trees; all others, and texts longer than
 a window of attention, are read one by one, except a text that another one begins with. A UserWarning says so.
-
-Losses of states. `token_losses` and `divergences` go from final states to what target optimisation minimises. With a plain
-head the gradient with respect to the states is computed along with the loss, block by block, so that neither logits nor
-probabilities of more than one block are ever held: a vocabulary is hundreds of times wider than the states.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from ketools.errors import KetoolsError
 from ketools.models.model import EditableModel
-from ketools.models.replay import fused, only, window_of
+from ketools.models.replay import only
 from ketools.models.tokens import Row, batches, make_rows, pad_right
 
 WIDTH = 128  # tokens of a packed row; wide enough that repeating a beginning in the next row costs little
@@ -36,6 +30,7 @@ LOGITS = 2**24  # entries of one block of logits: 64 MiB in float32
 # Positions are given as ids, a mask of four dimensions reaches all layers as it is.
 TREES = ("gpt2", "gpt_neox", "gptj", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2",
          "stablelm", "falcon")  # fmt: skip
+_WINDOWS = ("sliding_window", "window_size", "attention_chunk_size")  # entries of a config that set one
 
 
 def target_logprobs(
@@ -133,7 +128,7 @@ def row_scores(model: EditableModel, rows: Sequence[Row]) -> tuple[np.ndarray, n
             wanted.setdefault(sequence, []).append((at, i, target))
     limit = min(TOKENS, TOKENS_CPU) if model.device.type == "cpu" else TOKENS
     step = max(1, LOGITS // model.config.vocab_size)
-    with torch.inference_mode(), fused(model):
+    with torch.inference_mode():
         for batch in batches(map(len, layout.tokens), limit):
             reads = [(b, *read) for b, sequence in enumerate(batch) for read in wanted.get(sequence, ())]
             if not reads:
@@ -164,6 +159,14 @@ class Layout:
     tokens: list[list[int]]
     parents: list[list[int]] | None
     reads: list[list[tuple[int, int]]]
+
+
+def window_of(model: EditableModel) -> int | None:
+    """Tokens that the narrowest layer of the model attends to; None: all of them, 0: fewer, the config not saying how many."""
+    config = model.config
+    kinds = {*(getattr(config, "layer_types", None) or ()), *(getattr(config, "attention_layers", None) or ())}
+    sizes = [size for name in _WINDOWS if isinstance(size := getattr(config, name, None), int) and size]
+    return min(sizes, default=None if kinds <= {"full_attention", "global"} else 0)
 
 
 def packs(model: EditableModel, rows: Sequence[Row]) -> bool:
@@ -237,91 +240,3 @@ def _final_states(model: EditableModel, layout: Layout, batch: Sequence[int], pl
             states = model.body(**inputs).last_hidden_state
     row, at = places.to(states.device).T
     return states[row, at]
-
-
-_ENTRIES = {"cpu": 2**23}  # of one block of logits, 32 MiB in float32: the head's matrix is then read seldom
-_ENTRIES_ELSEWHERE = 2**28  # 1 GiB: on an accelerator all rows of a pass
-
-
-def token_losses(model: EditableModel, states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Negative log-probability (nats, float32) of `tokens` (n,) after `states` (n, d_model), and whether each is argmax.
-
-    `states` are before the final norm. The loss is differentiable with respect to them.
-    """
-    normed = model.final_norm(states)
-    if not model.plain_head:
-        logits = model.logits(normed).float()
-        picked = logits.gather(1, tokens[:, None])[:, 0]
-        return torch.logsumexp(logits, 1) - picked, picked >= logits.detach().amax(1)
-
-    def nll(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
-        goal = tokens[rows, None]
-        top, picked = logits.amax(1, keepdim=True), logits.gather(1, goal)
-        logits.sub_(top).exp_()
-        total = logits.sum(1, keepdim=True)
-        loss, best = (total.log() + top - picked)[:, 0], (picked >= top)[:, 0]
-        return loss, best, lambda: logits.div_(total).scatter_add_(1, goal, torch.full_like(picked, -1.0))
-
-    return _ThroughHead.apply(normed, model.head.weight, model.head.bias, nll)
-
-
-def divergences(model: EditableModel, states: Tensor, reference: Tensor, direction: str) -> Tensor:
-    """KL divergence (n,), nats, between `reference` (log-probabilities (n, vocabulary)) and what `states` predict.
-
-    `direction` "reference" is KL(p_0 || p_delta), the published objective; "edited" is KL(p_delta || p_0), what the
-    authors' code computes.
-    """
-    if not model.plain_head:
-        now = log_distribution(model, states)
-        p, q = (reference, now) if direction == "reference" else (now, reference)
-        return (p.exp() * (p - q)).sum(1)
-
-    def kl(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
-        now, old = torch.log_softmax(logits, dim=1), reference[rows]
-        if direction == "reference":
-            p = old.exp()
-            loss = (p * (old - now)).sum(1)
-            return loss, loss > 0, lambda: now.exp_().sub_(p)
-        p, gap = now.exp(), now.sub_(old)
-        loss = (p * gap).sum(1)
-        return loss, loss > 0, lambda: p.mul_(gap.sub_(loss[:, None]))
-
-    return _ThroughHead.apply(model.final_norm(states), model.head.weight, model.head.bias, kl)[0]
-
-
-def log_distribution(model: EditableModel, states: Tensor) -> Tensor:
-    """Log-probabilities (n, vocabulary), float32, after `states` (n, d_model) before the final norm."""
-    return torch.log_softmax(model.logits(model.final_norm(states)).float(), dim=1)
-
-
-class _ThroughHead(torch.autograd.Function):
-    # `measure` takes logits (rows, vocabulary) float32, which it may overwrite, and the rows' slice; it gives the loss
-    # (rows,), a mark (rows,), and a function that gives the gradient of the loss with respect to the logits.
-
-    @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401 - torch names no type
-        states: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        measure: Callable[[Tensor, slice], tuple[Tensor, Tensor, Callable[[], Tensor]]],
-    ) -> tuple[Tensor, Tensor]:
-        losses, marks, slopes = [], [], []
-        step = max(1, _ENTRIES.get(weight.device.type, _ENTRIES_ELSEWHERE) // len(weight))
-        for start in range(0, len(states), step):
-            rows = slice(start, start + step)
-            loss, mark, slope = measure(linear(states[rows], weight, bias).float(), rows)
-            losses.append(loss)
-            marks.append(mark)
-            if ctx.needs_input_grad[0]:
-                slopes.append(slope().to(weight.dtype) @ weight)
-        if slopes:
-            ctx.save_for_backward(torch.cat(slopes))
-        marked = torch.cat(marks)
-        ctx.mark_non_differentiable(marked)
-        return torch.cat(losses), marked
-
-    @staticmethod
-    def backward(ctx: Any, slope: Tensor, _: Tensor | None) -> tuple[Tensor, None, None, None]:  # noqa: ANN401
-        (slopes,) = ctx.saved_tensors
-        return slopes * slope[:, None].to(slopes.dtype), None, None, None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,13 @@ class _Contents:
     edits: tuple[Edit, ...] = ()
     before: tuple[Mapping[int, Tensor] | None, ...] = ()
     originals: Mapping[int, Tensor] = field(default_factory=dict)
+
+
+class Checkpoint(NamedTuple):
+    """A moment that an `EditStack` can go back to."""
+
+    bits: dict[int, Tensor]
+    contents: _Contents
 
 
 class EditStack(Sequence["Edit"]):
@@ -75,7 +82,7 @@ class EditStack(Sequence["Edit"]):
         """
         check_layer(layer, self.anatomy, self.name)
         module = self.network.get_submodule(f"{self.anatomy.layers}.{layer}.{self.anatomy.mlp_out}")
-        weight = module.weight.detach()
+        weight = module.get_parameter("weight").detach()
         return weight.T if self.anatomy.transposed else weight
 
     def push(self, edit: Edit) -> None:
@@ -85,7 +92,7 @@ class EditStack(Sequence["Edit"]):
         Raises KetoolsError for an edit of another model, other shapes, or numbers that are not finite.
         """
         self.check(edit)
-        old, before = self._contents, self.snapshot(edit.layers)
+        before, old = now = self.checkpoint(edit.layers)
         try:
             edit.record["rounding"] = {layer: self.add(layer, *pair) for layer, pair in edit.layers.items()}
             recent = [*old.before, before]
@@ -93,8 +100,7 @@ class EditStack(Sequence["Edit"]):
                 recent[-_KEPT - 1] = None
             self._contents = _Contents((*old.edits, edit), tuple(recent), before | dict(old.originals))
         except BaseException:
-            self.restore(before)
-            self._contents = old
+            self.roll_back(now)
             raise
 
     def pop(self, at: int = -1) -> Edit:
@@ -106,7 +112,7 @@ class EditStack(Sequence["Edit"]):
         old = self._contents
         at = range(len(old.edits))[at]
         edit, before, last = old.edits[at], old.before[at], at == len(old.edits) - 1
-        others, now = old.edits[:at] + old.edits[at + 1 :], self.snapshot(edit.layers)
+        others, now = old.edits[:at] + old.edits[at + 1 :], self.checkpoint(edit.layers)
         # Bits that were kept from then on held the edit that leaves.
         recent = old.before[:at] + (None,) * (len(others) - at)
         still = {layer for other in others for layer in other.layers}
@@ -118,8 +124,7 @@ class EditStack(Sequence["Edit"]):
             kept = {layer: bits for layer, bits in old.originals.items() if layer in still}
             self._contents = _Contents(others, recent, kept)
         except BaseException:
-            self.restore(now)
-            self._contents = old
+            self.roll_back(now)
             raise
         return edit
 
@@ -159,12 +164,20 @@ class EditStack(Sequence["Edit"]):
     @contextmanager
     def kept(self, layers: Iterable[int]) -> Iterator[None]:
         """On leaving the block, on error and interrupt too, the matrices of `layers` and the stack are as on entering."""
-        bits, contents = self.snapshot(layers), self._contents
+        now = self.checkpoint(layers)
         try:
             yield
         finally:
-            self.restore(bits)
-            self._contents = contents
+            self.roll_back(now)
+
+    def checkpoint(self, layers: Iterable[int]) -> Checkpoint:
+        """The matrices of `layers` and the stack as they are, for `roll_back`."""
+        return Checkpoint(self.snapshot(layers), self._contents)
+
+    def roll_back(self, checkpoint: Checkpoint) -> None:
+        """Put back what `checkpoint` holds."""
+        self.restore(checkpoint.bits)
+        self._contents = checkpoint.contents
 
     def snapshot(self, layers: Iterable[int]) -> dict[int, Tensor]:
         """Copies of the matrices (d_model, d_mlp) of `layers`."""

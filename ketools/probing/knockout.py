@@ -19,7 +19,7 @@ from torch import Tensor
 from ketools.errors import KetoolsError
 from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
-from ketools.models.replay import Frozen, freeze, tell_unshared
+from ketools.models.replay import Frozen, freeze
 from ketools.models.tokens import batches
 from ketools.probing.tracing import Case, known_cases, target_reads
 
@@ -72,8 +72,6 @@ def knockout_cases(
     model: EditableModel, cases: Sequence[Case], sources: Sequence[str], window: int, progress: Progress | None = None
 ) -> pd.DataFrame:
     """`knockout` of cases whether the model knows them or not, without attrs."""
-    if model.replays:  # others are refused
-        tell_unshared(model, [case.ids for case in cases], 1)
     parts: dict[int, pd.DataFrame] = {}
     for some in batches([len(case.ids) for case in cases], _TOKENS_AT_ONCE):
         found = _probabilities(model, [cases[i] for i in some], sources, window)
@@ -90,8 +88,7 @@ def knockout_cases(
 def _probabilities(model: EditableModel, cases: Sequence[Case], sources: Sequence[str], window: int) -> np.ndarray:
     # (cases, sources + 1, layers); the last row is the clean probability throughout.
     n_layer, starts = model.anatomy.n_layer, [case.end for case in cases]
-    heads = [case.ids[: case.end] for case in cases]
-    frozen = freeze(model, [case.ids for case in cases], starts, -1, [[heads.index(head) for head in heads]])
+    frozen = freeze(model, [case.ids for case in cases], starts, -1)
     device = frozen.hidden.device
     reads = target_reads(cases, starts, frozen.hidden.shape[1], device)
     found = np.full((len(cases), len(sources) + 1, n_layer), np.nan)

@@ -17,11 +17,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from ketools.editing.targets import token_losses
 from ketools.errors import KetoolsError, named
 from ketools.facts.fact import Fact
 from ketools.models.model import SUBLAYERS, EditableModel
-from ketools.models.replay import Frozen, freeze, tell_unshared
-from ketools.models.scoring import score_pairs, token_losses
+from ketools.models.replay import Frozen, freeze
+from ketools.models.scoring import score_pairs
 from ketools.models.states import embedded, recorded
 from ketools.models.tokens import batches, make_rows, pad_right, subject_span
 
@@ -241,10 +242,8 @@ class Runs:
 
 def run_both(model: EditableModel, cases: Sequence[Case], plan: Plan) -> Runs:
     """The clean and the corrupted run of `cases`, all states kept."""
-    heads = [case.ids[: case.first] for case in cases]
     starts = [case.first for case in cases]
-    groups = [heads.index(head) for head in heads]
-    frozen = freeze(model, [case.ids for case in cases], starts, -1, [groups])
+    frozen = freeze(model, [case.ids for case in cases], starts, -1)
     ids, mask = rows_of(cases, model.device)
     each = torch.arange(len(cases)).repeat_interleave(plan.samples)
     longest, device = frozen.hidden.shape[1], frozen.hidden.device
@@ -421,8 +420,6 @@ def trace_cases(
     model: EditableModel, cases: Sequence[Case], plan: Plan, progress: Progress | None = None
 ) -> pd.DataFrame:
     """`trace` of cases whether the model knows them or not, without attrs."""
-    if model.replays:  # others are refused
-        tell_unshared(model, [case.ids for case in cases], 1)
     parts: dict[int, pd.DataFrame] = {}
     for some in batches([len(case.ids) - case.first for case in cases], TOKENS // plan.samples):
         runs = run_both(model, [cases[i] for i in some], plan)

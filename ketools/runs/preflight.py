@@ -16,8 +16,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from ketools.editing.contexts import FactRows, checked_rows
 from ketools.editing.covariance import own_file
+from ketools.editing.keys import FactRows, checked_rows
 from ketools.editing.methods import ALL, ENCORE, FineTune, Method, NullSpace, Shift
 from ketools.editing.methods import method as named_method
 from ketools.errors import KetoolsError, named

@@ -18,10 +18,10 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from ketools.editing.contexts import checked_rows
 from ketools.editing.covariance import Statistics, load_statistics
 from ketools.editing.edit import Edit
-from ketools.editing.editor import Editor, finished
+from ketools.editing.editor import AlreadyKnown, Editor, finished
+from ketools.editing.keys import checked_rows
 from ketools.editing.methods import Method
 from ketools.editing.methods import method as named_method
 from ketools.errors import KetoolsError, NotFinite
@@ -176,7 +176,7 @@ def _each_warning_once(warned: set[str]) -> Iterator[None]:
         yield
     for warning in caught:
         text = str(warning.message)
-        if text not in warned and "need no edit" not in text:
+        if text not in warned and not issubclass(warning.category, AlreadyKnown):
             warned.add(text)
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 

@@ -7,8 +7,8 @@ import torch
 
 from benchmarks import targets as bench
 from benchmarks.measure import matmul_rate, measured
+from ketools.editing.keys import fact_rows
 from ketools.editing.methods import MPES, method
-from ketools.editing.targets import fact_rows
 from tests.small_world import small_facts
 
 CONTEXTS = ("", "The song of the river. ", "You know it. ")
@@ -33,22 +33,8 @@ def test_every_variant_computes_the_same_targets(tiny_gpt2):
 
 
 def test_taking_a_refinement_away_takes_it_away(tiny_gpt2, monkeypatch):
-    seen = []
-    real = bench.descent.freeze
-    monkeypatch.setattr(bench.descent, "freeze", lambda *args, **more: seen.append(args[4:]) or real(*args, **more))
-    facts = small_facts()[:2]
-    hyper = method("encore").settings(tiny_gpt2, layers=(1,), steps=2)
-    work = bench.variants(tiny_gpt2, facts, CONTEXTS, hyper, MPES(1))
-    work["replay"]()
-    assert any(levels and levels[0] for levels in seen)
-    seen.clear()
-    work["replay without shared prefixes"]()
-    assert seen and not any(levels and levels[0] for levels in seen)
-
-
-def test_so_do_frozen_prefixes_kernels_and_the_mlp_s_places(tiny_gpt2, monkeypatch):
     frozen, called = [], []
-    for where, name in ((bench.descent, "freeze"), (bench.descent, "quick"), (bench.replay, "only")):
+    for where, name in ((bench.engine, "freeze"), (bench.replay, "only")):
         real = getattr(where, name)
 
         def heard(*args, real=real, name=name, **more):
@@ -60,14 +46,10 @@ def test_so_do_frozen_prefixes_kernels_and_the_mlp_s_places(tiny_gpt2, monkeypat
         monkeypatch.setattr(where, name, heard)
     hyper = method("encore").settings(tiny_gpt2, layers=(1,), steps=2)
     work = bench.variants(tiny_gpt2, small_facts()[:2], CONTEXTS, hyper, MPES(1))
-    for what, gone in (
-        ("", set()),
-        (" without quick kernels", {"quick"}),
-        (" without the top MLP where it is read alone", {"only"}),
-    ):
+    for what, gone in (("", set()), (" without the top MLP where it is read alone", {"only"})):
         called.clear()
         work[f"replay{what}"]()
-        assert {"freeze", "quick", "only"} - set(called) == gone
+        assert {"freeze", "only"} - set(called) == gone
     assert all(each.first is None for each in frozen)
     frozen.clear()
     work["replay without frozen prefixes"]()

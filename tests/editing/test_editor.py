@@ -1,6 +1,8 @@
 """Editor, Edit and state: what is in the weights, and how it gets out again."""
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from ketools.editing.edit import Edit
 from ketools.editing.editor import Editor, SequentialState
 from ketools.editing.methods import ALL, MEMIT, MPES
 from ketools.models.scoring import target_logprobs
-from ketools.models.weights import EditStack, edited
+from ketools.models.weights import edited
 from tests.conftest import SENTENCES
 
 PREFIXES = ["The tower of Vell", "Therefore you sang because"]
@@ -116,27 +118,93 @@ def test_files_that_are_no_edits(tiny_model, tiny_facts, statistics, tmp_path):
         other.apply_to(tiny_model)
 
 
-def test_all_or_nothing_when_interrupted(tiny_model, tiny_facts, statistics, monkeypatch):
-    it = editor(tiny_model, statistics)
-    it.apply(tiny_facts[:1])
-    before, past = bits(tiny_model), {i: len(b) for i, b in it.state.past.items()}
-    real, calls, at = EditStack.add, [], 0
+@pytest.mark.parametrize("how", ["encore", "alphaedit", "rome", "ultraedit"])
+def test_an_interrupt_at_any_line_leaves_all_or_nothing(tiny_gpt2, tiny_facts, how):
+    model, d = tiny_gpt2, tiny_gpt2.anatomy.d_mlp
+    eye = torch.eye(d, dtype=torch.float64)
+    statistics = Statistics({0: eye, 1: eye}, 1000, {"fingerprint": model.fingerprint})
+    it = editor(model, statistics, how, null_threshold=2.0, steps=3)
+    first, some = it.apply(tiny_facts[:1]), tiny_facts[2:4]
+    targets = it.targets(some) if it.method.has_targets else None
 
-    def interrupted(*args):
-        calls.append(1)
-        real(*args)
-        if len(calls) == at:
+    def now():
+        protected = [block for i in it._protections for block in it.protection(i)._loose]
+        return len(model.edits), len(it.history), {i: len(b) for i, b in it.state.past.items()}, len(protected)
+
+    def apply():
+        it.apply(some, targets=targets)
+
+    apply()
+    done, after = now(), bits(model)
+    it.undo()
+    untouched, before = now(), bits(model)
+    line, step, outcomes = 0, 1 if how == "encore" else 7, set()
+    while interrupted(apply, line := line + step):
+        complete = len(it.history) == 2
+        outcomes.add(complete)
+        assert same(after if complete else before, model) and now()[:3] == (done if complete else untouched)[:3]
+        assert model.edits == it.history and model.edits[0] is first
+        if complete:
+            it.undo()
+        elif line % 8 == 0 and line % 3 == 0:  # what was built on the way is built anew, to the same bits
+            apply()
+            assert same(after, model) and now() == done
+            it.undo()
+    assert line > 100 and False in outcomes
+    assert same(after, model) and now() == done, "the last one came to its end"
+
+
+def interrupted(work, line, files=("editing/editor.py", "models/weights.py", "editing/update.py")):
+    """Run `work` with KeyboardInterrupt at its `line`-th line within `files`; whether it came that far."""
+    count = 0
+
+    def at_line(frame, event, _):
+        nonlocal count
+        count += event == "line"
+        if count == line and event == "line":
+            sys.settrace(None)
             raise KeyboardInterrupt
+        return at_line
 
-    monkeypatch.setattr(EditStack, "add", interrupted)
-    for at in (1, 2, 3, 4):  # noqa: B007 (read by `interrupted`)
-        calls.clear()
-        with pytest.raises(KeyboardInterrupt):
-            it.apply(tiny_facts[2:4])
-        assert same(before, tiny_model) and len(tiny_model.edits) == 1
-        assert {i: len(b) for i, b in it.state.past.items()} == past
-    monkeypatch.undo()
-    it.apply(tiny_facts[2:4])
+    before = sys.gettrace()
+    sys.settrace(lambda frame, *_: at_line if frame.f_code.co_filename.endswith(files) else None)
+    try:
+        work()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.parametrize("how", ["encore", "memit"])
+def test_an_edit_takes_few_files(tiny_gpt2, tiny_facts, how):
+    eye = torch.eye(tiny_gpt2.anatomy.d_mlp, dtype=torch.float64)
+    it = editor(tiny_gpt2, Statistics({0: eye, 1: eye}, 1000, {"fingerprint": tiny_gpt2.fingerprint}), how, steps=3)
+    folder, files = str(Path(ke.__file__).parent), set()
+    sys.setprofile(lambda frame, *_: files.add(frame.f_code.co_filename))
+    try:
+        it.apply([tiny_facts[i] for i in (2, 3, 6)])
+    finally:
+        sys.setprofile(None)
+    assert len({file for file in files if file.startswith(folder)}) <= 10
+
+
+def test_targets_that_were_found_before_are_written_as_they_are(tiny_model, tiny_facts, statistics):
+    it, base = editor(tiny_model, statistics), bits(tiny_model)
+    found = it.targets(tiny_facts[:3])
+    it.apply(tiny_facts[:3])
+    after = bits(tiny_model)
+    it.undo()
+    edit = it.apply(tiny_facts[:3], targets=found)
+    assert same(after, tiny_model) and edit.record["known"] == found.known.tolist()
+    it.undo()
+    some = it.apply(tiny_facts[1:3], targets=found.pick(slice(1, 3)))
+    assert some.record["steps"] == found.steps[1:3].tolist()
+    it.undo()
+    with pytest.raises(KetoolsError, match="targets of 3 facts for 2"):
+        it.apply(tiny_facts[:2], targets=found)
+    assert same(base, tiny_model)
 
 
 def test_state_resumes_to_the_bit(tiny_model, tiny_facts, statistics, tmp_path):

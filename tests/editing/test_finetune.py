@@ -7,8 +7,8 @@ import torch
 
 from ketools import KetoolsError, load
 from ketools.editing.baselines import fine_tune
-from ketools.editing.contexts import fact_rows
 from ketools.editing.edit import Edit
+from ketools.editing.keys import fact_rows
 from ketools.editing.methods import FineTune, Hyper
 from ketools.errors import NotFinite
 from ketools.models.scoring import target_logprobs

@@ -5,11 +5,9 @@ import torch
 
 from ketools import load
 from ketools.editing import keys as reading
-from ketools.editing import targets
-from ketools.editing.contexts import checked_rows, contexts_of
-from ketools.editing.keys import before_norm, keys_and_states
-from tests.models.test_architectures import KINDS, WINDOWED, network
-from tests.saying import said_once
+from ketools.editing.keys import before_norm, checked_rows, contexts_of, keys_and_states
+from ketools.models import replay
+from tests.models.test_architectures import KINDS, network
 
 CONTEXTS = contexts_of(["You sang", "The tower of Vell lives"])
 
@@ -51,40 +49,9 @@ def against_plain(model, rows):
 @pytest.mark.parametrize("kind", KINDS)
 def test_keys_and_states_are_those_of_the_plain_forward(kind, tiny_tokenizer, tiny_facts):
     model = load(network(kind), tokenizer=tiny_tokenizer)
-    with said_once("attends to a window of [46] tokens: .*each prompt is run by itself", said=kind in WINDOWED):
-        against_plain(model, checked_rows(model, tiny_facts, CONTEXTS))
+    against_plain(model, checked_rows(model, tiny_facts, CONTEXTS))
 
 
-def tokens_through_layer_0(model, rows):
-    count = 0
-
-    def hear(_, args):
-        nonlocal count
-        count += args[0].shape[:-1].numel()
-
-    handle = model.mlp_out(0).register_forward_pre_hook(hear)
-    keys_and_states(model, rows, 1, 2)
-    handle.remove()
-    return count
-
-
-@pytest.mark.filterwarnings("ignore:.*attends to a window")
-@pytest.mark.parametrize("kind", WINDOWED)
-def test_a_window_that_holds_all_columns_leaves_beginnings_shared(kind, tiny_tokenizer, tiny_facts):
-    # Columns: two levels of beginnings, what is left, and the last part; each of at most the longest row.
-    small = load(network(kind), tokenizer=tiny_tokenizer)
-    rows = checked_rows(small, tiny_facts, CONTEXTS)
-    columns = 4 * max(row.subject_last + 1 for fact in rows for row in fact.contexts)
-    counts = [tokens_through_layer_0(small, rows)]
-    for window in (columns - 1, columns):
-        model = load(network(kind, **{WINDOWED[kind]: window}), tokenizer=tiny_tokenizer)
-        with said_once("attends to a window", said=window < columns):
-            against_plain(model, rows)
-        counts.append(tokens_through_layer_0(model, rows))
-    assert counts[2] < counts[1] < counts[0], "shared by all prompts, by the bare ones, by none"
-
-
-@pytest.mark.filterwarnings("ignore:.*attends to a window")
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "mistral", "gemma2", "bloom", "opt"])
 @pytest.mark.parametrize("limit", [1, 40])
 def test_many_parts_come_to_the_same(kind, limit, tiny_tokenizer, tiny_facts, monkeypatch):
@@ -101,7 +68,7 @@ def test_many_parts_come_to_the_same(kind, limit, tiny_tokenizer, tiny_facts, mo
         "few facts: bare and prefixed prompts, a pass each"
     )
     sizes.clear()
-    monkeypatch.setattr(targets, "_TOKENS_ON_CPU", limit)
+    monkeypatch.setattr(replay, "_TOKENS_ON_CPU", limit)
     parts = keys_and_states(model, rows, 1, 2)
     assert len(sizes) > (6 if limit > 1 else 3 * len(rows) - 1) and sum(map(len, sizes)) == 3 * len(rows)
     assert all(len(part) == 1 or len(part) * max(map(len, part)) <= limit for part in sizes)
@@ -120,7 +87,6 @@ def test_the_head_is_never_asked(tiny_model, tiny_facts):
         tiny_model.model(torch.tensor([[1, 2]]))
 
 
-@pytest.mark.filterwarnings("ignore:.*attends to a window")
 @pytest.mark.parametrize("kind", ["gemma2", "gemma3_text", "olmo2"])
 def test_before_a_norm(kind, tiny_tokenizer, tiny_facts):
     model = load(network(kind), tokenizer=tiny_tokenizer)

@@ -5,19 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ketools import load
 from ketools.editing import targets
 from ketools.editing import targets as descent
-from ketools.editing.contexts import fact_rows
+from ketools.editing.keys import fact_rows
 from ketools.editing.methods import MPES, FixedSteps, Hyper, ProbabilityThreshold, method
+from ketools.editing.stopping import Passes
 from ketools.editing.targets import Descent, compute_targets
 from ketools.errors import KetoolsError
+from ketools.models import replay
 from ketools.models.model import EditableModel
 from ketools.models.scoring import target_logprobs
 from ketools.reference.targets import plain_target
-from tests.models.test_architectures import KINDS, WINDOWED, network
 from tests.plain import plain_settings
-from tests.saying import said_once
 
 CONTEXTS = ["", "The tower of Vell. ", "Therefore you sang because. ", "I. "]
 HYPER = Hyper(layers=(0, 1), lr=0.5, steps=15, clamp_norm_factor=4.0)
@@ -54,36 +53,43 @@ def test_official_stopping_equals_the_plain_loop(tiny_model, tiny_facts, patienc
     assert got.steps.tolist() != compute_targets(tiny_model, tiny_facts, FIVE, MPES(patience), HYPER).steps.tolist()
 
 
-def passes(model, fact, hyper, patience, right):
-    """At which pass MPES stops when the target tokens that `right(pass, context, token)` says are the most probable."""
-    descent = Descent(model, fact_rows(model, [fact], FIVE), MPES(patience), replace(hyper, steps=99))
-    n_token = len(descent.row) // len(FIVE)
+def stopped_at(rule, hyper, right, n_context=6, n_token=1):
+    """At which pass `rule` stops when the target tokens that `right(pass, context, token)` says are the most probable."""
+    none = torch.zeros(1, dtype=torch.long)
+    passes = Passes(taken=none, p=torch.zeros(1), first_top=none - 1, official=none)
     for at in range(20):
-        best = torch.tensor([right(at, c, t) for c in range(len(FIVE)) for t in range(n_token)])
-        if descent._stops(at, torch.ones(1), torch.zeros(1), best)[0]:
+        pairs = [(c, right(at, c, t)) for c in range(n_context) for t in range(n_token)]
+        passes.taken = none + at
+        wrong, prefixed = sum(not good for _, good in pairs), sum(good for c, good in pairs if c > 0)
+        passes.see(torch.zeros(1), none + wrong, none + prefixed)
+        if rule.stops(passes, hyper)[0]:
             return at
     return None
 
 
-def test_where_the_authors_code_and_mpes_part(tiny_model, tiny_facts):
-    targets = fact_rows(tiny_model, tiny_facts, FIVE)
-    lengths = [len(row.contexts[0].target_ids) for row in targets]
-    one, two = (tiny_facts[lengths.index(n)] for n in (1, 2))
-
-    def both(fact, patience, right):
-        return tuple(passes(tiny_model, fact, hyper, patience, right) for hyper in (HYPER, OFFICIAL))
+def test_where_the_authors_code_and_mpes_part():
+    def both(n_token, patience, right):
+        return tuple(stopped_at(MPES(patience), hyper, right, n_token=n_token) for hyper in (HYPER, OFFICIAL))
 
     # Alike for single tokens, once the bare prompt is right with the others and stays so.
-    assert both(one, 0, lambda at, c, t: at >= 4) == (4, 4)
-    assert both(one, 3, lambda at, c, t: at >= 4) == (7, 7)
+    assert both(1, 0, lambda at, c, t: at >= 4) == (4, 4)
+    assert both(1, 3, lambda at, c, t: at >= 4) == (7, 7)
     # The bare prompt is context 0: it must be right too, and does not count for the code.
-    assert both(one, 0, lambda at, c, t: at >= 4 and (c > 0 or at >= 9)) == (9, 4)
+    assert both(1, 0, lambda at, c, t: at >= 4 and (c > 0 or at >= 9)) == (9, 4)
     # Ten pairs are not five: with two tokens the code never stops.
-    assert both(two, 0, lambda at, c, t: at >= 4) == (4, None)
+    assert both(2, 0, lambda at, c, t: at >= 4) == (4, None)
     # Five of ten: first tokens alone are enough for the code.
-    assert both(two, 0, lambda at, c, t: at >= 4 and (t == 0 or at >= 9)) == (9, 4)
+    assert both(2, 0, lambda at, c, t: at >= 4 and (t == 0 or at >= 9)) == (9, 4)
     # Extra steps: n further ones, against the (n + 1)-th pass in which it holds.
-    assert both(one, 2, lambda at, c, t: at in (3, 6, 8)) == (5, 8)
+    assert both(1, 2, lambda at, c, t: at in (3, 6, 8)) == (5, 8)
+
+
+def test_the_other_rules():
+    assert stopped_at(FixedSteps(), HYPER, lambda at, c, t: True) is None
+    assert stopped_at(MPES(), replace(HYPER, patience=3), lambda at, c, t: at >= 2) == 5
+    none = torch.zeros(3, dtype=torch.long)
+    passes = Passes(none, torch.tensor([0.2, 0.3, 0.4]), none - 1, none)
+    assert ProbabilityThreshold(0.25).stops(passes, HYPER).tolist() == [False, True, True]
 
 
 def test_mpes_stops_at_the_most_probable_token_everywhere(tiny_model, tiny_facts):
@@ -128,17 +134,24 @@ def test_known_says_whose_target_is_the_top_answer(tiny_model, tiny_facts):
     assert got.known.tolist() == top.tolist()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_window_is_told_of_once_however_many_pools(kind, tiny_tokenizer, tiny_facts):
-    model = load(network(kind), tokenizer=tiny_tokenizer)
-    hyper = replace(HYPER, steps=1, facts_at_once=1)
-    assert len(targets._pools(fact_rows(model, tiny_facts, CONTEXTS), 1, 0)) > 1
-    with said_once("attends to a window of [46] tokens: .*each prompt is run by itself", said=kind in WINDOWED):
-        compute_targets(model, tiny_facts, CONTEXTS, FixedSteps(), hyper)
+def test_a_callback_sees_every_pass(tiny_model, tiny_facts):
+    hyper, seen = replace(HYPER, facts_at_once=2), []
+    got = compute_targets(tiny_model, tiny_facts, CONTEXTS, MPES(1), hyper, callback=seen.append)
+    plain = compute_targets(tiny_model, tiny_facts, CONTEXTS, MPES(1), hyper)
+    assert torch.equal(got.z, plain.z)
+    for i in range(len(tiny_facts)):
+        rows = [(int(n), z, float(p), bool(top)) for one in seen for f, n, z, p, top in
+                zip(one.facts, one.taken, one.z, one.p, one.top, strict=True) if f == i]  # fmt: skip
+        assert sorted(n for n, *_ in rows) == list(range(int(got.steps[i]) + 1)), "each pass once"
+        rows.sort(key=lambda row: row[0])
+        assert torch.equal(rows[0][1], got.h0[i]) and torch.equal(rows[-1][1], got.z[i])
+        assert [p for _, _, p, _ in rows] == got.trace[i, : len(rows)].tolist()
+        tops = [top for *_, top in rows]
+        assert got.loss[i] < hyper.loss_floor or len(rows) == hyper.steps or tops.index(True) == got.steps[i] - 1
 
 
 def test_on_a_cpu_as_many_tokens_at_once_whatever_the_layer(tiny_model):
-    assert {targets.tokens_at_once(tiny_model, layer) for layer in range(4)} == {targets._TOKENS_ON_CPU}
+    assert {replay.tokens_at_once(tiny_model, layer) for layer in range(4)} == {replay._TOKENS_ON_CPU}
 
 
 @pytest.fixture
@@ -155,14 +168,14 @@ def with_memory(monkeypatch):
 def test_on_an_accelerator_half_of_the_free_memory_is_filled_with_tokens(tiny_gpt2, with_memory):
     one = 2 * (12 * 32 + 5 * 64) * 4  # two layers above layer 1, width 32, MLP 64, float32
     with_memory(2 * 1000 * one)
-    assert targets.tokens_at_once(tiny_gpt2, 1) == 1000
-    assert targets.tokens_at_once(tiny_gpt2, 2) == targets.tokens_at_once(tiny_gpt2, 3) == 2000  # one layer, or none
+    assert replay.tokens_at_once(tiny_gpt2, 1) == 1000
+    assert replay.tokens_at_once(tiny_gpt2, 2) == replay.tokens_at_once(tiny_gpt2, 3) == 2000  # one layer, or none
     tiny_gpt2.model.half()
-    assert targets.tokens_at_once(tiny_gpt2, 1) == 2000
-    low, high = targets._TOKENS
+    assert replay.tokens_at_once(tiny_gpt2, 1) == 2000
+    low, high = replay._TOKENS
     for free, tokens in ((0, low), (4 * low - 4, low), (4 * low + 4, low + 1), (4 * high, high), (2**50, high)):
         with_memory(free * one / 4)  # half precision: a half of `one` a token
-        assert targets.tokens_at_once(tiny_gpt2, 1) == tokens
+        assert replay.tokens_at_once(tiny_gpt2, 1) == tokens
 
 
 @pytest.mark.parametrize("tokens", [1, 100, 10**6])
@@ -201,9 +214,7 @@ def test_delta_stays_in_the_ball(tiny_model, tiny_facts):
 
 @pytest.mark.parametrize("direction", ["reference", "edited"])
 def test_fused_losses_are_those_of_autograd(tiny_model, direction, monkeypatch):
-    from ketools.models import scoring as readout
-
-    monkeypatch.setitem(readout._ENTRIES, "cpu", 1000)  # several blocks
+    monkeypatch.setitem(targets._ENTRIES, "cpu", 1000)  # several blocks
     model = tiny_model
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(9, model.anatomy.d_model, generator=generator, requires_grad=True)
@@ -212,7 +223,7 @@ def test_fused_losses_are_those_of_autograd(tiny_model, direction, monkeypatch):
     logprob = model.logits(model.final_norm(states)).log_softmax(1)
     p, q = (reference, logprob) if direction == "reference" else (logprob, reference)
     want = [-logprob[torch.arange(9), tokens], (p.exp() * (p - q)).sum(1)]
-    got = [readout.token_losses(model, states, tokens)[0], readout.divergences(model, states, reference, direction)]
+    got = [targets.token_losses(model, states, tokens)[0], targets.divergences(model, states, reference, direction)]
     weights = torch.linspace(0.1, 1, 9)
     for a, b in zip(got, want, strict=True):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
@@ -242,7 +253,7 @@ def test_facts_that_take_the_place_of_finished_ones_come_to_the_same(tiny_model,
 def test_a_last_pass_without_gradient_finds_the_same(tiny_model, tiny_facts, monkeypatch, steps, stopping):
     hyper = replace(HYPER, steps=steps)
     early = compute_targets(tiny_model, tiny_facts, CONTEXTS, stopping, hyper)
-    monkeypatch.setattr(Descent, "_certain", lambda self: torch.zeros_like(self.now["done"]))
+    monkeypatch.setattr(Descent, "_certain", lambda self: torch.zeros_like(self.state.done))
     late = compute_targets(tiny_model, tiny_facts, CONTEXTS, stopping, hyper)
     for name in ("z", "p_target", "loss", "trace", "delta_norm"):
         torch.testing.assert_close(getattr(early, name), getattr(late, name), rtol=1e-5, atol=1e-5, equal_nan=True)

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from ketools import Editor, KetoolsError
 from ketools.editing.baselines import joined, moments, read_features, shift
-from ketools.editing.contexts import fact_rows
 from ketools.editing.editor import SequentialState
+from ketools.editing.keys import fact_rows
 from ketools.models.scoring import target_logprobs
 
 seeds = st.integers(0, 2**31)

@@ -8,9 +8,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ketools import Editor, Fact, KetoolsError, edited, load
-from ketools.editing.contexts import fact_rows
 from ketools.editing.covariance import Statistics
-from ketools.editing.keys import keys_and_states
+from ketools.editing.keys import fact_rows, keys_and_states
 from ketools.editing.methods import ENCORE, FixedSteps, Hyper
 from ketools.editing.targets import compute_targets
 from ketools.models.replay import freeze

@@ -11,14 +11,9 @@ PREFIXES = ["", "The tower of Vell. ", "Therefore you sang because. "]
 
 def rows_of(model, facts):
     texts = [(p + f.text, len(p) + subject_span(f)[0], len(p) + subject_span(f)[1]) for f in facts for p in PREFIXES]
-    rows = make_rows(
+    return make_rows(
         model, [t for t, _, _ in texts], [f.target_new for f in facts for _ in PREFIXES], [(a, b) for _, a, b in texts]
     )
-    heads = [f.prompt.partition("{}")[0] for f in facts]
-    return rows, [
-        [c for _ in facts for c in range(len(PREFIXES))],
-        [heads.index(h) * 10 + c for h in heads for c in range(len(PREFIXES))],
-    ]
 
 
 def plain_states(model, ids, layer, position, change):
@@ -36,13 +31,12 @@ def plain_states(model, ids, layer, position, change):
 
 
 @pytest.mark.parametrize("layer", [0, 2, 3])
-@pytest.mark.parametrize("shared", [True, False])
 @torch.no_grad()
-def test_replay_equals_the_full_forward(tiny_model, tiny_facts, layer, shared):
+def test_replay_equals_the_full_forward(tiny_model, tiny_facts, layer):
     model = tiny_model
-    rows, levels = rows_of(model, tiny_facts)
+    rows = rows_of(model, tiny_facts)
     starts = [row.subject_last for row in rows]
-    frozen = freeze(model, [r.ids for r in rows], starts, layer, levels if shared else ())
+    frozen = freeze(model, [r.ids for r in rows], starts, layer)
     change = torch.randn(len(rows), model.anatomy.d_model, generator=torch.Generator().manual_seed(0))
     hidden = frozen.hidden.clone()
     hidden[:, 0] += change
@@ -56,8 +50,8 @@ def test_replay_equals_the_full_forward(tiny_model, tiny_facts, layer, shared):
 
 @torch.no_grad()
 def test_selected_rows_are_the_rows(tiny_model, tiny_facts):
-    rows, levels = rows_of(tiny_model, tiny_facts)
-    frozen = freeze(tiny_model, [r.ids for r in rows], [r.subject_last for r in rows], 1, levels)
+    rows = rows_of(tiny_model, tiny_facts)
+    frozen = freeze(tiny_model, [r.ids for r in rows], [r.subject_last for r in rows], 1)
     chosen = torch.tensor([5, 2, 11])
     longest = frozen.hidden.shape[1]
     everything = frozen.run(frozen.hidden, chosen * longest)
@@ -69,9 +63,9 @@ def test_selected_rows_are_the_rows(tiny_model, tiny_facts):
 @torch.no_grad()
 def test_the_last_states_are_those_of_the_full_forward(tiny_model, tiny_facts):
     model = tiny_model
-    rows, levels = rows_of(model, tiny_facts)
+    rows = rows_of(model, tiny_facts)
     ids = [r.ids[: r.subject_last + 1] for r in rows]
-    keys, states = read_last(model, ids, levels, key_layer=1, state_layer=2)
+    keys, states = read_last(model, ids, key_layer=1, state_layer=2)
     for i, row in enumerate(ids):
         heard = {}
         handle = model.mlp_out(1).register_forward_pre_hook(
@@ -87,9 +81,9 @@ def test_the_last_states_are_those_of_the_full_forward(tiny_model, tiny_facts):
 def test_gradient_of_the_replay_is_that_of_the_full_forward(tiny_model, tiny_facts):
     model = tiny_model
     model.model.double()  # a gradient's smallest entries are differences, of which float32 leaves too few digits
-    rows, levels = rows_of(model, tiny_facts)
+    rows = rows_of(model, tiny_facts)
     starts = [row.subject_last for row in rows]
-    frozen = freeze(model, [r.ids for r in rows], starts, 1, levels)
+    frozen = freeze(model, [r.ids for r in rows], starts, 1)
     longest = frozen.hidden.shape[1]
     reads = torch.tensor([i * longest + r.target_positions[-1] - r.subject_last for i, r in enumerate(rows)])
     with torch.enable_grad():

@@ -1,13 +1,12 @@
 """The stack of edits: what is in the weights, to the bit, whatever happens on the way."""
 
-import sys
-
 import pytest
 import torch
 
 from ketools import KetoolsError
 from ketools.models.weights import EditStack, edited, fresh
 from tests.editing.test_edit import bits, made, same
+from tests.editing.test_editor import interrupted
 
 
 @pytest.fixture
@@ -74,30 +73,6 @@ def test_a_refused_edit_changes_nothing(stacked):
     assert same(after[4], bits(model)) and model.edits == edits
 
 
-def interrupted(work, line):
-    """Run `work` with KeyboardInterrupt before its `line`-th line within weights.py; whether it came."""
-    count = 0
-
-    def local(frame, event, _):
-        nonlocal count
-        if event == "line":
-            count += 1
-            if count == line:
-                sys.settrace(None)
-                raise KeyboardInterrupt
-        return local
-
-    before = sys.gettrace()
-    sys.settrace(lambda frame, event, arg: local if frame.f_code.co_filename.endswith("models/weights.py") else None)
-    try:
-        work()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(before)
-    return False
-
-
 @pytest.mark.parametrize("change", [
     lambda stack, edit: stack.push(edit), lambda stack, _: stack.pop(), lambda stack, _: stack.pop(0)
 ], ids=["push", "pop the last", "pop the first"])  # fmt: skip
@@ -111,7 +86,7 @@ def test_an_interrupt_at_any_line_leaves_all_or_nothing(stacked, change):
     while came:
         line += 1
         with fresh(model):
-            came = interrupted(lambda: change(model.edits, more), line)
+            came = interrupted(lambda: change(model.edits, more), line, ("models/weights.py",))
             now = bits(model), list(model.edits)
             assert any(same(now[0], want[0]) and now[1] == want[1] for want in ((after[4], edits), done))
             assert EditStack.__len__(model.edits) == len(now[1])

@@ -70,19 +70,12 @@ def _sign():
 
 def _covariance():
     def make(old):
-        def protection(self, layer):
-            real = self.statistics
-            c = real.layers[layer]
-            flat = torch.eye(len(c), dtype=c.dtype) * c.trace() / len(c)
-            self.statistics = type(real)({**real.layers, layer: flat}, real.tokens, real.provenance)
-            try:
-                return old(self, layer)
-            finally:
-                self.statistics = real
+        def flat(C, *rest, **named):
+            return old(torch.eye(len(C), dtype=C.dtype) * C.trace() / len(C), *rest, **named)
 
-        return protection
+        return flat
 
-    return [patch("ketools.editing.editor:Editor._protection", make)]
+    return [patch("ketools.editing.update:quadratic_form", make)]
 
 
 def _past_keys():
@@ -102,28 +95,11 @@ def _no_penalty():
 
 
 def _mpes_never():
-    from ketools.editing.methods import MPES, FixedSteps
-
-    def make(old):
-        def init(self, model, rows, stopping, hyper, *more):
-            old(self, model, rows, FixedSteps() if isinstance(stopping, MPES) else stopping, hyper, *more)
-
-        return init
-
-    return [patch("ketools.editing.targets:Descent.__init__", make)]
+    return [patch("ketools.editing.stopping:MPES.stops", lambda old: lambda *args: torch.zeros_like(old(*args)))]
 
 
 def _mpes_at_once():
-    from ketools.editing.methods import MPES
-
-    def make(old):
-        def stops(self, *args):
-            stop = old(self, *args)
-            return torch.ones_like(stop) if isinstance(self.stopping, MPES) else stop
-
-        return stops
-
-    return [patch("ketools.editing.targets:Descent._stops", make)]
+    return [patch("ketools.editing.stopping:MPES.stops", lambda old: lambda *args: torch.ones_like(old(*args)))]
 
 
 def _wrong_layer():

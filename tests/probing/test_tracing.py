@@ -9,8 +9,7 @@ from ketools import Fact, KetoolsError, load
 from ketools.probing.tracing import KINDS, average, make_cases, noise_of, plan_of, spread_of, trace, trace_cases
 from ketools.reference.tracing import Tokens, probability, restored, states
 from tests.models.test_architectures import KINDS as ARCHITECTURES
-from tests.models.test_architectures import WINDOWED, network
-from tests.saying import said_once
+from tests.models.test_architectures import network
 
 
 def tokens_of(case):
@@ -37,8 +36,7 @@ def test_every_restoration_equals_the_plain_loop(kind, tiny_tokenizer, tiny_fact
     model = load(network(kind), tokenizer=tiny_tokenizer)
     cases = make_cases(model, [tiny_facts[i] for i in (1, 2, 3)], "new")
     how = plan(model)
-    with said_once("attends to a window of [46] tokens", said=kind in WINDOWED):
-        frame = trace_cases(model, cases, how)
+    frame = trace_cases(model, cases, how)
     assert set(frame["kind"]) == set(KINDS)
     wrong = []
     for row in frame.sample(60, random_state=1).itertuples():

@@ -12,8 +12,7 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from ketools.course.lessons.keys import key_of
-from ketools.course.lessons.passes import GivenTargets, Watched, floor_steps
-from ketools.course.lessons.sequence import part_of
+from ketools.course.lessons.passes import Watched, floor_steps
 from ketools.course.mode import Lab
 from ketools.editing.editor import Editor
 from ketools.editing.methods import ENCORE, LeastSquares
@@ -74,7 +73,7 @@ class Arm:
         how = replace(ENCORE, update=LeastSquares(past_keys=past, norm=lambda_n > 0))
         more = {"lambda_n": lambda_n} if lambda_n else {}
         self.lab, self.watched, self.batch, self.past, self.lambda_n = lab, watched, batch, past, lambda_n
-        self.editor = GivenTargets(lab.model, how, statistics=lab.statistics, seed=lab.seed, prefixes=prefixes, **more)
+        self.editor = Editor(lab.model, how, statistics=lab.statistics, seed=lab.seed, prefixes=prefixes, **more)
 
     def batches(self, patience: int, count: int | None = None) -> None:
         """Edit the first `count` batches (None: all) into the weights, targets stopped by `patience`; take them out with `undo`."""
@@ -82,8 +81,7 @@ class Arm:
         n = len(self.watched.facts)
         for start in list(range(0, n, self.batch))[:count]:
             part = slice(start, min(start + self.batch, n))
-            self.editor.given = part_of(given, part)
-            self.editor.apply(self.watched.facts[part])
+            self.editor.apply(self.watched.facts[part], targets=given.pick(part))
 
     def undo(self) -> None:
         """Take out whatever this arm has edited."""

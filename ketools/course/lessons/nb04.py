@@ -10,8 +10,6 @@ from torch import Tensor
 
 from ketools.course.claims import Exercise, Property, Wrong
 from ketools.course.lessons.keys import key_of, moved
-from ketools.course.lessons.passes import GivenTargets
-from ketools.course.lessons.sequence import part_of
 from ketools.course.lessons.trades import FLAT_LINE, trade_lines
 from ketools.course.mode import Lab
 from ketools.editing.edit import Edit
@@ -112,11 +110,11 @@ def together(lab: Lab, two: FactSet, editor: Editor, targets: Targets | None = N
     if not len(two):
         return pd.DataFrame(columns=["batch", "p_new", "says_new", "size"])
     settings = {"prefixes": editor.prefixes, "layers": editor.layers, "statistics": lab.statistics}
-    writer, rows = GivenTargets(lab.model, editor.method, seed=lab.seed, **settings), []
+    writer, rows = Editor(lab.model, editor.method, seed=lab.seed, **settings), []
     targets = editor.targets(two) if targets is None else targets
     for name, part in (("one fact a subject", slice(0, None, 2)), ("two facts a subject", slice(None))):
-        some, writer.given = two[part], part_of(targets, part)
-        edit = writer.apply(some)
+        some = two[part]
+        edit = writer.apply(some, targets=targets.pick(part))
         said = answers(lab.model, [f.text for f in some], [f.target_new for f in some])
         writer.undo()
         size = max(norm / float(lab.model.weight(i).norm()) for i, norm in edit.norms().items())

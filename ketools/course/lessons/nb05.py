@@ -11,7 +11,6 @@ from torch import Tensor
 from ketools.course.claims import Exercise, Property, Wrong
 from ketools.course.lessons.keys import key_of, moved
 from ketools.course.lessons.nb04 import closed_form, problem
-from ketools.course.lessons.passes import GivenTargets
 from ketools.course.mode import Lab
 from ketools.editing.edit import Edit
 from ketools.editing.editor import Editor
@@ -33,11 +32,8 @@ def same_targets(
     lab: Lab, how: str | Method, facts: Sequence[Fact], found: Targets, layer: int, **settings: object
 ) -> Edit:
     """Step 2 of a method on `layer`, bare prompts' keys, with the targets `found`; the weights are as before."""
-    editor = GivenTargets(
-        lab.model, how, statistics=lab.statistics, seed=lab.seed, prefixes=[], layers=[layer], **settings
-    )
-    editor.given = found
-    edit = editor.apply(facts)
+    editor = Editor(lab.model, how, statistics=lab.statistics, seed=lab.seed, prefixes=[], layers=[layer], **settings)
+    edit = editor.apply(facts, targets=found)
     editor.undo()
     return edit
 
@@ -143,9 +139,8 @@ def _packages(answer: Exact, editor: Editor, facts: Sequence[Fact]) -> bool:
     (layer,) = editor.layers
     found = editor.targets(facts)
     settings = {"layers": [layer], "prefixes": editor.prefixes, "constraint_ridge": editor.hyper.constraint_ridge}
-    writer = GivenTargets(editor.model, editor.method, statistics=editor.statistics, **settings)
-    writer.given = found
-    edit = writer.apply(facts)
+    writer = Editor(editor.model, editor.method, statistics=editor.statistics, **settings)
+    edit = writer.apply(facts, targets=found)
     writer.undo()
     keys = torch.stack([key_of(editor.model, fact, layer) for fact in facts], dim=1)
     c, residuals = editor.statistics.layers[layer].cpu(), (found.z - found.h0).double().T

@@ -9,9 +9,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ketools.course.claims import Exercise, Property, Wrong
-from ketools.course.lessons.passes import GivenTargets, Watched
+from ketools.course.lessons.passes import Watched
 from ketools.course.mode import Lab
 from ketools.course.widgets.base import View
+from ketools.editing.editor import Editor
 from ketools.evaluation.edits import evaluate, recall
 from ketools.evaluation.overfitting import natural_probabilities
 from ketools.facts.fact import Fact
@@ -53,15 +54,15 @@ def beside(lab: Lab, facts: Iterable[Fact]) -> list[Fact]:
     return [other for other, hit in zip(found, right, strict=True) if hit]
 
 
-def _scored(editor: GivenTargets, watched: Watched, steps: np.ndarray, others: Sequence[Fact]) -> dict[str, float]:
+def _scored(editor: Editor, watched: Watched, steps: np.ndarray, others: Sequence[Fact]) -> dict[str, float]:
     # The edit with targets stopped after `steps`, evaluated and taken out again.
-    editor.given = watched.stopped(steps)
-    editor.apply(watched.facts)
+    targets = watched.stopped(steps)
+    editor.apply(watched.facts, targets=targets)
     frame = evaluate(editor.model, watched.facts, neighbours=0, two_hop=0, locality=0)
     kept = recall(editor.model, others, prompts="prompt")["accuracy"].mean() if others else np.nan
     editor.undo()
     means = frame[["p_new", "efficacy_accuracy", "paraphrase_accuracy"]].mean().tolist()
-    found = [np.mean(steps), editor.given.p_target.mean(), *means, kept]
+    found = [np.mean(steps), targets.p_target.mean(), *means, kept]
     return dict(
         zip(("steps", "p_step1", "p_edited", "accuracy", "paraphrases", "beside"), map(float, found), strict=True)
     )
@@ -80,7 +81,7 @@ def ablation(
         p_edited (mean probability of the new object at the end of step 1, and after the edit), accuracy, paraphrases
         (shares whose every token of the new object is first), beside (share of `others` still right).
     """
-    editor = GivenTargets(lab.model, "memit", statistics=lab.statistics, seed=lab.seed)
+    editor = Editor(lab.model, "memit", statistics=lab.statistics, seed=lab.seed)
     rows: list[dict[str, object]] = []
     with fresh(lab.model):
         for n in patiences:

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from ketools.course.mode import Lab
-from ketools.editing.contexts import FactRows, contexts_of, fact_rows
 from ketools.editing.edit import Edit
 from ketools.editing.editor import Editor
-from ketools.editing.methods import FixedSteps, Hyper, Method
-from ketools.editing.targets import Descent, Targets
+from ketools.editing.keys import contexts_of
+from ketools.editing.methods import FixedSteps, Method
+from ketools.editing.targets import Pass, Targets, compute_targets
 from ketools.facts.fact import Fact
-from ketools.models.model import EditableModel
 from ketools.models.weights import fresh
 
 _AT_ONCE = 16  # facts of step 1 at once
@@ -47,49 +46,24 @@ class Watched:
         )  # fmt: skip
 
 
-class _Recorder(Descent):
-    # Descent that keeps what it saw in each pass; nothing of what it does changes.
-
-    def __init__(self, model: EditableModel, rows: Sequence[FactRows], hyper: Hyper) -> None:
-        super().__init__(model, rows, FixedSteps(), hyper, _AT_ONCE)
-        n, passes, d = len(rows), self.passes, model.anatomy.d_model
-        self.seen = {name: torch.full((n, passes), torch.nan, dtype=torch.float64) for name in ("p", "loss", "right")}
-        self.seen["z"] = torch.full((n, passes, d), torch.nan)
-
-    def _evaluate(self, with_slope: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        loss, chance, best, slope = super()._evaluate(with_slope)
-        at, now = self.now["age"].clamp_max(self.passes - 1).cpu(), self.now
-        found = {"p": chance, "loss": loss, "right": self._count(~best) == 0, "z": now["h0"] + now["delta"]}
-        for name, value in found.items():
-            table = self.seen[name]
-            table[self.facts.cpu(), at] = value.detach().cpu().to(table.dtype)
-        return loss, chance, best, slope
-
-
-class GivenTargets(Editor):
-    """An Editor whose step 1 was done elsewhere: `given` is what it came to."""
-
-    given: Targets
-
-    def _targets(self, *_: object) -> Targets:
-        return self.given
-
-
 def watch(editor: Editor, facts: Sequence[Fact]) -> Watched:
-    """Step 1 of `facts` with the editor's settings, all passes taken and kept; the weights are only read."""
-    rows = fact_rows(editor.model, facts, contexts_of(editor.prefixes))
-    hyper = replace(editor.hyper, loss_floor=0.0)  # no loss is below it: no fact stops
-    order = sorted(range(len(rows)), key=lambda i: (rows[i].shares_kl, rows[i].suffix))
-    groups = [[i for i in order if rows[i].shares_kl is flag] for flag in (False, True)]
-    seen = []
-    for group in filter(None, groups):
-        descent = _Recorder(editor.model, [rows[i] for i in group], hyper)
-        descent.run()
-        seen.append(descent.seen | {"h0": descent.all["h0"].cpu()})
-    back = torch.tensor([i for group in groups for i in group]).argsort()
-    whole = {name: torch.cat([part[name] for part in seen])[back] for name in seen[0]}
-    p, loss, right = (whole[name].numpy() for name in ("p", "loss", "right"))
-    return Watched(tuple(facts), whole["h0"], whole["z"], p, loss, right == 1)
+    """Target optimisation of `facts` with the editor's settings, all passes taken and kept; the weights are only read."""
+    # No loss is below a floor of 0: no fact stops.
+    hyper = replace(editor.hyper, loss_floor=0.0, facts_at_once=_AT_ONCE)
+    n, passes = len(facts), max(1, hyper.steps)
+    table = {name: torch.full((n, passes), torch.nan, dtype=torch.float64) for name in ("p", "loss", "top")}
+    z = torch.full((n, passes, editor.model.anatomy.d_model), torch.nan)
+
+    def keep(seen: Pass) -> None:
+        at = (seen.facts, seen.taken)
+        z[at] = seen.z
+        for name, column in table.items():
+            column[at] = getattr(seen, name).double()
+
+    contexts = contexts_of(editor.prefixes)
+    found = compute_targets(editor.model, facts, contexts, FixedSteps(), hyper, callback=keep)
+    p, loss, top = (table[name].numpy() for name in ("p", "loss", "top"))
+    return Watched(tuple(facts), found.h0, z, p, loss, top == 1)
 
 
 def floor_steps(watched: Watched, floor: float) -> np.ndarray:
@@ -100,7 +74,6 @@ def floor_steps(watched: Watched, floor: float) -> np.ndarray:
 
 def write(lab: Lab, watched: Watched, steps: Sequence[int] | np.ndarray, how: str | Method = "memit") -> Edit:
     """Step 2 alone: the targets as they were after `steps` updates, written by the method `how`; the weights stay."""
-    editor = GivenTargets(lab.model, how, statistics=lab.statistics, seed=lab.seed)
-    editor.given = watched.stopped(steps)
+    editor = Editor(lab.model, how, statistics=lab.statistics, seed=lab.seed)
     with fresh(lab.model):
-        return editor.apply(watched.facts)
+        return editor.apply(watched.facts, targets=watched.stopped(steps))

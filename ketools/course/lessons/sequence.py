@@ -1,14 +1,14 @@
 """For lessons: many facts in batches, one after another into the same weights, by several methods with the same targets."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from ketools.course.lessons.passes import GivenTargets
 from ketools.course.mode import Lab
 from ketools.editing.edit import Edit
+from ketools.editing.editor import Editor
 from ketools.editing.methods import Method
 from ketools.editing.targets import Targets
 from ketools.facts.fact import FactSet
@@ -35,11 +35,6 @@ class Sequence:
             edit.apply_to(lab.model)
 
 
-def part_of(targets: Targets, part: slice) -> Targets:
-    """The targets of some of the facts."""
-    return Targets(**{each.name: getattr(targets, each.name)[part] for each in fields(Targets)})
-
-
 def in_batches(
     lab: Lab,
     how: str | Method,
@@ -57,7 +52,7 @@ def in_batches(
     first batch, after every `every` of them and after the last, with the facts edited so far and the weights edited; its
     row or rows get a column edits. `overrides`: settings of the editor, such as layers.
     """
-    editor = GivenTargets(lab.model, how, statistics=lab.statistics, seed=lab.seed, **overrides)
+    editor = Editor(lab.model, how, statistics=lab.statistics, seed=lab.seed, **overrides)
     rows: list[dict[str, object]] = []
 
     def note(done: int) -> None:
@@ -68,8 +63,7 @@ def in_batches(
         note(0)
         for start in range(0, len(facts), batch):
             stop = min(start + batch, len(facts))
-            editor.given = part_of(targets, slice(start, stop))
-            editor.apply(facts[start:stop])
+            editor.apply(facts[start:stop], targets=targets.pick(slice(start, stop)))
             if (start // batch + 1) % every == 0 or stop == len(facts):
                 note(stop)
     return Sequence(tuple(editor.history), pd.DataFrame(rows))
