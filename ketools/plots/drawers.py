@@ -31,6 +31,9 @@ LAYER = metric("layer", "shared").axis
 SHAPES = ("", "/", "x", ".", "+", "-", "\\", "|")
 """Patterns of sets of bars, in their order."""
 
+LOW, HIGH, SEEDS = "_low", "_high", "_seeds"
+"""Suffixes of columns beside a mean over seeds: its range, and how many seeds have a value there."""
+
 Panel: TypeAlias = Mapping[str, int]
 """Row and column of a panel, from 1."""
 Frames: TypeAlias = pd.DataFrame | Mapping[str, pd.DataFrame]
@@ -198,25 +201,42 @@ def add_lines(
 ) -> None:
     """Add `column` over edits, one line a method in its style; `show` formats y on hover.
 
+    Where `rows` say that a method's line is the mean of several seeds (columns seeds, COLUMN_low, COLUMN_high and, where
+    the mean is of fewer at some points, COLUMN_seeds), the range of its seeds is a band behind the lines.
+
     panel: column of a figure with several (only the first shows in the legend); note: a column shown on hover as
     "(note value)". Infinite values are gaps in the line, not points.
     """
+    at = None if panel is None else {"row": 1, "col": panel}
+    ranged = {"seeds", f"{column}{LOW}", f"{column}{HIGH}"} <= set(rows)
     for method, look in styles(dict.fromkeys(rows["method"])).items():
         points = rows[rows["method"] == method].sort_values("edits")
-        at = None if panel is None else {"row": 1, "col": panel}
-        add_line(
-            fig,
-            points["edits"].tolist(),
-            points[column],
-            label(method),
-            look,
-            show=show,
-            at=at,
-            legend=panel in (None, 1),
-        )
+        name, edits, legend = label(method), points["edits"].tolist(), panel in (None, 1)
+        if ranged and (points["seeds"] > 1).any():
+            seeds = points["seeds"]
+            if f"{column}{SEEDS}" in points:
+                seeds = points[f"{column}{SEEDS}"].fillna(seeds)
+            low, high = int(seeds[seeds > 0].min()), int(seeds.max())
+            add_line(
+                fig,
+                edits,
+                points[column],
+                name,
+                look,
+                low=points[f"{column}{LOW}"],
+                high=points[f"{column}{HIGH}"],
+                interval=f"range of {low if low == high else f'{low} to {high}'} seeds",
+                show=show,
+                band=True,
+                at=at,
+                legend=legend,
+            )
+            continue
+        add_line(fig, edits, points[column], name, look, show=show, at=at, legend=legend)
         if note:
-            hover = f"{label(method)}: %{{y:{show}}} ({note} %{{customdata}})<extra></extra>"
+            hover = f"{name}: %{{y:{show}}} ({note} %{{customdata}})<extra></extra>"
             fig.data[-1].update(customdata=points[note].tolist(), hovertemplate=hover)
+    fig.data = sorted(fig.data, key=lambda trace: trace.fill is None)  # bands behind all lines
 
 
 def add_reference(fig: go.Figure, x: Sequence[float], y: Sequence[float], name: str, show: str) -> None:
@@ -258,19 +278,24 @@ def over_edits(
     caption: str,
     *,
     column: str | None = None,
-    level: tuple[str, float] | None = None,
+    reference: tuple[str, Sequence[float], Sequence[float]] | None = None,
     note: str | None = None,
+    x: str = EDITS,
+    axis: Mapping[str, object] | None = None,
+    since: float = 0,
 ) -> go.Figure:
     """A whole figure of one metric over edits, a line a method.
 
     Args:
         frame: rows with columns method, edits and the metric's key.
-        quantity: the metric; names the axis, formats values and sets the axis' range.
+        quantity: the metric; names the axis, formats values and sets the range of the axis.
         finding: makes the title from (method -> last value, after how many edits).
         caption: what is measured; missing points are added to it.
         column: the column of `frame`, where it is not the metric's key.
-        level: name and value of a horizontal line to compare with.
+        reference: name, x and y of a grey line to compare with.
         note: a column shown on hover.
+        x: title of the x axis; axis: what the y axis has otherwise.
+        since: points up to this number of edits are not missed where they have no value.
 
     Raises:
         KetoolsError: a column is missing or nothing was measured.
@@ -281,19 +306,17 @@ def over_edits(
     fig = go.Figure()
     add_lines(fig, rows, column, quantity.spec, note=note)
     text = describe(rows, column, quantity.label, quantity.brief)
-    if level:
-        name, value = level
-        add_reference(fig, [0, int(rows["edits"].max())], [value, value], name, quantity.spec)
-        text += f" {name.capitalize()}: {quantity.brief(value)}."
-    fig.update_xaxes(title=EDITS, rangemode="tozero")
-    if quantity.unit == "%":
-        fig.update_yaxes(tickformat=".0%", range=[0, max(1.04, 1.04 * rows[column].max())])
-    elif quantity.unit == "probability":
-        fig.update_yaxes(range=[0, 1.04])
-    else:
-        fig.update_yaxes(**scale(rows[column]))
-    fig.update_yaxes(title=quantity.axis)
-    return dress(fig, finding(*last(rows, column)), caption + holes(frame, column), text)
+    if reference:
+        name, _, values = reference
+        add_reference(fig, *reference[1:], name, quantity.spec)
+        text += f" {name.capitalize()}: {quantity.brief(list(values)[-1])}."
+    fig.update_xaxes(title=x, rangemode="tozero")
+    if axis is None and quantity.unit == "%":
+        axis = {"range": [0, max(1.04, 1.04 * rows[column].max())]}
+    elif axis is None:
+        axis = {"range": [0, 1.04]} if quantity.unit == "probability" else scale(rows[column])
+    fig.update_yaxes(tickformat=".0%" if quantity.unit == "%" else None, title=quantity.axis).update_yaxes(**axis)
+    return dress(fig, finding(*last(rows, column)), caption + holes(frame, column, since=since), text)
 
 
 # Bars and maps.

@@ -18,7 +18,6 @@ from ketools.plots.drawers import (
     EDITS,
     add_line,
     add_lines,
-    add_reference,
     checked,
     describe,
     holes,
@@ -74,11 +73,11 @@ def norm_growth(norms: pd.DataFrame) -> go.Figure:
         "changed of all other layers, with any method."
     )
     most = _most_grown(norms)
-    fig = over_edits(most, metric("norm_ratio"), style.NORM.sentence, caption, column="ratio", note="layer")
     others = norms[~norms["edited"].astype(bool)].groupby("edits", as_index=False)["ratio"].max()
-    if len(others):
-        add_reference(fig, others["edits"], others["ratio"], "unedited matrices", metric("norm_ratio").spec)
-    return fig
+    reference = ("unedited matrices", others["edits"], others["ratio"]) if len(others) else None
+    return over_edits(
+        most, metric("norm_ratio"), style.NORM.sentence, caption, column="ratio", reference=reference, note="layer"
+    )
 
 
 def norm_fit_curve(norms: pd.DataFrame, *, context: str = "") -> go.Figure:
@@ -188,7 +187,8 @@ def probability(checkpoints: pd.DataFrame) -> go.Figure:
     """
     measured(checkpoints, "p_edited"), measured(checkpoints, "p_natural")
     frame = checkpoints.assign(p_edited=checkpoints["p_edited"].where(checkpoints["p_natural"].notna()))
-    natural = float(measured(frame, "p_edited")["p_natural"].mean())
+    rows = measured(frame, "p_edited")
+    natural = float(rows["p_natural"].mean())
 
     def finding(ends: dict[str, float], span: str) -> str:
         values = f"(after {span} edits: {listed_values(ends, number)}; natural {number(natural)})"
@@ -203,8 +203,8 @@ def probability(checkpoints: pd.DataFrame) -> go.Figure:
         "Edited facts: probability of the new object on the edit's own prompt, all edits so far. Natural facts: that of "
         "the true object where the unedited model answers right. Above the grey line is overfitting."
     )
-    level = ("natural facts, before any edit", natural)
-    return over_edits(frame, metric("p_edited"), finding, caption, level=level)
+    reference = ("natural facts, before any edit", [0, int(rows["edits"].max())], [natural, natural])
+    return over_edits(frame, metric("p_edited"), finding, caption, reference=reference)
 
 
 def target_probability_lines(batches: pd.DataFrame) -> go.Figure:
@@ -214,7 +214,8 @@ def target_probability_lines(batches: pd.DataFrame) -> go.Figure:
     facts, that is a grey line. Raises KetoolsError if a column is missing or nothing was measured. Gupta et al.,
     2502.01636, table 1 compares edited facts with natural ones so.
     """
-    known = measured(batches, "p_target_mean").get("p_natural", pd.Series(dtype=float)).dropna()
+    rows = measured(batches, "p_target_mean")
+    known = rows.get("p_natural", pd.Series(dtype=float)).dropna()
     natural = float(known.mean()) if len(known) else None
 
     def finding(ends: dict[str, float], span: str) -> str:
@@ -242,11 +243,11 @@ def target_probability_lines(batches: pd.DataFrame) -> go.Figure:
         "Probability of the new object at the last step of the target's optimisation, mean over the contexts it is "
         "optimised in and over the facts of neighbouring batches, before anything is written into the weights."
     )
-    level = None
+    reference = None
     if natural is not None:
         caption += " Natural facts: probability of the true object where the unedited model answers right."
-        level = ("natural facts, before any edit", natural)
-    return over_edits(batches, metric("p_target_mean"), finding, caption, level=level)
+        reference = ("natural facts, before any edit", [0, int(rows["edits"].max())], [natural, natural])
+    return over_edits(batches, metric("p_target_mean"), finding, caption, reference=reference)
 
 
 def cost(batches: pd.DataFrame) -> go.Figure:

@@ -382,14 +382,15 @@ def trace_heat(frame: pd.DataFrame, fact: str | None = None, *, context: str = "
         called = {role: _ROLES.get(str(role), plain(role)) for role in labels}
     effects = frame.groupby(["kind", "position" if one else "role", "layer"], observed=True)["effect"].mean()
     kinds = [kind for kind in _RESTORED if kind in set(frame["kind"])]
-    lines = -(-len(kinds) // 3)
+    lines, gap = -(-len(kinds) // 3), 90  # pixels between panels, for axis title and panel title
+    height = lines * 26 * len(labels) + (lines - 1) * gap
     fig = make_subplots(
         lines,
         min(3, len(kinds)),
         shared_yaxes=True,
         shared_xaxes="all",
         horizontal_spacing=0.03,
-        vertical_spacing=0.16,
+        vertical_spacing=gap / height if lines > 1 else 0,
         subplot_titles=[_RESTORED[kind][0] for kind in kinds],
     )
     layers = sorted({int(layer) for layer in effects.index.get_level_values("layer")})
@@ -410,7 +411,8 @@ def trace_heat(frame: pd.DataFrame, fact: str | None = None, *, context: str = "
     fig.update_layout(coloraxis=colours(effects.to_numpy(), "indirect effect (probability)"))
     fig.update_xaxes(title=LAYER, showticklabels=True, **layer_axis(layers))
     fig.update_yaxes(rows_axis(list(labels.values()), ""), title=None)
-    fig.update_yaxes(title="token (* of the subject)" if one else "part of the prompt (mean over facts)", col=1)
+    title = "token (* of the subject)" if one else "part of the prompt (mean over facts)"
+    fig.update_yaxes(title=title, row=(lines + 1) // 2, col=1)
 
     runs = frame.drop_duplicates("fact")
     lost, clean = float((runs["p_clean"] - runs["p_corrupted"]).mean()), float(runs["p_clean"].mean())
@@ -436,8 +438,7 @@ def trace_heat(frame: pd.DataFrame, fact: str | None = None, *, context: str = "
         "Title: the last token's own hidden states aside."
     )
     text = f"Maps of layers by parts of the prompt. {'; '.join(texts)}; lost by noise: {number(lost)}."
-    height = 100 + lines * (50 + 26 * len(labels))
-    fig = dress(fig, finding, joined(caption, context), text, height, left_of(labels.values()))
+    fig = dress(fig, finding, joined(caption, context), text, 150 + height, left_of(labels.values()))
     return fig.update_layout(hovermode="closest")
 
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from html import escape, unescape
+from itertools import count
 from textwrap import wrap
 
 import pandas as pd
@@ -35,6 +36,7 @@ MAGNITUDE, SIGNED = "Cividis", "RdBu_r"
 LEFT = 70
 """Pixels left of the axes, where title and caption also begin."""
 _TITLE_WIDTH, _CAPTION_WIDTH = 84, 120  # characters a line
+_LEGEND_WIDTH = 780  # pixels
 
 
 @dataclass(frozen=True)
@@ -83,18 +85,15 @@ def label(method: str) -> str:
 
 def styles(methods: Iterable[str]) -> dict[str, Style]:
     """A style for each method: fixed for the well-known ones, distinct for the others in order of appearance."""
-    chosen: dict[str, Style] = {}
-    others = 0
-    for method in methods:
-        if key(method) in _METHODS:
-            chosen[method] = _METHODS[key(method)]
-        elif method not in chosen:
-            i, shift = others % len(_COLOURS), others // len(_COLOURS)
-            chosen[method] = Style(
-                _COLOURS[i], _DASHES[(i + shift) % len(_DASHES)], _SYMBOLS[(i + shift) % len(_SYMBOLS)]
-            )
-            others += 1
-    return chosen
+    names = list(dict.fromkeys(methods))
+    chosen = {method: _METHODS[key(method)] for method in names if key(method) in _METHODS}
+    turns = len(_COLOURS)
+    spare = (
+        Style(_COLOURS[i % turns], _DASHES[(i + i // turns) % turns], _SYMBOLS[(i + i // turns) % turns])
+        for i in count()
+    )
+    free = (look for look in spare if look not in chosen.values())
+    return {method: chosen.get(method) or next(free) for method in names}
 
 
 def part_styles(parts: Iterable[str]) -> dict[str, Style]:
@@ -134,6 +133,9 @@ def dress(
         if len(balanced := wrap(finding, narrower)) > len(above):
             break
         above = balanced
+    # A legend of several rows grows upwards: it takes its room from above the axes, not from the title.
+    entries = {trace.name for trace in fig.data if trace.name and trace.showlegend is not False}
+    rows = max(1, -(-sum(52 + int(7.2 * len(unescape(name))) for name in entries) // _LEGEND_WIDTH))
     # plotly.js sets a title of several lines one line higher, over the picture's edge.
     top = 14 if len(above) == 1 else 28
     place = (
@@ -152,10 +154,10 @@ def dress(
         },
         font={"family": "system-ui, sans-serif", "size": 13},
         legend={"orientation": "h", "x": 0.0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
-        margin={"t": 70 + 22 * len(above), "b": 80 + 18 * len(below), "l": left, "r": 45},
+        margin={"t": 48 + 22 * (len(above) + rows), "b": 80 + 18 * len(below), "l": left, "r": 45},
         # Beside the figure, not over its title; without the button that would send the data to a company's servers.
         modebar={"orientation": "v", "remove": ["sendChartToCloud", "select2d", "lasso2d"]},
-        height=height + 22 * len(above) + 18 * len(below),
+        height=height + 22 * (len(above) + rows - 1) + 18 * len(below),
         hovermode="x unified",
         meta={"finding": finding, "caption": caption, "description": description},
     )

@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,13 +17,12 @@ from ketools import plots
 from ketools.errors import KetoolsError
 from ketools.evaluation.forgetting import forgetting_by_age, forgetting_curve
 from ketools.evaluation.metrics import hover_text, metric, number, percent, times
-from ketools.plots.drawers import EDITS, add_line, add_lines, describe, holes, measured, scale
-from ketools.plots.style import LEFT, Style, Verdict, dress, ends_of, label, last, plain, styles, words
+from ketools.plots.drawers import EDITS, HIGH, LOW, SEEDS, add_lines, describe, holes, measured, over_edits, scale
+from ketools.plots.style import LEFT, Verdict, dress, ends_of, label, last, plain, words
 from ketools.runs.records import Group, Run, listed, title
 from ketools.runs.store import RunRecord
 
 Rows = Callable[[RunRecord], pd.DataFrame]
-LOW, HIGH, SEEDS = "_low", "_high", "_seeds"
 POINTS = 26
 """Of a line at most: more hide each other's markers."""
 
@@ -98,60 +96,17 @@ def thinned(frame: pd.DataFrame, over: str = "edits") -> pd.DataFrame:
     return frame[frame.groupby("method", sort=False)[over].transform(kept).astype(bool)] if len(frame) else frame
 
 
-def ranged(fig: go.Figure, frame: pd.DataFrame, columns: Sequence[str], over: str = "edits") -> go.Figure:
-    """The figure with a band from the lowest to the highest seed behind each line of several seeds; a figure of one is as it was.
-
-    Args:
-        fig: lines from `frame`, one a method and panel, named by their labels.
-        frame: from `pooled`; columns: what the first, second, ... panel shows; none for bars, whose caption alone tells.
-    """
+def about_seeds(frame: pd.DataFrame, columns: Sequence[str]) -> str:
+    """For a caption: what its lines (bars, without `columns`) say of several seeds, and which seeds they leave out."""
     if "seeds" not in frame:
-        return fig
-    several = frame[frame["seeds"] > 1]
-    if "edited" in several:  # the lines are of edited matrices; the others are one line for all
-        several = several[several["edited"].astype(bool)]
-    methods = {label(method): method for method in dict.fromkeys(several["method"])}
-    looks = styles(dict.fromkeys(frame["method"]))
-    bands, lines = [], []
-    for trace in fig.data:
-        panel = int((trace.xaxis or "x")[1:] or 1) - 1
-        if trace.type != "scatter" or trace.name not in methods or panel >= len(columns):
-            lines.append(trace)
-            continue
-        method = methods[trace.name]
-        rows = several[several["method"] == method].sort_values(over)
-        for piece in _band_and_line(trace, rows, columns[panel], over, looks[method]):
-            (bands if piece.hoverinfo == "skip" else lines).append(piece)
-    fig.data = ()
-    fig.add_traces([*bands, *lines])
-    caption = words(fig)["caption"]
-    if len(several):
-        counts = " or ".join(map(str, sorted(set(several["seeds"].astype(int)))))
-        caption += (
-            f" Lines of several seeds are their mean, with the range of the {counts} behind it."
-            if columns
-            else f" Mean over {counts} seeds where there are several."
-        )
+        return ""
+    several = sorted(set(frame.loc[frame["seeds"] > 1, "seeds"].astype(int)))
+    counts, text = " or ".join(map(str, several)), ""
+    if several:
+        text = f" Lines of several seeds are their mean, with the range of the {counts} behind it."
+        text = text if columns else f" Mean over {counts} seeds where there are several."
     partly = [str(name).removesuffix(SEEDS) for name in frame if str(name).endswith(SEEDS)]
-    fig.layout.meta = words(fig) | {"caption": caption + left_out(frame, columns or partly)}
-    return fig
-
-
-def _band_and_line(trace: go.Scatter, rows: pd.DataFrame, column: str, over: str, look: Style) -> Sequence[go.Scatter]:
-    """The line drawn anew with its range, where the old one was."""
-    seeds = rows["seeds"].astype(int)
-    if f"{column}{SEEDS}" in rows:
-        partly = rows[f"{column}{SEEDS}"].fillna(seeds)
-        seeds = partly[partly > 0].astype(int)
-    several = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
-    spec = re.search(r"%\{y:([^}]*)\}", trace.hovertemplate or "")
-    part = go.Figure()
-    add_line(
-        part, rows[over].tolist(), rows[column].tolist(), trace.name, look, low=rows[f"{column}{LOW}"].tolist(),
-        high=rows[f"{column}{HIGH}"].tolist(), interval=f"range of {several} seeds",
-        show=spec.group(1) if spec else ".3g", band=True, legend=trace.showlegend is not False,
-    )  # fmt: skip
-    return [piece.update(xaxis=trace.xaxis, yaxis=trace.yaxis) for piece in part.data]
+    return text + left_out(frame, columns or partly)
 
 
 SHARE = Verdict(
@@ -172,53 +127,22 @@ PACE = Verdict(
 )  # fmt: skip
 
 
-def _curve(
-    frame: pd.DataFrame,
-    column: str,
-    what: str,
-    caption: str,
-    judge: Verdict,
-    ends: Callable[[pd.DataFrame], Mapping[str, float]] | None = None,
-    *,
-    axis: Mapping[str, object],
-    x: str = EDITS,
-    spec: str = ".1%",
-    show: Callable[[float], str] = percent,
-    since: int = 0,
-) -> go.Figure:
-    """One line a method over edits; `judge` words the `ends` of the measured rows (by default each method's last value)."""
-    rows = measured(frame, column)
-    values, span = last(rows, column)
-    fig = go.Figure()
-    add_lines(fig, rows, column, spec)
-    fig.update_xaxes(title=x, rangemode="tozero")
-    fig.update_yaxes(**axis)
-    finding = judge.sentence(ends(rows) if ends else values, span)
-    return dress(fig, finding, caption + holes(frame, column, since=since), describe(rows, column, what, show))
-
-
 def residual_share(frame: pd.DataFrame) -> go.Figure:
     """Share (fraction) of the edited layers' MLPs in the residual stream, over edits; columns method, edits, share.
 
     Gupta et al., 2502.01636, figure 5 ("importance hacking").
     """
 
-    def relative(rows: pd.DataFrame) -> dict[str, float]:
-        first = rows.sort_values("edits").groupby("method", sort=False)["share"].first()
-        return {method: value / first[method] for method, value in last(rows, "share")[0].items()}
+    def finding(ends: dict[str, float], span: str) -> str:
+        first = measured(frame, "share").sort_values("edits").groupby("method", sort=False)["share"].first()
+        return SHARE.sentence({method: value / first[method] for method, value in ends.items()}, span)
 
     caption = (
         "Norms of what the edited layers' MLPs add to the residual stream, together, over the sum of the norms of all that "
         "is added to it; mean over tokens of ordinary text."
     )
-    axis = {"title": "share of the residual stream (%)", "tickformat": ".0%", "range": [0, 1.1 * frame["share"].max()]}
-    return _curve(frame, "share", "the edited layers' share", caption, SHARE, relative, axis=axis)
-
-
-def _still_right(frame: pd.DataFrame) -> dict[str, object]:
-    return {
-        "title": "still right, of what took (%)", "tickformat": ".0%", "range": [0, max(1.04, 1.04 * frame["kept"].max())],
-    }  # fmt: skip
+    axis = {"range": [0, 1.1 * frame["share"].max()]}
+    return over_edits(frame, metric("share", "residual"), finding, caption, axis=axis)
 
 
 def forgetting(frame: pd.DataFrame) -> go.Figure:
@@ -227,15 +151,15 @@ def forgetting(frame: pd.DataFrame) -> go.Figure:
         "Efficacy of all edits so far, scored now, divided by that of the same edits right after their own batches: 100% "
         "where later edits undo nothing."
     )
-    return _curve(frame, "kept", "what is left", caption, KEPT, axis=_still_right(frame))
+    return over_edits(frame, metric("kept", "forgetting"), KEPT.sentence, caption)
 
 
 def by_age(frame: pd.DataFrame) -> go.Figure:
     """Forgetting at the end of a run by how many edits came afterwards; columns method, edits (afterwards), kept."""
 
-    def oldest(_: pd.DataFrame) -> dict[str, float]:
-        old = frame[frame["edits"] >= 0.9 * frame.groupby("method")["edits"].transform("max")]
-        return old.groupby("method", sort=False)["kept"].mean().to_dict()
+    def finding(_: dict[str, float], span: str) -> str:
+        oldest = frame[frame["edits"] >= 0.9 * frame.groupby("method")["edits"].transform("max")]
+        return OLD.sentence(oldest.groupby("method", sort=False)["kept"].mean().to_dict(), span)
 
     caption = (
         "Efficacy at the end of the run over that right after the batch, by how many edits came after it; each point is "
@@ -248,26 +172,23 @@ def by_age(frame: pd.DataFrame) -> go.Figure:
             caption += f" Edits that are left out, {what}: {listed(lines)}."
     # The youngest edits have an age of 0, which is a point like any other.
     x = "edits made afterwards (count)"
-    return _curve(frame, "kept", "what is left", caption, OLD, oldest, axis=_still_right(frame), x=x, since=-1)
+    return over_edits(frame, metric("kept", "forgetting"), finding, caption, x=x, since=-1)
 
 
 def pace(frame: pd.DataFrame) -> go.Figure:
     """Seconds of editing per edit over a run, one line a method; columns method, edits, seconds_per_edit."""
 
-    def growth(rows: pd.DataFrame) -> dict[str, float]:
-        """The mean of the last tenth of a line over that of its first; NaN for a line of one point."""
-        grown = {}
-        for method, part in rows.groupby("method", sort=False):
+    def finding(_: dict[str, float], span: str) -> str:
+        grown = {}  # the mean of the last tenth of a line over that of its first; NaN for a line of one point
+        for method, part in measured(frame, "seconds_per_edit").groupby("method", sort=False):
             values = part.sort_values("edits")["seconds_per_edit"].dropna().to_numpy()  # a gap in the line is no time
             n = max(1, len(values) // 10)
             grown[str(method)] = float(values[-n:].mean() / values[:n].mean()) if len(values) > 1 else float("nan")
-        return grown
+        return PACE.sentence(grown, span)
 
     caption = "Wall time of the edits alone, without any measuring; each point is the mean over neighbouring batches."
-    axis = {"title": "time per edit (s)", "rangemode": "tozero"} | scale(frame["seconds_per_edit"].dropna(), 50.0)
-    return _curve(
-        frame, "seconds_per_edit", "seconds per edit", caption, PACE, growth, axis=axis, spec=".3f", show=number
-    )
+    axis = {"rangemode": "tozero"} | scale(frame["seconds_per_edit"].dropna(), 50.0)
+    return over_edits(frame, metric("seconds_per_edit"), finding, caption, axis=axis)
 
 
 def _most_grown(record: RunRecord) -> pd.DataFrame:
@@ -359,7 +280,9 @@ class Chart:
             raise KetoolsError("nothing to draw: it was not recorded in these runs, or not yet")
         if self.columns:
             frame = thinned(frame)
-        return ranged(self.draw(frame), frame, self.columns)
+        fig = self.draw(frame)
+        fig.layout.meta = words(fig) | {"caption": words(fig)["caption"] + about_seeds(frame, self.columns)}
+        return fig
 
 
 CHARTS: dict[str, Chart] = {
@@ -442,10 +365,7 @@ def capacity_curve(frame: pd.DataFrame) -> go.Figure:
         if over_load["held"].isna().all():
             continue
         rows = measured(over_load, "held")
-        lines = make_subplots(1, 1).update_layout(meta={"caption": ""})
-        add_lines(lines, rows, "held", ".1%", panel=1)
-        for trace in ranged(lines, rows, ("held",)).data:
-            fig.add_trace(trace.update(showlegend=trace.showlegend is not False and panel == 1), row=1, col=panel)
+        add_lines(fig, rows, "held", ".1%", panel=panel)
         fig.add_vline(x=1, line={"color": "#808080", "dash": "dot", "width": 2}, row=1, col=panel)
         descriptions.append(f"{model}: " + describe(rows, "held", "edits that hold", percent))
         ends = part.dropna(subset="held").sort_values("edits").groupby("method", sort=False).tail(1)
@@ -502,13 +422,12 @@ def headline(groups: Sequence[Group]) -> go.Figure:
     finding += f", {percent(min(ends.values()))} with {behind}" if behind else ""
     text = " ".join(describe(frame.dropna(subset=[each.key]), each.key, each.axis, number) for each in panels)
     dress(fig, finding, caption + left_out(frame, PANELS), text)
-    said = words(fig)
-    ranged(fig, frame, PANELS).update_layout(meta=said)
     # Title, panels, legend, caption below each other, for a picture of 900 pixels that is read at 800.
     layout, legend = fig.layout, 24 * -(-len(groups) // 4) + 8  # pixels, four methods a line
-    height, bottom = layout.height - 20 + legend, layout.margin.b + legend
+    top, bottom = 77 + 22 * layout.title.text.count("<br>"), layout.margin.b + legend
+    height = layout.height - layout.margin.t + top + legend - 5
     fig.update_layout(
-        width=900, height=height, margin={"b": bottom, "t": layout.margin.t - 15, "l": 55, "r": 20},
+        width=900, height=height, margin={"b": bottom, "t": top, "l": 55, "r": 20},
         legend={"yref": "container", "y": (bottom - _AXIS) / height, "yanchor": "top", "font": {"size": 13}},
     )  # fmt: skip
     for note in fig.layout.annotations:
