@@ -148,8 +148,8 @@ class Statistics:
     def mixed(self, other: "Statistics", share: float) -> "Statistics":
         """(1 - share) of this C plus `share` of the other's, for the layers that both hold.
 
-        A mean over running text weighs a key by how often its like occurs, and few tokens of a text are the last ones of
-        a subject, where facts are recalled. Mixing in the second moments of those decides how much they count.
+        A mean over running text weighs a key by how often keys like it occur, and few tokens are the last of a subject,
+        where facts are recalled. Mixing in the second moments of those tokens decides how much they count.
 
         Raises KetoolsError for a share outside 0 .. 1, another model's statistics, and no layer in common.
         """

@@ -9,6 +9,7 @@ import torch
 import transformers
 from torch import nn
 
+from ketools import __version__
 from ketools.editing.edit import Edit
 from ketools.errors import KetoolsError
 from ketools.io import new_folder, write_json, write_tensors
@@ -29,8 +30,6 @@ def export(model: EditableModel, path: str | Path) -> Path:
     Raises KetoolsError if `path` is a file or a folder that is not empty, and if transformers refuses the model's
     generation config.
     """
-    from ketools import __version__  # the package itself imports this module
-
     edits = [
         {"layers": list(edit.layers), "ranks": edit.ranks} | {k: edit.record[k] for k in _KEPT if k in edit.record}
         for edit in model.edits

@@ -29,7 +29,7 @@ from ketools.models.tokens import pad_right
 
 @dataclass(frozen=True)
 class Target:
-    """z and h0 (d_model,) float32, the number of updates of delta, and the loss and the target's probability at z."""
+    """z and h0 (d_model,) float32, the updates that delta took, and the loss and the target's probability at z."""
 
     z: Tensor
     h0: Tensor
@@ -105,7 +105,7 @@ def mpes_holds(hits: Sequence[Tensor], n: int) -> bool:
 def mpes_official(hits: Sequence[Tensor], n: int) -> bool:
     """MPES +n as in the authors' code: more than n passes so far had exactly five hits, the bare prompt (row 0) left out.
 
-    With five prefixes that is `mpes_holds` for targets of one token, but for the bare prompt; of longer ones, parts will do.
+    With five prefixes and a target of one token only the bare prompt is ignored; of a longer target any five hits count.
     """
     return sum(int(hit[1:].sum()) == 5 for hit in hits) > n
 
