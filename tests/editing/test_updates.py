@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ketools import KetoolsError
-from ketools.editing.update import Protection, constrained, least_squares, null_space
+from ketools.editing.methods import Absolute, Constraint, LeastSquares, NullSpace
+from ketools.editing.update import Protection, constrained, least_squares, null_space, quadratic_form
 from ketools.errors import NotFinite
 from ketools.reference.update import alphaedit, emmet, memit, null_space_projection, rome
 
@@ -130,6 +131,22 @@ def test_alphaedit_is_what_lbfgs_finds_in_its_null_space(seed):
     assert (got - inner @ u.T).norm() <= 1e-6 * inner.norm()
     published = alphaedit(null_space_projection(c, threshold), k1, r, 3.0, kp)
     assert (got - published).norm() <= 1e-8 * published.norm()
+
+
+@settings(max_examples=20, deadline=None)
+@given(seeds, moderate, moderate, st.booleans())
+def test_each_quadratic_form_is_the_papers(seed, lambda_p, lambda_n, past):
+    c, k1, r, kp = problem(seed)
+    kp = kp if past else kp[:, :0]
+    hyper = Absolute(lambda_p, lambda_n, null_threshold=float(torch.linalg.eigvalsh(c)[5:7].mean()), l2=2.0)
+    for update, slack, want in (
+        (LeastSquares(norm=False), 1.0, memit(c, k1, r, lambda_p, kp)),
+        (LeastSquares(norm=True), 1.0, memit(c, k1, r, lambda_p, kp, lambda_n)),
+        (NullSpace(), 1.0, alphaedit(null_space_projection(c, hyper.null_threshold), k1, r, hyper.l2, kp)),
+        (Constraint(), 0.1, emmet(lambda_p * c + kp @ kp.T, k1, r, 0.1)),
+    ):
+        got = product(least_squares(quadratic_form(c, update, hyper, [kp] if past else []), k1, r, slack))
+        assert (got - want).norm() <= 1e-8 * want.norm(), update
 
 
 @settings(max_examples=20, deadline=None)
