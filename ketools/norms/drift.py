@@ -1,4 +1,10 @@
-"""How far hidden states move: norms of activations, their drift against a reference, and the directions of it."""
+"""What edits do inside: how far hidden states drift, where updates put their energy, how far targets leave natural states.
+
+An update Delta = left right^T (d_model, d_mlp) is small in rank and large in norm. Whether it harms what was there shows
+in the share of it that lies along the leading singular directions of W (Liu et al., arXiv 2510.01172), and in the share
+that falls on the keys of background text, whose covariance C has its leading eigenvectors where such text lives and a
+null space where it does not (AlphaEdit, arXiv 2410.02355). Alignment is computed in float64.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +25,14 @@ from ketools.errors import KetoolsError
 from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
 from ketools.models.states import recorded
-from ketools.norms.residual import Sample, places, subject_sample
+from ketools.norms.residual import Sample, places
 from ketools.norms.spectra import Factors, accumulated, factors_of, original, precise, update_values
 
 States = Mapping[int, Tensor]
 
 
 def hidden_states(model: EditableModel, sample: Sample, layers: Iterable[int] | None = None) -> dict[int, Tensor]:
-    """The residual stream behind each layer at the sample's tokens, in their order.
+    """The residual stream after each layer at the sample's tokens, in their order.
 
     Args:
         model: the model as it stands; take the reference before any edit, or within `model.edits.at(0)`.
@@ -50,7 +56,7 @@ def hidden_states(model: EditableModel, sample: Sample, layers: Iterable[int] | 
             found[layer][batch.order] = batch.pick(got["hidden"][layer]).cpu()
     for layer, states in found.items():
         if not states.isfinite().all():
-            raise KetoolsError(f"states behind layer {layer} of {model.name!r} are not finite; {not_finite(model)}")
+            raise KetoolsError(f"states after layer {layer} of {model.name!r} are not finite; {not_finite(model)}")
     return found
 
 
@@ -101,25 +107,15 @@ def drift(now: States, reference: States) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def drift_points(now: States, reference: States, layer: int, components: int = 2) -> pd.DataFrame:
-    """h - h_ref of each token in its principal components (scikit-learn): token (place in the sample), pc1, pc2, ..."""
-    fitted, gap = _fitted(now, reference, layer, components)
-    points = fitted.transform(gap.numpy())
-    frame = pd.DataFrame({f"pc{k + 1}": points[:, k] for k in range(components)})
-    return frame.assign(token=range(len(frame)))[["token", *frame.columns]]
-
-
 def drift_components(now: States, reference: States, layer: int, components: int = 2) -> pd.DataFrame:
-    """How few directions the drift has: component (1, 2, ...), explained (share of the variance around the common shift),
-    cumulative."""
-    fitted, _ = _fitted(now, reference, layer, components)
-    explained = pd.Series(fitted.explained_variance_ratio_)
-    return pd.DataFrame(
-        {"component": range(1, components + 1), "explained": explained, "cumulative": explained.cumsum()}
-    )
+    """How few directions h - h_ref has (scikit-learn's PCA).
 
+    Returns:
+        A row per component: component (1, 2, ...), explained (share of the variance around the common shift), cumulative.
 
-def _fitted(now: States, reference: States, layer: int, components: int) -> tuple[PCA, Tensor]:
+    Raises:
+        KetoolsError: a layer without states, more components than there can be, or states without any drift.
+    """
     if layer not in _same(now, reference):
         raise KetoolsError(f"no states of layer {layer}; there are layers {sorted(now)}")
     gap = now[layer].double() - reference[layer].double()
@@ -128,8 +124,10 @@ def _fitted(now: States, reference: States, layer: int, components: int) -> tupl
             f"components={components}: expected 1 to {min(gap.shape)} with {gap.shape[0]} tokens of {gap.shape[1]} numbers"
         )
     if not (gap - gap.mean(0)).any():
-        raise KetoolsError(f"the states behind layer {layer} have not drifted apart: there is nothing to decompose")
-    return PCA(components, svd_solver="full").fit(gap.numpy()), gap
+        raise KetoolsError(f"the states after layer {layer} have not drifted apart: there is nothing to decompose")
+    explained = pd.Series(PCA(components, svd_solver="full").fit(gap.numpy()).explained_variance_ratio_)
+    frame = pd.DataFrame({"component": range(1, components + 1), "explained": explained})
+    return frame.assign(cumulative=explained.cumsum())
 
 
 def _same(now: States, reference: States) -> list[int]:
@@ -140,14 +138,6 @@ def _same(now: States, reference: States) -> list[int]:
             "sample and the same layers"
         )
     return list(now)
-
-
-# Where an update puts its energy: along the leading directions of W, and on the keys of running text.
-#
-# An update Delta = left right^T (d_model, d_mlp) is small in rank and large in norm. Whether it harms what was there shows
-# in the share of it that lies along the leading singular directions of W (Liu et al., arXiv 2510.01172), and in the share
-# that falls on the keys of prose, whose second moment C has the leading eigenvectors where prose lives and a null space
-# where it does not (AlphaEdit, arXiv 2410.02355). All in float64.
 
 
 _EPS = torch.finfo(torch.float64).eps
@@ -206,7 +196,7 @@ def alignment(
         A row per layer: layer; top_left, the share in the leading left singular directions of W_0 (what the update
         writes), and top_left_chance; top_right and top_right_chance, the same for the right ones (what it reads). With
         bases: c_top and c_top_chance (leading eigenvectors of C), c_mean (tr(Delta C Delta^T) over its value for a
-        random update of the same norm: below 1 prose is spared), null_energy, null_chance (null space of C), null_dim,
+        random update of the same norm: below 1 background text is spared), null_energy, null_chance (null space of C), null_dim,
         null_threshold. Shares of a zero update are NaN.
 
     Raises:
@@ -235,9 +225,9 @@ def _along_weights(weight: Tensor, left: Tensor, right: Tensor, top: float) -> d
     v = weight.T @ (u / squares[-count:].clamp_min(1e-300).sqrt())
     whole = float(update_values(left, right).square().sum())
     return {
-        "top_left": _share((u.T @ left) @ right.T, whole),
+        "top_left": _ratio(float(((u.T @ left) @ right.T).square().sum()), whole),
         "top_left_chance": count / weight.shape[0],
-        "top_right": _share(left @ (right.T @ v), whole),
+        "top_right": _ratio(float((left @ (right.T @ v)).square().sum()), whole),
         "top_right_chance": count / weight.shape[1],
     }
 
@@ -259,97 +249,24 @@ def _along_keys(basis: KeyBasis, left: Tensor, right: Tensor, top: float) -> dic
     }
 
 
-def _share(part: Tensor, whole: float) -> float:
-    return _ratio(float(part.square().sum()), whole)
-
-
 def _ratio(part: float, whole: float) -> float:
     return part / whole if whole > 0 else float("nan")
 
 
-# Step 1 under the glass: how far targets lie from natural states, and the overfitting curve of their optimisation.
-#
-# Step 1 pushes a state until the new object is all but certain. Two things go wrong there before any weight is touched:
-# the target's probability runs past that of natural facts (Gupta et al., 2502.01636, section 3, which MPES stops), and its
-# norm leaves the range of natural activations (norm-anchor scaling, arXiv 2602.02543).
-
-
-_COLUMNS = ("steps", "p_target", "loss", "delta_norm", "h0_norm", "z_norm", "z_ratio", "known")
-_MEASURES = ("steps", "p_target", "delta_norm", "z_norm", "z_ratio")
-
-
-def per_fact(found: Targets | Edit, facts: Sequence[Fact] | Sequence[str] | None = None) -> pd.DataFrame:
-    """What step 1 came to, a row per fact.
+def target_norms(targets: Targets, natural: Tensor, ids: Sequence[str] | None = None) -> pd.DataFrame:
+    """Norms of the targets z against natural activations at the same place (norm-anchor scaling, arXiv 2602.02543).
 
     Args:
-        found: from `compute_targets` or `Editor.targets`, or an Edit, whose record keeps steps, p_target and delta_norm.
-        facts: the facts (or their ids) in the order of `found`; None: an Edit's own ids, else 0, 1, ...
+        targets: the targets.
+        natural: norms (n,) of the unedited model's own states at subjects' last tokens, of facts that are not edited:
+            `hidden_states(model, subject_sample(model, facts), [layer])[layer].norm(dim=1)`, `layer` the last edited one.
+            Those that are not finite are not compared with (counted in `excluded`).
+        ids: of the facts, in the targets' order; None: 0, 1, ...
 
     Returns:
-        id, steps, p_target (the target's probability when stopped), loss, delta_norm (||delta||), h0_norm (||h_0||, the
-        state before), z_norm (||z||), z_ratio (||z|| / ||h_0||), known (the target was the top answer before), finite
-        (all numbers that there are). What an Edit's record does not hold is NaN.
-
-    Raises:
-        KetoolsError: as many facts as there are not, or a record of no facts.
-    """
-    values, ids = (_of_edit(found), found.record.get("facts")) if isinstance(found, Edit) else (_of(found), None)
-    n = max((len(column) for column in values.values()), default=0)
-    if n == 0:
-        raise KetoolsError("no targets to look at: the record holds none of steps, p_target and delta_norm")
-    if facts is not None:
-        ids = [fact.id if isinstance(fact, Fact) else fact for fact in facts]
-    ids = list(range(n)) if ids is None else list(ids)
-    if any(len(column) != len(ids) for column in values.values()):
-        raise KetoolsError(f"{len(ids)} facts for targets of {n}; give the facts that the targets were computed for")
-    frame = pd.DataFrame({"id": ids} | {name: values.get(name, np.full(n, np.nan)) for name in _COLUMNS})
-    there = [name for name in values if name != "known"]
-    return frame.assign(finite=np.isfinite(frame[there].to_numpy(dtype=float)).all(axis=1))
-
-
-def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """Quantiles over facts of `per_fact`'s or `against_natural`'s frame.
-
-    Returns:
-        A row per measure that was recorded: measure, mean, p05, median, p95, n, excluded (facts with NaN or Inf, in none
-        of the others).
-
-    Raises:
-        KetoolsError: no fact has finite numbers.
-    """
-    good = frame[frame["finite"]]
-    if good.empty:
-        raise KetoolsError(f"none of {len(frame)} targets is finite; the optimisation or the record is broken")
-    rows = []
-    for measure in _MEASURES:
-        values = good[measure].to_numpy(dtype=float)
-        if np.isnan(values).all():
-            continue
-        low, middle, high = np.quantile(values, [0.05, 0.5, 0.95])
-        row = {"measure": measure, "mean": values.mean(), "p05": low, "median": middle, "p95": high}
-        rows.append(row | {"n": len(good), "excluded": len(frame) - len(good)})
-    return pd.DataFrame(rows)
-
-
-def natural_norms(model: EditableModel, facts: Sequence[Fact], layer: int) -> Tensor:
-    """Norms (facts,) float32 of the states that the model itself has at the subjects' last tokens behind `layer`.
-
-    Take them on the unedited model, of facts that are not edited, at the layer of the targets (the last edited one).
-    """
-    return hidden_states(model, subject_sample(model, facts), [layer])[layer].norm(dim=1)
-
-
-def against_natural(found: Targets, natural: Tensor, facts: Sequence[Fact] | None = None) -> pd.DataFrame:
-    """Norms of the targets z against natural activations at the same place.
-
-    Args:
-        found: the targets.
-        natural: norms from `natural_norms`; those that are not finite are not compared with (counted in `excluded`).
-        facts: as in `per_fact`.
-
-    Returns:
-        The columns of `per_fact`, and natural_mean, z_score ((||z|| - mean) / standard deviation; NaN where natural norms
-        do not differ), above (share of natural norms below ||z||: 1 is longer than any), n_natural, excluded.
+        A row per fact: id, h0_norm, z_norm, z_ratio (||z|| / ||h_0||), natural_mean, z_score ((||z|| - mean) / standard
+        deviation; NaN where natural norms do not differ), above (share of natural norms below ||z||: 1 is longer than
+        any), n_natural, excluded.
 
     Raises:
         KetoolsError: fewer than two natural norms that are finite.
@@ -357,41 +274,38 @@ def against_natural(found: Targets, natural: Tensor, facts: Sequence[Fact] | Non
     usable = natural.double()[natural.isfinite()]
     if len(usable) < 2:
         raise KetoolsError(f"{len(usable)} finite natural norms; give at least two facts to compare with")
-    frame, spread = per_fact(found, facts), float(usable.std())
-    norm = torch.tensor(frame["z_norm"].to_numpy(dtype=float))
-    score = (norm - usable.mean()) / spread if spread > 0 else torch.full_like(norm, torch.nan)
-    above = (usable[None] < norm[:, None]).double().mean(1)
-    return frame.assign(
-        natural_mean=float(usable.mean()),
-        z_score=score.numpy(),
-        above=torch.where(norm.isfinite(), above, torch.nan).numpy(),
-        n_natural=len(usable),
-        excluded=len(natural) - len(usable),
-    )
+    h0, z = (tensor.double().norm(dim=1) for tensor in (targets.h0, targets.z))
+    spread = float(usable.std())
+    score = (z - usable.mean()) / spread if spread > 0 else torch.full_like(z, torch.nan)
+    above = torch.where(z.isfinite(), (usable[None] < z[:, None]).double().mean(1), torch.nan)
+    columns = {"h0_norm": h0, "z_norm": z, "z_ratio": z / h0, "natural_mean": usable.mean().expand(len(z))}
+    columns |= {"z_score": score, "above": above}
+    frame = pd.DataFrame({"id": range(len(z)) if ids is None else list(ids)})
+    frame = frame.assign(**{name: column.numpy() for name, column in columns.items()})
+    return frame.assign(n_natural=len(usable), excluded=len(natural) - len(usable))
 
 
-def trace(found: Targets, facts: Sequence[Fact] | Sequence[str] | None = None) -> pd.DataFrame:
-    """The target's probability before each update of step 1: id, step (0: no delta yet), p_target; a row per pass.
+def trace(targets: Targets, facts: Iterable[Fact]) -> pd.DataFrame:
+    """The target's probability before each update of its optimisation: id, step (0: no delta yet), p_target; a row per pass.
 
-    A fact has rows up to the pass in which it stopped.
-
-    Raises:
-        KetoolsError: an Edit, whose record does not keep the passes.
+    A fact has rows up to the pass in which it stopped. Raises KetoolsError where `facts` are not those of the targets.
     """
-    if isinstance(found, Edit):
+    ids = np.array([fact.id for fact in facts])
+    if len(ids) != len(targets.steps):
         raise KetoolsError(
-            "an Edit's record keeps the end of step 1 and not its passes; compute the targets with "
-            "Editor.targets(facts) and give those"
+            f"{len(ids)} facts for targets of {len(targets.steps)}; give the facts that the targets were computed for"
         )
-    ids = per_fact(found, facts)["id"].to_numpy()
-    passes = (found.steps + 1).numpy()
+    passes = (targets.steps + 1).numpy()
     step = np.concatenate([np.arange(n) for n in passes])
     fact = np.repeat(np.arange(len(passes)), passes)
-    return pd.DataFrame({"id": ids[fact], "step": step, "p_target": found.trace.double().numpy()[fact, step]})
+    return pd.DataFrame({"id": ids[fact], "step": step, "p_target": targets.trace.double().numpy()[fact, step]})
 
 
-def overfitting_curve(found: Targets) -> pd.DataFrame:
+def overfitting_curve(targets: Targets) -> pd.DataFrame:
     """The target's probability per step over all facts: where the optimisation passes the natural level.
+
+    The target's probability runs past that of natural facts before any weight is touched (Gupta et al., 2502.01636,
+    section 3), which MPES stops.
 
     Returns:
         A row per step: step, p_mean, p05, median, p95 over all facts, one that has stopped counting with the probability
@@ -401,7 +315,7 @@ def overfitting_curve(found: Targets) -> pd.DataFrame:
     Raises:
         KetoolsError: no fact has a finite trace.
     """
-    p, passes = found.trace.double().numpy().copy(), found.steps.numpy() + 1
+    p, passes = targets.trace.double().numpy().copy(), targets.steps.numpy() + 1
     column = np.arange(p.shape[1])
     after = column[None] >= passes[:, None]
     last = p[np.arange(len(p)), passes - 1]
@@ -413,14 +327,3 @@ def overfitting_curve(found: Targets) -> pd.DataFrame:
     low, middle, high = np.quantile(p, [0.05, 0.5, 0.95], axis=0)
     frame = pd.DataFrame({"step": column, "p_mean": p.mean(0), "p05": low, "median": middle, "p95": high})
     return frame.assign(running=1 - after.mean(0), n=int(good.sum()), excluded=int((~good).sum()))
-
-
-def _of(found: Targets) -> dict[str, np.ndarray]:
-    h0, z = (tensor.double().norm(dim=1) for tensor in (found.h0, found.z))
-    plain = {name: getattr(found, name).numpy() for name in ("steps", "p_target", "loss", "delta_norm", "known")}
-    return plain | {"h0_norm": h0.numpy(), "z_norm": z.numpy(), "z_ratio": (z / h0).numpy()}
-
-
-def _of_edit(edit: Edit) -> dict[str, np.ndarray]:
-    held = {name: edit.record[name] for name in ("steps", "p_target", "delta_norm") if name in edit.record}
-    return {name: np.array([np.nan if x is None else x for x in column], dtype=float) for name, column in held.items()}

@@ -8,7 +8,7 @@ made (`EditableModel.sublayer`); that they do sum to the stream is checked, not 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -22,29 +22,19 @@ from ketools.models.model import SUBLAYERS, EditableModel
 from ketools.models.states import recorded
 from ketools.models.tokens import batches, make_rows, pad_right, subject_span
 
-# Tokens at which the residual stream is read: all of a text sample, or the subjects' last tokens of facts.
-#
-# A sample is drawn once and read before and after edits, so that both are of the same tokens.
-
-
 WINDOW = 1024
 """Tokens of a window where the model sets no limit."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows of tokens and the places in them that are read.
+    """Tokens at which the residual stream is read; drawn once, so that states before and after edits are of the same tokens.
 
-    ids: token ids of each row; reads: for each row the positions read, ascending. left_out: texts of which nothing is
-    read, being blank or no longer than what is skipped; cut: texts longer than the window, read as several rows;
-    unread: texts beyond the number of tokens asked for.
+    ids: token ids of each row; reads: for each row the positions read, ascending.
     """
 
     ids: tuple[tuple[int, ...], ...]
     reads: tuple[tuple[int, ...], ...]
-    left_out: int = 0
-    cut: int = 0
-    unread: int = 0
 
     @property
     def tokens(self) -> int:
@@ -56,39 +46,34 @@ def text_sample(model: EditableModel, texts: Iterable[str], tokens: int = 2048, 
     """The first `tokens` tokens of running text, in windows of the model's context.
 
     The first `skip` tokens of a window are seen and not read: many models put huge states there, whatever the word
-    (massive activations, Sun et al., arXiv 2402.17762), and means would be of nothing else. A text longer than the window
-    is cut into several rows; the sample counts those, and the texts that it leaves out or does not reach.
+    (massive activations, Sun et al., arXiv 2402.17762), and they would dominate every mean.
 
     Raises:
         KetoolsError: no text has a token to read, or numbers below 1 (tokens) or 0 (skip).
     """
     if tokens < 1 or skip < 0:
         raise KetoolsError(f"text_sample(tokens={tokens}, skip={skip}): expected tokens >= 1 and skip >= 0")
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    window = model.window or WINDOW
     ids: list[tuple[int, ...]] = []
     reads: list[tuple[int, ...]] = []
     left = tokens
-    left_out = cut = unread = 0
-    for text in [texts] if isinstance(texts, str) else texts:
-        if left == 0:
-            unread += 1
-            continue
-        row = tuple(model.tokenizer(text, verbose=False)["input_ids"]) if text.strip() else ()
-        window = model.window or WINDOW
-        parts = [row[i : i + window] for i in range(0, len(row), window)]
-        fresh = [(part, tuple(range(skip, len(part)))) for part in parts if len(part) > skip]
-        left_out += not fresh
-        cut += len(parts) > 1
-        for part, places in fresh:
-            if left:
+    for text in filter(str.strip, texts):
+        row = tuple(model.tokenizer(text, verbose=False)["input_ids"])
+        for start in range(0, len(row), window):
+            part = row[start : start + window]
+            if left and len(part) > skip:
                 ids.append(part)
-                reads.append(places[:left])
+                reads.append(tuple(range(skip, len(part)))[:left])
                 left -= len(reads[-1])
+        if not left:
+            break
     if not ids:
         raise KetoolsError(
-            f"a text sample without a token to read: {left_out} texts, all blank or of at most {skip} tokens; give "
+            f"a text sample without a token to read: {len(texts)} texts, all blank or of at most {skip} tokens; give "
             "running text"
         )
-    return Sample(tuple(ids), tuple(reads), left_out, cut, unread)
+    return Sample(tuple(ids), tuple(reads))
 
 
 def subject_sample(model: EditableModel, facts: Sequence[Fact]) -> Sample:
@@ -101,7 +86,7 @@ def subject_sample(model: EditableModel, facts: Sequence[Fact]) -> Sample:
         raise KetoolsError("a sample of subjects from 0 facts; give at least one")
     rows = make_rows(model, [fact.text for fact in facts], spans=[subject_span(fact) for fact in facts])
     places = [row.subject_last for row in rows]
-    # What comes behind the subject changes nothing there: attention is causal.
+    # What comes after the subject changes nothing there: attention is causal.
     ids = tuple(row.ids[: at + 1] for row, at in zip(rows, places, strict=True) if at is not None)
     return Sample(ids, tuple((at,) for at in places if at is not None))
 
@@ -138,35 +123,59 @@ def places(model: EditableModel, sample: Sample, tokens: int = 4096) -> Iterator
 EMBEDDING = -1
 """The "layer" of what enters layer 0."""
 TOLERANCE = 1e-5
+"""Relative error up to which attention and MLP sum to a layer's output, in float32."""
 
 
-@dataclass(frozen=True)
-class _Stream:
-    # At some tokens: summands (2 n_layer + 1, tokens, d_model), embedding first, then attention and MLP of each layer;
-    # states (n_layer, tokens, d_model) behind each layer. float32. order (tokens,): their places in the sample.
-    summands: Tensor
-    states: Tensor
-    order: Tensor
-
-
-def contributions(model: EditableModel, sample: Sample, *, edited: Collection[int] | None = None) -> pd.DataFrame:
+def contributions(
+    model: EditableModel,
+    sample: Sample,
+    *,
+    edited: Collection[int] | None = None,
+    into: Mapping[int, Tensor] | None = None,
+) -> pd.DataFrame:
     """What each sublayer adds to the residual stream, mean over the sample's tokens.
 
     Args:
         model: the model as it stands.
         sample: from `text_sample` or `subject_sample`.
         edited: layers that count as edited; None: those that the edits in `model.edits` touch.
+        into: {layer: (tokens, d_model)}, filled with the states after these layers, in the sample's order.
 
     Returns:
         A row per summand: layer (-1: what enters layer 0), kind ("embedding", "attention", "mlp"), edited (an MLP of an
-        edited layer), norm (L2), share (norm over the sum of the norms of all summands; sums to 1), relative (norm over
-        that of the state it is added to, the embedding's over itself), projection (its part <c, h_L> / ||h_L||^2 of the
-        last state; signed, sums to 1), tokens.
+        edited layer), norm (L2), share (`stream_share`; sums to 1), relative (norm over that of the state it is added to,
+        the embedding's over itself), projection (its part <c, h_L> / ||h_L||^2 of the last state; signed, sums to 1),
+        tokens.
 
     Raises:
         KetoolsError: states that are not finite, or an architecture whose sublayers do not sum to its stream.
     """
-    return _summed(model, sample, edited)
+    touched = {layer for edit in model.edits for layer in edit.layers} if edited is None else set(edited)
+    parts = [(EMBEDDING, "embedding"), *((i, kind) for i in range(model.anatomy.n_layer) for kind in SUBLAYERS)]
+    total = torch.zeros(len(parts), 4, dtype=torch.float64)
+    for c, states, order in _streams(model, sample):
+        entering = torch.cat([c[:1], states[:-1]])  # (n_layer, tokens, d_model), the state that a layer adds to
+        added = c[1::2] + c[2::2]
+        _check_sums(model, (states - entering - added).norm(dim=-1) / states.norm(dim=-1).clamp_min(1e-30))
+        norm, last = c.norm(dim=-1), states[-1]
+        met = torch.cat([norm[:1], entering.norm(dim=-1).repeat_interleave(2, 0)])
+        projection = torch.einsum("ntd,td->nt", c, last) / last.square().sum(-1).clamp_min(1e-30)
+        measures = torch.stack([norm, stream_share(norm), norm / met.clamp_min(1e-30), projection], -1)
+        total += measures.double().sum(1).cpu()
+        for layer, place in (into or {}).items():
+            place[order] = states[layer].cpu()
+    frame = pd.DataFrame(parts, columns=["layer", "kind"])
+    frame["edited"] = [kind == "mlp" and layer in touched for layer, kind in parts]
+    means = dict(zip(("norm", "share", "relative", "projection"), (total / sample.tokens).T.numpy(), strict=True))
+    return frame.assign(**means, tokens=sample.tokens)
+
+
+def stream_share(norms: Tensor) -> Tensor:
+    """Share of each summand in the residual stream: its norm over the sum of the norms of all, (summands, tokens).
+
+    Importance hacking: the share of the edited layers' MLPs grows with the edits (Gupta et al., 2502.01636, figure 5).
+    """
+    return norms / norms.sum(0)
 
 
 def contributions_and_states(
@@ -181,32 +190,11 @@ def contributions_and_states(
         KetoolsError: as `contributions`.
     """
     states = {layer: torch.zeros(sample.tokens, model.anatomy.d_model) for layer in range(model.anatomy.n_layer)}
-    return _summed(model, sample, edited, states), states
-
-
-def _summed(
-    model: EditableModel, sample: Sample, edited: Collection[int] | None, states: dict[int, Tensor] | None = None
-) -> pd.DataFrame:
-    # The frame of `contributions`; `states`, if given, is filled with those behind each layer, in the sample's order.
-    touched = {layer for edit in model.edits for layer in edit.layers} if edited is None else set(edited)
-    total, tokens = torch.zeros(2 * model.anatomy.n_layer + 1, 4, dtype=torch.float64), 0
-    for stream in _streams(model, sample):
-        _refuse(model, *_errors(stream))
-        total += _measures(stream).sum(1).cpu()
-        tokens += stream.summands.shape[1]
-        for layer, into in (states or {}).items():
-            into[stream.order] = stream.states[layer].cpu()
-    names = ("norm", "share", "relative", "projection")
-    frame = pd.DataFrame(_summands(model.anatomy.n_layer), columns=["layer", "kind"])
-    frame["edited"] = [kind == "mlp" and layer in touched for layer, kind in _summands(model.anatomy.n_layer)]
-    return frame.assign(**dict(zip(names, (total / tokens).T.numpy(), strict=True)), tokens=tokens)
+    return contributions(model, sample, edited=edited, into=states), states
 
 
 def before_and_now(model: EditableModel, sample: Sample, *, edited: Collection[int] | None = None) -> pd.DataFrame:
-    """`contributions` of the unedited weights and of those in place, with a first column state ("before", "now").
-
-    The unedited matrices are put in place for the first pass and taken out again, bit for bit.
-    """
+    """`contributions` of the unedited weights and of those in place, with a first column state ("before", "now")."""
     touched = {layer for edit in model.edits for layer in edit.layers} if edited is None else set(edited)
     with model.edits.at(0):
         before = contributions(model, sample, edited=touched)
@@ -239,24 +227,12 @@ def edited_share(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def check_sums(model: EditableModel, sample: Sample) -> pd.DataFrame:
-    """Do the summands sum to the stream: largest relative error over the sample's tokens.
+def _streams(model: EditableModel, sample: Sample) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """For each batch of the sample's tokens the stream's parts, float32, and the tokens' places in the sample (tokens,).
 
-    Returns:
-        A row per layer: layer, error_layer (||h' - h - a - m|| / ||h'||), error_stream (the same of the whole sum up to
-        there). About 1e-7 in float32; a layer that adds something else stands out.
+    Summands (2 n_layer + 1, tokens, d_model), embedding first, then attention and MLP of each layer; states (n_layer,
+    tokens, d_model) after each layer.
     """
-    worst = torch.zeros(2, model.anatomy.n_layer)
-    for stream in _streams(model, sample):
-        worst = torch.maximum(worst, torch.stack(_errors(stream)).cpu())
-    return pd.DataFrame({"layer": range(worst.shape[1]), "error_layer": worst[0], "error_stream": worst[1]})
-
-
-def _summands(n_layer: int) -> list[tuple[int, str]]:
-    return [(EMBEDDING, "embedding"), *((i, kind) for i in range(n_layer) for kind in SUBLAYERS)]
-
-
-def _streams(model: EditableModel, sample: Sample) -> Iterator[_Stream]:
     for batch in places(model, sample):
         recording = recorded(model, ("embedding", "hidden", *SUBLAYERS), len(batch.ids))
         with torch.no_grad(), recording as got:
@@ -265,39 +241,20 @@ def _streams(model: EditableModel, sample: Sample) -> Iterator[_Stream]:
         picked = {name: [batch.pick(by_layer[i]) for i in sorted(by_layer)] for name, by_layer in got.items()}
         pairs = zip(picked["attention"], picked["mlp"], strict=True)
         summands = [start, *(model.residual_scale * part.to(start.device) for pair in pairs for part in pair)]
-        states = torch.stack([state.to(start.device) for state in picked["hidden"]])
-        yield _Stream(torch.stack(summands), states, batch.order)
+        yield torch.stack(summands), torch.stack([state.to(start.device) for state in picked["hidden"]]), batch.order
 
 
-def _errors(stream: _Stream) -> tuple[Tensor, Tensor]:
-    # Per layer, the largest over tokens: error of the layer's own sum, and of the sum from the embedding on.
-    added = stream.summands[1::2] + stream.summands[2::2]
-    before = torch.cat([stream.summands[:1], stream.states[:-1]])
-    size = stream.states.norm(dim=-1).clamp_min(1e-30)
-    own = (stream.states - before - added).norm(dim=-1) / size
-    whole = (stream.states - stream.summands[0] - added.cumsum(0)).norm(dim=-1) / size
-    return own.amax(1), whole.amax(1)
-
-
-def _refuse(model: EditableModel, own: Tensor, whole: Tensor) -> None:
-    if not (own.isfinite().all() and whole.isfinite().all()):
+def _check_sums(model: EditableModel, error: Tensor) -> None:
+    """Attention and MLP must sum to what the layer adds: relative errors (n_layer, tokens)."""
+    worst = error.amax(1)
+    if not worst.isfinite().all():
         raise KetoolsError(f"the residual stream of {model.name!r} is not finite; {not_finite(model)}")
     # Each addition rounds to the type of the weights: half a unit in the last place, n_layer times at most.
-    allowed = max(TOLERANCE, float(torch.finfo(model.dtype).eps) * (len(own) + 1))
-    if (own > allowed).any():
-        layer = int(own.argmax())
+    allowed = max(TOLERANCE, float(torch.finfo(model.dtype).eps) * (len(worst) + 1))
+    if (worst > allowed).any():
+        layer = int(worst.argmax())
         raise KetoolsError(
             f"model {model.name!r} ({model.anatomy.architecture}): attention and MLP of layer {layer} do not sum to its "
-            f"output (relative error {float(own[layer]):.2g}, allowed {allowed:.2g}); it adds or scales something else, "
+            f"output (relative error {float(worst[layer]):.2g}, allowed {allowed:.2g}); it adds or scales something else, "
             "so that shares of sublayers are not defined for it"
         )
-
-
-def _measures(stream: _Stream) -> Tensor:
-    # (summands, tokens, 4) float64: norm, share, relative, projection.
-    c, last = stream.summands, stream.states[-1]
-    norm = c.norm(dim=-1)
-    met = torch.cat([stream.summands[:1], stream.states[:-1]]).norm(dim=-1)  # the state that a layer adds to
-    met = torch.cat([norm[:1], met.repeat_interleave(2, 0)])
-    projection = torch.einsum("ntd,td->nt", c, last) / last.square().sum(-1).clamp_min(1e-30)
-    return torch.stack([norm, norm / norm.sum(0), norm / met.clamp_min(1e-30), projection], -1).double()

@@ -26,7 +26,6 @@ from ketools.evaluation.metrics import (
 from ketools.facts.fact import Locality, TwoHop
 from ketools.norms import drift, residual, spectra, weights
 from ketools.norms import drift as alignment
-from ketools.norms import drift as targets
 from ketools.norms import residual as sample
 from ketools.norms import weights as growth
 from ketools.probing import attribution, knockout, layers, lens, recall, tracing
@@ -145,13 +144,13 @@ def test_norms_are_covered(tiny_gpt2, tiny_facts):
     bases = alignment.key_bases(tiny_gpt2, Statistics({1: torch.eye(64, dtype=torch.float64)}, 9), [1])
     explained("alignment", alignment.alignment(tiny_gpt2, bases=bases))
     both = residual.before_and_now(tiny_gpt2, read)
-    explained("residual", both, residual.edited_share(both), residual.check_sums(tiny_gpt2, read))
+    explained("residual", both, residual.edited_share(both))
     now = drift.hidden_states(tiny_gpt2, read, [2])
     explained("drift", drift.drift(now, reference), drift.activation_norms(now))
-    explained("drift", drift.drift_points(now, reference, 2), drift.drift_components(now, reference, 2))
+    explained("drift", drift.drift_components(now, reference, 2))
     found = compute_targets(tiny_gpt2, tiny_facts[:2], ["", "You sang. "], FixedSteps(), Hyper(layers=(1,), steps=2))
-    against = targets.against_natural(found, torch.tensor([1.0, 2.0]))
-    explained("targets", against, targets.summary(against), targets.trace(found), targets.overfitting_curve(found))
+    norms = drift.target_norms(found, torch.tensor([1.0, 2.0]))
+    explained("targets", norms, drift.trace(found, tiny_facts[:2]), drift.overfitting_curve(found))
     explained("diff", edit.diff(edit))
 
 

@@ -9,11 +9,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ketools import Edit, Fact, KetoolsError, load
 from ketools.norms import residual
-from ketools.norms.drift import activation_norms, drift, drift_components, drift_points, hidden_states
+from ketools.norms.drift import activation_norms, drift, drift_components, hidden_states
 from ketools.norms.residual import (
     Sample,
     before_and_now,
-    check_sums,
     contributions,
     contributions_and_states,
     edited_share,
@@ -62,9 +61,7 @@ def made(kind, tokenizer, **more):
 def test_contributions_sum_to_the_stream(kind, tiny_tokenizer):
     model = made(kind, tiny_tokenizer)
     sample = text_sample(model, SENTENCES)
-    errors = check_sums(model, sample)
-    assert len(errors) == 3 and (errors[["error_layer", "error_stream"]] < 1e-5).all().all()
-    frame = contributions(model, sample)
+    frame = contributions(model, sample)  # refuses a layer whose parts do not sum to what it adds
     assert list(frame["kind"]) == ["embedding", *["attention", "mlp"] * 3] and (frame["norm"] > 0).all()
     assert frame["share"].sum() == pytest.approx(1) and frame["projection"].sum() == pytest.approx(1, abs=1e-4)
 
@@ -118,17 +115,16 @@ def test_importance_hacking(tiny_model, tiny_facts):
     assert all(torch.equal(tiny_model.weight(layer), bits) for layer, bits in before.items())
 
 
-def test_the_sample_counts_what_it_does_not_read(tiny_gpt2):
+def test_long_texts_are_read_in_windows_and_blank_ones_left_out(tiny_gpt2):
     long = " ".join(SENTENCES * 4)
     n = len(tiny_gpt2.tokenizer(long)["input_ids"])
     assert n > 128
     sample = text_sample(tiny_gpt2, ["", "  \n", long, SENTENCES[0]], tokens=10_000)
-    assert (sample.left_out, sample.cut, sample.unread) == (2, 1, 0)
     windows = -(-n // 128)
     assert sample.tokens == n - windows + len(tiny_gpt2.tokenizer(SENTENCES[0])["input_ids"]) - 1
     assert all(reads[0] == 1 for reads in sample.reads)
     short = text_sample(tiny_gpt2, [long, *SENTENCES], tokens=20)
-    assert short.tokens == 20 and short.unread == len(SENTENCES)
+    assert short.tokens == 20 and len(short.ids) == 1
 
 
 def test_bad_samples_are_refused(tiny_gpt2):
@@ -173,7 +169,6 @@ def test_a_layer_that_adds_something_else_is_refused(tiny_gpt2):
     )
     with pytest.raises(KetoolsError, match="layer 2 do not sum"):
         contributions(tiny_gpt2, text_sample(tiny_gpt2, SENTENCES))
-    assert check_sums(tiny_gpt2, text_sample(tiny_gpt2, SENTENCES))["error_layer"].idxmax() == 2
     handle.remove()
 
 
@@ -234,14 +229,11 @@ def test_the_drift_s_directions():
     now = {1: reference[1] + along + 1.0}
     table = drift_components(now, reference, 1)
     assert table["explained"].iloc[0] == pytest.approx(1, abs=1e-6) and list(table["component"]) == [1, 2]
-    points = drift_points(now, reference, 1)
-    assert list(points) == ["token", "pc1", "pc2"] and points["pc2"].abs().max() < 1e-5
-    assert abs(points["pc1"].corr(points["token"].map(lambda i: float(along[i, 1])))) == pytest.approx(1)
     for bad, match in (((reference, reference, 1), "not drifted"), ((now, reference, 7), "no states of layer 7")):
         with pytest.raises(KetoolsError, match=match):
             drift_components(*bad)
     with pytest.raises(KetoolsError, match="components=7"):
-        drift_points(now, reference, 1, 7)
+        drift_components(now, reference, 1, 7)
     with pytest.raises(KetoolsError, match="same sample"):
         drift(now, {1: reference[1][:5]})
 

@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 
-from ketools import Edit, KetoolsError
+from ketools import Fact, KetoolsError
 from ketools.editing.methods import MPES, FixedSteps, Hyper
 from ketools.editing.targets import Targets, compute_targets
-from ketools.norms.drift import against_natural, natural_norms, overfitting_curve, per_fact, summary, trace
+from ketools.norms.drift import hidden_states, overfitting_curve, target_norms, trace
+from ketools.norms.residual import subject_sample
 
 
 @pytest.fixture
@@ -27,18 +28,12 @@ def found():
     )
 
 
-def test_per_fact_by_hand(found):
-    frame = per_fact(found, ["a", "b", "c"])
-    assert list(frame["id"]) == ["a", "b", "c"] and frame["finite"].all()
-    assert list(frame["z_norm"]) == [5, 2, 10] and list(frame["z_ratio"]) == [5, 1, 2]
-    assert list(frame["known"]) == [False, True, False] and list(frame["steps"]) == [2, 0, 1]
-    assert list(per_fact(found)["id"]) == [0, 1, 2]
-    row = summary(frame).set_index("measure").loc["z_norm"]
-    assert (row["mean"], row["median"], row["n"], row["excluded"]) == (17 / 3, 5, 3, 0)
+def facts_named(*ids):
+    return [Fact(i, "r", "{} is", "Ada", "x", "y") for i in ids]
 
 
 def test_the_trace_and_its_curve_by_hand(found):
-    rows = trace(found, ["a", "b", "c"])
+    rows = trace(found, facts_named("a", "b", "c"))
     assert list(rows["id"]) == list("aaabcc") and list(rows["step"]) == [0, 1, 2, 0, 0, 1]
     assert rows["p_target"].to_numpy() == pytest.approx([0.1, 0.4, 0.9, 0.7, 0.2, 0.5])
     curve = overfitting_curve(found)
@@ -48,23 +43,23 @@ def test_the_trace_and_its_curve_by_hand(found):
     assert (curve["n"] == 3).all()
 
 
-def test_against_natural_by_hand(found):
-    frame = against_natural(found, torch.tensor([1.0, 3.0, math.nan, 5.0, math.inf]))
+def test_target_norms_by_hand(found):
+    frame = target_norms(found, torch.tensor([1.0, 3.0, math.nan, 5.0, math.inf]), ["a", "b", "c"])
+    assert list(frame["id"]) == ["a", "b", "c"] and list(frame["h0_norm"]) == [1, 2, 5]
+    assert list(frame["z_norm"]) == [5, 2, 10] and list(frame["z_ratio"]) == [5, 1, 2]
     assert (frame["natural_mean"] == 3).all() and (frame["n_natural"] == 3).all() and (frame["excluded"] == 2).all()
     assert frame["z_score"].to_numpy() == pytest.approx([1, -0.5, 3.5])
     assert frame["above"].to_numpy() == pytest.approx([2 / 3, 1 / 3, 1])
-    assert against_natural(found, torch.ones(4))["z_score"].isna().all()
+    assert target_norms(found, torch.ones(4))["z_score"].isna().all()
     with pytest.raises(KetoolsError, match="1 finite natural norms"):
-        against_natural(found, torch.tensor([1.0, math.nan]))
+        target_norms(found, torch.tensor([1.0, math.nan]))
 
 
 def test_on_a_model(tiny_model, tiny_facts):
     hyper = Hyper(layers=(1,), steps=6)
     got = compute_targets(tiny_model, tiny_facts, ["", "You sang. "], FixedSteps(), hyper)
-    natural = natural_norms(tiny_model, tiny_facts, 1)
+    natural = hidden_states(tiny_model, subject_sample(tiny_model, tiny_facts), [1])[1].norm(dim=1)
     assert torch.allclose(natural, got.h0.norm(dim=1), rtol=1e-4), "not the place where targets are written"
-    frame = against_natural(got, natural, list(tiny_facts))
-    assert list(frame["id"]) == list(tiny_facts.ids) and frame["finite"].all()
     rows = trace(got, tiny_facts)
     last = rows.groupby("id", sort=False)["p_target"].last()
     assert last.to_numpy() == pytest.approx(got.p_target.numpy(), rel=1e-6)
@@ -74,31 +69,9 @@ def test_on_a_model(tiny_model, tiny_facts):
     assert overfitting_curve(early)["running"].iloc[-1] < 1
 
 
-def test_an_edit_s_record_says_what_it_keeps():
-    record = {"facts": ["a", "b"], "steps": [3, 4], "p_target": [0.5, None], "delta_norm": [1.0, 2.0]}
-    edit = Edit({1: (torch.ones(2, 1), torch.ones(3, 1))}, record)
-    frame = per_fact(edit)
-    assert list(frame["id"]) == ["a", "b"] and list(frame["finite"]) == [True, False]
-    assert frame["z_norm"].isna().all() and list(frame["delta_norm"]) == [1, 2]
-    row = summary(frame).set_index("measure")
-    assert set(row.index) == {"steps", "p_target", "delta_norm"}
-    assert (row["n"] == 1).all() and (row["excluded"] == 1).all()
-    with pytest.raises(KetoolsError, match="its passes"):
-        trace(edit)
-
-
-def test_a_record_of_one_fact():
-    edit = Edit({}, {"facts": ["a"], "steps": [3], "p_target": [0.5]})
-    assert summary(per_fact(edit)).set_index("measure").loc["p_target", "p95"] == 0.5
-
-
-def test_what_cannot_be_read_is_said(found):
-    with pytest.raises(KetoolsError, match="holds none of steps"):
-        per_fact(Edit({}, {"facts": ["a"]}))
+def test_facts_are_those_of_the_targets(found):
     with pytest.raises(KetoolsError, match="2 facts for targets of 3"):
-        per_fact(found, ["a", "b"])
-    with pytest.raises(KetoolsError, match="none of 1 targets is finite"):
-        summary(per_fact(Edit({}, {"facts": ["a"], "steps": [3], "p_target": [math.nan]})))
+        trace(found, facts_named("a", "b"))
 
 
 def test_a_trace_with_nan_is_left_out_and_counted(found):
