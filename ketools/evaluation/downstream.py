@@ -1,4 +1,9 @@
-"""What else the model could do before it was edited: small multiple-choice tasks, and perplexity on unseen text."""
+"""What else the model could do before it was edited: multiple-choice tasks, perplexity, and lm-evaluation-harness.
+
+`harness` runs the tasks of lm-evaluation-harness on the edited model in memory: nothing is saved or loaded. The world's six
+tasks are there as YAML files (data/world/lm_eval) and need no network; every other task is the harness's own and fetches
+its data from the hub. It needs the optional package lm-eval (the extra `eval`).
+"""
 
 from __future__ import annotations
 
@@ -119,42 +124,32 @@ def downstream(
     picked = [int(np.argmax(np.nan_to_num(row, nan=-np.inf))) for row in scores]
     items = items.assign(
         gold=[choices[answer] for choices, answer in zip(items["choices"], items["answer"], strict=True)],
-        said=[choices[k] for choices, k in zip(items["choices"], picked, strict=True)],
+        answered=[choices[k] for choices, k in zip(items["choices"], picked, strict=True)],
     )
-    return pd.DataFrame([_task(str(task), group, seed) for task, group in items.groupby("task", sort=True)])
+    rows = []
+    for task, group in items.groupby("task", sort=True):
+        gold, answered = group["gold"], group["answered"]
+        row = {"task": str(task), "n": len(group), "accuracy": float(accuracy_score(gold, answered))}
+        row["f1"] = float(f1_score(gold, answered, average="weighted", zero_division=0.0))
+        row["low"], row["high"] = f1_interval(gold, answered, seed)
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
-def _task(name: str, items: pd.DataFrame, seed: int) -> dict[str, object]:
-    # A row of `downstream`, of the items of one task.
-    gold, said = items["gold"], items["said"]
-    low, high = _interval(gold, said, seed)
-    return {
-        "task": name,
-        "n": len(items),
-        "accuracy": float(accuracy_score(gold, said)),
-        "f1": float(f1_score(gold, said, average="weighted", zero_division=0.0)),
-        "low": low,
-        "high": high,
-    }
-
-
-def _interval(gold: pd.Series, said: pd.Series, seed: int, level: float = 0.95) -> tuple[float, float]:
+def f1_interval(gold: pd.Series, answered: pd.Series, seed: int, level: float = 0.95) -> tuple[float, float]:
+    """Bootstrap interval over items (percentile) of the weighted F1 of `answered` against `gold`."""
     # Items with the same right choice and the same answer are the same to F1: a draw of items is a draw of how often each
     # such pair comes. There are as many as items at most; of classes there may be hundreds, and of their squares too many.
-    pairs = pd.DataFrame({"gold": gold.to_numpy(), "said": said.to_numpy()}).value_counts(sort=False)
+    pairs = pd.DataFrame({"gold": gold.to_numpy(), "answered": answered.to_numpy()}).value_counts(sort=False)
     count, n = pairs.to_numpy(), len(gold)
-    drawn = np.random.default_rng(seed).multinomial(n, count / n, _RESAMPLES).astype(float)
-    low, high = np.quantile(_weighted_f1(drawn, pairs.index), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def _weighted_f1(drawn: np.ndarray, pairs: pd.MultiIndex) -> np.ndarray:
-    # Of how often each pair (right choice, answer) comes, (draws, pairs). Classes that are nobody's right choice weigh nothing.
-    right, answer = (pairs.get_level_values(level).to_numpy() for level in ("gold", "said"))
-    classes = np.unique(right)
+    drawn = np.random.default_rng(seed).multinomial(n, count / n, _RESAMPLES).astype(float)  # (draws, pairs)
+    right, answer = (pairs.index.get_level_values(name).to_numpy() for name in ("gold", "answered"))
+    classes = np.unique(right)  # classes that are nobody's right choice weigh nothing
     is_right, is_answer = (side[:, None] == classes for side in (right, answer))
-    asked, answered, hit = (drawn @ each.astype(float) for each in (is_right, is_answer, is_right & is_answer))
-    return (2 * hit / np.maximum(asked + answered, 1) * asked).sum(1) / drawn.sum(1)
+    asked, predicted, hit = (drawn @ each.astype(float) for each in (is_right, is_answer, is_right & is_answer))
+    f1 = (2 * hit / np.maximum(asked + predicted, 1) * asked).sum(1) / drawn.sum(1)
+    low, high = np.quantile(f1, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def load_heldout(path: str | Path | None = None, documents: int | None = None) -> list[str]:
@@ -176,7 +171,10 @@ def perplexity(model: EditableModel, texts: Iterable[str], *, batch_tokens: int 
     Raises:
         KetoolsError: no document has two tokens.
     """
-    windows = _windows(model, texts)
+    longest = getattr(model.model.config, "max_position_embeddings", None) or 1024
+    rows = [list(model.tokenizer(text, verbose=False)["input_ids"]) for text in texts]
+    cut = [row[i : i + longest] for row in rows for i in range(0, len(row), longest)]
+    windows = [row for row in cut if len(row) > 1]
     if not windows:
         raise KetoolsError("perplexity: no document has two tokens or more, expected running text")
     nll, count = 0.0, sum(len(row) - 1 for row in windows)
@@ -191,23 +189,9 @@ def perplexity(model: EditableModel, texts: Iterable[str], *, batch_tokens: int 
     return math.exp(mean) if mean < _LARGEST else math.inf  # NaN compares false
 
 
-def _windows(model: EditableModel, texts: Iterable[str]) -> list[list[int]]:
-    """Token windows no longer than the context."""
-    longest = getattr(model.model.config, "max_position_embeddings", None) or 1024
-    rows = [list(model.tokenizer(text, verbose=False)["input_ids"]) for text in texts]
-    cut = [row[i : i + longest] for row in rows for i in range(0, len(row), longest)]
-    return [row for row in cut if len(row) > 1]
-
-
-# Downstream tasks by lm-evaluation-harness, on the edited model as it stands in memory: nothing is saved or loaded.
-#
-# The world's six tasks are there as YAML files (data/world/lm_eval) and need no network; every other task is the
-# harness's own and fetches its data from the hub. Needs the optional package lm-eval (the extra `eval`).
-
-
 @dataclass(frozen=True)
 class Preset:
-    """Tasks under one name: at most `limit` items of each, behind `shots` examples."""
+    """Tasks under one name: at most `limit` items of each, after `shots` examples."""
 
     tasks: tuple[str, ...]
     limit: int | None

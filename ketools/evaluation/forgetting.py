@@ -1,12 +1,14 @@
-"""What later edits take from earlier ones, how sure that is, and whether it goes with the norm.
+"""What later edits take from earlier ones, how certain that is, whether it goes with the norm, and what follows from an edit.
 
-Reads the tables of a run (ketools.runs.store.RunRecord) as they are: `checkpoints`, `facts`, `batches`. Rows that hold no
-number are counted (`excluded`) and never dropped unsaid.
+Forgetting reads the tables of a run (ketools.runs.store.RunRecord) as they are: `checkpoints`, `facts`, `batches`. Rows that
+hold no number are counted (`excluded`). Ripples are two-hop questions whose answer follows from the fact (RippleEdits,
+2307.12976; MQuAKE, 2305.14795): if a person's birthplace was edited, does the country of the birthplace follow? Mostly it
+does not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -113,8 +115,13 @@ def half_life(curve: pd.DataFrame) -> pd.Series:
     if len(below):
         at = below[0]
         crossing = float(np.interp(0.5, kept[[at, at - 1]], x[[at, at - 1]])) if at else float(x[0])
+    use = (kept > 0) & (x > 0)
+    fit = float("nan")
+    if use.any():
+        slope = float(x[use] @ np.log2(kept[use]) / (x[use] @ x[use]))
+        fit = -1 / slope if slope < 0 else float("inf")
     return pd.Series(
-        {"half_life": crossing, "reached": bool(len(below)), "half_life_fit": _fitted_half_life(x, kept)}
+        {"half_life": crossing, "reached": bool(len(below)), "half_life_fit": fit}
         | {"n": int(good.sum()), "excluded": int((~good).sum())}
     )
 
@@ -145,16 +152,6 @@ def interval(values: Numbers, level: float = 0.95, *, resamples: int = 5000, see
     return pd.Series(
         {"mean": float(good.mean()), "low": low, "high": high, "n": len(good), "excluded": len(whole) - len(good)}
     )
-
-
-def intervals(
-    frame: pd.DataFrame, columns: Iterable[str], level: float = 0.95, *, resamples: int = 5000, seed: int = 0
-) -> pd.DataFrame:
-    """`interval` of several columns of a frame with a row per fact: a row per column, named in `measure`."""
-    columns = list(columns)
-    _need(frame, *columns)
-    rows = [{"measure": c} | interval(frame[c], level, resamples=resamples, seed=seed).to_dict() for c in columns]
-    return pd.DataFrame(rows)
 
 
 def mcnemar(a: pd.DataFrame, b: pd.DataFrame, column: str = "end_efficacy_success") -> pd.Series:
@@ -239,24 +236,9 @@ def _correlated(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()} | {"n": n, "excluded": len(good) - n}
 
 
-def _fitted_half_life(x: np.ndarray, kept: np.ndarray) -> float:
-    use = (kept > 0) & (x > 0)
-    if not use.any():
-        return float("nan")
-    slope = float(x[use] @ np.log2(kept[use]) / (x[use] @ x[use]))
-    return -1 / slope if slope < 0 else float("inf")
-
-
 def _need(frame: pd.DataFrame, *columns: str) -> None:
     if lacking := [name for name in columns if name not in frame]:
         raise KetoolsError(f"the table lacks the columns {', '.join(lacking)}; it has {', '.join(frame) or 'none'}")
-
-
-# Consequences of an edit: two-hop questions whose answer follows from the fact (RippleEdits, 2307.12976; MQuAKE,
-# 2305.14795). If a person's birthplace was edited, does the country of the birthplace follow? Mostly it does not.
-
-
-_KEYS = ["id", "question"]
 
 
 def two_hop(model: EditableModel, facts: Iterable[Fact]) -> pd.DataFrame:
@@ -275,8 +257,12 @@ def two_hop(model: EditableModel, facts: Iterable[Fact]) -> pd.DataFrame:
         raise KetoolsError(
             f"none of {len(facts)} facts has a two-hop question (field two_hop); there is nothing to ask"
         )
-    names = ["id", "relation", "subject", "question", "answer_true", "answer_new"]
-    frame = pd.DataFrame(_questions(facts), columns=names)
+    rows = [
+        (fact.id, fact.relation, fact.subject, *asked)
+        for fact in facts
+        for asked in [(hop.question, hop.answer_true, hop.answer_new) for hop in fact.two_hop] or [(None,) * 3]
+    ]
+    frame = pd.DataFrame(rows, columns=["id", "relation", "subject", "question", "answer_true", "answer_new"])
     for side in ("true", "new"):
         asked = frame["question"].notna() & frame[f"answer_{side}"].notna()
         pairs = list(zip(frame.loc[asked, "question"], frame.loc[asked, f"answer_{side}"], strict=True))
@@ -301,9 +287,9 @@ def ripple(before: pd.DataFrame, after: pd.DataFrame) -> pd.Series:
     Raises:
         KetoolsError: the frames are of different questions.
     """
-    if not before[_KEYS].reset_index(drop=True).equals(after[_KEYS].reset_index(drop=True)):
-        raise KetoolsError("the frames before and after ask different questions; make both with the same facts")
     before, after = before.reset_index(drop=True), after.reset_index(drop=True)
+    if not before[["id", "question"]].equals(after[["id", "question"]]):
+        raise KetoolsError("the frames before and after ask different questions; make both with the same facts")
     asked = after["question"].notna()
     known = asked & (before["says_true"] == 1.0)
     now = after[known]
@@ -323,11 +309,3 @@ def ripple(before: pd.DataFrame, after: pd.DataFrame) -> pd.Series:
             "without": int((~asked).sum()),
         }
     )
-
-
-def _questions(facts: list[Fact]) -> Iterator[tuple[str | None, ...]]:
-    for fact in facts:
-        for hop in fact.two_hop:
-            yield fact.id, fact.relation, fact.subject, hop.question, hop.answer_true, hop.answer_new
-        if not fact.two_hop:
-            yield fact.id, fact.relation, fact.subject, None, None, None

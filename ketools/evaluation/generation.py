@@ -69,15 +69,6 @@ def answers(
     return pd.concat([frame, pd.DataFrame(found, columns=["starts", "exact", "contains"])], axis=1)
 
 
-def answer_summary(frame: pd.DataFrame) -> pd.Series:
-    """Means of `answers`: forced_tokens, forced, starts, exact, contains (fractions; a fact weighs 1 however many prompts
-    it has) and n (facts).
-    """
-    measures = ["forced_tokens", "forced", "starts", "exact", "contains"]
-    by_fact = frame.groupby("id", sort=False)[measures].mean()
-    return pd.Series(by_fact.mean().to_dict() | {"n": float(len(by_fact))})
-
-
 @torch.no_grad()
 def continuations(
     model: EditableModel, prompts: Sequence[str], tokens: int, *, top_k: int = 1, seed: int = 0
@@ -100,8 +91,15 @@ def continuations(
     if tokens < 1 or top_k < 1:
         raise KetoolsError(f"tokens={tokens}, top_k={top_k}: expected whole numbers of at least 1")
     rows = [row.ids for row in make_rows(model, [prompt.rstrip(" ") for prompt in prompts])]
-    by_length = _by_length(model, prompts, rows, tokens)
-    said = [""] * len(rows)
+    by_length: dict[int, list[int]] = {}
+    for i, row in enumerate(rows):
+        if model.window and len(row) + tokens > model.window:
+            raise KetoolsError(
+                f"prompt {prompts[i]!r} takes {len(row)} tokens and {tokens} are to be written; the model's context "
+                f"window holds {model.window}: ask for fewer tokens"
+            )
+        by_length.setdefault(len(row), []).append(i)
+    texts = [""] * len(rows)
     kind = model.device.type
     devices = [] if kind in ("cpu", "mps") else [model.device]  # the CPU's state is kept in any case
     with torch.random.fork_rng(devices, device_type=kind):
@@ -111,8 +109,8 @@ def continuations(
             for start in range(0, len(chosen), size):
                 part = chosen[start : start + size]
                 for i, text in zip(part, _written(model, [rows[i] for i in part], tokens, top_k), strict=True):
-                    said[i] = text
-    return said
+                    texts[i] = text
+    return texts
 
 
 def ngram_entropy(text: str, n: int) -> float:
@@ -208,31 +206,20 @@ def free_text(
     references = references or {}
     if fitted is None and any(references.values()):
         fitted = vectorizer(text for texts in references.values() for text in texts)
-    return pd.DataFrame(
-        _free_row(fact, tuple(_joined(opening, next(more)) for opening in fact.generation), references, fitted)
-        for fact in facts
-    )
-
-
-def _free_row(
-    fact: Fact, texts: tuple[str, ...], references: Mapping[str, Sequence[str]], fitted: TfidfVectorizer | None
-) -> dict[str, object]:
-    wanted = references.get(fact.id, ())
-    return {
-        "id": fact.id,
-        "relation": fact.relation,
-        "subject": fact.subject,
-        "texts": texts,
-        "GE": generation_entropy(texts) if texts else math.nan,
-        "RS": reference_score(texts, wanted, fitted) if texts and wanted and fitted else math.nan,
-        "n": len(texts),
-        "n_references": len(wanted),
-        "short": sum(len(_WORDS.findall(text)) < 3 for text in texts),
-    }
+    rows = []
+    for fact in facts:
+        texts = tuple(_joined(opening, next(more)) for opening in fact.generation)
+        wanted = references.get(fact.id, ())
+        row = {"id": fact.id, "relation": fact.relation, "subject": fact.subject, "texts": texts}
+        row["GE"] = generation_entropy(texts) if texts else math.nan
+        row["RS"] = reference_score(texts, wanted, fitted) if texts and wanted and fitted else math.nan
+        row |= {"n": len(texts), "n_references": len(wanted)}
+        rows.append(row | {"short": sum(len(_WORDS.findall(text)) < 3 for text in texts)})
+    return pd.DataFrame(rows)
 
 
 def _token_hits(model: EditableModel, rows: Sequence[Row]) -> list[np.ndarray]:
-    # Whether each target token is the argmax behind the right ones before it; rows share their beginnings in the pass.
+    # Whether each target token is the argmax after the right ones before it; rows share their beginnings in the pass.
     single = [
         Row(row.ids[: at + 1], None, (at,), (token,))
         for row in rows
@@ -241,20 +228,6 @@ def _token_hits(model: EditableModel, rows: Sequence[Row]) -> list[np.ndarray]:
     logprob, hit = row_scores(model, single)
     ends = np.cumsum([len(row.target_ids) for row in rows])
     return np.split(hit & ~np.isnan(logprob), ends[:-1])
-
-
-def _by_length(
-    model: EditableModel, prompts: Sequence[str], rows: Sequence[tuple[int, ...]], tokens: int
-) -> dict[int, list[int]]:
-    found: dict[int, list[int]] = {}
-    for i, row in enumerate(rows):
-        if model.window and len(row) + tokens > model.window:
-            raise KetoolsError(
-                f"prompt {prompts[i]!r} takes {len(row)} tokens and {tokens} are to be written; the model's context "
-                f"window holds {model.window}: ask for fewer tokens"
-            )
-        found.setdefault(len(row), []).append(i)
-    return found
 
 
 def _written(model: EditableModel, rows: list[tuple[int, ...]], tokens: int, top_k: int) -> list[str]:

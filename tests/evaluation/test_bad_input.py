@@ -9,7 +9,7 @@ from ketools.evaluation.downstream import downstream, perplexity
 from ketools.evaluation.edits import evaluate, recall
 from ketools.evaluation.forgetting import two_hop
 from ketools.evaluation.generation import answers, continuations
-from ketools.evaluation.overfitting import natural_probabilities, spill
+from ketools.evaluation.overfitting import natural_probabilities
 from ketools.facts.fact import Locality, TwoHop
 from ketools.norms.drift import activation_norms, drift, hidden_states
 from ketools.norms.residual import subject_sample, text_sample
@@ -32,7 +32,6 @@ HOP, KEPT = TwoHop(LONG, "Vell", "Bay"), Locality(LONG, "Vell")
         lambda m: recall(m, [FAR]),
         lambda m: answers(m, [FAR]),
         lambda m: natural_probabilities(m, [FAR]),
-        lambda m: spill(m, [fact("{} is", "Bo Tarn")], [replace(FAR, id="other")]),
         lambda m: two_hop(m, [replace(FAR, two_hop=(HOP,))]),
         lambda m: asked.surroundings(m, FAR),
         lambda m: asked.recalled(m, FAR),

@@ -11,9 +11,8 @@ import torch
 from sklearn.metrics import f1_score
 
 from ketools import KetoolsError
-from ketools.evaluation.downstream import _task, downstream, load_heldout, load_tasks, perplexity, sample_tasks
-from ketools.evaluation.overfitting import edited_probability, natural_probability, overfit
-from ketools.models.scoring import choice_logprobs, score_pairs
+from ketools.evaluation.downstream import downstream, f1_interval, load_heldout, load_tasks, perplexity, sample_tasks
+from ketools.models.scoring import choice_logprobs
 
 
 def items(n: int = 12) -> pd.DataFrame:
@@ -60,13 +59,10 @@ def test_the_interval_is_that_of_drawing_items_again():
     draw = np.random.default_rng(3)
     gold = pd.Series(draw.choice([" a", " b", " c"], 60, p=[0.6, 0.3, 0.1]))
     said = gold.where(draw.random(60) < 0.7, " a").where(draw.random(60) < 0.95, " d")  # " d" is nobody's right choice
-    row = _task("t", pd.DataFrame({"gold": gold, "said": said}), seed=0)
     again = [draw.integers(60, size=60) for _ in range(1500)]
     f1 = [f1_score(gold.iloc[i], said.iloc[i], average="weighted", zero_division=0.0) for i in again]
-    assert row["f1"] == f1_score(gold, said, average="weighted", zero_division=0.0)
-    assert (row["low"], row["high"]) == pytest.approx(tuple(np.quantile(f1, [0.025, 0.975])), abs=0.02)
-    sure = _task("t", pd.DataFrame({"gold": gold, "said": gold}), seed=0)
-    assert sure["low"] == sure["f1"] == sure["high"] == 1.0
+    assert f1_interval(gold, said, seed=0) == pytest.approx(tuple(np.quantile(f1, [0.025, 0.975])), abs=0.02)
+    assert f1_interval(gold, gold, seed=0) == (1.0, 1.0)
 
 
 def test_shuffled_choices_keep_their_classes(tiny_gpt2):
@@ -156,20 +152,3 @@ def test_heldout_text(tmp_path):
     assert load_heldout(tmp_path / "heldout.txt", documents=1) == ["one two"]
     with pytest.raises(KetoolsError, match="no held-out text"):
         load_heldout(tmp_path / "none.txt")
-
-
-def test_overfitting(tiny_gpt2, facts):
-    facts = facts[:6]
-    p, _ = score_pairs(tiny_gpt2, [(one.text, one.target_new) for one in facts])
-    assert edited_probability(tiny_gpt2, facts) == pytest.approx(p.mean())
-    p, hit = score_pairs(tiny_gpt2, [(one.text, one.target_true) for one in facts])
-    natural = natural_probability(tiny_gpt2, facts)
-    assert natural == pytest.approx(p[hit].mean()) if hit.any() else math.isnan(natural)
-    assert overfit(0.9, 0.6).to_dict() == {
-        "p_edited": 0.9,
-        "p_natural": 0.6,
-        "ratio": pytest.approx(1.5),
-        "overfit": True,
-    }
-    assert not overfit(0.5, 0.6)["overfit"]
-    assert math.isnan(overfit(0.5, 0.0)["ratio"])

@@ -12,7 +12,6 @@ from ketools.evaluation.forgetting import (
     forgetting_curve,
     half_life,
     interval,
-    intervals,
     mcnemar,
     norm_damage,
 )
@@ -118,9 +117,6 @@ def test_intervals_cover_and_count():
     assert interval(values).equals(got), "the seed decides"
     assert interval(values, 0.5)["low"] > got["low"]
     assert interval(np.ones(5))[["low", "high"]].tolist() == [1, 1]
-    table = intervals(FACTS, ["at_edit_efficacy_success", "end_efficacy_success"])
-    assert list(table["measure"]) == ["at_edit_efficacy_success", "end_efficacy_success"]
-    assert list(table["n"]) == [6, 5]
     for bad, match in ((([math.nan],), "none of them finite"), (([1.0], 95), "level=95"), (([],), "0 values")):
         with pytest.raises(KetoolsError, match=match):
             interval(*bad)

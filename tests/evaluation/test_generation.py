@@ -11,7 +11,6 @@ import torch
 from ketools import Fact, KetoolsError
 from ketools.evaluation.generation import (
     _judged,
-    answer_summary,
     answers,
     continuations,
     free_text,
@@ -104,12 +103,9 @@ def test_judged(said, judged):
     assert _judged(said, "Oran Bay") == judged
 
 
-def test_answers_of_paraphrases_weigh_by_fact(tiny_gpt2, tiny_facts):
+def test_answers_of_paraphrases(tiny_gpt2, tiny_facts):
     frame = answers(tiny_gpt2, tiny_facts, "true", paraphrases=None)
     assert list(frame["kind"]) == ["prompt", "paraphrase"] * 7
-    got = answer_summary(frame)
-    by_fact = frame.groupby("id")["forced_tokens"].mean().mean()
-    assert got["forced_tokens"] == pytest.approx(by_fact) and got["n"] == 7
 
 
 def test_answers_refuse(tiny_gpt2, tiny_facts):

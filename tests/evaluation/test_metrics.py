@@ -70,7 +70,7 @@ def test_look_up():
     assert late.key == "end_paraphrase_success" and late.label.endswith("at the end")
     assert metric("f1_sst2", "checkpoints").key == "f1_sst2"
     assert [e.table for e in look_up("layer", "spectra")] == ["shared"]
-    assert [e.table for e in look_up("edited", "overfitting")] == ["overfitting"], "its own meaning wins"
+    assert [e.table for e in look_up("n_natural", "targets")] == ["targets"], "its own meaning wins"
 
 
 def test_what_is_not_there():
@@ -111,15 +111,13 @@ def test_evaluation_is_covered(tiny_gpt2, facts):
     ran = {"results": {"t": {"acc,none": 1.0, "acc_stderr,none": 0.0}}, "n-samples": {"t": {"effective": 2}}}
     explained("harness", harness.table(ran))
     explained("overfitting", overfitting.natural_probabilities(tiny_gpt2, facts[:4]), overfitting.overfit(0.9, 0.5))
-    explained("overfitting", overfitting.quantiles([0.9, 0.8], [0.5]), overfitting.separation([0.9, 0.8], [0.5]))
-    spilled = overfitting.spill(tiny_gpt2, facts[:2], facts)
-    explained("spill", spilled, overfitting.spill_change(spilled, spilled))
+    explained("overfitting", overfitting.separation([0.9, 0.8], [0.5]))
     asking = [replace(facts[0], two_hop=(TwoHop("Ada lives in", "Vell", "Oran Bay"),))]
     asked = ripple.two_hop(tiny_gpt2, asking)
     explained("ripple", asked, ripple.ripple(asked, asked))
     answered = generation.answers(tiny_gpt2, facts[:2])
     spoken = generation.free_text(tiny_gpt2, [replace(facts[0], generation=("Ada is",))], tokens=5)
-    explained("generation", answered, generation.answer_summary(answered), spoken)
+    explained("generation", answered, spoken)
 
 
 def test_forgetting_is_covered():
@@ -128,7 +126,6 @@ def test_forgetting_is_covered():
     facts = pd.DataFrame({"id": ["a"], "batch": [1], "at_edit_efficacy_success": [1.0], "end_efficacy_success": [1.0]})
     aged = forgetting.forgetting_by_age(facts, pd.DataFrame({"batch": [1], "edits": [5]}))
     explained("forgetting", curve, aged, forgetting.half_life(curve), forgetting.interval([1.0, 0.0]))
-    explained("forgetting", forgetting.intervals(facts, ["end_efficacy_success"]))
     explained("forgetting", forgetting.mcnemar(facts, facts), forgetting.norm_damage(points, damage=["ES"]))
 
 
