@@ -59,7 +59,7 @@ def settled(facts: FactSet, policy: str = POLICIES[0]) -> FactSet:
     kept: list[Fact] = []
     gone: list[tuple[Fact, str]] = []  # with the object that stays
     for fact in reversed(facts):
-        things = [(fact.text.lower(),)]
+        things: list[tuple[str, ...]] = [(fact.text.lower(),)]
         if fact.relation != UNKNOWN:
             things.append((fact.subject.lower(), fact.relation))
         if others := [o for thing in things if (o := objects.get(thing, fact.target_new)) != fact.target_new]:
@@ -149,13 +149,12 @@ class RunConfig:
         Sizes(**made.measures)
         return made
 
-    def changed(self, **options: object) -> RunConfig:
+    def changed(self, **options: Any) -> RunConfig:  # noqa: ANN401 - of any type, which `made` checks
         """The config with options that were given (not None) in the place of its own; tables are joined."""
         given = {name: value for name, value in options.items() if value is not None}
         for name in ("settings", "measures"):
-            if name in given:
-                given[name] = {**getattr(self, name), **given[name]}
-        return self.made(asdict(replace(self, **given)))
+            given[name] = {**getattr(self, name), **given.get(name, {})}
+        return self.made(asdict(self) | given)
 
     def as_dict(self) -> dict[str, Any]:
         """As it is kept in run.json: `made` gives the same config."""

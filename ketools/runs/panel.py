@@ -132,10 +132,19 @@ class Panel:
             texts = load_heldout(documents=sizes.documents) if sizes.documents else ()
         texts = tuple(texts)
         return cls(
-            **right, tasks=tasks, texts=texts, sizes=sizes, seed=seed, unedited_right=share, natural=natural,
-            f1=_f1(model, tasks, sizes.per_task, seed), perplexity=perplexity(model, texts) if texts else math.nan,
-            norms=norms(model), asked=asked,
-        )  # fmt: skip
+            unedited=right["unedited"],
+            same_subject=right["same_subject"],
+            tasks=tasks,
+            texts=texts,
+            sizes=sizes,
+            seed=seed,
+            unedited_right=share,
+            natural=natural,
+            f1=_f1(model, tasks, sizes.per_task, seed),
+            perplexity=perplexity(model, texts) if texts else math.nan,
+            norms=norms(model),
+            asked=asked,
+        )
 
     @property
     def p_natural(self) -> float:
@@ -160,14 +169,21 @@ class Panel:
                 f"the run compares with {len(lost)} facts that are not among these, the first of them {lost[0]!r}: the facts "
                 "were changed since it began; give those that it began with"
             )
-        chosen = {name: tuple(by_id[i] for i in kept[name]) for name in ("unedited", "same_subject")}
         numbers = {name: math.nan if kept[name] is None else kept[name] for name in ("unedited_right", "perplexity")}
         return cls(
-            **chosen, **numbers, natural=tuple(kept["natural"]), f1=kept["f1"], sizes=sizes, seed=seed,
-            norms={int(layer): norm for layer, norm in kept["norms"].items()}, asked=kept.get("asked", {}),
+            unedited=tuple(by_id[i] for i in kept["unedited"]),
+            same_subject=tuple(by_id[i] for i in kept["same_subject"]),
             tasks=load_tasks() if sizes.per_task else pd.DataFrame(),
             texts=tuple(load_heldout(documents=sizes.documents)) if sizes.documents else (),
-        )  # fmt: skip
+            sizes=sizes,
+            seed=seed,
+            unedited_right=numbers["unedited_right"],
+            natural=tuple(kept["natural"]),
+            f1=kept["f1"],
+            perplexity=numbers["perplexity"],
+            norms={int(layer): norm for layer, norm in kept["norms"].items()},
+            asked=kept.get("asked", {}),
+        )
 
     def norm_rows(
         self, model: EditableModel, layers: Collection[int], batch: int, edits: int, edit: Edit | None = None

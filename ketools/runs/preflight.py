@@ -73,21 +73,20 @@ def measure(model: EditableModel) -> Rates:
     return Rates(token, 2 * _WIDTH**3 / seconds(lambda: (square @ square).sum().item()))
 
 
-@dataclass(frozen=True)
-class FactLength:
-    """Tokens of an average fact: its whole prompt, and the part from the subject's last token on, target included."""
-
-    prompt: float = 12.0
-    suffix: float = 6.0
-
-
 def estimate(
-    model: EditableModel, chosen: Iterable[Method], edits: int, length: FactLength, rates: Rates, **overrides: object
+    model: EditableModel,
+    chosen: Iterable[Method],
+    edits: int,
+    rates: Rates,
+    prompt: float = 12.0,
+    suffix: float = 6.0,
+    **overrides: object,
 ) -> pd.DataFrame:
     """One row per method: method, layers, memory_gib, seconds_setup (once), seconds_per_edit, seconds (for `edits`).
 
-    `memory_gib` is at the peak: weights, their copies for undoing, C and its factors in float64, past keys, and what is
-    held for the gradient. A backward pass counts as two forward ones. `overrides` are settings as for an Editor.
+    `prompt` and `suffix` are the tokens of an average fact: its whole prompt, and the part from the subject's last token on,
+    target included. `memory_gib` is at the peak: weights, their copies for undoing, C and its factors in float64, past keys,
+    and what is held for the gradient. A backward pass counts as two forward ones. `overrides` are settings as for an Editor.
     """
     a, item = model.anatomy, torch.empty((), dtype=model.dtype).element_size()
     matrix, layer_seconds = a.d_model * a.d_mlp, rates.token / a.n_layer
@@ -108,13 +107,13 @@ def estimate(
             memory += _TOKENS_AT_ONCE * above * (10.0 * a.d_model + 4.0 * a.d_mlp) * item
         if isinstance(method.update, FineTune | Shift):
             passes = hyper.ft_steps if isinstance(method.update, FineTune) else 1
-            setup, each = 0.0, passes * 3 * (length.prompt + length.suffix) * rates.token
+            setup, each = 0.0, passes * 3 * (prompt + suffix) * rates.token
         else:
             cubes = 10.0 if isinstance(method.update, NullSpace) else 1 / 3  # eigenvectors, or a Cholesky factor
             setup = n * cubes * a.d_mlp**3 / rates.flops
-            each = (contexts + 1) * length.prompt * rates.token  # the frozen prefixes
-            each += hyper.steps * contexts * length.suffix * 3 * layer_seconds * above
-            each += sum(contexts * length.prompt * layer_seconds * (i + 1) for i in hyper.layers)  # keys
+            each = (contexts + 1) * prompt * rates.token  # the frozen prefixes
+            each += hyper.steps * contexts * suffix * 3 * layer_seconds * above
+            each += sum(contexts * prompt * layer_seconds * (i + 1) for i in hyper.layers)  # keys
             each += n * (4 * a.d_mlp**2 + 4 * a.d_model * a.d_mlp) / rates.flops
         rows.append(
             {
@@ -196,7 +195,7 @@ def inspect(
     beside: Sequence[str | Method] = (),
     statistics: bool = False,
     trial: bool = True,
-    **overrides: object,
+    **overrides: Any,  # noqa: ANN401 - settings, which the method checks
 ) -> Preflight:
     """Look at `model`, and at `facts` if there are any, as `method` would edit them.
 
@@ -265,11 +264,12 @@ def inspect(
 
     costs, costs_from = None, ""
     if trial:
-        length, bare, rates = FactLength(), [row.contexts[0] for row in known_rows], measure(model)
-        if bare:
-            prompt = sum(len(row.ids) - len(row.target_ids) + 1 for row in bare) / len(bare)
-            length = FactLength(prompt, sum(row.suffix for row in known_rows) / len(bare))
-        costs = estimate(model, ALL if method is None else methods, n, length, rates, **overrides)
+        rates, mean_tokens = measure(model), {}
+        if known_rows:
+            prompts = [len(row.contexts[0].ids) - len(row.contexts[0].target_ids) + 1 for row in known_rows]
+            suffixes = [row.suffix for row in known_rows]
+            mean_tokens = {"prompt": sum(prompts) / len(prompts), "suffix": sum(suffixes) / len(suffixes)}
+        costs = estimate(model, ALL if method is None else methods, n, rates, **mean_tokens, **overrides)
         costs_from = f"for {n:,} edits; {rates.text}; memory: from shapes"
         available = _available(model)
         for each in costs.to_dict("records"):
@@ -280,12 +280,12 @@ def inspect(
                 )
 
     tokens = []
-    for fact, row in zip(known[:_SHOWN], (each.contexts[0] for each in known_rows), strict=False):
-        targets = {place + 1 for place in row.target_positions}
+    for fact, bare in zip(known[:_SHOWN], (row.contexts[0] for row in known_rows), strict=False):
+        targets = {place + 1 for place in bare.target_positions}
         start, end = fact.prompt.index("{}"), fact.prompt.index("{}") + len(fact.subject)
         offsets = model.tokenizer(fact.text, return_offsets_mapping=True)["offset_mapping"]
         subject = {i for i, (first, last) in enumerate(offsets) if first < end and last > max(start, first)}
-        names = model.tokenizer.convert_ids_to_tokens([*row.ids, row.target_ids[-1]])
+        names = model.tokenizer.convert_ids_to_tokens([*bare.ids, bare.target_ids[-1]])
         for place, token in enumerate(names):
             mark = "target" if place in targets else "subject" if place in subject else ""
             tokens.append(
@@ -293,7 +293,7 @@ def inspect(
                     "fact": fact.id,
                     "place": place,
                     "token": "".join(_SPACES.get(letter, letter) for letter in str(token)),
-                    "mark": "subject's last" if place == row.subject_last else mark,
+                    "mark": "subject's last" if place == bare.subject_last else mark,
                 }
             )
 
@@ -323,7 +323,7 @@ def inspect(
         "edits in the weights": str(len(model.edits)),
     }
     paths = {id(module): path for path, module in model.model.named_modules()}
-    parts = [("embeddings", paths[id(embeddings)], embeddings.weight)]
+    parts: list[tuple[str, str, Any]] = [("embeddings", paths[id(embeddings)], embeddings.weight)]
     for i in hyper.layers:
         matrix = f"edited matrix{' (transposed)' if a.transposed else ''}"
         parts.append((matrix, f"{a.layers}.{i}.{a.mlp_out}", model.mlp_out(i).weight))

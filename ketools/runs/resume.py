@@ -196,7 +196,8 @@ def _snapshot(store: Store, batch: int) -> tuple[int, dict[int, torch.Tensor]]:
 
 def weights_digest(model: EditableModel, layers: Iterable[int]) -> dict[int, str]:
     """sha256 of the bits of the MLP output matrices."""
-    return {i: hashlib.sha256(model.weight(i).contiguous().cpu().view(torch.uint8).numpy()).hexdigest() for i in layers}
+    bits = {i: model.weight(i).contiguous().cpu().view(torch.uint8) for i in layers}
+    return {i: hashlib.sha256(weight.numpy().tobytes()).hexdigest() for i, weight in bits.items()}
 
 
 def statistics_digest(statistics: Statistics | None, layers: Iterable[int]) -> str | None:

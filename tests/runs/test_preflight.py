@@ -7,7 +7,7 @@ import torch
 from ketools import Fact, KetoolsError, load
 from ketools.editing.methods import ALL, ENCORE, MEMIT, ROME
 from ketools.models.model import fingerprint_of
-from ketools.runs.preflight import FactLength, estimate, inspect, measure
+from ketools.runs.preflight import estimate, inspect, measure
 from tests import tokenizers
 from tests.models.test_architectures import network
 
@@ -127,13 +127,13 @@ def test_costs_grow_with_what_causes_them(tiny_llama):
     rates = measure(tiny_llama)
     assert rates.token > 0 and rates.flops > 0
 
-    def of(method, edits=100, sizes=None, **overrides):
-        frame = estimate(tiny_llama, [method], edits, sizes or FactLength(), rates, **overrides)
+    def of(method, edits=100, **overrides):
+        frame = estimate(tiny_llama, [method], edits, rates, **overrides)
         assert isinstance(frame, pd.DataFrame)
         return frame.iloc[0]
 
     assert of(MEMIT, steps=40)["seconds_per_edit"] > of(MEMIT, steps=20)["seconds_per_edit"]
-    assert of(MEMIT, sizes=FactLength(40, 20))["seconds_per_edit"] > of(MEMIT)["seconds_per_edit"]
+    assert of(MEMIT, prompt=40, suffix=20)["seconds_per_edit"] > of(MEMIT)["seconds_per_edit"]
     assert of(MEMIT, layers=(0, 1))["memory_gib"] > of(ROME, layers=(1,))["memory_gib"]
     assert of(ENCORE, 1000)["memory_gib"] > of(ENCORE, 10)["memory_gib"]
 
