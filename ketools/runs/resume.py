@@ -48,8 +48,14 @@ def begin(store: Store, settings: Mapping[str, Any], about: Mapping[str, Any], *
     if store.light:
         raise KetoolsError(f"{store.out} holds the tables of a run without its edits: it can be read, not resumed")
     found, stored = survey(store.out), store.about()
+    # All that decides the numbers, (of the run, now), what cannot be forced first.
+    old = stored.get("settings", {})
+    compared = {name: (old.get(name), settings[name]) for name in sorted(settings, key=lambda name: name not in FIXED)}
+    versions = [each.get("versions") or {} for each in (stored, about)]
+    compared |= {f"{name}'s version": (versions[0].get(name), versions[1].get(name)) for name in DECISIVE}
+    compared["device"] = (stored.get("device"), about.get("device"))
     changed = {}
-    for name, was, now in _compared(stored, about):
+    for name, (was, now) in compared.items():
         if was == now:
             continue
         refusal = (
@@ -85,17 +91,6 @@ def begin(store: Store, settings: Mapping[str, Any], about: Mapping[str, Any], *
             stacklevel=3,
         )
     return found.batches
-
-
-def _compared(stored: Mapping[str, Any], about: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """(name, of the run, now) of all that decides the numbers, what cannot be forced first."""
-    settings, now = stored.get("settings", {}), about["settings"]
-    for name in sorted(now, key=lambda name: name not in FIXED):
-        yield name, settings.get(name), now[name]
-    versions, installed = stored.get("versions") or {}, about.get("versions") or {}
-    for name in DECISIVE:
-        yield f"{name}'s version", versions.get(name), installed.get(name)
-    yield "device", stored.get("device"), about.get("device")
 
 
 def same_facts(
