@@ -69,8 +69,10 @@ browser: env ## Chromium for test-browser and the pictures of figures; from Debi
 test-browser: env ## JupyterLab in a headless Chromium: run notebooks, turn their widgets, screenshots in build/browser
 	$(QUIET) $(BIN)/python -m pytest tests/notebooks/browser_check.py $(ARGS)
 
-lint: env ## Style, annotations, no print
+lint: env ## ruff check, ruff format --check, and mypy on the package
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 lab: env ## JupyterLab with the notebooks, reachable from this machine only, with a token
 	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=$(if $(NOTEBOOKS),notebooks,.) $(ARGS)
@@ -83,7 +85,7 @@ lock: ## New requirements.lock: the newest versions that pyproject.toml allows
 	mv build/lock/new requirements.lock && rm -rf build/lock
 
 clean: ## Remove results and caches, keep the environment
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean ## Remove the environment too

@@ -260,6 +260,7 @@ def export(
     from ketools.runs.resume import export_at, model_of
 
     loading = model_of(folder)
+    assert loading["model"] is not None
     model = common.load_model(loading["model"], loading["device"], loading["dtype"])
     typer.echo(f"Model: {export_at(folder, at, out, model)}")
 

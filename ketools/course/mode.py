@@ -74,7 +74,8 @@ class Lab:
 
     def editor(self, how: str | Method, **overrides: object) -> Editor:
         """A fresh Editor of this lab's model with its statistics and seed; `overrides` as in `ketools.Editor`."""
-        return Editor(self.model, how, **{"statistics": self.statistics, "seed": self.seed} | overrides)
+        options: dict[str, Any] = {"statistics": self.statistics, "seed": self.seed} | overrides
+        return Editor(self.model, how, **options)
 
     def known(self, n: int, relation: str | None = None) -> FactSet:
         """`n` facts, no two with one subject, whose true object is the model's first choice after the edit prompt.
@@ -184,4 +185,4 @@ def _dtype(about: Mapping[str, Any]) -> torch.dtype | None:
     name = about.get("dtype")
     if name is not None and name not in _DTYPES:
         raise KetoolsError(f"dtype is {name!r}; expected one of {', '.join(_DTYPES)}")
-    return _DTYPES.get(name)
+    return None if name is None else _DTYPES[name]
