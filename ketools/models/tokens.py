@@ -86,6 +86,24 @@ def make_rows(
     return rows
 
 
+def prompt_rows(model: EditableModel, prompts: Sequence[str], more: int = 0) -> list[Row]:
+    """Rows of `prompts` alone, without a space at their end, which would belong to the next word.
+
+    Raises KetoolsError for a blank prompt, and for one that leaves no room for `more` tokens in the context window.
+    """
+    for prompt in prompts:
+        if not prompt.strip():
+            raise KetoolsError(f"prompt {prompt!r} is blank; give it some text")
+    rows = make_rows(model, [prompt.rstrip(" ") for prompt in prompts])
+    for prompt, row in zip(prompts, rows, strict=True):
+        if model.window and len(row.ids) + more > model.window:
+            raise KetoolsError(
+                f"prompt {short(prompt)} takes {len(row.ids)} tokens and {more} are to be written; the model's context "
+                f"window holds {model.window}: ask for fewer tokens"
+            )
+    return rows
+
+
 def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Token ids (rows, longest) padded on the right with 0, and the mask of the same shape (int64, 1 = a token)."""
     longest = max(len(row) for row in rows)
@@ -136,6 +154,10 @@ class Reads:
         ]
         row, position, token, count = torch.tensor(entries, device=device).T
         return cls(row, position, token, 1 / count)
+
+    def places(self, length: int) -> Tensor:
+        """Where the entries lie in rows of `length` tokens laid end to end."""
+        return self.row * length + self.position
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[tuple[list[int], list[Span]]]:

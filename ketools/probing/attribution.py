@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ketools.errors import KetoolsError
 from ketools.models.model import SUBLAYERS, EditableModel
 from ketools.models.states import recorded
-from ketools.models.tokens import make_rows
+from ketools.models.tokens import make_rows, prompt_rows
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # relative; half precision rounds at every layer
 
@@ -40,9 +40,7 @@ def contributions(model: EditableModel, prompt: str) -> Contributions:
     Raises KetoolsError for an empty prompt, one longer than the model's window, and an architecture whose stream is not
     the sum of its sublayers (a norm on the stream itself, scales that are not known here).
     """
-    if not prompt.strip():
-        raise KetoolsError(f"prompt {prompt!r} is empty; give it some text")
-    (row,) = make_rows(model, [prompt.rstrip(" ")])
+    (row,) = prompt_rows(model, [prompt])
     ids = torch.tensor([row.ids], device=model.device)
     with recorded(model, ["embedding", "hidden", *SUBLAYERS], 1) as got:
         model.body(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)

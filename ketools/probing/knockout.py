@@ -7,7 +7,7 @@ the reading positions run again, against the cache of everything before them.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,12 +20,11 @@ from ketools.errors import KetoolsError
 from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
 from ketools.models.replay import Frozen, freeze
-from ketools.models.tokens import batches
-from ketools.probing.tracing import Case, known_cases, target_reads
+from ketools.models.tokens import Reads, batches
+from ketools.probing.tracing import Case, Progress, known_cases, probability
 
 SOURCES = ("subject", "other")
-Progress = Callable[[int], None]
-_TOKENS_AT_ONCE = 4096
+_TOKENS = 4096  # of one pass
 
 
 def knockout(
@@ -73,59 +72,60 @@ def knockout_cases(
 ) -> pd.DataFrame:
     """`knockout` of cases whether the model knows them or not, without attrs."""
     parts: dict[int, pd.DataFrame] = {}
-    for some in batches([len(case.ids) for case in cases], _TOKENS_AT_ONCE):
-        found = _probabilities(model, [cases[i] for i in some], sources, window)
-        for i, p in zip(some, found, strict=True):
-            layers = np.tile(np.arange(p.shape[1]), len(sources))
-            here = pd.DataFrame({"source": np.repeat(sources, p.shape[1]), "layer": layers, "p": p[:-1].reshape(-1)})
-            here.insert(0, "fact", cases[i].fact.id)
-            parts[i] = here.assign(p_clean=p[-1, 0], change=here["p"] / p[-1, 0] - 1)
+    for batch in batches([len(case.ids) for case in cases], _TOKENS):
+        clean, blocked = _probabilities(model, [cases[i] for i in batch], sources, window)
+        for n, i in enumerate(batch):
+            source, layer = (index.reshape(-1) for index in np.indices(blocked[n].shape))
+            frame = pd.DataFrame({"source": np.array(sources)[source], "layer": layer, "p": blocked[n].reshape(-1)})
+            frame.insert(0, "fact", cases[i].fact.id)
+            parts[i] = frame.assign(p_clean=clean[n], change=frame["p"] / clean[n] - 1)
         if progress is not None:
-            progress(len(some))
+            progress(len(batch))
     return pd.concat([parts[i] for i in range(len(cases))], ignore_index=True)
 
 
-def _probabilities(model: EditableModel, cases: Sequence[Case], sources: Sequence[str], window: int) -> np.ndarray:
-    # (cases, sources + 1, layers); the last row is the clean probability throughout.
-    n_layer, starts = model.anatomy.n_layer, [case.end for case in cases]
-    frozen = freeze(model, [case.ids for case in cases], starts, -1)
-    device = frozen.hidden.device
-    reads = target_reads(cases, starts, frozen.hidden.shape[1], device)
-    found = np.full((len(cases), len(sources) + 1, n_layer), np.nan)
-    found[:, -1] = reads.probability(model, frozen.run(frozen.hidden, reads.places)).cpu().numpy()[:, None]
+def _probabilities(
+    model: EditableModel, cases: Sequence[Case], sources: Sequence[str], window: int
+) -> tuple[np.ndarray, np.ndarray]:
+    # Of the targets: clean (cases,), and with the sources blocked (cases, sources, layers).
+    n_layer, ends = model.anatomy.n_layer, [case.end for case in cases]
+    frozen = freeze(model, [case.ids for case in cases], ends, -1)
+    reads = Reads.of([case.row for case in cases], frozen.hidden.device, ends)
+    places = reads.places(frozen.hidden.shape[1])
+
+    def measured(run: Frozen) -> np.ndarray:
+        return probability(model, run.run(frozen.hidden, places), reads, len(cases))
+
+    clean, found = measured(frozen), np.full((len(cases), len(sources), n_layer), np.nan)
+    columns = max(layer.keys.shape[-2] for layer in frozen.cache.layers)  # cached; beginnings are padded on the left
     for s, source in enumerate(sources):
-        blocked = _blocked(cases, source, frozen)
-        there = blocked.any(1).cpu().numpy()
-        calls = [_without(model, layer, frozen, blocked.to(device)) for layer in range(n_layer)]
+        blocked = torch.zeros(len(cases), columns, dtype=torch.bool)
+        for row, case in zip(blocked, cases, strict=True):
+            before = row[columns - case.end :] if case.end else row[:0]
+            before[case.first : case.last + 1] = True
+            if source == "other":
+                before[:] = ~before
+        there = blocked.any(1).numpy()
+        calls = [_without(model, layer, frozen, blocked.to(frozen.hidden.device)) for layer in range(n_layer)]
         for layer in range(n_layer):
             first = layer - window // 2
             mixed = [calls[i] if first <= i < first + window else frozen.calls[i] for i in range(n_layer)]
-            p = reads.probability(model, replace(frozen, calls=mixed).run(frozen.hidden, reads.places))
-            found[there, s, layer] = p.cpu().numpy()[there]
-    return found
-
-
-def _blocked(cases: Sequence[Case], source: str, frozen: Frozen) -> Tensor:
-    # Columns (rows, cached) of the tokens that are not to be seen; beginnings are padded on the left.
-    columns = max(layer.keys.shape[-2] for layer in frozen.cache.layers)
-    blocked = torch.zeros(len(cases), columns, dtype=torch.bool)
-    for row, case in zip(blocked, cases, strict=True):
-        before = row[columns - case.end :] if case.end else row[:0]
-        before[case.first : case.last + 1] = True
-        if source == "other":
-            before[:] = ~before
-    return blocked
+            found[there, s, layer] = measured(replace(frozen, calls=mixed))[there]
+    return clean, found
 
 
 def _without(model: EditableModel, layer: int, frozen: Frozen, blocked: Tensor) -> tuple[tuple[Any, ...], dict]:
-    # The layer's call with the blocked columns masked for all queries.
+    # The layer's call with the `blocked` columns (rows, cached) masked for all queries.
     args, kwargs = frozen.calls[layer]
     names = list(inspect.signature(type(model.layer(layer)).forward).parameters)[2:]  # after self and the states
     named = dict(zip(names, args, strict=False))
     mask = kwargs.get("attention_mask", named.get("attention_mask"))
-    blocked = torch.nn.functional.pad(blocked, (0, frozen.hidden.shape[1]))[:, None, None]
+    queries = frozen.hidden.shape[1]
+    blocked = torch.nn.functional.pad(blocked, (0, queries))[:, None, None]
     if mask is None:
-        mask = _causal(frozen, blocked.shape[-1])
+        # Every token then sees itself and all before it, and there is no padding.
+        seen = torch.ones(queries, blocked.shape[-1], dtype=torch.bool, device=frozen.hidden.device)
+        mask = seen.tril(blocked.shape[-1] - queries).expand(len(frozen.hidden), 1, -1, -1)
     if not isinstance(mask, Tensor) or mask.dim() != 4 or mask.shape[-1] != blocked.shape[-1]:
         raise KetoolsError(
             f"model {model.name!r}: layer {layer} takes its mask of attention in a form that cannot be changed "
@@ -140,10 +140,3 @@ def _without(model: EditableModel, layer: int, frozen: Frozen, blocked: Tensor) 
         at = names.index("attention_mask")
         return (*args[:at], mask, *args[at + 1 :]), kwargs
     return args, kwargs | {"attention_mask": mask}
-
-
-def _causal(frozen: Frozen, columns: int) -> Tensor:
-    # What a mask left out means: every token sees itself and all before it; there is no padding then.
-    queries = frozen.hidden.shape[1]
-    seen = torch.ones(queries, columns, dtype=torch.bool, device=frozen.hidden.device)
-    return seen.tril(columns - queries).expand(len(frozen.hidden), 1, -1, -1)

@@ -10,7 +10,7 @@ from ketools.errors import KetoolsError
 from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
 from ketools.models.scoring import score_pairs
-from ketools.models.tokens import make_rows
+from ketools.models.tokens import make_rows, prompt_rows
 
 
 def top_tokens(model: EditableModel, prompt: str, k: int = 5) -> pd.DataFrame:
@@ -18,7 +18,7 @@ def top_tokens(model: EditableModel, prompt: str, k: int = 5) -> pd.DataFrame:
 
     Raises KetoolsError for a blank prompt, one longer than the model's window, and k outside 1 to the vocabulary's size.
     """
-    _check_k(model, k)
+    check_k(model, k)
     words, probability = _top(model, _next_logits(model, prompt), k)
     return pd.DataFrame({"token": words, "probability": probability})
 
@@ -39,7 +39,8 @@ def complete(model: EditableModel, prompt: str, tokens: int = 8) -> str:
 
     Raises KetoolsError for a blank prompt, and one that leaves no room for `tokens` tokens in the model's window.
     """
-    ids = _ids(model, prompt, tokens)
+    (row,) = prompt_rows(model, [prompt], tokens)
+    ids = torch.tensor([row.ids], device=model.device)
     made = model.model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
@@ -91,22 +92,9 @@ def recalled(
     Raises KetoolsError for a fact whose `target_true` is unknown, contexts that are one text or blank, k outside 1 to
     the vocabulary's size, fewer than one token, and a prompt that with its continuation is longer than the window.
     """
-    _check_k(model, k)
+    check_k(model, k)
     if tokens < 1:
         raise KetoolsError(f"tokens={tokens}: expected 1 or more to write")
-    true = fact.need_true("what the model recalls of a fact")
-    frame = pd.DataFrame(_asked(fact, contexts), columns=["kind", "context", "prompt"])
-    frame = frame.assign(true=true, new=fact.target_new)
-    prompts = frame["prompt"].tolist()
-    for name, target in (("true", true), ("new", fact.target_new)):
-        frame[f"p_{name}"], _ = score_pairs(model, [(prompt, target) for prompt in prompts])
-    standing = [_standing(model, prompt, (true, fact.target_new), k) for prompt in prompts]
-    frame = frame.join(pd.DataFrame(standing, columns=["rank_true", "rank_new", "top", "top_probability"]))
-    return frame.assign(said=[complete(model, prompt, tokens) for prompt in prompts])
-
-
-def _asked(fact: Fact, contexts: Sequence[str]) -> list[tuple[str, str, str]]:
-    # (kind, context, prompt): each way to ask.
     if isinstance(contexts, str):
         raise KetoolsError(f"contexts is one text, {contexts!r}; expected a list of texts: put it in brackets")
     for i, context in enumerate(contexts):
@@ -114,45 +102,36 @@ def _asked(fact: Fact, contexts: Sequence[str]) -> list[tuple[str, str, str]]:
             raise KetoolsError(
                 f"context {i} is blank ({context!r}); give it some text: the prompt without one is asked anyway"
             )
-    after = [("context", context, f"{context.rstrip(' ')} {fact.text}") for context in contexts]
-    return [("prompt", "", fact.text), *(("paraphrase", "", text) for text in fact.paraphrases), *after]
+    true, new = fact.need_true("what the model recalls of a fact"), fact.target_new
+    asked = [("prompt", "", fact.text), *(("paraphrase", "", text) for text in fact.paraphrases)]
+    asked += [("context", context, f"{context.rstrip(' ')} {fact.text}") for context in contexts]
+    frame = pd.DataFrame(asked, columns=["kind", "context", "prompt"]).assign(true=true, new=new)
+    prompts = frame["prompt"].tolist()
+    for name, target in (("true", true), ("new", new)):
+        frame[f"p_{name}"], _ = score_pairs(model, [(prompt, target) for prompt in prompts])
+    ranked = []
+    for prompt in prompts:
+        logits = _next_logits(model, prompt)
+        first = [row.target_ids[0] for row in make_rows(model, [prompt] * 2, [true, new])]
+        ranks = [int((logits > logits[token]).sum()) + 1 for token in first]
+        ranked.append((*ranks, *map(tuple, _top(model, logits, k))))
+    frame = frame.join(pd.DataFrame(ranked, columns=["rank_true", "rank_new", "top", "top_probability"]))
+    return frame.assign(said=[complete(model, prompt, tokens) for prompt in prompts])
 
 
-def _standing(
-    model: EditableModel, prompt: str, targets: tuple[str, str], k: int
-) -> tuple[int, int, tuple[str, ...], tuple[float, ...]]:
-    # Ranks of the targets' first tokens, the top tokens and their probabilities: all from one forward pass.
-    logits = _next_logits(model, prompt)
-    first = [row.target_ids[0] for row in make_rows(model, [prompt] * 2, targets)]
-    true, new = (int((logits > logits[token]).sum()) + 1 for token in first)
-    words, probability = _top(model, logits, k)
-    return true, new, tuple(words), tuple(probability)
+def check_k(model: EditableModel, k: int) -> None:
+    """Raise KetoolsError unless `k` tokens of the model's vocabulary can be listed."""
+    if not 1 <= k <= model.config.vocab_size:
+        raise KetoolsError(f"k={k}: expected 1 to {model.config.vocab_size} tokens")
 
 
 @torch.no_grad()
 def _next_logits(model: EditableModel, prompt: str) -> Tensor:
     # (vocabulary,), float32
-    return model.model(input_ids=_ids(model, prompt), use_cache=False).logits[0, -1].float()
+    (row,) = prompt_rows(model, [prompt])
+    return model.model(input_ids=torch.tensor([row.ids], device=model.device), use_cache=False).logits[0, -1].float()
 
 
 def _top(model: EditableModel, logits: Tensor, k: int) -> tuple[list[str], list[float]]:
     probability, token = logits.softmax(-1).topk(k)
     return [model.tokenizer.decode([t]) for t in token.tolist()], probability.tolist()
-
-
-def _check_k(model: EditableModel, k: int) -> None:
-    if not 1 <= k <= model.config.vocab_size:
-        raise KetoolsError(f"k={k}: expected 1 to {model.config.vocab_size} tokens")
-
-
-def _ids(model: EditableModel, prompt: str, more: int = 0) -> Tensor:
-    # (1, length), checked against the window with `more` tokens to come.
-    if not prompt.strip():
-        raise KetoolsError(f"prompt {prompt!r} is blank; give it some text")
-    (row,) = make_rows(model, [prompt.rstrip(" ")])
-    if model.window and len(row.ids) + more > model.window:
-        raise KetoolsError(
-            f"prompt {prompt!r} takes {len(row.ids)} tokens and {more} are to be written; the model's context window "
-            f"holds {model.window}: ask for fewer tokens"
-        )
-    return torch.tensor([row.ids], device=model.device)

@@ -81,7 +81,7 @@ def test_a_stream_that_is_no_sum_is_refused(tiny_llama):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((" ", "Vell"), "is empty"),
+        ((" ", "Vell"), "is blank"),
         (("Vell " * 200, "Vell"), "window"),
         ((PROMPT, " "), "no tokens"),
         ((PROMPT, "Vell", "Vell"), "same token"),

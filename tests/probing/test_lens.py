@@ -57,7 +57,7 @@ def test_what_stands_beside_a_prompt_changes_nothing(tiny_model):
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda m: lens(m, "  "), "is empty"),
+        (lambda m: lens(m, "  "), "is blank"),
         (lambda m: lens(m, "Vell " * 200), "window"),
         (lambda m: lens(m, "Vell", k=0), "k=0"),
         (lambda m: lens_trace(m, [], []), "0 prompts"),
