@@ -37,7 +37,7 @@ class Contributions:
 def contributions(model: EditableModel, prompt: str) -> Contributions:
     """What the embedding, every attention and every MLP wrote to the stream at the last token of `prompt`.
 
-    Raises KetoolsError for an empty prompt, one longer than the model's window, and an architecture whose stream is not
+    Raises KetoolsError for a blank prompt, one longer than the model's window, and an architecture whose stream is not
     the sum of its sublayers (a norm on the stream itself, scales that are not known here).
     """
     (row,) = prompt_rows(model, [prompt])
@@ -72,48 +72,37 @@ def attribute(model: EditableModel, prompt: str, target: str, other: str | None 
     and for a final norm or head that is not linear once its scale is frozen.
     """
     found = contributions(model, prompt)
-    goal, against = _tokens(model, prompt, target, other, found.stream)
     head, factor = model.head, float(getattr(model.config, "logit_scale", None) or 1.0)
     if not isinstance(head, nn.Linear):
         raise KetoolsError(
             f"the head of {model.name!r} is {type(head).__name__}, not a matrix: nothing can be attributed"
         )
+    scores = head(_normed(model, found.stream).to(head.weight)).cpu().double()  # without scale and cap
+    (row,) = make_rows(model, [prompt], [target])
+    goal = row.target_ids[0]
+    if other is None:
+        against = next(token for token in scores.topk(2).indices.tolist() if token != goal)
+    else:
+        (row,) = make_rows(model, [prompt], [other])
+        against = row.target_ids[0]
+    words = [model.tokenizer.decode([token]) for token in (goal, against)]
+    if against == goal:
+        raise KetoolsError(
+            f"{target!r} and {other!r} begin with the same token {words[0]!r}; choose targets that differ from their "
+            "first token on"
+        )
     direction = factor * (head.weight[goal].cpu().double() - head.weight[against].cpu().double())
     gain, centred, bias = _linear_norm(model, found.stream)
     written = found.values - found.values.mean(1, keepdim=True) if centred else found.values
-    logit = (written * gain) @ direction
     constant = float(bias @ direction)
     if head.bias is not None:
         constant += factor * float(head.bias[goal] - head.bias[against])
     frame = pd.DataFrame(found.parts, columns=["part", "layer"])
-    frame["norm"], frame["logit"] = found.values.norm(dim=1).tolist(), logit.tolist()
+    frame["norm"], frame["logit"] = found.values.norm(dim=1).tolist(), ((written * gain) @ direction).tolist()
     frame.loc[len(frame)] = ["bias", model.anatomy.n_layer, float(bias.norm()), constant]
-    words = [model.tokenizer.decode([token]) for token in (goal, against)]
-    scores = _uncapped(model, found.stream)
     difference = factor * float(scores[goal] - scores[against])
     frame.attrs = {"prompt": prompt, "target": words[0], "other": words[1], "logit_difference": difference}
     return frame
-
-
-def _tokens(model: EditableModel, prompt: str, target: str, other: str | None, stream: Tensor) -> tuple[int, int]:
-    (row,) = make_rows(model, [prompt], [target])
-    goal = row.target_ids[0]
-    if other is None:
-        best = _uncapped(model, stream).topk(2).indices.tolist()
-        return goal, next(token for token in best if token != goal)
-    (row,) = make_rows(model, [prompt], [other])
-    if row.target_ids[0] == goal:
-        raise KetoolsError(
-            f"{target!r} and {other!r} begin with the same token {model.tokenizer.decode([goal])!r}; choose targets that "
-            "differ from their first token on"
-        )
-    return goal, row.target_ids[0]
-
-
-def _uncapped(model: EditableModel, stream: Tensor) -> Tensor:
-    # The head's output at the state, (vocabulary,) float64, without scale and cap.
-    normed = _normed(model, stream).to(model.head.weight)
-    return model.head(normed).cpu().double()
 
 
 def _normed(model: EditableModel, state: Tensor) -> Tensor:

@@ -4,8 +4,9 @@ Tracing alone is no guide (Hase et al., arXiv 2301.04213: where a fact is recall
 takes), trial edits alone see only the facts that they were tried on; so the picker shows both and multiplies them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,9 +19,8 @@ from ketools.errors import KetoolsError
 from ketools.evaluation.edits import evaluate, harmonic_mean
 from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
-from ketools.probing.tracing import average, known_cases, plan_of, spread_of, trace_cases
+from ketools.probing.tracing import Progress, average, known_cases, plan_of, spread_of, trace_cases
 
-Progress = Callable[[int], None]
 _SCORES = {"ES": "efficacy_success", "PS": "paraphrase_success", "NS": "neighbourhood_success"}
 
 
@@ -42,7 +42,7 @@ def suggest(
     statistics: Statistics | None = None,
     seed: int = 0,
     progress: Progress | None = None,
-    **overrides: object,
+    **overrides: Any,  # noqa: ANN401 - settings of every type
 ) -> Suggestion:
     """Suggest `count` neighbouring layers for editing `facts` with the method `how`.
 
@@ -75,41 +75,49 @@ def suggest(
             method that needs them, or none for `count` neighbouring layers.
     """
     way = method(how)
+    n_layer = model.anatomy.n_layer
     count = len(way.settings(model, **overrides).layers or ()) if count is None else count
-    if not 1 <= count <= model.anatomy.n_layer or trials < 0:
-        raise KetoolsError(
-            f"count={count}, trials={trials}: expected 1 to {model.anatomy.n_layer} layers and trials >= 0"
-        )
-    layers = range(model.anatomy.n_layer)
+    if not 1 <= count <= n_layer or trials < 0:
+        raise KetoolsError(f"count={count}, trials={trials}: expected 1 to {n_layer} layers and trials >= 0")
+    layers = list(range(n_layer))
     if trials and way.needs_statistics:
         statistics = load_statistics(model) if statistics is None else statistics
         layers = [layer for layer in layers if layer in statistics.layers]
-    runs = [start for start in layers if set(range(start, start + count)) <= set(layers)]
-    if not runs:
+    starts = [start for start in layers if set(range(start, start + count)) <= set(layers)]
+    if not starts:
         raise KetoolsError(
-            f"statistics of layers {list(layers)} hold no {count} neighbouring ones; compute them for all layers that are "
+            f"statistics of layers {layers} hold no {count} neighbouring ones; compute them for all layers that are "
             "to be tried, or ask for fewer with count="
         )
-    evidence, known = _traced(model, facts, seed)
-    attrs = evidence.attrs | {"method": way.name, "count": count}
-    tried = _tried(model, known[:trials], layers, way, statistics, seed, progress, overrides)
-    evidence = evidence.merge(tried, on="layer", how="left")
-    layers = _chosen(evidence, runs, count)
-    evidence["suggested"] = evidence["layer"].isin(layers)
-    evidence.attrs = attrs
-    return Suggestion(layers, evidence)
-
-
-def _traced(model: EditableModel, facts: Sequence[Fact], seed: int) -> tuple[pd.DataFrame, list[Fact]]:
-    # One row a layer, and the facts that the model knows.
-    cases, attrs = known_cases(model, facts, "true", stacklevel=5)
+    cases, attrs = known_cases(model, facts, "true")
     sigma = spread_of(model, cases, "embedding")
     plan = plan_of(model, ("mlp", "hidden"), None, "subject_last", 1, None, seed, 3.0 * sigma)
     means = average(trace_cases(model, cases, plan), by=("kind", "layer")).set_index(["kind", "layer"])
     mlp = means.loc["mlp"].rename(columns={"mean": "traced", "low": "traced_low", "high": "traced_high"})
-    found = mlp.drop(columns="facts").assign(hidden=means.loc["hidden"]["mean"]).reset_index()
-    found.attrs = attrs | {"sigma": sigma, "window": plan.window}
-    return found, [case.fact for case in cases]
+    evidence = mlp.drop(columns="facts").assign(hidden=means.loc["hidden"]["mean"]).reset_index()
+    known = [case.fact for case in cases[:trials]]
+    tried = _tried(model, known, layers, way, statistics, seed, progress, overrides)
+    evidence = evidence.merge(tried, on="layer", how="left")
+    evidence["score"], chosen = choose(evidence["traced"], evidence["S"], starts, count)
+    evidence["suggested"] = evidence["layer"].isin(chosen)
+    evidence.attrs = attrs | {"sigma": sigma, "window": plan.window, "method": way.name, "count": count}
+    return Suggestion(chosen, evidence)
+
+
+def choose(
+    traced: pd.Series, success: pd.Series, starts: Sequence[int], count: int
+) -> tuple[pd.Series, tuple[int, ...]]:
+    """The score of every layer, and the `count` neighbouring layers with the largest sum, of equals the earliest.
+
+    `traced` is the effect of restoring each layer's MLPs, `success` the S of trial edits there (NaN where nothing was
+    tried); `starts` are the first layers that may be chosen.
+    """
+    recovered = traced.clip(lower=0)
+    # Where no MLP recovers anything the trials decide alone, and tracing alone where nothing was tried.
+    share = recovered / recovered.max() if recovered.max() > 0 else recovered + 1.0
+    score = share if success.isna().all() else share * success
+    best = max(starts, key=lambda start: (sum(score.iloc[start : start + count]), -start))
+    return score, tuple(range(best, best + count))
 
 
 def _tried(
@@ -120,7 +128,7 @@ def _tried(
     statistics: Statistics | None,
     seed: int,
     progress: Progress | None,
-    overrides: dict[str, object],
+    overrides: dict[str, Any],
 ) -> pd.DataFrame:
     # One row a layer: the means over facts that were edited there one at a time.
     rows, prefixes = [], None
@@ -140,20 +148,7 @@ def _tried(
             if progress is not None:
                 progress(1)
         means = pd.concat(scores)[list(_SCORES.values())].mean()
-        found = {short: float(means[name]) for short, name in _SCORES.items()}
-        there = [value for value in found.values() if not np.isnan(value)]
-        rows.append(
-            {"layer": layer, "tried": len(facts), **found, "S": harmonic_mean(there), "update": np.mean(update)}
-        )
+        row = {short: float(means[name]) for short, name in _SCORES.items()}
+        success = harmonic_mean([value for value in row.values() if not np.isnan(value)])
+        rows.append({"layer": layer, "tried": len(facts), **row, "S": success, "update": np.mean(update)})
     return pd.DataFrame(rows, columns=["layer", "tried", *_SCORES, "S", "update"])
-
-
-def _chosen(evidence: pd.DataFrame, runs: Sequence[int], count: int) -> tuple[int, ...]:
-    # Adds the score; `runs` are the first layers of the choices there are.
-    recovered = evidence["traced"].clip(lower=0)
-    # Where no MLP recovers anything the trials decide alone, and tracing alone where nothing was tried.
-    share = recovered / recovered.max() if recovered.max() > 0 else recovered + 1.0
-    evidence["score"] = share if evidence["S"].isna().all() else share * evidence["S"]
-    score = dict(zip(evidence["layer"], evidence["score"], strict=True))
-    best = max(runs, key=lambda start: (sum(score[i] for i in range(start, start + count)), -start))
-    return tuple(range(best, best + count))

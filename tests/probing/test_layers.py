@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ketools import Fact, KetoolsError
-from ketools.probing.layers import _chosen, suggest
+from ketools.probing.layers import choose, suggest
 from tests.models.test_architectures import statistics_of
 
 FAST = {"steps": 3, "prefix_count": 1, "prefix_tokens": 2}
@@ -49,9 +49,8 @@ def test_tracing_alone(tiny_gpt2, facts):
 
 
 def test_the_neighbours_with_the_largest_sum_win_and_of_equals_the_earliest():
-    def chosen(traced, s, runs, count):
-        frame = pd.DataFrame({"layer": range(len(traced)), "traced": traced, "S": s})
-        return _chosen(frame, runs, count)
+    def chosen(traced, s, starts, count):
+        return choose(pd.Series(traced, dtype=float), pd.Series(s, dtype=float), starts, count)[1]
 
     assert chosen([0.1, 0.4, 0.2, 0.3], [1, 1, 1, 1], [0, 1, 2], 2) == (1, 2)
     assert chosen([0.1, 0.4, 0.2, 0.3], [1, 0, 1, 1], [0, 1, 2], 2) == (2, 3)
