@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 
-FIELDS = {"task": str, "split": str, "id": (str, int), "prompt": str, "choices": list, "answer": int}
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    "task": str, "split": str, "id": (str, int), "prompt": str, "choices": list, "answer": int,
+}  # fmt: skip
 _LARGEST = 700.0  # nats a token: beyond it exp overflows
 _RESAMPLES = 2000
 
@@ -70,7 +72,7 @@ def load_tasks(path: str | Path | None = None, split: str = "test") -> pd.DataFr
     return chosen
 
 
-def _item(line: str, where: str) -> dict[str, object]:
+def _item(line: str, where: str) -> dict[str, Any]:
     """One line, checked."""
     try:
         item = json.loads(line)

@@ -9,6 +9,7 @@ does not.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ DAMAGE = (
     "unedited_kept", "same_subject_kept", "downstream_kept", "perplexity_ratio", "ES", "PS", "NS", "efficacy_accuracy",
 )  # fmt: skip
 """Columns of a checkpoint that the norm is compared with."""
-Numbers = Sequence[float] | np.ndarray | pd.Series
+Numbers: TypeAlias = Sequence[float] | np.ndarray | pd.Series
 
 
 def forgetting_curve(checkpoints: pd.DataFrame, score: str = "ES") -> pd.DataFrame:
@@ -257,11 +258,11 @@ def two_hop(model: EditableModel, facts: Iterable[Fact]) -> pd.DataFrame:
         raise KetoolsError(
             f"none of {len(facts)} facts has a two-hop question (field two_hop); there is nothing to ask"
         )
-    rows = [
-        (fact.id, fact.relation, fact.subject, *asked)
-        for fact in facts
-        for asked in [(hop.question, hop.answer_true, hop.answer_new) for hop in fact.two_hop] or [(None,) * 3]
-    ]
+    rows: list[tuple[str | None, ...]] = []
+    for fact in facts:
+        about = (fact.id, fact.relation, fact.subject)
+        rows += [(*about, hop.question, hop.answer_true, hop.answer_new) for hop in fact.two_hop]
+        rows += [] if fact.two_hop else [(*about, None, None, None)]
     frame = pd.DataFrame(rows, columns=["id", "relation", "subject", "question", "answer_true", "answer_new"])
     for side in ("true", "new"):
         asked = frame["question"].notna() & frame[f"answer_{side}"].notna()

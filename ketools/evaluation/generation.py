@@ -11,6 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -210,7 +211,7 @@ def free_text(
     for fact in facts:
         texts = tuple(_joined(opening, next(more)) for opening in fact.generation)
         wanted = references.get(fact.id, ())
-        row = {"id": fact.id, "relation": fact.relation, "subject": fact.subject, "texts": texts}
+        row: dict[str, object] = {"id": fact.id, "relation": fact.relation, "subject": fact.subject, "texts": texts}
         row["GE"] = generation_entropy(texts) if texts else math.nan
         row["RS"] = reference_score(texts, wanted, fitted) if texts and wanted and fitted else math.nan
         row |= {"n": len(texts), "n_references": len(wanted)}
@@ -234,7 +235,8 @@ def _written(model: EditableModel, rows: list[tuple[int, ...]], tokens: int, top
     ids = torch.tensor(rows, device=model.device)
     pad = model.tokenizer.pad_token_id
     how = {"do_sample": True, "top_k": top_k} if top_k > 1 else {"do_sample": False}
-    made = model.model.generate(
+    network: Any = model.model  # transformers' own mixin, which torch's types do not know
+    made = network.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens,
         pad_token_id=model.tokenizer.eos_token_id if pad is None else pad, **how,
     )  # fmt: skip

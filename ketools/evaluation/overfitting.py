@@ -7,6 +7,7 @@ early stopping (MPES) brings them back to or below the natural level.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from ketools.evaluation.edits import recall
 from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
 
-Numbers = Sequence[float] | np.ndarray | pd.Series
+Numbers: TypeAlias = Sequence[float] | np.ndarray | pd.Series
 
 
 def natural_probabilities(model: EditableModel, facts: Iterable[Fact]) -> pd.DataFrame:

@@ -111,8 +111,8 @@ class Places:
 def places(model: EditableModel, sample: Sample, tokens: int = 4096) -> Iterator[Places]:
     """The sample in batches of at most `tokens` tokens, rows of like length together."""
     starts = [0]
-    for read in sample.reads:
-        starts.append(starts[-1] + len(read))
+    for positions in sample.reads:
+        starts.append(starts[-1] + len(positions))
     for batch in batches(map(len, sample.ids), tokens):
         ids, mask = pad_right([sample.ids[i] for i in batch], model.device)
         read = [(b, at, starts[i] + n) for b, i in enumerate(batch) for n, at in enumerate(sample.reads[i])]

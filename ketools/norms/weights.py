@@ -174,7 +174,8 @@ def _power(n: np.ndarray, e: np.ndarray, level: float) -> dict[str, float | str]
     ]  # a perfect fit has no width
     law = "undecided" if len(n) == 2 or len(inside) > 1 else inside[0] if inside else "power law"
     found = {"exponent": line.slope, "exponent_low": low, "exponent_high": high, "scale": np.exp(line.intercept)}
-    return {name: float(value) for name, value in found.items()} | {"r2": float(line.rvalue**2), "law": law}
+    numbers: dict[str, float | str] = {name: float(value) for name, value in found.items()}
+    return numbers | {"r2": float(line.rvalue**2), "law": law}
 
 
 def _r2(y: np.ndarray, x: np.ndarray) -> float:

@@ -241,7 +241,7 @@ def _stopped(record: RunRecord) -> pd.DataFrame:
     if not {"edits", "p_target_mean"} <= set(batches) or batches.empty:
         return pd.DataFrame()
     rows = _binned(batches, "p_target_mean")
-    natural = record.checkpoints["p_natural"].dropna() if "p_natural" in record.checkpoints else ()
+    natural = record.checkpoints.get("p_natural", pd.Series(dtype=float)).dropna()
     return rows.assign(p_natural=natural.iloc[0]) if len(natural) else rows
 
 
