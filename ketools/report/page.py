@@ -213,7 +213,7 @@ def at_the_end(groups: Sequence[Group]) -> tuple[Table, list[Verdict]]:
     counts = sorted({int(row["edits"]) for rows in ends.values() for row in rows})
     caption = f"All edits scored again on the model after {listed([f'{n:,}' for n in counts])} edits"
     caption += "; mean (range) over seeds" if any(len(rows) > 1 for rows in ends.values()) else ""
-    terms = {each.label: each.text() for each in shown}
+    terms = {"metric": ""} | {each.label: each.text() for each in shown}
     return table(frame.rename_axis("metric"), caption, terms=terms), _unknown(groups)
 
 
