@@ -114,6 +114,6 @@ def ended(work: Callable[[], None], name: str = "") -> int:
     except KetoolsError as error:
         message, code = str(error), 2
     except KeyboardInterrupt as stop:
-        message, code = f"{stop}; the same command goes on" if str(stop) else "stopped", 130
+        message, code = f"{stop}; the same command resumes" if str(stop) else "stopped", 130
     sys.stderr.write(f"{name}: {message}\n" if name else f"{message}\n")
     return code

@@ -1,6 +1,6 @@
 """The grid behind the ENCORE dial: a whole run for every pair of lambda_n and patience.
 
-    python -m benchmarks.dial                         pocket, 1,000 edits, seed 0, into build/dial; goes on where it stopped
+    python -m benchmarks.dial                         pocket, 1,000 edits, seed 0, into build/dial; resumes where it stopped
     python -m benchmarks.dial --write                 and its table into data/dial, where notebook 09 reads it
 
 lambda_n is the method's own for the model, a quarter and four times of it, and none; patience is 1, the method's own, and all

@@ -4,7 +4,7 @@
     python -m benchmarks.findings --model pocket-llama --write               and the tables into data/README.md
     python -m benchmarks.findings --records data/results --edits 10000       use records that lie there, run what is missing
 
-A run that is finished is not run again, one that was stopped goes on. Writes MODEL.md and MODEL.json into --out; every
+A run that is finished is not run again, one that was stopped resumes. Writes MODEL.md and MODEL.json into --out; every
 verdict is computed from the numbers beside it. Records are used if model, method, seed, edits and batch are those asked for;
 without --records those in data/findings, into which --write puts the light records of its runs.
 """

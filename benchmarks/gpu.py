@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu --model llama-3-8b --device cuda --dtype bfloat16 --json build/gpu-llama-3-8b.json
 
-Whole batches of ENCORE: targets, keys, solves, write-back. A call stops after `--minutes`; the same command goes on
+Whole batches of ENCORE: targets, keys, solves, write-back. A call stops after `--minutes`; the same command resumes
 where it stopped, from the JSON file, which is written after every batch. The edits between the first `--window` and the
 last are not made: what they leave behind is keys to protect, and keys of the same number and size, drawn at random,
 cost the same. (So are keys of batches that an earlier call has measured.) Random weights say nothing, so that early
@@ -79,7 +79,7 @@ def one_batch(editor: Editor, chosen: FactSet, number: int) -> dict[str, Any]:
 def compare(args: argparse.Namespace) -> dict[str, Any]:
     """Measure what is still missing, as far as the time goes."""
     if args.json is None:
-        raise KetoolsError("--json FILE is needed: it is where a stopped call goes on")
+        raise KetoolsError("--json FILE is needed: a stopped call resumes from it")
     start = time.monotonic()
     settings = {n: getattr(args, n) for n in ("model", "dtype", "device", "edits", "window", "facts", "steps", "seed")}
     found = _begun(args, settings)
@@ -159,7 +159,7 @@ def table(figures: dict[str, Any]) -> list[str]:
         for part, found in figures["parts"].items()
     ]
     left = figures["batches_left"]
-    return lines + ([f"{left} batches are left; the same command goes on"] if left else [])
+    return lines + ([f"{left} batches are left; the same command resumes"] if left else [])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

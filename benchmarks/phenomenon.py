@@ -2,7 +2,7 @@
 
     python -m benchmarks.phenomenon --out build/phenomenon
 
-Runs the demo for each seed (a seed that is done is not run again; one that was stopped goes on), then writes
+Runs the demo for each seed (a seed that is done is not run again; one that was stopped resumes), then writes
 phenomenon.md (mean and range over the seeds) and phenomenon.json (every figure of every seed, with provenance).
 """
 

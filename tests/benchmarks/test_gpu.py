@@ -38,10 +38,7 @@ def test_a_stopped_call_goes_on(tmp_path, monkeypatch, capsys):
         return real(editor, chosen, number)
 
     monkeypatch.setattr(gpu, "one_batch", one)
-    assert (
-        gpu.main(arguments(out)) == 130
-        and "stopped; batches measured: 1; the same command goes on" in capsys.readouterr().err
-    )
+    assert gpu.main(arguments(out)) == 130 and "batches measured: 1" in capsys.readouterr().err
     assert gpu.main(arguments(out)) == 0
     assert [n for n, _ in calls] == [0, 1, 1, 18, 19], "the first batch is not measured again"
     assert all(counts == [n, n] for n, counts in calls), "as many past keys as batches before"
