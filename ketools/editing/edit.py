@@ -1,6 +1,8 @@
-"""An edit as an object, and what is in a model's weights: a stack of edits on top of the original bits.
+"""An edit as an object: a low-rank change per layer, and the record of how it was made.
 
-Bits are restored, never recomputed by subtraction: (W + D) - D is not W in floating point.
+How edits go into the weights and come out again is `ketools.models.weights`. What a long sequence leaves in its files,
+factors (`StoredFactors`) and keys (`StoredBlock`), takes memory only while somebody looks at it: each look reads the file
+anew, and what it returns is a copy, so that neither the resident memory nor the number of mappings grows with the edits.
 """
 
 import json
@@ -20,12 +22,6 @@ from ketools.models.model import EditableModel
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-# What a long sequence leaves in its files: factors and keys that take memory only while somebody looks at them.
-#
-# Each look reads the file anew, and what it returns is a copy: no file stays open or mapped, so that neither the resident
-# memory nor the number of mappings grows with the edits.
 
 
 EDIT, STATE = "ketools-edit-1", "ketools-state-1"  # formats of the two kinds of files

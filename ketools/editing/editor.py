@@ -41,6 +41,7 @@ from ketools.models.weights import Checkpoint, edited
 
 _STRIDE = 1_000_003  # between the seeds of two sequences: longer than any of them
 _NAMED = 8  # facts that a warning names
+_TOLD = ("steps", "p_target", "delta_norm", "known")  # of the targets, in an edit's record
 
 Progress = Callable[[int], None]
 Factors = tuple[Tensor, Tensor]
@@ -539,9 +540,6 @@ class Editor:
                 f"{self.model.dtype}; dtype=torch.bfloat16), or edit fewer or higher layers (now {list(self.layers)}; "
                 "layers above the last edited one are kept for the gradient)"
             ) from error
-
-
-_TOLD = ("steps", "p_target", "delta_norm", "known")  # of the targets, in an edit's record
 
 
 @contextmanager
