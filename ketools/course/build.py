@@ -174,7 +174,9 @@ def picture(nb: NotebookNode, draw: Draw | None = None) -> None:
     """Put a PNG and a description in words beside every plotly figure; the words are the output's plain text."""
     shown = [output for _, output in cells.figures(nb)]
     if draw is None:
-        from ketools.plots.pictures import pictures as draw
+        from ketools.plots.pictures import pictures
+
+        draw = pictures
     drawn = draw([dict(output.data[cells.PLOTLY]) for output in shown])
     for output, png in zip(shown, drawn, strict=True):
         figure = output.data[cells.PLOTLY]

@@ -241,6 +241,10 @@ def _easyedit_near(record: Record) -> tuple[tuple[str, ...], list[tuple[str, str
     return (), _answered((text, answer) for text in near)
 
 
+_aliases = _easyedit_asked("portability", lambda part: part == "Subject_Aliasing")
+_consequences = _easyedit_asked("portability", lambda part: part != "Subject_Aliasing")
+_kept = _easyedit_asked("locality")
+
 _EASYEDIT: dict[str, Reader] = {
     "relation": relation("relation_id"),
     "subject": text("subject"),
@@ -252,9 +256,6 @@ _EASYEDIT: dict[str, Reader] = {
     "two_hop": lambda record: tuple(TwoHop(asked, None, answer) for asked, answer in _consequences(record)),
     "locality": lambda record: tuple(Locality(*pair) for pair in (*_kept(record), *_easyedit_near(record)[1])),
 }
-_aliases = _easyedit_asked("portability", lambda part: part == "Subject_Aliasing")
-_consequences = _easyedit_asked("portability", lambda part: part != "Subject_Aliasing")
-_kept = _easyedit_asked("locality")
 
 # RippleEdits names subjects and objects by Wikidata's numbers; their words stand only inside sentences. Every relation
 # has one sentence ("The <relation> of <subject> is"), used for many subjects in one file. What all sentences of a
@@ -272,7 +273,9 @@ def frames_of(records: Iterable[object]) -> Frames:
         if isinstance(record, dict) and isinstance(record.get("edit"), dict):
             for query in _queries(record, (*_KEPT, *_FOLLOWS)):
                 name, subject, sentence = (query.get(key) for key in ("relation", "subject_id", "prompt"))
-                if query.get("query_type") == "regular" and all(isinstance(x, str) for x in (name, subject, sentence)):
+                if query.get("query_type") != "regular":
+                    continue
+                if isinstance(name, str) and isinstance(subject, str) and isinstance(sentence, str):
                     asked.setdefault(name, {})[subject] = sentence.split()
     frames = {}
     for name, sentences in asked.items():

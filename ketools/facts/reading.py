@@ -222,8 +222,8 @@ def _from_rows(path: Path, text: str) -> Iterator[tuple[str, object]]:
         if header is None or not any(cell.strip() for cell in cells):
             continue
         try:
-            if error := _not_utf8("\n".join(cells)):
-                raise error
+            if wrong_encoding := _not_utf8("\n".join(cells)):
+                raise wrong_encoding
             if len(cells) != len(header):
                 raise KetoolsError(
                     f"has {len(cells)} cells, the header {len(header)} ({', '.join(header)}); "

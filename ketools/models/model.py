@@ -69,9 +69,16 @@ class EditableModel:
         return self.base_name or self.name
 
     @property
+    def embedding(self) -> Tensor:
+        """The matrix of token embeddings, (vocabulary, width of an embedding)."""
+        weight = self.model.get_input_embeddings().weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    @property
     def device(self) -> torch.device:
         """Where the embeddings lie, hence where token ids go."""
-        return self.model.get_input_embeddings().weight.device
+        return self.embedding.device
 
     @property
     def config(self) -> Any:  # noqa: ANN401 - every architecture has a class of its own
@@ -86,12 +93,14 @@ class EditableModel:
     @property
     def dtype(self) -> torch.dtype:
         """Type of the weights."""
-        return self.model.get_input_embeddings().weight.dtype
+        return self.embedding.dtype
 
     def layer(self, index: int) -> nn.Module:
         """Decoder layer `index` (0-based). Raises KetoolsError if there is none."""
         check_layer(index, self.anatomy, self.name)
-        return self.model.get_submodule(self.anatomy.layers)[index]
+        layers = self.model.get_submodule(self.anatomy.layers)
+        assert isinstance(layers, nn.ModuleList)
+        return layers[index]
 
     def mlp_out(self, index: int) -> nn.Module:
         """The module of layer `index` that holds the MLP's output matrix."""
@@ -226,13 +235,13 @@ def load(
                 f"model {name!r} is spread over several devices by its device_map; leave out device={device!r}, or load "
                 "it without a device_map"
             )
-        model = model.to(device=device)
+        nn.Module.to(model, device=device)
     if dtype is not None and model.dtype != dtype:
         # As from_pretrained does: what a model computes for itself and stores in no file (frequencies of rotary
         # positions) keeps its precision.
         stored = model.state_dict().keys()
         own = {place: buffer for place, buffer in model.named_buffers() if place not in stored}
-        model = model.to(dtype=dtype)
+        nn.Module.to(model, dtype=dtype)
         for place, buffer in own.items():
             module, _, buffer_name = place.rpartition(".")
             model.get_submodule(module).register_buffer(buffer_name, buffer, persistent=False)
@@ -249,7 +258,7 @@ def fingerprint_of(model: PreTrainedModel) -> str:
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for path, weight in model.named_parameters():  # a tied matrix appears once
         digest.update(f"{path} {weight.dtype} {tuple(weight.shape)}\n".encode())
-        digest.update(weight.detach().contiguous().cpu().view(torch.uint8).numpy())
+        digest.update(weight.detach().contiguous().cpu().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -135,15 +135,15 @@ def row_scores(model: EditableModel, rows: Sequence[Row]) -> tuple[np.ndarray, n
                 continue
             index = {place: n for n, place in enumerate(dict.fromkeys(read[:2] for read in reads))}
             states = _final_states(model, layout, batch, torch.tensor(list(index), device=model.device))
-            place = np.array([index[read[:2]] for read in reads])
+            slot = np.array([index[read[:2]] for read in reads])
             owner, token = np.array([read[2:] for read in reads]).T
             for start in range(0, len(index), step):
                 logits = model.logits(states[start : start + step]).float()
-                here = np.flatnonzero((place >= start) & (place < start + step))
-                n, target = (torch.from_numpy(x).to(logits.device) for x in (place[here] - start, token[here]))
-                value = logits[n, target]
-                best = value >= logits.amax(-1)[n]
-                value = value - logits.logsumexp(-1)[n]
+                here = np.flatnonzero((slot >= start) & (slot < start + step))
+                at, target = (torch.from_numpy(x).to(logits.device) for x in (slot[here] - start, token[here]))
+                value = logits[at, target]
+                best = value >= logits.amax(-1)[at]
+                value = value - logits.logsumexp(-1)[at]
                 np.add.at(logprob, owner[here], value.double().cpu().numpy())
                 np.logical_and.at(hit, owner[here], best.cpu().numpy())
     return logprob, hit

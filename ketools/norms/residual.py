@@ -115,8 +115,8 @@ def places(model: EditableModel, sample: Sample, tokens: int = 4096) -> Iterator
         starts.append(starts[-1] + len(positions))
     for batch in batches(map(len, sample.ids), tokens):
         ids, mask = pad_right([sample.ids[i] for i in batch], model.device)
-        read = [(b, at, starts[i] + n) for b, i in enumerate(batch) for n, at in enumerate(sample.reads[i])]
-        row, position, order = torch.tensor(read).T
+        reads = [(b, at, starts[i] + n) for b, i in enumerate(batch) for n, at in enumerate(sample.reads[i])]
+        row, position, order = torch.tensor(reads).T
         yield Places(ids, mask, row.to(ids.device), position.to(ids.device), order)
 
 

@@ -151,7 +151,7 @@ class RunConfig:
 
     def changed(self, **options: Any) -> RunConfig:  # noqa: ANN401 - of any type, which `made` checks
         """The config with options that were given (not None) in the place of its own; tables are joined."""
-        given = {name: value for name, value in options.items() if value is not None}
+        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         for name in ("settings", "measures"):
             given[name] = {**getattr(self, name), **given.get(name, {})}
         return self.made(asdict(self) | given)

@@ -169,7 +169,9 @@ class Panel:
                 f"the run compares with {len(lost)} facts that are not among these, the first of them {lost[0]!r}: the facts "
                 "were changed since it began; give those that it began with"
             )
-        numbers = {name: math.nan if kept[name] is None else kept[name] for name in ("unedited_right", "perplexity")}
+        numbers: dict[str, Any] = {
+            name: math.nan if kept[name] is None else kept[name] for name in ("unedited_right", "perplexity")
+        }
         return cls(
             unedited=tuple(by_id[i] for i in kept["unedited"]),
             same_subject=tuple(by_id[i] for i in kept["same_subject"]),

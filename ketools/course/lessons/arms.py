@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -71,7 +72,7 @@ class Arm:
     ) -> None:
         """`lambda_n` = 0: no norm constraint. The editor, and with it the factors of A, serve all sequences of this arm."""
         how = replace(ENCORE, update=LeastSquares(past_keys=past, norm=lambda_n > 0))
-        more = {"lambda_n": lambda_n} if lambda_n else {}
+        more: dict[str, Any] = {"lambda_n": lambda_n} if lambda_n else {}
         self.lab, self.watched, self.batch, self.past, self.lambda_n = lab, watched, batch, past, lambda_n
         self.editor = Editor(lab.model, how, statistics=lab.statistics, seed=lab.seed, prefixes=prefixes, **more)
 

@@ -132,8 +132,9 @@ def contests(model: EditableModel, facts: Sequence[Fact], frame: pd.DataFrame) -
         for i, f in enumerate(facts)
     ]
     found = {"right": wins(frame, random), "kind": float("nan")}
-    if None not in strange:
-        found["kind"] = wins(random, lens_trace(model, texts, strange))
+    others = [target for target in strange if target is not None]
+    if len(others) == len(strange):
+        found["kind"] = wins(random, lens_trace(model, texts, others))
     return pd.DataFrame(found)
 
 

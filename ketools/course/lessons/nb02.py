@@ -140,6 +140,7 @@ def _next(model: EditableModel, row: Row, layer: int, state: Tensor | None) -> T
     # Probabilities (vocabulary,) after the row, with `state` put in behind `layer` at the subject's last token.
     def put(module: nn.Module, args: object, out: Tensor | tuple) -> Tensor | tuple:
         hidden = (out[0] if isinstance(out, tuple) else out).clone()
+        assert state is not None
         hidden[0, row.subject_last] = state
         return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
 

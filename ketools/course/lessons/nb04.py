@@ -1,6 +1,7 @@
 """Notebook 04: the batch's keys, two facts in one key, layers that share the work, exercises."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -109,7 +110,7 @@ def together(lab: Lab, two: FactSet, editor: Editor, targets: Targets | None = N
     """
     if not len(two):
         return pd.DataFrame(columns=["batch", "p_new", "says_new", "size"])
-    settings = {"prefixes": editor.prefixes, "layers": editor.layers, "statistics": lab.statistics}
+    settings: dict[str, Any] = {"prefixes": editor.prefixes, "layers": editor.layers, "statistics": lab.statistics}
     writer, rows = Editor(lab.model, editor.method, seed=lab.seed, **settings), []
     targets = editor.targets(two) if targets is None else targets
     for name, part in (("one fact a subject", slice(0, None, 2)), ("two facts a subject", slice(None))):

@@ -1,6 +1,7 @@
 """Notebook 05: the same targets written by several methods, C's spectrum with keys in it, exercises."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,7 +33,8 @@ def same_targets(
     lab: Lab, how: str | Method, facts: Sequence[Fact], found: Targets, layer: int, **settings: object
 ) -> Edit:
     """Step 2 of a method on `layer`, bare prompts' keys, with the targets `found`; the weights are as before."""
-    editor = Editor(lab.model, how, statistics=lab.statistics, seed=lab.seed, prefixes=[], layers=[layer], **settings)
+    options: dict[str, Any] = {"prefixes": [], "layers": [layer], **settings}
+    editor = Editor(lab.model, how, statistics=lab.statistics, seed=lab.seed, **options)
     edit = editor.apply(facts, targets=found)
     editor.undo()
     return edit
@@ -138,7 +140,11 @@ def _packages(answer: Exact, editor: Editor, facts: Sequence[Fact]) -> bool:
     assert editor.statistics is not None
     (layer,) = editor.layers
     found = editor.targets(facts)
-    settings = {"layers": [layer], "prefixes": editor.prefixes, "constraint_ridge": editor.hyper.constraint_ridge}
+    settings: dict[str, Any] = {
+        "layers": [layer],
+        "prefixes": editor.prefixes,
+        "constraint_ridge": editor.hyper.constraint_ridge,
+    }
     writer = Editor(editor.model, editor.method, statistics=editor.statistics, **settings)
     edit = writer.apply(facts, targets=found)
     writer.undo()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import ipywidgets as W
 import numpy as np
@@ -39,7 +40,7 @@ _LOOKS = {
 
 def known_answer(facts: Iterable[Fact]) -> list[Fact]:
     """The facts with their true object as the target: an edit that has nothing to change."""
-    bare = {"target_true": None, "neighbours": (), "two_hop": ()}
+    bare: dict[str, Any] = {"target_true": None, "neighbours": (), "two_hop": ()}
     return [replace(fact, target_new=fact.need_true("a known answer as target"), **bare) for fact in facts]
 
 
@@ -86,8 +87,8 @@ def ablation(
     with fresh(lab.model):
         for n in patiences:
             steps = np.minimum(rule(watched.right, n), fixed)
-            rows.append({"stopping": f"+{n}", "patience": n} | _scored(editor, watched, steps, others))
-        rows.append({"stopping": "fixed steps"} | _scored(editor, watched, fixed, others))
+            rows.append({"stopping": f"+{n}", "patience": n, **_scored(editor, watched, steps, others)})
+        rows.append({"stopping": "fixed steps", **_scored(editor, watched, fixed, others)})
     return pd.DataFrame(rows)
 
 

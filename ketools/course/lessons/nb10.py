@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -49,8 +50,8 @@ class Runs:
         self.lab, self.facts = lab, facts
         self._folder = TemporaryDirectory(prefix="ketools-runs-")
         todo = facts.sample(lab.sizes.edits, lab.seed)
-        small = Sizes(**{"per_task": 0, "documents": 8, "neighbours_end": 1, "residual_tokens": 0} | sizes)
-        self.panel = Panel.take(lab.model, facts, todo, sizes=small, seed=lab.seed, tasks=pd.DataFrame())
+        small: dict[str, Any] = {"per_task": 0, "documents": 8, "neighbours_end": 1, "residual_tokens": 0} | sizes
+        self.panel = Panel.take(lab.model, facts, todo, sizes=Sizes(**small), seed=lab.seed, tasks=pd.DataFrame())
 
     def path(self, name: str) -> Path:
         """The folder of the run `name`."""

@@ -65,7 +65,7 @@ def without_ketools(folder: str | Path, text: str, adapter: str | Path | None = 
     """Logits (vocabulary,) after `text` of the model in `folder`, by transformers (and peft, given an `adapter`) alone."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     if adapter is not None:
         from peft import PeftModel
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -52,7 +53,8 @@ def in_batches(
     first batch, after every `every` of them and after the last, with the facts edited so far and the weights edited; its
     row or rows get a column edits. `overrides`: settings of the editor, such as layers.
     """
-    editor = Editor(lab.model, how, statistics=lab.statistics, seed=lab.seed, **overrides)
+    options: dict[str, Any] = dict(overrides)
+    editor = Editor(lab.model, how, statistics=lab.statistics, seed=lab.seed, **options)
     rows: list[dict[str, object]] = []
 
     def note(done: int) -> None:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import ipywidgets as W
 import pandas as pd
@@ -170,7 +171,7 @@ class FactSurgeon(View):
             edit.remove(model)
         self.model, self.facts = model, facts
         self._subjects = (facts if world is None else world).by_subject()
-        self._editor = {"statistics": statistics, "seed": seed, **overrides}
+        self._editor: dict[str, Any] = {"statistics": statistics, "seed": seed, **overrides}
         self._about = f"Model {model.name}, one fact, seed {seed}."
         self.trials = pd.DataFrame()
         super().__init__(
@@ -192,8 +193,8 @@ class FactSurgeon(View):
         """A row per prompt: kind, prompt, true, new, p_true and p_new, each before and (with an edit) after."""
         frame = self.shown.before[["kind", "prompt", "true", "new"]]
         for when, source in (("before", self.shown.before), ("after", self.shown.after)):
-            for name in ("p_true", "p_new") if source is not None else ():
-                frame = frame.assign(**{f"{name}_{when}": source[name]})
+            if source is not None:
+                frame = frame.assign(**{f"{name}_{when}": source[name] for name in ("p_true", "p_new")})
         return frame
 
     def figure(self) -> go.Figure:
