@@ -44,7 +44,8 @@ def target_logprobs(
     """
     nested = len(targets) > 0 and not isinstance(targets[0], str)
     width = len(targets[0]) if nested else 1
-    pairs = [(p, t) for p, ts in zip(prompts, targets, strict=True) for t in (ts if nested else (ts,))]
+    each = [(target,) if isinstance(target, str) else tuple(target) for target in targets]
+    pairs = [(p, t) for p, ts in zip(prompts, each, strict=True) for t in ts]
     assert len(pairs) == width * len(prompts), "every prompt needs the same number of targets"
     if not pairs:
         return np.zeros(0), np.zeros(0, dtype=bool)
@@ -140,10 +141,10 @@ def row_scores(model: EditableModel, rows: Sequence[Row]) -> tuple[np.ndarray, n
             for start in range(0, len(index), step):
                 logits = model.logits(states[start : start + step]).float()
                 here = np.flatnonzero((slot >= start) & (slot < start + step))
-                at, target = (torch.from_numpy(x).to(logits.device) for x in (slot[here] - start, token[here]))
-                value = logits[at, target]
-                best = value >= logits.amax(-1)[at]
-                value = value - logits.logsumexp(-1)[at]
+                entry, answer = (torch.from_numpy(x).to(logits.device) for x in (slot[here] - start, token[here]))
+                value = logits[entry, answer]
+                best = value >= logits.amax(-1)[entry]
+                value = value - logits.logsumexp(-1)[entry]
                 np.add.at(logprob, owner[here], value.double().cpu().numpy())
                 np.logical_and.at(hit, owner[here], best.cpu().numpy())
     return logprob, hit

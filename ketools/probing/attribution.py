@@ -85,7 +85,7 @@ def attribute(model: EditableModel, prompt: str, target: str, other: str | None 
     else:
         (row,) = make_rows(model, [prompt], [other])
         against = row.target_ids[0]
-    words = [model.tokenizer.decode([token]) for token in (goal, against)]
+    words = [str(model.tokenizer.decode([token])) for token in (goal, against)]
     if against == goal:
         raise KetoolsError(
             f"{target!r} and {other!r} begin with the same token {words[0]!r}; choose targets that differ from their "
@@ -107,7 +107,9 @@ def attribute(model: EditableModel, prompt: str, target: str, other: str | None 
 
 def _normed(model: EditableModel, state: Tensor) -> Tensor:
     # The final norm of a state (d_model,), float64.
-    return model.final_norm(state.to(model.final_norm.weight)[None])[0].cpu().double()
+    weight = model.final_norm.weight
+    assert isinstance(weight, Tensor)
+    return model.final_norm(state.to(weight)[None])[0].cpu().double()
 
 
 def _linear_norm(model: EditableModel, state: Tensor) -> tuple[Tensor, bool, Tensor]:

@@ -97,7 +97,8 @@ def _probabilities(
         return probability(model, run.run(frozen.hidden, places), reads, len(cases))
 
     clean, found = measured(frozen), np.full((len(cases), len(sources), n_layer), np.nan)
-    columns = max(layer.keys.shape[-2] for layer in frozen.cache.layers)  # cached; beginnings are padded on the left
+    cached = [getattr(layer, "keys", None) for layer in frozen.cache.layers]
+    columns = max(keys.shape[-2] for keys in cached if keys is not None)  # beginnings are padded on the left
     for s, source in enumerate(sources):
         blocked = torch.zeros(len(cases), columns, dtype=torch.bool)
         for row, case in zip(blocked, cases, strict=True):

@@ -39,7 +39,7 @@ def lens(model: EditableModel, prompt: str, k: int = 5) -> pd.DataFrame:
     predicted = torch.cat([block.indices for block in top]).flatten().tolist()
     shape = (model.anatomy.n_layer + 1, len(row.ids), k)
     layer, position, place = (index.reshape(-1) for index in np.indices(shape))
-    words = {token: model.tokenizer.decode([token]) for token in {*row.ids, *predicted}}
+    words = {token: str(model.tokenizer.decode([token])) for token in {*row.ids, *predicted}}
     return pd.DataFrame(
         {
             "layer": layer - 1,
@@ -72,24 +72,24 @@ def lens_trace(model: EditableModel, prompts: Sequence[str], targets: Sequence[s
         states = _states(model, [rows[i].ids for i in batch])
         layers, n, length, _ = states.shape
         goals = torch.tensor([rows[i].target_ids[0] for i in batch])[None, :, None].expand(layers, n, length).flatten()
-        p, rank, at = [], [], 0
+        ps, ranks, at = [], [], 0
         for logits in _logits(model, states.flatten(0, 2)):
             picked = logits.gather(1, goals[at : at + len(logits), None].to(logits.device))
             at += len(logits)
-            p.append((picked[:, 0] - logits.logsumexp(1)).exp())
-            rank.append((logits > picked).sum(1) + 1)
-        p, rank = (torch.cat(blocks).view(layers, n, length).cpu().numpy() for blocks in (p, rank))
+            ps.append((picked[:, 0] - logits.logsumexp(1)).exp())
+            ranks.append((logits > picked).sum(1) + 1)
+        p, rank = (torch.cat(blocks).view(layers, n, length).cpu().numpy() for blocks in (ps, ranks))
         for r, i in enumerate(batch):
             row = rows[i]
             layer, position = (index.reshape(-1) for index in np.indices((layers, len(row.ids))))
-            words = [model.tokenizer.decode([token]) for token in row.ids]
+            words = [str(model.tokenizer.decode([token])) for token in row.ids]
             columns = {
                 "prompt": i,
                 "layer": layer - 1,
                 "position": position,
                 "from_end": len(row.ids) - 1 - position,
                 "token": [words[at] for at in position],
-                "target": model.tokenizer.decode([row.target_ids[0]]),
+                "target": str(model.tokenizer.decode([row.target_ids[0]])),
                 "p": p[:, r, : len(row.ids)].reshape(-1).astype(float),
                 "rank": rank[:, r, : len(row.ids)].reshape(-1),
             }

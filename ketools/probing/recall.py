@@ -1,6 +1,7 @@
 """What a model answers: next tokens, the probability of given answers, greedy continuations, one fact in many wordings."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -41,14 +42,15 @@ def complete(model: EditableModel, prompt: str, tokens: int = 8) -> str:
     """
     (row,) = prompt_rows(model, [prompt], tokens)
     ids = torch.tensor([row.ids], device=model.device)
-    made = model.model.generate(
+    generator: Any = model.model  # whose class mixes in GenerationMixin
+    made = generator.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=tokens,
         do_sample=False,
         pad_token_id=model.tokenizer.pad_token_id,
     )
-    return model.tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+    return str(model.tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))
 
 
 def surroundings(model: EditableModel, fact: Fact, same_subject: Sequence[Fact] = ()) -> pd.DataFrame:
@@ -114,7 +116,8 @@ def recalled(
         logits = _next_logits(model, prompt)
         first = [row.target_ids[0] for row in make_rows(model, [prompt] * 2, [true, new])]
         ranks = [int((logits > logits[token]).sum()) + 1 for token in first]
-        ranked.append((*ranks, *map(tuple, _top(model, logits, k))))
+        words, probability = _top(model, logits, k)
+        ranked.append((*ranks, tuple(words), tuple(probability)))
     frame = frame.join(pd.DataFrame(ranked, columns=["rank_true", "rank_new", "top", "top_probability"]))
     return frame.assign(said=[complete(model, prompt, tokens) for prompt in prompts])
 
@@ -134,4 +137,4 @@ def _next_logits(model: EditableModel, prompt: str) -> Tensor:
 
 def _top(model: EditableModel, logits: Tensor, k: int) -> tuple[list[str], list[float]]:
     probability, token = logits.softmax(-1).topk(k)
-    return [model.tokenizer.decode([t]) for t in token.tolist()], probability.tolist()
+    return [str(model.tokenizer.decode([t])) for t in token.tolist()], probability.tolist()

@@ -286,7 +286,7 @@ def spread_of(model: EditableModel, cases: Sequence[Case], spread: str | float) 
         raise KetoolsError(f"spread={spread!r}: expected 'embedding', 'subjects' or a number")
     embed = model.model.get_input_embeddings()
     tokens = [t for case in cases for t in case.ids[case.first : case.last + 1]]
-    ids = torch.arange(embed.weight.shape[0]) if spread == "embedding" else torch.tensor(tokens)
+    ids = torch.arange(len(model.embedding)) if spread == "embedding" else torch.tensor(tokens)
     count, total, square = 0, 0.0, 0.0
     for part in ids.split(8192):
         values = embed(part.to(model.device)).double() if model.device.type != "mps" else embed(part.to(model.device))
@@ -372,7 +372,7 @@ def _run_both(model: EditableModel, cases: Sequence[Case], plan: Plan) -> _Runs:
     starts = torch.tensor([case.first for case in cases])
     frozen = freeze(model, [case.ids for case in cases], starts.tolist(), -1)
     ids, mask = pad_right([case.ids for case in cases], model.device)
-    width = model.model.get_input_embeddings().weight.shape[1]
+    width = model.embedding.shape[1]
     change = torch.zeros(len(cases), plan.samples, ids.shape[1], width)
     for (c, case), s in product(enumerate(cases), range(plan.samples)):
         change[c, s, case.first : case.last + 1] = plan.noise * noise_of(case, s, plan.seed, width)
@@ -411,8 +411,8 @@ def _restored(model: EditableModel, runs: _Runs, plan: Plan) -> Iterator[np.ndar
             mask[r, places[c][place]] = True
         p[start : start + step] = _effects(model, runs, plan, [(c, c * plan.samples + s) for c, s, _ in some], mask)
     at = 0
-    for place in places:
-        n = len(place) * plan.samples
+    for own_places in places:
+        n = len(own_places) * plan.samples
         yield p[at : at + n].reshape(-1, plan.samples, *p.shape[1:]).mean(1)
         at += n
 
@@ -480,7 +480,7 @@ def _frame(
         if plan.at == "each":  # what stands before the subject is clean already
             p = np.concatenate([np.full((case.first, *p.shape[1:]), p_corrupted), p])
             positions = [*range(case.first), *positions]
-        tokens = [model.tokenizer.decode([case.ids[i]]) for i in positions]
+        tokens = [str(model.tokenizer.decode([case.ids[i]])) for i in positions]
         roles = [case.role(i) for i in positions]
     place, kind, layer = (index.reshape(-1) for index in np.indices(p.shape))
     columns = {

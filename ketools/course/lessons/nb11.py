@@ -11,7 +11,7 @@ import ipywidgets as W
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ketools.course.claims import Exercise, Property, Wrong
 from ketools.course.mode import Lab
