@@ -336,7 +336,6 @@ def add_bars(
     hover: str = "%{v:.4f}",
     horizontal: bool = False,
     legend: bool = True,
-    at: Panel | None = None,
 ) -> None:
     """Add a set of bars: `values` at `places`, with `text` at their ends and intervals from `low` to `high`, if given.
 
@@ -367,7 +366,7 @@ def add_bars(
         hovertemplate=f"{hover.replace('%{v', f'%{{{value}')}<extra></extra>",
         **more,
     )
-    fig.add_trace(bars, **(at or {}))
+    fig.add_trace(bars)
 
 
 def add_mean_bars(

@@ -67,7 +67,7 @@ def pictures(figures: Sequence[dict[str, Any]], scale: int = 1) -> list[str]:
         page = browser.new_page(viewport={"width": _WIDTH + 50, "height": 1000})
         page.set_content("<!doctype html><meta charset=utf-8><body></body>")
         page.add_script_tag(content=get_plotlyjs())
-        found = [page.evaluate(_DRAW, [figure, _WIDTH, scale]) for figure in figures]
-    drawn = [url.partition("base64,")[2] for url in found]
-    assert all(base64.b64decode(each).startswith(b"\x89PNG") for each in drawn), "the browser drew no PNG"
-    return drawn
+        urls = [page.evaluate(_DRAW, [figure, _WIDTH, scale]) for figure in figures]
+    images = [url.partition("base64,")[2] for url in urls]
+    assert all(base64.b64decode(each).startswith(b"\x89PNG") for each in images), "the browser drew no PNG"
+    return images

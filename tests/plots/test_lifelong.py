@@ -143,6 +143,21 @@ def test_a_hole_breaks_the_line_and_the_caption_counts_it(name):
     assert "nan" not in words(fig)["description"] and "unknown" not in words(fig)["description"]
 
 
+def test_a_line_of_several_seeds_has_their_range_behind_it():
+    frame = plots.stack(records(), "checkpoints")
+    frame["seeds"] = frame["method"].map({"memit": 3, "alphaedit": 2, "encore": 1})
+    frame = frame.assign(unedited_kept_low=frame["unedited_kept"] - 0.1, unedited_kept_high=1.0)
+    fig = plots.unedited_kept(frame)
+    assert [trace.fill for trace in fig.data] == ["toself", "toself", None, None, None]
+    lines = {trace.name: trace for trace in fig.data if trace.fill is None}
+    assert lines["MEMIT"].meta["interval"] == "range of 3 seeds" and lines["ENCORE"].meta is None
+    memit = frame[frame["method"] == "memit"]
+    assert np.asarray(lines["MEMIT"].customdata) == pytest.approx(
+        memit[["unedited_kept_low", "unedited_kept_high"]].to_numpy()
+    )
+    assert list(fig.data[0].y[:3]) == pytest.approx(memit["unedited_kept_low"].tolist())
+
+
 def test_the_law_of_growth_is_named():
     grown = plots.stack(records(["memit"]), "norms")
     title = tells(plots.norm_fit_curve(grown, context="n = 3."))

@@ -24,6 +24,8 @@ def test_methods_differ_by_colour_and_by_dash_and_symbol():
         assert {look.colour for look in looks} <= set(OKABE_ITO.values()) - {"#000000", "#F0E442"}
         for kind in ("colour", "dash", "symbol"):
             assert len({getattr(look, kind) for look in looks}) == len(methods), kind
+    beside = list(styles(["mine", "memit+mpes", "memit+norm", "other"]).values())
+    assert len(set(beside)) == 4, "an unknown method does not take the style of a known one"
     many = list(styles(f"m{i}" for i in range(18)).values())
     assert len({(look.colour, look.dash) for look in many}) == 18
 
