@@ -1,4 +1,4 @@
-"""Files and folders that are either wholly written or not there at all, and one reader for tensors."""
+"""Files and folders that are either wholly written or not there at all, one reader for tensors, and where data lies."""
 
 import errno
 import json
@@ -174,9 +174,6 @@ def finite(value: object) -> object:
     if isinstance(value, Mapping):
         return {str(key): finite(item) for key, item in value.items()}
     return [finite(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-# Where the project's data lies: facts of the built-in world, pocket models, reference results.
 
 
 def data_root() -> Path:

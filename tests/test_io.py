@@ -1,4 +1,4 @@
-"""Files and folders are wholly written or not there; tensors come back, and nothing else is opened."""
+"""Files and folders are wholly written or not there; tensors come back, and nothing else is opened; where data lies."""
 
 import errno
 import io
@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from ketools import KetoolsError
-from ketools.io import new_folder, read_tensors, write_atomic, write_tensors
+from ketools.io import data_root, model_dir, model_names, new_folder, read_tensors, write_atomic, write_tensors
 
 
 def test_writes_text_and_bytes_and_makes_folders(tmp_path):
@@ -124,3 +124,27 @@ def test_a_full_disk_is_told_as_the_system_does_whoever_writes(tmp_path, monkeyp
         write_tensors(tmp_path / "a.safetensors", {"a": torch.ones(2)}, {"format": "x-1"})
     assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(tmp_path / "a.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_environment_names_the_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("KETOOLS_DATA", str(tmp_path))
+    assert data_root() == tmp_path and model_names() == []
+    with pytest.raises(KetoolsError, match="no pocket model named 'x'; there are: none yet in"):
+        model_dir("x")
+
+
+def test_models_are_folders_with_a_config(tmp_path, monkeypatch):
+    monkeypatch.setenv("KETOOLS_DATA", str(tmp_path))
+    for name in ("pocket", "other"):
+        (tmp_path / "models" / name).mkdir(parents=True)
+        (tmp_path / "models" / name / "config.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "models" / "unfinished").mkdir()
+    assert model_dir("pocket") == tmp_path / "models" / "pocket"
+    with pytest.raises(KetoolsError, match=r"'\.\./pocket'; there are: other, pocket"):
+        model_dir("../pocket")
+
+
+def test_a_wrong_folder_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("KETOOLS_DATA", str(tmp_path / "none"))
+    with pytest.raises(KetoolsError, match="KETOOLS_DATA names .*none, which is not a folder"):
+        data_root()
