@@ -1,10 +1,19 @@
-"""Claims: what a notebook asserts of its own results, checked in front of the reader and compared by the gate."""
+"""What a notebook asserts, asks and sets: claims about its own results, predictions before them, exercises after them.
+
+A claim is checked in front of the reader, and its line is compared by the tests of the notebooks. A prediction is scored
+and answered once the result is there. An exercise asks for a function and checks properties that every right answer has:
+nothing is compared with a reference solution, so another correct way passes. Each exercise also names answers that look
+right and are not; the tests see to it that they fail, and for the right reason.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from ketools.errors import KetoolsError
+
+Answer = Callable[..., Any]
+_LEVELS = ("easy", "medium", "hard")
 
 
 class ClaimError(AssertionError):
@@ -30,39 +39,27 @@ def check_claim(
     >>> check_claim("the edit raises the target's probability", 0.93, at_least=0.5)
     "holds: the edit raises the target's probability (at least 0.5)"
     """
+    from ketools.course.mode import current_mode  # a prediction or an exercise alone needs no torch
+
     bounds = {"at least": at_least, "at most": at_most, "exactly": exactly}
     given = [f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None]
     if not given:
         raise KetoolsError(f"claim {claim!r} has no bound; give at_least, at_most or exactly, else it could not fail")
-    said = f"{claim} ({', '.join(given)})"
-    value = float(observed)
-    if _within(value, at_least, at_most, exactly):
-        return f"holds: {said}"
-    if _stops():
-        raise ClaimError(f"does not hold: {said}; observed {value:.4g}")
-    return f"does not hold here: {said}; observed {value:.4g}"
-
-
-def _within(value: float, at_least: float | None, at_most: float | None, exactly: float | None) -> bool:
-    return (
+    bounded, value = f"{claim} ({', '.join(given)})", float(observed)
+    if (
         value == value
         and (at_least is None or value >= at_least)
         and (at_most is None or value <= at_most)
         and (exactly is None or value == exactly)
-    )
-
-
-def _stops() -> bool:
-    from ketools.course.mode import current_mode  # claims alone need no torch
-
-    return current_mode() == "quick"
-
-
-# Predict, reveal, reconcile: the learner's guess before a result, scored and answered after it.
+    ):
+        return f"holds: {bounded}"
+    if current_mode() == "quick":
+        raise ClaimError(f"does not hold: {bounded}; observed {value:.4g}")
+    return f"does not hold here: {bounded}; observed {value:.4g}"
 
 
 @dataclass(frozen=True)
-class Said:
+class Markdown:
     """Text that Jupyter shows as Markdown."""
 
     text: str
@@ -82,6 +79,14 @@ class Guess:
     options: dict[str, str]
     guess: str | None = None
 
+    def __post_init__(self) -> None:
+        if len(self.options) < 2:
+            raise KetoolsError(
+                f"question {self.question!r} has {len(self.options)} options; give at least two to choose from"
+            )
+        if self.guess is not None:
+            self._check(self.guess)
+
     def _repr_markdown_(self) -> str:
         lines = [f"**{self.question}**", "", *(f"- `{key}`: {text}" for key, text in self.options.items())]
         noted = f"You say `{self.guess}`." if self.guess else "Write your answer in: `guess=...`"
@@ -90,53 +95,38 @@ class Guess:
     def __repr__(self) -> str:
         return self._repr_markdown_()
 
-    def reveal(self, answer: str, **because: str) -> Said:
+    def _check(self, key: str) -> None:
+        if key not in self.options:
+            raise KetoolsError(f"{key!r} is none of the options; choose one of {', '.join(map(repr, self.options))}")
+
+    def reveal(self, answer: str, **because: str) -> Markdown:
         """What came out, whether the guess was right, and why the other options are wrong.
 
         `because` explains wrong options by key; with a wrong guess that explanation comes first and alone, without a
         guess all are given, in the order of the call. Raises KetoolsError for a key that is no option.
         """
         for key in (answer, *because):
-            _check(key, self.options)
+            self._check(key)
         result = f"**It is `{answer}`:** {self.options[answer]}."
         if self.guess == answer:
-            return Said(f"{result} You predicted it.")
+            return Markdown(f"{result} You predicted it.")
         if self.guess is not None:
             why = because.get(self.guess, "")
-            return Said(f"{result} You said `{self.guess}`: {self.options[self.guess]}. {why}".rstrip())
+            return Markdown(f"{result} You said `{self.guess}`: {self.options[self.guess]}. {why}".rstrip())
         others = [f"- Why not `{key}`? {text}" for key, text in because.items() if key != answer]
-        return Said("\n".join([result, "", *others]).rstrip())
+        return Markdown("\n".join([result, "", *others]).rstrip())
 
 
 def predict(question: str, *, guess: str | None = None, **options: str) -> Guess:
     """Ask before showing: `options` are the possible answers by key, `guess` is the learner's.
 
-    The default None keeps a notebook running for who only reads. Raises KetoolsError for fewer than two options and for
-    a guess that is none of them.
+    The default None keeps a notebook running for those who only read. Raises KetoolsError for fewer than two options
+    and for a guess that is none of them.
 
     >>> predict("Does it rain?", yes="it does", no="it does not", guess="no").reveal("no")
     **It is `no`:** it does not. You predicted it.
     """
-    if len(options) < 2:
-        raise KetoolsError(f"question {question!r} has {len(options)} options; give at least two to choose from")
-    if guess is not None:
-        _check(guess, options)
     return Guess(question, options, guess)
-
-
-def _check(key: str, options: dict[str, str]) -> None:
-    if key not in options:
-        raise KetoolsError(f"{key!r} is none of the options; choose one of {', '.join(map(repr, options))}")
-
-
-# Exercises: an answer is a function; it is checked by properties that it must have, with messages that teach.
-#
-# Nothing is compared with a reference solution: another correct way passes. Each exercise also names answers that look
-# right and are not; the tests see to it that they fail, for the right reason.
-
-
-Answer = Callable[..., Any]
-_LEVELS = ("easy", "medium", "hard")
 
 
 class WrongAnswer(AssertionError):
@@ -148,7 +138,7 @@ class WrongAnswer(AssertionError):
 
 @dataclass(frozen=True)
 class Property:
-    """What a right answer does. `test(answer, *given)` is true if it does; `teaches` is told to whose answer does not."""
+    """What a right answer does. `test(answer, *given)` is true if it does; who wrote one that does not reads `teaches`."""
 
     says: str
     test: Callable[..., bool]
@@ -195,18 +185,13 @@ class Exercise:
                 f"exercise {self.title!r}: expected a function, got {type(answer).__name__}; hand over its name, without ()"
             )
         for each in self.properties:
-            self._try(each, answer, given)
+            message = f"Not yet: {self.title}.\nMissing: {each.says}.\n{each.teaches}"
+            try:
+                holds = bool(each.test(answer, *given))
+            except NotImplementedError:
+                raise
+            except Exception as error:
+                raise WrongAnswer(f"{message}\nIt stopped with {type(error).__name__}: {error}") from error
+            if not holds:
+                raise WrongAnswer(message)
         return f"passed: {self.title} ({', '.join(each.says for each in self.properties)})"
-
-    def _try(self, each: Property, answer: Answer, given: tuple[object, ...]) -> None:
-        try:
-            fine = bool(each.test(answer, *given))
-        except NotImplementedError:
-            raise
-        except Exception as error:
-            raise WrongAnswer(self._said(each, f"It stopped with {type(error).__name__}: {error}")) from error
-        if not fine:
-            raise WrongAnswer(self._said(each))
-
-    def _said(self, each: Property, more: str = "") -> str:
-        return f"Not yet: {self.title}.\nMissing: {each.says}.\n{each.teaches}" + (f"\n{more}" if more else "")

@@ -5,7 +5,6 @@
 
 import os
 import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +17,7 @@ from ketools.editing.covariance import Statistics, load_statistics, own_file
 from ketools.editing.editor import Editor
 from ketools.editing.methods import Method
 from ketools.errors import KetoolsError
-from ketools.facts.fact import FactSet
+from ketools.facts.fact import Fact, FactSet
 from ketools.facts.reading import facts as read_facts
 from ketools.models.model import EditableModel, fingerprint_of, load
 from ketools.probing.recall import answers
@@ -89,15 +88,15 @@ class Lab:
             raise KetoolsError(f"no facts of relation {relation!r} in {self.source}; there are: {have}")
         most = len({fact.subject.lower() for fact in chosen})
         asked = chosen.sample(most, self.seed)
-        found: list[Any] = []
+        known: list[Fact] = []
         for start in range(0, most, _AT_ONCE):
             some = asked[start : start + _AT_ONCE]
             right = answers(self.model, [f.text for f in some], [str(f.target_true) for f in some])["right"]
-            found += [fact for fact, hit in zip(some, right, strict=True) if hit]
-            if len(found) >= n:
-                return FactSet(found[:n])
+            known += [fact for fact, hit in zip(some, right, strict=True) if hit]
+            if len(known) >= n:
+                return FactSet(known[:n])
         raise KetoolsError(
-            f"{self.model.name} answers {len(found)} of {most} facts of {self.source} right, {n} were asked for; "
+            f"{self.model.name} answers {len(known)} of {most} facts of {self.source} right, {n} were asked for; "
             "ask for fewer or take a model that knows them"
         )
 
@@ -122,32 +121,47 @@ def setup(number: str, *, seed: int = 0, **sizes: int) -> Lab:
 
     Raises KetoolsError for an unknown mode, a size that only one of the two names, and what loading raises.
     """
-    _quiet()
-    if current_mode() == "quick":
-        model, known = load("pocket"), read_facts("world")
-        return Lab("quick", number, model, known, SimpleNamespace(**sizes), seed, _own(model), "world")
-    where, table = _full()
-    about = table["model"]
-    model = load(_near(about["name"], where), device=about.get("device") or _device(), dtype=_dtype(about))
-    given = "statistics" in about
-    statistics = Statistics.load(_near(about["statistics"], where)).of(model, ()) if given else _own(model)
-    known, chosen = read_facts(_near(about["facts"], where)), SimpleNamespace(**_sizes(table, number, sizes))
-    return Lab("full", number, model, known, chosen, seed, statistics, Path(about["facts"]).name)
-
-
-def _quiet() -> None:
-    # A notebook's outputs are compared: no bars. Without this, plotly adds its whole library to the first figure.
     import plotly.io
     from transformers.utils import logging
 
+    # A notebook's outputs are compared: no bars. Without this, plotly adds its whole library to the first figure.
     logging.disable_progress_bar()
     plotly.io.renderers.default = "plotly_mimetype"
+    if current_mode() == "quick":
+        model, world = load("pocket"), read_facts("world")
+        return Lab("quick", number, model, world, SimpleNamespace(**sizes), seed, _beside(model), "world")
+    table, folder = _full_table()
+    about, full = table["model"], table.get("sizes", {}).get(number, {})
+
+    def near(name: str) -> str:
+        """A path relative to the file that names it, if there is such a thing; else the name."""
+        return str(folder / name) if folder is not None and (folder / name).exists() else name
+
+    if (dtype := about.get("dtype")) not in (None, *_DTYPES):
+        raise KetoolsError(f"dtype is {dtype!r}; expected one of {', '.join(_DTYPES)}")
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    model = load(near(about["name"]), device=about.get("device") or accelerator, dtype=_DTYPES.get(dtype))
+    if "statistics" in about:
+        statistics: Statistics | None = Statistics.load(near(about["statistics"])).of(model, ())
+    else:
+        statistics = _beside(model)
+    facts = read_facts(near(about["facts"]))
+    if odd := sorted(set(full) ^ set(sizes)):
+        side = "the notebook's set-up cell" if odd[0] in full else f"[sizes.{number}] of full.toml"
+        raise KetoolsError(f"size {odd[0]!r} of notebook {number} is missing in {side}; name it in both")
+    return Lab("full", number, model, facts, SimpleNamespace(**full), seed, statistics, Path(about["facts"]).name)
 
 
-def _full() -> tuple[Path | None, dict[str, Any]]:
+def _beside(model: EditableModel) -> Statistics | None:
+    """The statistics in the model's folder, if there are any."""
+    return load_statistics(model) if own_file(model) is not None else None
+
+
+def _full_table() -> tuple[dict[str, Any], Path | None]:
+    """The file that KETOOLS_FULL names, parsed, and its folder; else the one that comes along, and None."""
     named = os.environ.get("KETOOLS_FULL")
     if not named:
-        return None, tomllib.loads(files("ketools.course").joinpath("full.toml").read_text(encoding="utf-8"))
+        return tomllib.loads(files("ketools.course").joinpath("full.toml").read_text(encoding="utf-8")), None
     path = Path(named).expanduser()
     if not path.is_file():
         raise KetoolsError(f"KETOOLS_FULL names {path}, which is no file; expected one like ketools/course/full.toml")
@@ -157,32 +171,4 @@ def _full() -> tuple[Path | None, dict[str, Any]]:
         raise KetoolsError(f"{path}: {error}; expected a file like ketools/course/full.toml") from error
     if missing := [key for key in ("name", "facts") if key not in table.get("model", {})]:
         raise KetoolsError(f"{path}: [model] lacks {' and '.join(missing)}; expected at least name and facts")
-    return path.parent, table
-
-
-def _own(model: EditableModel) -> Statistics | None:
-    return load_statistics(model) if own_file(model) is not None else None
-
-
-def _near(name: str, folder: Path | None) -> str:
-    # A path relative to the file that names it, if there is such a thing; else a name.
-    return str(folder / name) if folder is not None and (folder / name).exists() else name
-
-
-def _sizes(table: Mapping[str, Any], number: str, quick: Mapping[str, int]) -> dict[str, int]:
-    full = table.get("sizes", {}).get(number, {})
-    if odd := sorted(set(full) ^ set(quick)):
-        side = "the notebook's set-up cell" if odd[0] in full else f"[sizes.{number}] of full.toml"
-        raise KetoolsError(f"size {odd[0]!r} of notebook {number} is missing in {side}; name it in both")
-    return dict(full)
-
-
-def _device() -> torch.device | None:
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-
-
-def _dtype(about: Mapping[str, Any]) -> torch.dtype | None:
-    name = about.get("dtype")
-    if name is not None and name not in _DTYPES:
-        raise KetoolsError(f"dtype is {name!r}; expected one of {', '.join(_DTYPES)}")
-    return None if name is None else _DTYPES[name]
+    return table, path.parent

@@ -9,9 +9,6 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from ketools import KetoolsError
 from ketools.course import build as cells
-from ketools.course import build as site
-from ketools.course import build as storing
-from ketools.course import build as timetable
 from ketools.course.build import student, write_students
 
 HEAD = "# Try it\n\n**You will be able to**\n\n1. add $a_1 + b_1$;\n2. draw.\n\n**Time**: 5 minutes\n\nSee [data](../data/x.md) and [next](01_more.ipynb)."
@@ -40,7 +37,7 @@ def folder(tmp_path):
     made = tmp_path / "notebooks"
     made.mkdir()
     nbformat.write(nb, made / "00_try.ipynb")
-    (made / "README.md").write_text(f"# x\n{timetable._BEGIN}\nold\n{timetable._END}\ny\n", encoding="utf-8")
+    (made / "README.md").write_text(f"# x\n{cells.TIMES_BEGIN}\nold\n{cells.TIMES_END}\ny\n", encoding="utf-8")
     return made
 
 
@@ -72,7 +69,7 @@ def test_an_exercise_without_one_solution_is_refused(source):
 
 def test_stored_notebooks_have_pictures_and_nothing_of_this_machine(folder):
     drawn = []
-    path = storing.store(folder / "00_try.ipynb", draw=lambda figures: drawn.extend(figures) or ["AAAA"] * len(figures))
+    path = cells.store(folder / "00_try.ipynb", draw=lambda figures: drawn.extend(figures) or ["AAAA"] * len(figures))
     nb = cells.read(path)
     ((cell, output),) = cells.figures(nb)
     assert len(drawn) == 1 and output.data["image/png"] == "AAAA" and output.data["text/plain"] == "Two bars."
@@ -88,13 +85,13 @@ def test_a_cell_that_fails_leaves_the_file_alone(folder):
     nbformat.write(nb, path)
     before = path.read_bytes()
     with pytest.raises(KetoolsError, match="ZeroDivisionError"):
-        storing.store(path, draw=lambda figures: [])
+        cells.store(path, draw=lambda figures: [])
     assert path.read_bytes() == before
 
 
 def test_the_site_opens_offline_with_live_figures_and_the_times_come_from_it(folder, tmp_path):
     out = tmp_path / "build" / "course"
-    took = site.build(folder, out)
+    took = cells.build(folder, out)
     page = (out / "00_try.html").read_text(encoding="utf-8")
     assert "Plotly.newPlot" in page and 'aria-label="Two bars."' in page
     for text in (page, (out / "index.html").read_text(encoding="utf-8")):
@@ -106,7 +103,7 @@ def test_the_site_opens_offline_with_live_figures_and_the_times_come_from_it(fol
     assert "<math" in page and "$a_1" not in page and "&lt;b&gt;out&lt;/b&gt;" in page
     index = (out / "index.html").read_text(encoding="utf-8")
     assert 'href="00_try.html">Try it</a>' in index and "5 minutes" in index
-    table = timetable.write_times(folder, out)
+    table = cells.write_times(folder, out)
     readme = (folder / "README.md").read_text(encoding="utf-8")
     assert (
         f"| 00 | [Try it](00_try.ipynb) | 5 | {took['00_try']:.0f} |" in readme
@@ -118,11 +115,11 @@ def test_the_site_opens_offline_with_live_figures_and_the_times_come_from_it(fol
 
 def test_a_notebook_that_was_not_run_has_no_time(folder):
     with pytest.raises(KetoolsError, match="make course"):
-        timetable.write_times(folder, folder)
+        cells.write_times(folder, folder)
 
 
 def test_mathematics_becomes_mathml_and_code_stays():
-    made = site.mathml("Cost $5 and `$x$`; $W' k_1 = v^*$ and\n\n$$\\Delta = R K^T$$\n")
+    made = cells.mathml("Cost $5 and `$x$`; $W' k_1 = v^*$ and\n\n$$\\Delta = R K^T$$\n")
     assert made.startswith("Cost $5 and `$x$`; <math") and made.count("<math") == 2 and 'display="block"' in made
     assert "*" not in made.replace("&#42;", "") and "_1" not in made
 

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 from ketools.course import build as cells
-from ketools.course import build as timetable
 from tests.notebooks import rules
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
@@ -22,7 +21,7 @@ def test_links_of_the_pages_lead_somewhere():
 
 def test_the_plans_and_the_place_for_times_are_there():
     assert all(plan in TEXT for plan in ("**90 minutes", "**Half a day", "**Three weeks", "## Common misconceptions"))
-    assert TEXT.count(timetable._BEGIN) == TEXT.count(timetable._END) == 1
+    assert TEXT.count(cells.TIMES_BEGIN) == TEXT.count(cells.TIMES_END) == 1
 
 
 def test_needs_are_given_for_all_twelve_by_their_titles():

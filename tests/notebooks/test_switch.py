@@ -16,7 +16,6 @@ import pytest
 
 import ketools as ke
 from ketools.course import build as cells
-from ketools.course import build as storing
 from ketools.course import setup
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,7 +58,7 @@ def test_full_mode_runs_on_a_stand_in_and_says_so(path, full, monkeypatch):
     # Exercises are tested by themselves; here it is the lesson that has to turn.
     nb.cells = [cell for cell in nb.cells if cell.cell_type == "code" and not cells.tags(cell) & {"exercise", "widget"}]
     nb.cells.insert(0, cells.read(path).cells[0])
-    storing.run(nb, path.parent)
+    cells.run(nb, path.parent)
     said = "".join(out.get("text", "") for cell in cells.code(nb) for out in cell.outputs)
     assert "Mode full: model pocket-llama" in said and "Mode quick" not in said
     captions = [out.data[cells.PLOTLY]["layout"]["meta"]["caption"] for _, out in cells.figures(nb)]
