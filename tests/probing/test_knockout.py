@@ -7,8 +7,7 @@ from ketools import Fact, KetoolsError, load
 from ketools.probing.knockout import SOURCES, knockout, knockout_cases
 from ketools.probing.tracing import make_cases
 from ketools.reference.tracing import Tokens, knocked_out, probability
-from tests.models.test_architectures import KINDS, WINDOWED, network
-from tests.saying import said_once
+from tests.models.test_architectures import KINDS, network
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -22,8 +21,7 @@ def test_it_equals_the_plain_loop(kind, attention, tiny_tokenizer, tiny_facts):
     plain.set_attn_implementation("eager")
     model, plain = load(made, tokenizer=tiny_tokenizer), load(plain, tokenizer=tiny_tokenizer)
     cases = make_cases(model, list(tiny_facts)[:5], "new")
-    with said_once("attends to a window of [46] tokens", said=kind in WINDOWED):
-        frame = knockout_cases(model, cases, SOURCES, 2)
+    frame = knockout_cases(model, cases, SOURCES, 2)
     for row in frame.itertuples():
         (case,) = (case for case in cases if case.fact.id == row.fact)
         subject = set(range(case.first, min(case.last + 1, case.end)))
