@@ -8,7 +8,7 @@ import pytest
 
 from ketools import KetoolsError
 from ketools.course.widgets import EncoreDial
-from ketools.course.widgets.dial import MEASURES
+from ketools.course.widgets.explorers import MEASURES
 from ketools.plots.style import words
 from ketools.runs.sweep import ALL_STEPS
 

@@ -42,7 +42,7 @@ PROBE = """import itertools
 import pandas as pd
 
 from ketools.course.widgets import EncoreDial
-from ketools.course.widgets.dial import MEASURES
+from ketools.course.widgets.explorers import MEASURES
 
 grid = pd.DataFrame([
     {"lambda_n": w, "patience": p, **{key: 0.5 + w / 100 + p / 50 for key in MEASURES}}

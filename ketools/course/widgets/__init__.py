@@ -7,10 +7,8 @@ words; `message` is what a mistake in the input led to. In the page, control NAM
 """
 
 from ketools.course.widgets.base import View
-from ketools.course.widgets.dial import EncoreDial
-from ketools.course.widgets.scrubber import LifelongScrubber
-from ketools.course.widgets.spectrum import SpectrumScrubber
+from ketools.course.widgets.explorers import EncoreDial, TraceExplorer
+from ketools.course.widgets.scrubbers import LifelongScrubber, SpectrumScrubber
 from ketools.course.widgets.surgeon import FactSurgeon
-from ketools.course.widgets.tracer import TraceExplorer
 
 __all__ = ["EncoreDial", "FactSurgeon", "LifelongScrubber", "SpectrumScrubber", "TraceExplorer", "View"]

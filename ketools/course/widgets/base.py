@@ -1,7 +1,5 @@
 """What the widgets share: controls above, then a sentence, the picture, its caption, description and numbers."""
 
-from __future__ import annotations
-
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +13,28 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ketools.errors import KetoolsError
-from ketools.plots.style import Described, undressed, words
+from ketools.plots.style import NEUTRAL, OKABE_ITO, Described, undressed, words
+
+_PROSE = "line-height:1.45;margin:4px 0;white-space:normal;max-width:60rem;"
+
+
+def dropdown(
+    description: str, options: Sequence[object], value: object = None, *, width: str | None = None, indent: str = "6rem"
+) -> W.Dropdown:
+    """A list to choose from, its options values or (text, value); None: the first is chosen."""
+    chosen = {} if value is None else {"value": value}
+    style, layout = {"description_width": indent}, W.Layout(width=width)
+    return W.Dropdown(options=options, description=description, style=style, layout=layout, **chosen)
+
+
+def slider(
+    description: str, options: Sequence[tuple[str, object]], value: object, *, width: str, indent: str = "6rem"
+) -> W.SelectionSlider:
+    """A slider over (text, value); it tells of a move when it is let go."""
+    style, layout = {"description_width": indent}, W.Layout(width=f"min({width}, 100%)")
+    return W.SelectionSlider(
+        options=options, value=value, description=description, continuous_update=False, style=style, layout=layout
+    )
 
 
 class View(ABC):
@@ -35,14 +54,18 @@ class View(ABC):
         self.controls = dict(controls)
         for name, control in self.controls.items():
             control.add_class("ketools-control").add_class(f"ketools-{self.kind}-{name}")
-        self._message, self._sentence, self._below = (self._html(name) for name in ("message", "sentence", "below"))
+        self._message, self._sentence, self._below = (
+            W.HTML(layout=W.Layout(width="100%")).add_class(f"ketools-{self.kind}-{name}")
+            for name in ("message", "sentence", "below")
+        )
         self._picture = W.Output().add_class(f"ketools-{self.kind}-picture")
         # A fixed height: what stands below in the notebook does not jump when the picture is drawn anew.
         self._picture.layout = W.Layout(width="100%", min_height=f"{self.height + 20}px", overflow="hidden")
         lines = [W.HBox([self.controls[name] for name in row], layout=W.Layout(flex_flow="row wrap")) for row in rows]
         self.view = W.VBox([*lines, self._message, self._sentence, self._picture, self._below])
         self.view.add_class(f"ketools-{self.kind}")
-        self._text = ""
+        self.message = ""
+        """What was wrong with the last input, or what happened; "" if there is nothing to say."""
 
     @property
     @abstractmethod
@@ -57,23 +80,30 @@ class View(ABC):
         """The present state in one sentence with its numbers; plain text."""
         return self._said(self.figure())
 
-    @property
-    def message(self) -> str:
-        """What was wrong with the last input, or what happened; "" if there is nothing to say."""
-        return self._text
-
     def refresh(self) -> None:
         """Draw the present state anew."""
         fig = self.figure()
-        told = {name: unescape(text) for name, text in words(fig).items()}
-        said = Described(told["finding"], told["caption"], told["description"], self._table(fig))
+        texts = {name: unescape(text) for name, text in words(fig).items()}
+        described = Described(texts["finding"], texts["caption"], texts["description"], self._table(fig))
         self._sentence.value = f'<p aria-live="polite" style="{_PROSE}font-weight:600">{escape(self._said(fig))}</p>'
-        self._picture.outputs = (_bundle(fig, said.description, self._height(fig)),)
-        self._below.value = f'<div style="{_PROSE}"><p>{escape(said.caption)}</p>{said._repr_html_()}</div>'
+        # plotly's own type, as JupyterLab draws it; no FigureWidget, whose state would put megabytes into a saved notebook.
+        # Not "responsive": the picture would take the height of its box, which has none of its own, and be invisible.
+        bare = undressed(fig)
+        bare.update_layout(autosize=True, width=None, height=self._height(fig), margin={"l": fig.layout.margin.l})
+        content = json.loads(str(bare.to_json())) | {"config": {"displaylogo": False}}
+        data = {"application/vnd.plotly.v1+json": content, "text/plain": described.description}
+        self._picture.outputs = ({"output_type": "display_data", "data": data, "metadata": {}},)
+        self._below.value = f'<div style="{_PROSE}"><p>{escape(described.caption)}</p>{described._repr_html_()}</div>'
 
     def close(self) -> None:
         """Take the widget out of the page."""
-        for part in _parts(self.view):
+
+        def parts(widget: W.Widget) -> Iterator[W.Widget]:
+            for child in getattr(widget, "children", ()):
+                yield from parts(child)
+            yield widget
+
+        for part in parts(self.view):
             part.close()
 
     def __enter__(self) -> Self:
@@ -103,12 +133,9 @@ class View(ABC):
         """Of the picture, in pixels."""
         return self.height
 
-    def _html(self, name: str) -> W.HTML:
-        return W.HTML(layout=W.Layout(width="100%")).add_class(f"ketools-{self.kind}-{name}")
-
     def _say(self, text: str, *, wrong: bool = False) -> None:
-        self._text = text
-        colour, role = ("#D55E00", "alert") if wrong else ("#808080", "status")
+        self.message = text
+        colour, role = (OKABE_ITO["vermillion"], "alert") if wrong else (NEUTRAL, "status")
         style = f"{_PROSE}border-left:4px solid {colour};padding-left:8px"
         self._message.value = f'<p role="{role}" style="{style}">{escape(text)}</p>' if text else ""
 
@@ -128,38 +155,20 @@ class View(ABC):
     def _on_click(self, act: Callable[[], object]) -> Callable[[object], None]:
         """`act` as what a control calls: the page has shown a user's mistake, there is nobody to raise it to."""
 
-        def heard(_: object) -> None:
+        def on_event(_: object) -> None:
             try:
                 act()
             except KetoolsError as error:
                 assert self.message == str(error), "a mistake that the widget does not show"
 
-        return heard
-
-    def _redraw(self) -> None:
-        with self._telling():
-            self.refresh()
+        return on_event
 
     def _listen(self, *names: str) -> None:
         """Draw anew whenever the value of one of these controls changes."""
+
+        def redraw() -> None:
+            with self._telling():
+                self.refresh()
+
         for name in names:
-            self.controls[name].observe(self._on_click(self._redraw), names="value")
-
-
-_PROSE = "line-height:1.45;margin:4px 0;white-space:normal;max-width:60rem;"
-
-
-def _bundle(fig: go.Figure, words: str, height: int) -> dict[str, Any]:
-    # plotly's own type, as JupyterLab draws it; no FigureWidget, whose state would put megabytes into a saved notebook.
-    # Not "responsive": the picture would take the height of its box, which has none of its own, and be invisible.
-    bare = undressed(fig)
-    bare.update_layout(autosize=True, width=None, height=height, margin={"l": fig.layout.margin.l})
-    content = json.loads(str(bare.to_json())) | {"config": {"displaylogo": False}}
-    data = {"application/vnd.plotly.v1+json": content, "text/plain": words}
-    return {"output_type": "display_data", "data": data, "metadata": {}}
-
-
-def _parts(widget: W.Widget) -> Iterator[W.Widget]:
-    for child in getattr(widget, "children", ()):
-        yield from _parts(child)
-    yield widget
+            self.controls[name].observe(self._on_click(redraw), names="value")

@@ -1,11 +1,9 @@
 """The fact surgeon: one fact, one method, and what the edit does to the prompts around it."""
 
-from __future__ import annotations
-
+import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +11,7 @@ import ipywidgets as W
 import pandas as pd
 import plotly.graph_objects as go
 
-from ketools.course.widgets.base import View
+from ketools.course.widgets.base import View, dropdown
 from ketools.editing.covariance import Statistics
 from ketools.editing.edit import Edit
 from ketools.editing.editor import Editor
@@ -28,7 +26,10 @@ from ketools.plots.style import label, percent, plain
 from ketools.probing.recall import surroundings, top_tokens
 from ketools.runs.records import title
 
-# What the fact surgeon shows: an operation, and what it came to.
+_MADE_BY = "fact surgeon"
+_TRIED = 20  # of the model's most probable tokens, until one is a word
+_OWN = -1  # not None, which a dropdown shows as no choice at all
+_FIELDS = ("prompt", "subject", "old", "new")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,65 +47,12 @@ class Operation:
     norms: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
-def grown(before: Mapping[int, float], after: Mapping[int, float], edit: Edit) -> pd.DataFrame:
-    """`Operation.norms` from the norms of all layers before and after the edit."""
-    rows = [
-        {"layer": i, "before": before[i], "after": after[i], "ratio": after[i] / before[i], "update_norm": size}
-        for i, size in edit.norms().items()
-    ]
-    return pd.DataFrame(rows)
-
-
-def trial(done: Operation) -> dict[str, object]:
-    """What an operation with an edit came to: a row of `FactSurgeon.trials`, without its seconds."""
-    assert done.edit is not None and done.after is not None
-    return {
-        "method": done.edit.record["method"],
-        "subject": done.fact.subject,
-        "new": done.fact.target_new,
-        **_answers(done.before, done.after),
-        "norm_ratio": done.norms["ratio"].max(),
-        "steps": done.edit.record.get("steps", [float("nan")])[0],
-    }
-
-
-def _answers(before: pd.DataFrame, after: pd.DataFrame) -> dict[str, float]:
-    # NaN where there is no such prompt.
-    mean = after.groupby("kind")["p_new"].mean()
-    right = before["says_true"]
-    kept = after.loc[right].groupby("kind")["says_true"].mean()
-    unknown = float("nan")
-    return {
-        "p_before": float(before.loc[before["kind"] == "prompt", "p_new"].iloc[0]),
-        "p_after": float(mean["prompt"]),
-        "paraphrases": float(mean.get("paraphrase", unknown)),
-        "neighbours_kept": float(kept.get("neighbour", unknown)),
-        "same_subject_kept": float(kept.get("same subject", unknown)),
-    }
-
-
-# What a user typed, as a fact.
-
-
-_TRIED = 20  # of the model's most probable tokens, until one is a word
-
-
-@dataclass(frozen=True)
-class Words:
-    """The text fields of a fact; `old` may be empty."""
-
-    prompt: str
-    subject: str
-    old: str
-    new: str
-
-
-def fact_of(words: Words, chosen: Fact | None) -> Fact:
-    """The fact that the fields spell: `chosen` with another target, or one of the user's own.
+def fact_of(prompt: str, subject: str, old: str, new: str, chosen: Fact | None) -> Fact:
+    """The fact that the text fields spell: `chosen` with another target, or one of the user's own; `old` may be empty.
 
     A prompt that holds the subject itself once is taken as well. Raises KetoolsError as `Fact` does.
     """
-    prompt, subject, old, new = (text.strip() for text in (words.prompt, words.subject, words.old, words.new))
+    prompt, subject, old, new = (text.strip() for text in (prompt, subject, old, new))
     if "{}" not in prompt and subject and prompt.count(subject) == 1:
         prompt = prompt.replace(subject, "{}")
     if chosen is not None and (prompt, subject, old) == (chosen.prompt, chosen.subject, chosen.target_true or ""):
@@ -126,12 +74,6 @@ def with_old(model: EditableModel, fact: Fact) -> Fact:
         if word and word.isprintable() and "\ufffd" not in word and word != fact.target_new:
             return replace(fact, target_true=word)
     raise KetoolsError(f"fact {fact.id!r}: the model answers {fact.text!r} with no word; type the old answer")
-
-
-_MADE_BY = "fact surgeon"
-_OWN = -1  # not None, which a dropdown shows as no choice at all
-_WAIT = "Editing; this takes some seconds."
-_FIELDS = ("prompt", "subject", "old", "new")
 
 
 class FactSurgeon(View):
@@ -174,13 +116,44 @@ class FactSurgeon(View):
         self._editor: dict[str, Any] = {"statistics": statistics, "seed": seed, **overrides}
         self._about = f"Model {model.name}, one fact, seed {seed}."
         self.trials = pd.DataFrame()
-        super().__init__(
-            _controls(facts, names), [["fact", "method"], ["prompt", "subject"], ["old", "new"], ["apply", "undo"]]
-        )
+        half, style = W.Layout(width="min(26rem, 100%)"), {"description_width": "6rem"}
+        hints = {
+            "prompt": ("prompt", "{} was born in"),
+            "subject": ("subject", "what stands for {}"),
+            "old": ("old answer", "empty: what the model says now"),
+            "new": ("new answer", "what it is to say"),
+        }
+        offered = [(f"{fact.text} … {fact.target_new}", i) for i, fact in enumerate(facts)]
+        controls = {
+            "fact": dropdown(
+                "fact", [*offered, ("a fact of your own: type it below", _OWN)], 0, width="min(36rem, 100%)"
+            ),
+            "method": dropdown("method", [(title(name), name) for name in names], width="16rem"),
+            **{
+                name: W.Text(description=text, placeholder=hint, continuous_update=False, layout=half, style=style)
+                for name, (text, hint) in hints.items()
+            },
+            "apply": W.Button(description="Edit the weights", button_style="primary"),
+            "undo": W.Button(description="Undo", disabled=True),
+        }
+        super().__init__(controls, [["fact", "method"], ["prompt", "subject"], ["old", "new"], ["apply", "undo"]])
         self._fill()
         self.shown = self._look()
         self.refresh()
-        self._wire()
+
+        def chosen() -> None:
+            self._fill()
+            self._preview()
+
+        def typed() -> None:
+            if not self._filling:  # four fields that change together are one change
+                self._preview()
+
+        controls["apply"].on_click(self._on_click(self.apply))
+        controls["undo"].on_click(self._on_click(self.undo))
+        controls["fact"].observe(self._on_click(chosen), names="value")
+        for name in _FIELDS:
+            controls[name].observe(self._on_click(typed), names="value")
 
     @property
     def edit(self) -> Edit | None:
@@ -223,23 +196,28 @@ class FactSurgeon(View):
 
         Raises KetoolsError, and shows its message, for input that cannot be edited; the weights are then as before.
         """
-        with self._telling(), self._busy(), warnings.catch_warnings(record=True) as heard:
+        with self._telling(), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            fact = with_old(self.model, self._typed())
-            former, trials, had = self.shown, self.trials, self.edit
-            if had is not None:
-                had.remove(self.model)
+            self._say("Editing; this takes some seconds.")
+            self.controls["apply"].disabled = True
+            former, trials, replaced = self.shown, self.trials, self.edit
             try:
-                self._operate(fact)
-                self.refresh()
-            except BaseException:
-                self._take_out()
-                self.shown, self.trials = former, trials
-                if had is not None:
-                    had.apply_to(self.model)
-                raise
+                fact = with_old(self.model, self._typed())
+                if replaced is not None:
+                    replaced.remove(self.model)
+                try:
+                    self._operate(fact)
+                    self.refresh()
+                except BaseException:
+                    self._take_out()
+                    self.shown, self.trials = former, trials
+                    if replaced is not None:
+                        replaced.apply_to(self.model)
+                    raise
+            finally:
+                self.controls["apply"].disabled = False
         self.controls["undo"].disabled = False
-        self._say(" ".join(str(w.message) for w in heard if issubclass(w.category, UserWarning)))
+        self._say(" ".join(str(w.message) for w in caught if issubclass(w.category, UserWarning)))
         assert self.shown.edit is not None
         return self.shown.edit
 
@@ -266,16 +244,34 @@ class FactSurgeon(View):
         return self.data.set_index("kind")
 
     def _operate(self, fact: Fact) -> None:
-        was = norms(self.model)
-        before = self._around(fact)
-        start = time.perf_counter()
+        """Edit `fact` into the weights; sets `shown` and adds to `trials`."""
+        norm_before, before, start = norms(self.model), self._around(fact), time.perf_counter()
         edit = Editor(self.model, self.controls["method"].value, **self._editor).apply([fact])
         seconds = time.perf_counter() - start
         edit.record["made_by"] = _MADE_BY
         self.shown = Operation(fact, before, edit)  # from here on it can be taken out
-        self.shown = Operation(fact, before, edit, self._around(fact), grown(was, norms(self.model), edit))
-        row = trial(self.shown) | {"seconds": seconds}
-        self.trials = pd.concat([self.trials, pd.DataFrame([row])], ignore_index=True)
+        after, norm_after = self._around(fact), norms(self.model)
+        grown = pd.DataFrame({"layer": i, "update_norm": size} for i, size in edit.norms().items())
+        grown.insert(1, "before", grown["layer"].map(norm_before))
+        grown.insert(2, "after", grown["layer"].map(norm_after))
+        grown.insert(3, "ratio", grown["after"] / grown["before"])
+        self.shown = Operation(fact, before, edit, after, grown)
+        p_after = after.groupby("kind")["p_new"].mean()
+        kept = after.loc[before["says_true"]].groupby("kind")["says_true"].mean()
+        trial = {
+            "method": edit.record["method"],
+            "subject": fact.subject,
+            "new": fact.target_new,
+            "p_before": float(before.loc[before["kind"] == "prompt", "p_new"].iloc[0]),
+            "p_after": float(p_after["prompt"]),
+            "paraphrases": float(p_after.get("paraphrase", math.nan)),  # NaN where there is no such prompt
+            "neighbours_kept": float(kept.get("neighbour", math.nan)),
+            "same_subject_kept": float(kept.get("same subject", math.nan)),
+            "norm_ratio": grown["ratio"].max(),
+            "steps": edit.record.get("steps", [math.nan])[0],
+            "seconds": seconds,
+        }
+        self.trials = pd.concat([self.trials, pd.DataFrame([trial])], ignore_index=True)
 
     def _around(self, fact: Fact) -> pd.DataFrame:
         beside = self._subjects.get(fact.subject, ())
@@ -300,9 +296,8 @@ class FactSurgeon(View):
 
     def _typed(self) -> Fact:
         place = self.controls["fact"].value
-        return fact_of(
-            Words(*(self.controls[name].value for name in _FIELDS)), None if place == _OWN else self.facts[place]
-        )
+        prompt, subject, old, new = (self.controls[name].value for name in _FIELDS)
+        return fact_of(prompt, subject, old, new, None if place == _OWN else self.facts[place])
 
     def _take_out(self) -> None:
         if self.edit is not None:
@@ -321,57 +316,3 @@ class FactSurgeon(View):
         for name, text in zip(_FIELDS, spelt, strict=True):
             self.controls[name].value = text
         self._filling = False
-
-    def _wire(self) -> None:
-        def chosen() -> None:
-            self._fill()
-            self._preview()
-
-        def typed() -> None:
-            if not self._filling:  # four fields that change together are one change
-                self._preview()
-
-        self.controls["apply"].on_click(self._on_click(self.apply))
-        self.controls["undo"].on_click(self._on_click(self.undo))
-        self.controls["fact"].observe(self._on_click(chosen), names="value")
-        for name in _FIELDS:
-            self.controls[name].observe(self._on_click(typed), names="value")
-
-    @contextmanager
-    def _busy(self) -> Iterator[None]:
-        self._say(_WAIT)
-        self.controls["apply"].disabled = True
-        try:
-            yield
-        finally:
-            self.controls["apply"].disabled = False
-
-
-def _controls(facts: FactSet, methods: Sequence[str]) -> dict[str, W.DOMWidget]:
-    half, style = W.Layout(width="min(26rem, 100%)"), {"description_width": "6rem"}
-    offered = [(f"{fact.text} … {fact.target_new}", i) for i, fact in enumerate(facts)]
-
-    def text(description: str, hint: str) -> W.Text:
-        return W.Text(description=description, placeholder=hint, continuous_update=False, layout=half, style=style)
-
-    return {
-        "fact": W.Dropdown(
-            options=[*offered, ("a fact of your own: type it below", _OWN)],
-            value=0,
-            description="fact",
-            layout=W.Layout(width="min(36rem, 100%)"),
-            style=style,
-        ),
-        "method": W.Dropdown(
-            options=[(title(name), name) for name in methods],
-            description="method",
-            layout=W.Layout(width="16rem"),
-            style=style,
-        ),
-        "prompt": text("prompt", "{} was born in"),
-        "subject": text("subject", "what stands for {}"),
-        "old": text("old answer", "empty: what the model says now"),
-        "new": text("new answer", "what it is to say"),
-        "apply": W.Button(description="Edit the weights", button_style="primary"),
-        "undo": W.Button(description="Undo", disabled=True),
-    }
