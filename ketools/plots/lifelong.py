@@ -25,7 +25,7 @@ from ketools.plots.drawers import (
     need,
     over_edits,
 )
-from ketools.plots.style import NEUTRAL, Verdict, dress, every, joined, label, last, left_of, listed_values, styles
+from ketools.plots.style import NEUTRAL, Outcome, dress, every, joined, label, last, left_of, listed_values, styles
 from ketools.runs.records import listed
 
 _PHASES = {  # column: (name, hatching)
@@ -220,7 +220,7 @@ def target_probability_lines(batches: pd.DataFrame) -> go.Figure:
 
     def finding(ends: dict[str, float], span: str) -> str:
         if natural is not None:
-            verdict = Verdict(
+            verdict = Outcome(
                 "Step 1",
                 "stops no surer of its targets than of natural facts",
                 "grows surer of its targets than of natural facts",

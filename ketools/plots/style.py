@@ -205,7 +205,7 @@ _NAMED = 4  # methods whose values a sentence names one by one
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Outcome:
     """How one measure is judged and worded: `what` is `good` with the methods for which `ok` holds, else `bad`.
 
     `measure` names the values that follow in brackets, written by `show`. The bounds in `ok` are those of the project's
@@ -230,18 +230,18 @@ class Verdict:
         return f"{head} ({self.measure} after {edits} edits: {listed_values(ends, self.show)})"
 
 
-NORM = Verdict(
+NORM = Outcome(
     "Edited matrices", "keep near their original norm", "outgrow their norm", "largest ratio", lambda v: v <= 1.5, times
 )
-UNEDITED = Verdict("Unedited facts", "survive", "get lost", "still right", lambda v: v >= 0.95, percent)
-SAME_SUBJECT = Verdict(
+UNEDITED = Outcome("Unedited facts", "survive", "get lost", "still right", lambda v: v >= 0.95, percent)
+SAME_SUBJECT = Outcome(
     "Other facts about edited subjects", "survive", "get lost", "still right", lambda v: v >= 0.95, percent
 )
-DOWNSTREAM = Verdict("Downstream skill", "survives", "declines", "F1 of before", lambda v: v >= 0.97, percent)
-PERPLEXITY = Verdict(
+DOWNSTREAM = Outcome("Downstream skill", "survives", "declines", "F1 of before", lambda v: v >= 0.97, percent)
+PERPLEXITY = Outcome(
     "Ordinary text", "is predicted as before", "is predicted worse", "perplexity ratio", lambda v: v <= 1.1, times
 )
-EFFICACY = Verdict("Edits", "hold", "fail in part", "efficacy", lambda v: v >= 0.95, percent)
+EFFICACY = Outcome("Edits", "hold", "fail in part", "efficacy", lambda v: v >= 0.95, percent)
 
 
 def every(ends: Values) -> str:

@@ -18,7 +18,7 @@ from ketools.errors import KetoolsError
 from ketools.evaluation.forgetting import forgetting_by_age, forgetting_curve
 from ketools.evaluation.metrics import hover_text, metric, number, percent, times
 from ketools.plots.drawers import EDITS, HIGH, LOW, SEEDS, add_lines, describe, holes, measured, over_edits, scale
-from ketools.plots.style import LEFT, Verdict, dress, ends_of, label, last, plain, words
+from ketools.plots.style import LEFT, Outcome, dress, ends_of, label, last, plain, words
 from ketools.runs.records import Group, Run, listed, title
 from ketools.runs.store import RunRecord
 
@@ -109,19 +109,19 @@ def about_seeds(frame: pd.DataFrame, columns: Sequence[str]) -> str:
     return text + left_out(frame, columns or partly)
 
 
-SHARE = Verdict(
+SHARE = Outcome(
     "The edited layers' part of the residual stream", "grows by a quarter at most", "grows by more than a quarter",
     "share relative to before", lambda v: v <= 1.25, times,
 )  # fmt: skip
-KEPT = Verdict(
+KEPT = Outcome(
     "What took", "is still there", "is undone in part by later edits", "share right, relative to right after each batch",
     lambda v: v >= 0.95, percent,
 )  # fmt: skip
-OLD = Verdict(
+OLD = Outcome(
     "The oldest tenth of the edits", "holds", "is lost in part", "share right, relative to right after each batch",
     lambda v: v >= 0.95, percent,
 )  # fmt: skip
-PACE = Verdict(
+PACE = Outcome(
     "An edit's time", "grows by a quarter at most", "grows by more than a quarter",
     "last tenth of the run relative to the first", lambda v: v <= 1.25, times,
 )  # fmt: skip
