@@ -6,7 +6,6 @@ quantised to about 4 bits a weight (GGUF, Q4_1). The two are different models wi
 in the folder's ketools.json says which one this is.
 """
 
-import importlib.util
 import json
 import os
 import shutil
@@ -124,8 +123,12 @@ def _from_hub(part: Path) -> dict[str, str]:
 def _from_wheel(part: Path) -> dict[str, str]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    if importlib.util.find_spec("gguf") is None:
-        raise KetoolsError("the package gguf, which reads the weights of the wheel, is missing: pip install gguf")
+    try:
+        import gguf  # noqa: F401 - transformers reads the wheel's weights through it
+    except ImportError as error:
+        raise KetoolsError(
+            "the package gguf, which reads the weights of the wheel, is missing: pip install gguf"
+        ) from error
     with tempfile.TemporaryDirectory() as scratch:
         # pip checks the hash, shows its progress, and knows the index, proxies and mirrors that the user has set up.
         wanted = write_atomic(Path(scratch) / "wheel.txt", f"{WHEEL} --hash=sha256:{SHA256}\n")
