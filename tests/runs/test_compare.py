@@ -221,7 +221,8 @@ def test_the_command(tmp_path):
     assert isinstance(stored["mcnemar"][0]["only_a"], int)
     assert list(pd.read_csv(tmp_path / "c.csv")["method"]) == ["memit", "memit", "encore", "encore"]
     early = CliRunner().invoke(cli.app, ["compare", str(tmp_path / "runs"), "--at", "100"])
-    assert "not all runs complete" in early.output and "McNemar" not in early.output
+    assert "not all runs complete" in early.output and "only after the last edit" in early.output
+    assert "McNemar" not in early.output
     fake_run(tmp_path / "runs" / "other", ENCORE, 2, edits=400)
     refused = CliRunner().invoke(cli.app, ["compare", str(tmp_path / "runs")])
     assert (
