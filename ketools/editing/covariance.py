@@ -25,7 +25,7 @@ from ketools.errors import KetoolsError, NotFinite
 from ketools.io import data_root, read_tensors, write_tensors
 from ketools.models.model import EditableModel
 from ketools.models.replay import run_until
-from ketools.models.tokens import batches, pad_right
+from ketools.models.tokens import batches, check_ids, pad_right
 
 _PARTIAL = "ketools-moments-1"  # format of a file of partial sums
 _TOKENS_AT_ONCE = 4096
@@ -246,6 +246,7 @@ def _read_pool(model: EditableModel, texts: Iterator[str], budget: int, length: 
     tokens = 0
     while budget > 0 and tokens < _POOL * _TOKENS_AT_ONCE and (text := next(texts, None)) is not None:
         ids = model.tokenizer(text, truncation=True, max_length=length)["input_ids"]
+        check_ids(model, ids, text)
         ids = ids if last else ids[:budget]
         if ids:
             pool.append(ids)

@@ -25,10 +25,11 @@ def export(model: EditableModel, path: str | Path) -> Path:
     Weights (safetensors, in their type), config, generation config and tokenizer: `from_pretrained` gives equal logits,
     without ketools. `ketools.json` beside them says which edits are in: base model and its fingerprint, and for each
     edit method, facts (ids), layers, ranks and norms; and by which name settings are looked up. The folder appears whole
-    or not at all.
+    or not at all: only after it was read again and its weights found to be those of `model` (which takes their memory
+    once more, on the CPU).
 
-    Raises KetoolsError if `path` is a file or a folder that is not empty, and if transformers refuses the model's
-    generation config.
+    Raises KetoolsError if `path` is a file or a folder that is not empty, if transformers refuses the model's
+    generation config, and naming the first weight that is not what is in memory when it is read again.
     """
     edits = [
         {"layers": list(edit.layers), "ranks": edit.ranks} | {k: edit.record[k] for k in _KEPT if k in edit.record}
@@ -37,6 +38,7 @@ def export(model: EditableModel, path: str | Path) -> Path:
     about = {
         "format": _FORMAT,
         "base": {"name": model.name, "fingerprint": model.fingerprint},
+        "bases": {**model.bases},
         "known_as": model.known_as,
         "edits": edits,
         "versions": {"ketools": __version__, "transformers": transformers.__version__, "torch": torch.__version__},
@@ -46,9 +48,22 @@ def export(model: EditableModel, path: str | Path) -> Path:
             model.model.save_pretrained(part)
         except ValueError as error:
             raise KetoolsError(f"model {model.name!r} could not be exported: {error}") from error
+        _check_written(model, part)
         model.tokenizer.save_pretrained(part)
         write_json(part / "ketools.json", about)
     return Path(path).expanduser()
+
+
+def _check_written(model: EditableModel, folder: Path) -> None:
+    again = type(model.model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
+    stored = dict(again.named_parameters())
+    for name, weight in model.model.named_parameters():
+        read = stored.get(name)
+        if read is None or not torch.equal(read.to(weight.dtype), weight.cpu()):
+            raise KetoolsError(
+                f"model {model.name!r}: what save_pretrained wrote does not hold {name} as it is in memory (a part of the "
+                "model stands in its way, or the disk is faulty); nothing was kept. Keep the edit itself (Edit.save)"
+            )
 
 
 def as_lora(edit: Edit, model: EditableModel, path: str | Path) -> Path:

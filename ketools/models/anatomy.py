@@ -5,6 +5,7 @@ hold what structure cannot tell. Models that these methods do not cover are refu
 """
 
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from torch import nn
@@ -72,12 +73,26 @@ def anatomy_of(model: PreTrainedModel, name: str = "model") -> Anatomy:
             "these methods edit the MLP's output matrix and need one"
         )
     out_path, out = candidates[-1]
+    owners: dict[int, list[str]] = {}  # of the memory of each parameter
+    for path, weight in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(weight.data_ptr(), []).append(path)
     for i, layer in enumerate(layers):
         module = dict(layer.named_modules()).get(out_path)
         if type(module) is not type(out) or module.weight.shape != out.weight.shape:
             raise KetoolsError(
                 f"model {name!r}: layer {i} has no MLP output matrix {out_path!r} like layer 0's "
                 f"{tuple(out.weight.shape)}; only models whose layers are alike can be edited"
+            )
+        own = dict(module.named_parameters())
+        if "weight" not in own or own.keys() - {"weight", "bias"}:
+            raise KetoolsError(
+                f"model {name!r}: the weight of {out_path!r} in layer {i} is computed from {', '.join(own)}; merge these "
+                "into one weight first"
+            )
+        if not own["weight"].is_meta and len(same := owners[own["weight"].data_ptr()]) > 1:
+            raise KetoolsError(
+                f"model {name!r}: {' and '.join(same[:2])} are one and the same matrix, so that an edit of one layer would "
+                "change the other; give each its own copy"
             )
     # The last norm beside the list of layers: BLOOM has another one, on the embeddings, before it.
     parent = layers_path.rpartition(".")[0]
@@ -130,7 +145,7 @@ def refuse_config(config: PretrainedConfig, name: str) -> None:
     Said before the weights are read, which for such a model can be long or need libraries that are not there.
     """
     if getattr(config, "quantization_config", None):
-        _refuse_quantised(name, "its config has a quantization_config")
+        refuse_quantised(name, "its config has a quantization_config")
     parts = [config, config.get_text_config(), getattr(config, "ffn_config", None)]
     for part in parts:
         for key in _EXPERTS:
@@ -140,12 +155,15 @@ def refuse_config(config: PretrainedConfig, name: str) -> None:
 
 
 def refuse_weights(model: PreTrainedModel, name: str) -> None:
-    """Raise KetoolsError for weights that cannot be edited: quantised, routed to experts, or left on the disk."""
+    """Raise KetoolsError for weights that cannot be edited: behind an adapter, quantised, routed to experts, or left on
+    the disk.
+    """
+    refuse_adapters(model, name)
     for path, weight in (*model.named_parameters(), *model.named_buffers()):
         if weight.is_floating_point() and weight.dtype not in _DTYPES:
-            _refuse_quantised(name, f"{path} is {_short(weight.dtype)}")
+            refuse_quantised(name, f"{path} is {_short(weight.dtype)}")
         if not weight.is_floating_point() and path.endswith("weight"):
-            _refuse_quantised(name, f"{path} is {_short(weight.dtype)}")
+            refuse_quantised(name, f"{path} is {_short(weight.dtype)}")
         if weight.is_meta:
             raise KetoolsError(
                 f"model {name!r}: {path} is offloaded to the disk or to the memory of the CPU, so that there is nothing "
@@ -155,6 +173,22 @@ def refuse_weights(model: PreTrainedModel, name: str) -> None:
     for path, _ in model.named_modules():
         if path.rpartition(".")[2] == "experts":
             _refuse_experts(name, f"{path} is a list of experts")
+
+
+def refuse_adapters(model: nn.Module, name: str) -> None:
+    """Raise KetoolsError naming the first module that stands before the one whose weights count (LoRA and its kin)."""
+    for path, module in model.named_modules():
+        kind = type(module)
+        if isinstance(getattr(module, "base_layer", None), nn.Module) or kind.__module__.startswith("peft."):
+            refuse_adapter(name, f"{path or 'the model'} is a {kind.__module__}.{kind.__name__}")
+
+
+def refuse_adapter(name: str, why: str) -> NoReturn:
+    """Raise the KetoolsError of a model with an adapter."""
+    raise KetoolsError(
+        f"model {name!r} has an adapter that is not merged ({why}): an edit would go beside the weights that are saved. Merge "
+        "it first: PeftModel.from_pretrained(base, adapter).merge_and_unload(), and save or pass what that returns"
+    )
 
 
 def check_finite(model: PreTrainedModel, name: str) -> None:
@@ -172,7 +206,8 @@ def check_finite(model: PreTrainedModel, name: str) -> None:
             )
 
 
-def _refuse_quantised(name: str, why: str) -> None:
+def refuse_quantised(name: str, why: str) -> NoReturn:
+    """Raise the KetoolsError of quantised weights."""
     raise KetoolsError(
         f"model {name!r} is quantised ({why}): an update smaller than a quantisation step would be lost; "
         "load it in bfloat16, float16 or float32"

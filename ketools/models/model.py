@@ -6,17 +6,20 @@ The anatomy (ketools.models.anatomy) says where the list of layers lies, which m
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import find_adapter_config_file
 
-from ketools.errors import KetoolsError
+from ketools.errors import KetoolsError, named
 from ketools.io import model_dir, model_names
 from ketools.models import smollm2
 from ketools.models.anatomy import (
@@ -24,7 +27,10 @@ from ketools.models.anatomy import (
     anatomy_of,
     check_finite,
     recurrent,
+    refuse_adapter,
+    refuse_adapters,
     refuse_config,
+    refuse_quantised,
     refuse_weights,
     width_out,
 )
@@ -39,6 +45,8 @@ _POST_ATTENTION = {
     "post_feedforward_layernorm": "post_attention_layernorm",
     "post_mlp_layernorm": "post_self_attn_layernorm",
 }
+_ATTENTIONS = ("eager", "sdpa", "flex_attention")  # implementations that are part of torch and transformers
+_STORED = ("F64", "F32", "F16", "BF16")  # types of weights, as safetensors calls them
 # Entries of a config that compute nothing.
 _VOLATILE = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache", "architectures"}
 
@@ -57,6 +65,7 @@ class EditableModel:
     name: str
     path: Path | None = None
     base_name: str | None = None  # of the model that was exported to `path`
+    bases: Mapping[str, str] = field(default_factory=dict)  # fingerprint -> name of each model that it was edited from
     edits: EditStack = field(init=False)
     replays: bool = field(init=False)  # a pass can go on from frozen keys and values: layers carry no recurrent state
 
@@ -189,7 +198,7 @@ class EditableModel:
 
 
 def load(
-    source: str | Path | PreTrainedModel,
+    source: str | Path | nn.Module,
     *,
     tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
     device: str | torch.device | None = None,
@@ -200,36 +209,25 @@ def load(
     "smollm2" is fetched when it is not in the user's cache yet (ketools.models.smollm2). Pocket models are stored in half
     precision and load as float32; others keep the type they are stored in. The model
     is put in evaluation mode and its parameters stop requiring gradients (a wrapped model too). Only safetensors are
-    read; no code from the model's folder is run. `device="auto"` spreads a model over the devices there are (as
-    transformers' device_map="auto", needs accelerate); a wrapped model that is spread already stays as it is.
+    read; no code from the model's folder is run, nor kernels that its config names. `device="auto"` spreads a model over
+    the devices there are (as transformers' device_map="auto", needs accelerate); a wrapped model that is spread already
+    stays as it is. Of a model behind torch.compile or DataParallel the model inside is taken: its weights are the same.
 
-    Raises KetoolsError for a name that is nowhere (listing what there is), a model that is quantised, a mixture of
-    experts, partly offloaded, with NaN or Inf in its weights, or without an MLP output matrix, and for a tokenizer that
-    cannot give character offsets.
+    Warns of a tokenizer with added tokens that the model has no embeddings for. Raises KetoolsError for a name that is
+    nowhere (listing what there is), for anything else than a model of transformers, for a model with an adapter that is
+    not merged, that is quantised, a mixture of experts, partly offloaded, incomplete, with NaN or Inf in its weights, or
+    without an MLP output matrix of its own in each layer, and for a tokenizer that is another model's or cannot give
+    character offsets.
     """
-    if isinstance(source, PreTrainedModel):
-        model, name, path = source, source.config.name_or_path or type(source).__name__, None
-        refuse_config(model.config, name)
-        tokenizer = tokenizer or source.config.name_or_path
-    else:
+    if isinstance(source, str | Path):
         name, path = str(source), _folder(source)
-        where = path or name
-        pocket = path is not None and path.resolve().parent.name == "models" and path.name in model_names()
-        spread = {"device_map": "auto"} if device == "auto" else {}
-        try:
-            refuse_config(AutoConfig.from_pretrained(where, trust_remote_code=False), name)
-            model = AutoModelForCausalLM.from_pretrained(
-                where,
-                dtype=dtype or (torch.float32 if pocket else "auto"),
-                use_safetensors=True,
-                trust_remote_code=False,
-                **spread,
-            )
-        except KetoolsError:
-            raise
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise KetoolsError(f"model {name!r} could not be loaded: {error}") from error
-        tokenizer = tokenizer or where
+        model = _read(path or name, name, dtype, {"device_map": "auto"} if device == "auto" else {})
+        tokenizer = tokenizer or path or name
+    else:
+        model = _unwrapped(source)
+        name, path = model.config.name_or_path or type(model).__name__, None
+        refuse_config(model.config, name)
+        tokenizer = tokenizer or model.config.name_or_path
     refuse_weights(model, name)
     if device not in (None, "auto"):
         if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
@@ -250,8 +248,85 @@ def load(
     model.eval().requires_grad_(False)
     anatomy = anatomy_of(model, name)
     check_finite(model, name)
-    tokenizer = _tokenizer(tokenizer, name)
-    return EditableModel(model, tokenizer, anatomy, fingerprint_of(model), name, path, base_name=_base_name(path))
+    tokenizer = _tokenizer(tokenizer, name, path)
+    _check_vocabulary(tokenizer, len(model.get_input_embeddings().weight), name)
+    return EditableModel(model, tokenizer, anatomy, fingerprint_of(model), name, path, *_exported_from(path))
+
+
+def _unwrapped(source: object) -> PreTrainedModel:
+    while isinstance(source, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(source, "_orig_mod"):
+        source = source._orig_mod if hasattr(source, "_orig_mod") else source.module
+    if isinstance(source, PreTrainedModel):
+        return source
+    what = type(source).__name__
+    if isinstance(source, nn.Module):
+        refuse_adapters(source, what)
+    raise KetoolsError(
+        f"got {'None' if source is None else f'an object of type {what}'} for a model; expected its name, its folder, or a "
+        "PreTrainedModel of transformers (where another object holds the model, pass the model inside)"
+    )
+
+
+def _read(where: str | Path, name: str, dtype: torch.dtype | None, spread: Mapping[str, str]) -> PreTrainedModel:
+    pocket = isinstance(where, Path) and where.resolve().parent.name == "models" and where.name in model_names()
+    try:
+        if find_adapter_config_file(where) is not None:
+            refuse_adapter(name, "its folder holds an adapter_config.json")
+        if isinstance(where, Path):
+            _check_files(where, name)
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
+        refuse_config(config, name)
+        parts = (config, *(getattr(config, part, None) for part in config.sub_configs))
+        if any(getattr(part, "_attn_implementation", None) not in (None, *_ATTENTIONS) for part in parts):
+            config._attn_implementation = None  # any other name may be a kernel, which is fetched from the hub and run
+        model, report = AutoModelForCausalLM.from_pretrained(
+            where,
+            config=config,
+            dtype=dtype or (torch.float32 if pocket else "auto"),
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **spread,
+        )
+    except KetoolsError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        why = str(error)
+        if "trust_remote_code" in why:
+            why = (
+                "its architecture is code in its own folder, which ketools does not run; take a version of the model whose "
+                "architecture is part of transformers"
+            )
+        raise KetoolsError(f"model {name!r} could not be loaded: {why}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise KetoolsError(
+            f"model {name!r}: its files lack {len(missing)} of the tensors that its config asks for "
+            f"({named(missing, 5)}), which would be random numbers; copy the model again, or mend its config.json"
+        )
+    return model
+
+
+def _check_files(folder: Path, name: str) -> None:
+    """Raise KetoolsError for weights in pickles, outside the folder, or in a type of too few bits."""
+    index, files = folder / "model.safetensors.index.json", ["model.safetensors"]
+    if index.is_file():
+        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    elif not any(folder.glob("*.safetensors")) and any(folder.glob("*.bin")):
+        raise KetoolsError(
+            f"model {name!r} has its weights in a pickle ({next(folder.glob('*.bin')).name}), which can run code; convert "
+            f"them where you trust them: AutoModelForCausalLM.from_pretrained({str(folder)!r}).save_pretrained(NEW), and "
+            "the tokenizer likewise"
+        )
+    for file in files:
+        if Path(file).name != file:
+            raise KetoolsError(f"{index} names a file outside the model's folder ({file}); copy the model again")
+        if not (folder / file).is_file():
+            continue  # transformers says what it misses
+        with safe_open(folder / file, "pt") as tensors:
+            for path in tensors.keys():  # noqa: SIM118 (no mapping)
+                kind = tensors.get_slice(path).get_dtype()
+                if path.endswith("weight") and kind not in _STORED:
+                    refuse_quantised(name, f"{path} in {file} is {kind}")
 
 
 def fingerprint_of(model: PreTrainedModel) -> str:
@@ -273,7 +348,7 @@ def _folder(source: str | Path) -> Path | None:
         return smollm2.fetch()
     path = Path(source).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
             raise KetoolsError(f"folder {path} holds no config.json; expected a model saved by save_pretrained")
         return path
     if isinstance(source, str) and name.count("/") == 1 and not name.startswith((".", "/", "~")):
@@ -285,28 +360,46 @@ def _folder(source: str | Path) -> Path | None:
     )
 
 
-def _base_name(path: Path | None) -> str | None:
-    # From what export wrote beside the weights; in the first versions the model's own name alone.
+def _exported_from(path: Path | None) -> tuple[str | None, dict[str, str]]:
+    # What `export` wrote beside the weights: the name settings go by (in the first versions the base's own name alone),
+    # and the models that this one was edited from.
     file = None if path is None else path / "ketools.json"
     if file is None or not file.is_file():
-        return None
+        return None, {}
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
-        return str(about.get("known_as") or about["base"]["name"])
+        base = about.get("base", {})
+        bases = about.get("bases", {}) | ({base["fingerprint"]: base["name"]} if "fingerprint" in base else {})
+        return str(about.get("known_as") or base["name"]), {str(key): str(value) for key, value in bases.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise KetoolsError(
             f"{file}: no record of an export ({error}); remove this file, the model does not need it"
         ) from error
 
 
-def _tokenizer(given: PreTrainedTokenizerBase | str | Path | None, name: str) -> PreTrainedTokenizerBase:
+def _tokenizer(
+    given: PreTrainedTokenizerBase | str | Path | None, name: str, folder: Path | None
+) -> PreTrainedTokenizerBase:
     if isinstance(given, str | Path) and str(given):
         try:
             given = AutoTokenizer.from_pretrained(given, use_fast=True, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            raise KetoolsError(f"no tokenizer for {name!r}: {error}; give one with tokenizer=") from error
+            way_out = "give one with tokenizer=" if given != folder else f"save one in {folder} (tokenizer.save_pretrained)"
+            raise KetoolsError(f"no tokenizer for {name!r}: {error}; {way_out}") from error
     if not isinstance(given, PreTrainedTokenizerBase):
         raise KetoolsError(f"model {name!r} was wrapped without a tokenizer; give one with tokenizer=")
     if not given.is_fast:
         raise KetoolsError(f"the tokenizer of {name!r} gives no character offsets (a slow one); load its fast version")
     return given
+
+
+def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, name: str) -> None:
+    # Tokens beyond the embeddings: of the vocabulary itself, another model's tokenizer; added ones (a padding token) may
+    # never be met.
+    beyond = sorted(token for token, number in tokenizer.get_vocab().items() if number >= rows)
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
+    what = f"the tokenizer has tokens that model {name!r}, with {rows:,} embeddings, does not know: "
+    if strange := [token for token in beyond if token not in added]:
+        raise KetoolsError(f"{what}{named(strange, 3)}; it is another model's, give the one that belongs to this model")
+    if beyond:
+        warnings.warn(f"{what}{named(beyond, 3)}; a text that holds one is refused", stacklevel=3)

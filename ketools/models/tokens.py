@@ -76,6 +76,7 @@ def make_rows(
     for i, (ids, offsets) in enumerate(encoded):
         n_prompt = sum(1 for _, end in offsets if end <= len(prompts[i]))
         ids, n_prompt, goal = _split(model.tokenizer, prompts[i], tails[i], ids, offsets, n_prompt)
+        check_ids(model, (*ids, *goal), prompts[i] + tails[i])
         last = None if spans is None else _last_token(offsets, spans[i], prompts[i])
         if window and len(ids) > window:
             goal_too = f", {len(goal)} of them its target's" if goal else ""
@@ -102,6 +103,13 @@ def prompt_rows(model: EditableModel, prompts: Sequence[str], more: int = 0) -> 
                 f"window holds {model.window}: ask for fewer tokens"
             )
     return rows
+
+
+def check_ids(model: EditableModel, ids: Sequence[int], text: str) -> None:
+    """Raise KetoolsError if `ids`, the tokens of `text`, hold one that the model has no embedding for."""
+    if max(ids, default=0) >= len(model.embedding):
+        token = model.tokenizer.convert_ids_to_tokens(max(ids))
+        raise KetoolsError(f"{short(text)} holds the token {token!r}, which model {model.name!r} has no embedding for")
 
 
 def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

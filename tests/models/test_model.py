@@ -1,9 +1,13 @@
 """Loading and the anatomy of models."""
 
+import copy
 import json
+import re
 
+import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -13,11 +17,14 @@ from transformers import (
     LlamaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    modeling_utils,
 )
 
 from ketools import KetoolsError, load
+from ketools.editing.covariance import Statistics
 from ketools.models.anatomy import refuse_config
 from ketools.models.model import anatomy_of, fingerprint_of
+from ketools.models.tokens import make_rows
 
 SMALL = {
     "vocab_size": 50,
@@ -252,3 +259,181 @@ def test_a_model_cast_in_memory_is_the_one_read_in_that_type(tiny_llama, tmp_pat
     ids = torch.arange(40)[None]
     with torch.no_grad():
         assert torch.equal(cast.model(ids).logits, read.model(ids).logits)
+
+
+def adapted(model, config, **more):
+    return peft.get_peft_model(model.model, config(task_type="CAUSAL_LM", **more))
+
+
+LORA = {"r": 2, "init_lora_weights": False}
+
+
+@pytest.mark.parametrize(
+    ("config", "more"),
+    [
+        (peft.LoraConfig, LORA | {"target_modules": ["q_proj"]}),
+        (peft.LoraConfig, LORA | {"target_modules": ["down_proj"], "use_dora": True}),
+        (peft.LoraConfig, LORA | {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+        (peft.AdaLoraConfig, {"init_r": 2, "target_r": 1, "total_step": 9, "target_modules": ["down_proj"]}),
+        (peft.IA3Config, {"target_modules": ["down_proj"], "feedforward_modules": ["down_proj"]}),
+        (peft.PrefixTuningConfig, {"num_virtual_tokens": 2}),
+    ],
+)
+def test_an_adapter_that_is_not_merged_is_refused(tiny_llama, config, more):
+    wrapped = adapted(tiny_llama, config, **more)
+    inside = wrapped if config is peft.PrefixTuningConfig else wrapped.base_model.model
+    for given in (wrapped, inside):
+        with pytest.raises(KetoolsError, match=r"adapter that is not merged \(.*merge_and_unload"):
+            load(given, tokenizer=tiny_llama.tokenizer)
+
+
+def test_several_adapters_and_a_merged_one(tiny_llama):
+    wrapped = adapted(tiny_llama, peft.LoraConfig, **LORA, target_modules=["down_proj"])
+    wrapped.add_adapter("second", peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+    wrapped.merge_adapter()  # in the weights, the wrappers still around them
+    with pytest.raises(KetoolsError, match="adapter"):
+        load(wrapped.base_model.model, tokenizer=tiny_llama.tokenizer)
+    merged = load(wrapped.merge_and_unload(), tokenizer=tiny_llama.tokenizer)
+    assert merged.anatomy == tiny_llama.anatomy and merged.fingerprint != tiny_llama.fingerprint
+
+
+def test_any_wrapper_of_a_matrix_is_refused(tiny_llama):
+    class Scaled(torch.nn.Module):
+        def __init__(self, inside):
+            super().__init__()
+            self.base_layer = inside
+
+    attention = tiny_llama.layer(1).self_attn
+    attention.q_proj = Scaled(attention.q_proj)
+    with pytest.raises(KetoolsError, match=r"model.layers.1.self_attn.q_proj is a .*Scaled"):
+        load(tiny_llama.model, tokenizer=tiny_llama.tokenizer)
+    attention.q_proj = attention.q_proj.base_layer
+    for i in range(4):
+        torch.nn.utils.parametrizations.weight_norm(tiny_llama.mlp_out(i))
+    with pytest.raises(KetoolsError, match=r"'mlp.down_proj' in layer 0 is computed from parametrizations.weight"):
+        load(tiny_llama.model, tokenizer=tiny_llama.tokenizer)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_folder_with_an_adapter_is_refused(tiny_llama, tmp_path, whole):
+    if whole:
+        saved(tiny_llama, tmp_path)
+    adapted(tiny_llama, peft.LoraConfig, target_modules=["q_proj"]).save_pretrained(tmp_path)
+    with pytest.raises(KetoolsError, match=r"adapter that is not merged \(its folder holds an adapter_config.json"):
+        load(tmp_path)
+
+
+def test_the_model_behind_a_wrapper_with_the_same_weights_is_taken(tiny_llama):
+    for wrapper in (torch.nn.DataParallel, torch.compile, lambda m: torch.nn.DataParallel(torch.compile(m))):
+        assert load(wrapper(tiny_llama.model), tokenizer=tiny_llama.tokenizer).model is tiny_llama.model
+
+
+@pytest.mark.parametrize("given", [None, 5, [], torch.nn.Linear(2, 2), LlamaForCausalLM])
+def test_what_is_no_model_is_refused(given):
+    with pytest.raises(KetoolsError, match="expected its name, its folder"):
+        load(given)
+
+
+def saved(model, path):
+    model.model.save_pretrained(path)
+    model.tokenizer.save_pretrained(path)
+    return path
+
+
+def rewritten(path, change):
+    """The tensors in the folder after `change` (of a dict of them)."""
+    tensors = load_file(path / "model.safetensors")
+    change(tensors)
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+
+
+def set_config(path, **values):
+    about = json.loads((path / "config.json").read_text(encoding="utf-8")) | values
+    (path / "config.json").write_text(json.dumps(about), encoding="utf-8")
+
+
+def test_weights_that_are_missing_are_named(tiny_llama, tmp_path):
+    saved(tiny_llama, tmp_path)
+    rewritten(tmp_path, lambda tensors: tensors.pop("model.layers.3.mlp.down_proj.weight"))
+    with pytest.raises(KetoolsError, match=r"lack 1 of the tensors .*\(model.layers.3.mlp.down_proj.weight\)"):
+        load(tmp_path)
+    saved(tiny_llama, tmp_path / "deeper")
+    set_config(tmp_path / "deeper", num_hidden_layers=5, layer_types=None)
+    with pytest.raises(KetoolsError, match=r"model.layers.4.*and 4 more"):
+        load(tmp_path / "deeper")
+
+
+@pytest.mark.parametrize("outside", ["../other.safetensors", "/tmp/other.safetensors"])
+def test_an_index_that_leads_out_of_the_folder_is_refused(tiny_llama, tmp_path, outside):
+    saved(tiny_llama, tmp_path / "m")
+    names = load_file(tmp_path / "m" / "model.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, outside)}
+    (tmp_path / "m" / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    (tmp_path / "m" / "model.safetensors").rename(tmp_path / "other.safetensors")
+    with pytest.raises(KetoolsError, match=re.escape(f"outside the model's folder ({outside})")):
+        load(tmp_path / "m")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_a_file_with_quantised_weights_is_refused(tiny_llama, tmp_path, dtype):
+    saved(tiny_llama, tmp_path)
+    name = "model.layers.1.mlp.down_proj.weight"
+    rewritten(tmp_path, lambda tensors: tensors.update({name: tensors[name].to(dtype)}))
+    with pytest.raises(KetoolsError, match=rf"quantised \({name}"):
+        load(tmp_path)
+
+
+def test_two_layers_with_one_matrix_are_refused(tiny_llama):
+    tiny_llama.mlp_out(3).weight = tiny_llama.mlp_out(1).weight
+    with pytest.raises(KetoolsError, match=r"layers.1.mlp.down_proj.weight and model.layers.3.mlp.down_proj.weight are one"):
+        load(tiny_llama.model, tokenizer=tiny_llama.tokenizer)
+
+
+def test_weights_in_a_pickle_are_refused_with_the_way_to_convert_them(tiny_llama, tmp_path):
+    saved(tiny_llama, tmp_path)
+    torch.save(tiny_llama.model.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(KetoolsError, match=r"pickle \(pytorch_model.bin\).*save_pretrained\(NEW\)"):
+        load(tmp_path)
+
+
+def test_messages_of_loading_name_no_option_that_is_not_there(tiny_llama, tmp_path):
+    saved(tiny_llama, tmp_path / "m")
+    for file in (tmp_path / "m").glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(KetoolsError, match="no tokenizer for") as error:
+        load(tmp_path / "m")
+    assert "tokenizer=" not in str(error.value) and f"save one in {tmp_path / 'm'}" in str(error.value)
+    set_config(tmp_path / "m", model_type="own", auto_map={"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"})
+    (tmp_path / "m" / "own.py").write_text("raise SystemExit('run')", encoding="utf-8")
+    with pytest.raises(KetoolsError, match="code in its own folder") as error:
+        load(tmp_path / "m")
+    assert "trust_remote_code" not in str(error.value)
+
+
+@pytest.mark.parametrize("named", ["owner/repo", "owner/repo@v1:forward", "flash_attention_2"])
+def test_no_kernel_is_fetched_whatever_the_config_names(tiny_llama, tmp_path, monkeypatch, named):
+    fetched = []
+    monkeypatch.setattr(modeling_utils, "lazy_import_flash_attention", lambda *a, **_: fetched.append(a))
+    monkeypatch.setattr(modeling_utils, "is_kernels_available", lambda: True)
+    set_config(saved(tiny_llama, tmp_path), _attn_implementation=named)
+    model = load(tmp_path)
+    assert not fetched and model.config._attn_implementation == "sdpa"
+
+
+def test_a_tokenizer_larger_than_the_embeddings(tiny_llama):
+    rows = len(tiny_llama.embedding)
+    tiny_llama.model.resize_token_embeddings(rows - 7)
+    beyond = tiny_llama.tokenizer.convert_ids_to_tokens([*range(rows - 7, rows)])
+    with pytest.raises(KetoolsError, match="another model's") as error:
+        load(tiny_llama.model, tokenizer=tiny_llama.tokenizer)
+    assert sum(repr(token)[1:-1] in str(error.value) or token in str(error.value) for token in beyond) == 3
+    tiny_llama.model.resize_token_embeddings(rows)
+    added = copy.deepcopy(tiny_llama.tokenizer)
+    added.add_tokens(["<pad>"], special_tokens=True)
+    with pytest.warns(UserWarning, match="<pad>"):
+        model = load(tiny_llama.model, tokenizer=added)
+    with pytest.raises(KetoolsError, match=r"'Ada <pad> sang' holds the token '<pad>'"):
+        make_rows(model, ["Ada sang", "Ada <pad> sang"])
+    with pytest.raises(KetoolsError, match="holds the token '<pad>'"):
+        Statistics.compute(model, ["Ada <pad> sang"], [0], 10)
