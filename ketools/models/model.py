@@ -384,7 +384,9 @@ def _tokenizer(
         try:
             given = AutoTokenizer.from_pretrained(given, use_fast=True, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            way_out = "give one with tokenizer=" if given != folder else f"save one in {folder} (tokenizer.save_pretrained)"
+            way_out = (
+                "give one with tokenizer=" if given != folder else f"save one in {folder} (tokenizer.save_pretrained)"
+            )
             raise KetoolsError(f"no tokenizer for {name!r}: {error}; {way_out}") from error
     if not isinstance(given, PreTrainedTokenizerBase):
         raise KetoolsError(f"model {name!r} was wrapped without a tokenizer; give one with tokenizer=")

@@ -166,7 +166,9 @@ def test_a_generation_config_that_transformers_refuses_is_named(tiny_gpt2, tmp_p
 def test_an_export_that_does_not_read_back_to_the_edited_weights_is_refused(tiny_llama, tmp_path, monkeypatch):
     unedited = copy.deepcopy(tiny_llama.model)
     made(tiny_llama, {1: 2}).apply_to(tiny_llama)
-    monkeypatch.setattr(tiny_llama.model, "save_pretrained", unedited.save_pretrained)  # as one that writes an adapter only
+    monkeypatch.setattr(
+        tiny_llama.model, "save_pretrained", unedited.save_pretrained
+    )  # as one that writes an adapter only
     with pytest.raises(KetoolsError, match=r"does not hold model.layers.1.mlp.down_proj.weight as it is in memory"):
         export(tiny_llama, tmp_path / "out")
     assert not list(tmp_path.iterdir())

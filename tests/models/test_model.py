@@ -385,7 +385,9 @@ def test_a_file_with_quantised_weights_is_refused(tiny_llama, tmp_path, dtype):
 
 def test_two_layers_with_one_matrix_are_refused(tiny_llama):
     tiny_llama.mlp_out(3).weight = tiny_llama.mlp_out(1).weight
-    with pytest.raises(KetoolsError, match=r"layers.1.mlp.down_proj.weight and model.layers.3.mlp.down_proj.weight are one"):
+    with pytest.raises(
+        KetoolsError, match=r"layers.1.mlp.down_proj.weight and model.layers.3.mlp.down_proj.weight are one"
+    ):
         load(tiny_llama.model, tokenizer=tiny_llama.tokenizer)
 
 
