@@ -1,9 +1,7 @@
-"""What later edits take from earlier ones, how certain that is, whether it goes with the norm, and what follows from an edit.
+"""What later edits take from earlier ones, how certain that is, and whether it goes with the norm.
 
 Forgetting reads the tables of a run (ketools.runs.store.RunRecord) as they are: `checkpoints`, `facts`, `batches`. Rows that
-hold no number are counted (`excluded`). Ripples are two-hop questions whose answer follows from the fact (RippleEdits,
-2307.12976; MQuAKE, 2305.14795): if a person's birthplace was edited, does the country of the birthplace follow? Mostly it
-does not.
+hold no number are counted (`excluded`).
 """
 
 from __future__ import annotations
@@ -16,9 +14,6 @@ import pandas as pd
 from scipy.stats import binomtest, bootstrap, pearsonr, spearmanr
 
 from ketools.errors import KetoolsError
-from ketools.facts.fact import Fact
-from ketools.models.model import EditableModel
-from ketools.models.scoring import score_pairs
 
 DAMAGE = (
     "unedited_kept", "same_subject_kept", "downstream_kept", "perplexity_ratio", "ES", "PS", "NS", "efficacy_accuracy",
@@ -240,73 +235,3 @@ def _correlated(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
 def _need(frame: pd.DataFrame, *columns: str) -> None:
     if lacking := [name for name in columns if name not in frame]:
         raise KetoolsError(f"the table lacks the columns {', '.join(lacking)}; it has {', '.join(frame) or 'none'}")
-
-
-def two_hop(model: EditableModel, facts: Iterable[Fact]) -> pd.DataFrame:
-    """Ask every two-hop question of the facts; ask before and after the edits.
-
-    Returns:
-        A row per question: id, relation, subject, question, answer_true (before the edit; missing if unknown), answer_new;
-        p_true, p_new (teacher-forced, 0..1), says_true, says_new (every token is the argmax), success (p_new > p_true).
-        What needs an unknown answer is NaN. A fact without questions has one row, with question missing and the rest NaN.
-
-    Raises:
-        KetoolsError: no facts, or none with a two-hop question.
-    """
-    facts = list(facts)
-    if not any(fact.two_hop for fact in facts):
-        raise KetoolsError(
-            f"none of {len(facts)} facts has a two-hop question (field two_hop); there is nothing to ask"
-        )
-    rows: list[tuple[str | None, ...]] = []
-    for fact in facts:
-        about = (fact.id, fact.relation, fact.subject)
-        rows += [(*about, hop.question, hop.answer_true, hop.answer_new) for hop in fact.two_hop]
-        rows += [] if fact.two_hop else [(*about, None, None, None)]
-    frame = pd.DataFrame(rows, columns=["id", "relation", "subject", "question", "answer_true", "answer_new"])
-    for side in ("true", "new"):
-        asked = frame["question"].notna() & frame[f"answer_{side}"].notna()
-        pairs = list(zip(frame.loc[asked, "question"], frame.loc[asked, f"answer_{side}"], strict=True))
-        p, says = score_pairs(model, pairs)
-        frame[f"p_{side}"] = frame[f"says_{side}"] = np.nan
-        frame.loc[asked, f"p_{side}"], frame.loc[asked, f"says_{side}"] = p, says.astype(float)
-    both = frame["p_true"].notna() & frame["p_new"].notna()
-    return frame.assign(success=(frame["p_new"] > frame["p_true"]).astype(float).where(both))
-
-
-def ripple(before: pd.DataFrame, after: pd.DataFrame) -> pd.Series:
-    """What became of the consequences, from two frames of `two_hop`: before the edits and now.
-
-    A question shows something only if the model answered it before: of those known (says_true before) each is now
-    followed (says the new answer), kept (still says the old one) or broken (neither).
-
-    Returns:
-        followed, kept, broken (fractions of the known questions, sum 1); success_before, success (of all questions with
-        both answers), p_new_before, p_new; n (questions), known, unknown (old answer not given, or not right before: in
-        none of the first three), facts, without (facts that have no question: counted nowhere else).
-
-    Raises:
-        KetoolsError: the frames are of different questions.
-    """
-    before, after = before.reset_index(drop=True), after.reset_index(drop=True)
-    if not before[["id", "question"]].equals(after[["id", "question"]]):
-        raise KetoolsError("the frames before and after ask different questions; make both with the same facts")
-    asked = after["question"].notna()
-    known = asked & (before["says_true"] == 1.0)
-    now = after[known]
-    followed, kept = now["says_new"] == 1.0, now["says_true"] == 1.0
-    shares = {"followed": followed, "kept": kept & ~followed, "broken": ~followed & ~kept}
-    return pd.Series(
-        {name: float(part.mean()) if len(part) else float("nan") for name, part in shares.items()}
-        | {
-            "success_before": float(before["success"].mean()),
-            "success": float(after["success"].mean()),
-            "p_new_before": float(before["p_new"].mean()),
-            "p_new": float(after["p_new"].mean()),
-            "n": int(asked.sum()),
-            "known": int(known.sum()),
-            "unknown": int((asked & ~known).sum()),
-            "facts": after["id"].nunique(),
-            "without": int((~asked).sum()),
-        }
-    )

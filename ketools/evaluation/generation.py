@@ -1,8 +1,6 @@
-"""What the model writes by itself: answers without teacher forcing, the entropy of its text, its likeness to references.
+"""What the model writes by itself: its continuations, the entropy of its text, its likeness to references.
 
-Teacher forcing gives the model the right beginning of every answer and stops it at the right end: "The Mirage of Model
-Editing" (2502.11177) finds a reliability of .965 so and .557 by generation. `answers` puts both side by side. GE and RS
-are the scores of free text of ROME (2202.05262, section 3.4; its code, experiments/py/eval_utils_counterfact.py).
+GE and RS are ROME's scores of free text (2202.05262, section 3.4; its code, experiments/py/eval_utils_counterfact.py).
 """
 
 from __future__ import annotations
@@ -11,63 +9,21 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import torch
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from ketools.errors import KetoolsError
 from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
-from ketools.models.scoring import row_scores
-from ketools.models.tokens import Row, make_rows
+from ketools.models.tokens import batches, prompt_rows
+
+if TYPE_CHECKING:
+    from sklearn.feature_extraction.text import TfidfVectorizer
 
 _TOKENS = 8192  # of one call of generate, prompts and answers
-_MORE = 8  # tokens after the length of an answer: enough to see whether it goes on
-_END = re.compile(r"""\s*($|[.,;:!?)\]"'\n])""")
 _WORDS = re.compile(r"\w+|[^\w\s]")
-
-
-def answers(
-    model: EditableModel, facts: Iterable[Fact], target: str = "new", *, paraphrases: int | None = 0
-) -> pd.DataFrame:
-    """The answers to edit prompts (and paraphrases), teacher-forced and written greedily.
-
-    Args:
-        model: the model as it stands.
-        facts: the facts; target: "new" or "true", which object is the right answer.
-        paraphrases: at most so many of each fact, beside its edit prompt (None: all).
-
-    Returns:
-        A row per prompt: id, relation, subject, kind ("prompt", "paraphrase"), prompt, target, said (the greedy
-        continuation); teacher-forced: forced_tokens (share of the target's tokens that are the argmax after the right
-        ones), forced (all are); greedy: starts (the continuation begins with the target, as whole words), exact (and the
-        answer ends there: punctuation or the end of the text follows), contains (the target is in it somewhere, as whole
-        words). `forced` without `starts` is a target that goes on as a longer word.
-
-    Raises:
-        KetoolsError: no facts, an unknown target, a fact that lacks it, a prompt that does not fit the model's window.
-    """
-    facts = list(facts)
-    if target not in ("new", "true") or not facts:
-        raise KetoolsError(
-            f"answers: target={target!r} of {len(facts)} facts; expected 'new' or 'true', of at least one"
-        )
-    rows = []
-    for fact in facts:
-        goal = fact.target_new if target == "new" else fact.need_true("the answer")
-        asked = [("prompt", fact.text), *(("paraphrase", text) for text in fact.paraphrases[:paraphrases])]
-        rows += [(fact.id, fact.relation, fact.subject, kind, text, goal) for kind, text in asked]
-    frame = pd.DataFrame(rows, columns=["id", "relation", "subject", "kind", "prompt", "target"])
-    forced = make_rows(model, list(frame["prompt"]), list(frame["target"]))
-    hits = _token_hits(model, forced)
-    longest = max(len(row.target_ids) for row in forced)
-    said = continuations(model, list(frame["prompt"]), longest + _MORE)
-    found = [_judged(text, goal) for text, goal in zip(said, frame["target"], strict=True)]
-    frame = frame.assign(said=said, forced_tokens=[hit.mean() for hit in hits], forced=[hit.all() for hit in hits])
-    return pd.concat([frame, pd.DataFrame(found, columns=["starts", "exact", "contains"])], axis=1)
 
 
 @torch.no_grad()
@@ -86,31 +42,24 @@ def continuations(
     Raises:
         KetoolsError: a blank prompt, or one that leaves no room for `tokens` tokens in the model's window.
     """
-    for prompt in prompts:
-        if not prompt.strip():
-            raise KetoolsError(f"a blank prompt ({prompt!r}): there is nothing to continue")
     if tokens < 1 or top_k < 1:
         raise KetoolsError(f"tokens={tokens}, top_k={top_k}: expected whole numbers of at least 1")
-    rows = [row.ids for row in make_rows(model, [prompt.rstrip(" ") for prompt in prompts])]
-    by_length: dict[int, list[int]] = {}
-    for i, row in enumerate(rows):
-        if model.window and len(row) + tokens > model.window:
-            raise KetoolsError(
-                f"prompt {prompts[i]!r} takes {len(row)} tokens and {tokens} are to be written; the model's context "
-                f"window holds {model.window}: ask for fewer tokens"
-            )
-        by_length.setdefault(len(row), []).append(i)
+    rows = [row.ids for row in prompt_rows(model, prompts, tokens)]
+    pad = model.tokenizer.pad_token_id
+    how = {"do_sample": True, "top_k": top_k} if top_k > 1 else {"do_sample": False}
+    how["pad_token_id"] = model.tokenizer.eos_token_id if pad is None else pad
+    network: Any = model.model  # transformers' own mixin, which torch's types do not know
     texts = [""] * len(rows)
     kind = model.device.type
     devices = [] if kind in ("cpu", "mps") else [model.device]  # the CPU's state is kept in any case
     with torch.random.fork_rng(devices, device_type=kind):
         torch.manual_seed(seed)
-        for length, chosen in sorted(by_length.items()):
-            size = max(1, _TOKENS // (length + tokens))
-            for start in range(0, len(chosen), size):
-                part = chosen[start : start + size]
-                for i, text in zip(part, _written(model, [rows[i] for i in part], tokens, top_k), strict=True):
-                    texts[i] = text
+        for part in batches([len(row) + tokens for row in rows], _TOKENS, equal=True):
+            ids = torch.tensor([rows[i] for i in part], device=model.device)
+            made = network.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, **how)
+            said = model.tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True)
+            for i, text in zip(part, said, strict=True):
+                texts[i] = str(text)
     return texts
 
 
@@ -142,6 +91,8 @@ def vectorizer(texts: Iterable[str]) -> TfidfVectorizer:
     Raises:
         KetoolsError: no text with a word of two letters or more.
     """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     texts = list(texts)
     try:
         return TfidfVectorizer().fit(texts)
@@ -217,38 +168,6 @@ def free_text(
         row |= {"n": len(texts), "n_references": len(wanted)}
         rows.append(row | {"short": sum(len(_WORDS.findall(text)) < 3 for text in texts)})
     return pd.DataFrame(rows)
-
-
-def _token_hits(model: EditableModel, rows: Sequence[Row]) -> list[np.ndarray]:
-    # Whether each target token is the argmax after the right ones before it; rows share their beginnings in the pass.
-    single = [
-        Row(row.ids[: at + 1], None, (at,), (token,))
-        for row in rows
-        for at, token in zip(row.target_positions, row.target_ids, strict=True)
-    ]
-    logprob, hit = row_scores(model, single)
-    ends = np.cumsum([len(row.target_ids) for row in rows])
-    return np.split(hit & ~np.isnan(logprob), ends[:-1])
-
-
-def _written(model: EditableModel, rows: list[tuple[int, ...]], tokens: int, top_k: int) -> list[str]:
-    ids = torch.tensor(rows, device=model.device)
-    pad = model.tokenizer.pad_token_id
-    how = {"do_sample": True, "top_k": top_k} if top_k > 1 else {"do_sample": False}
-    network: Any = model.model  # transformers' own mixin, which torch's types do not know
-    made = network.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens,
-        pad_token_id=model.tokenizer.eos_token_id if pad is None else pad, **how,
-    )  # fmt: skip
-    return model.tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True)
-
-
-def _judged(said: str, target: str) -> tuple[bool, bool, bool]:
-    said = said.lstrip()
-    whole = rf"(?<!\w){re.escape(target)}(?!\w)"
-    starts = re.match(whole, said) is not None
-    exact = starts and _END.match(said[len(target) :]) is not None
-    return starts, exact, re.search(whole, said) is not None
 
 
 def _joined(opening: str, more: str) -> str:

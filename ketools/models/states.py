@@ -1,7 +1,7 @@
 """What passes compute, recorded: hidden states, and what attention and MLPs write to the residual stream.
 
 A layer of a decoder adds two things to the stream, h' = h + a + m: what its attention and what its MLP computed
-(`EditableModel.sublayer` says where). Tracing, attribution and the norms of the residual stream all start here.
+(`EditableModel.sublayer` says where). Tracing and the norms of the residual stream all start here.
 """
 
 from collections.abc import Iterable, Iterator

@@ -8,7 +8,7 @@ null space where it does not (AlphaEdit, arXiv 2410.02355). Alignment is compute
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -251,38 +251,6 @@ def _along_keys(basis: KeyBasis, left: Tensor, right: Tensor, top: float) -> dic
 
 def _ratio(part: float, whole: float) -> float:
     return part / whole if whole > 0 else float("nan")
-
-
-def target_norms(targets: Targets, natural: Tensor, ids: Sequence[str] | None = None) -> pd.DataFrame:
-    """Norms of the targets z against natural activations at the same place (norm-anchor scaling, arXiv 2602.02543).
-
-    Args:
-        targets: the targets.
-        natural: norms (n,) of the unedited model's own states at subjects' last tokens, of facts that are not edited:
-            `hidden_states(model, subject_sample(model, facts), [layer])[layer].norm(dim=1)`, `layer` the last edited one.
-            Those that are not finite are not compared with (counted in `excluded`).
-        ids: of the facts, in the targets' order; None: 0, 1, ...
-
-    Returns:
-        A row per fact: id, h0_norm, z_norm, z_ratio (||z|| / ||h_0||), natural_mean, z_score ((||z|| - mean) / standard
-        deviation; NaN where natural norms do not differ), above (share of natural norms below ||z||: 1 is longer than
-        any), n_natural, excluded.
-
-    Raises:
-        KetoolsError: fewer than two natural norms that are finite.
-    """
-    usable = natural.double()[natural.isfinite()]
-    if len(usable) < 2:
-        raise KetoolsError(f"{len(usable)} finite natural norms; give at least two facts to compare with")
-    h0, z = (tensor.double().norm(dim=1) for tensor in (targets.h0, targets.z))
-    spread = float(usable.std())
-    score = (z - usable.mean()) / spread if spread > 0 else torch.full_like(z, torch.nan)
-    above = torch.where(z.isfinite(), (usable[None] < z[:, None]).double().mean(1), torch.nan)
-    columns = {"h0_norm": h0, "z_norm": z, "z_ratio": z / h0, "natural_mean": usable.mean().expand(len(z))}
-    columns |= {"z_score": score, "above": above}
-    frame = pd.DataFrame({"id": range(len(z)) if ids is None else list(ids)})
-    frame = frame.assign(**{name: column.numpy() for name, column in columns.items()})
-    return frame.assign(n_natural=len(usable), excluded=len(natural) - len(usable))
 
 
 def trace(targets: Targets, facts: Iterable[Fact]) -> pd.DataFrame:

@@ -1,13 +1,13 @@
 """What a model answers: next tokens, the probability of given answers, greedy continuations, one fact in many wordings."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
 from ketools.errors import KetoolsError
+from ketools.evaluation.generation import continuations
 from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
 from ketools.models.scoring import score_pairs
@@ -34,23 +34,9 @@ def answers(model: EditableModel, prompts: Sequence[str], targets: Sequence[str]
     return pd.DataFrame({"prompt": list(prompts), "target": list(targets), "probability": probability, "right": right})
 
 
-@torch.no_grad()
 def complete(model: EditableModel, prompt: str, tokens: int = 8) -> str:
-    """The greedy continuation of `prompt` by at most `tokens` tokens, without the prompt.
-
-    Raises KetoolsError for a blank prompt, and one that leaves no room for `tokens` tokens in the model's window.
-    """
-    (row,) = prompt_rows(model, [prompt], tokens)
-    ids = torch.tensor([row.ids], device=model.device)
-    generator: Any = model.model  # whose class mixes in GenerationMixin
-    made = generator.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=tokens,
-        do_sample=False,
-        pad_token_id=model.tokenizer.pad_token_id,
-    )
-    return str(model.tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))
+    """The greedy continuation of `prompt`, as `ketools.evaluation.generation.continuations` writes it."""
+    return continuations(model, [prompt], tokens)[0]
 
 
 def surroundings(model: EditableModel, fact: Fact, same_subject: Sequence[Fact] = ()) -> pd.DataFrame:
@@ -95,8 +81,6 @@ def recalled(
     the vocabulary's size, fewer than one token, and a prompt that with its continuation is longer than the window.
     """
     check_k(model, k)
-    if tokens < 1:
-        raise KetoolsError(f"tokens={tokens}: expected 1 or more to write")
     if isinstance(contexts, str):
         raise KetoolsError(f"contexts is one text, {contexts!r}; expected a list of texts: put it in brackets")
     for i, context in enumerate(contexts):
@@ -119,7 +103,7 @@ def recalled(
         words, probability = _top(model, logits, k)
         ranked.append((*ranks, tuple(words), tuple(probability)))
     frame = frame.join(pd.DataFrame(ranked, columns=["rank_true", "rank_new", "top", "top_probability"]))
-    return frame.assign(said=[complete(model, prompt, tokens) for prompt in prompts])
+    return frame.assign(said=continuations(model, prompts, tokens))
 
 
 def check_k(model: EditableModel, k: int) -> None:

@@ -41,8 +41,8 @@ def test_one_entry_in_each_table_that_has_it(said):
 
 
 def test_one_table(said):
-    text = said("--table", "ripple")
-    assert text.startswith("ripple:") and "followed" in text and "norm_ratio" not in text
+    text = said("--table", "forgetting")
+    assert text.startswith("forgetting:") and "forgotten" in text and "norm_ratio" not in text
 
 
 def test_a_file(said, tmp_path):

@@ -7,14 +7,12 @@ import pytest
 from ketools import KetoolsError
 from ketools.evaluation.downstream import downstream, perplexity
 from ketools.evaluation.edits import evaluate, recall
-from ketools.evaluation.forgetting import two_hop
-from ketools.evaluation.generation import answers, continuations
+from ketools.evaluation.generation import continuations
 from ketools.evaluation.overfitting import natural_probabilities
 from ketools.facts.fact import Locality, TwoHop
 from ketools.norms.drift import activation_norms, drift, hidden_states
 from ketools.norms.residual import subject_sample, text_sample
 from ketools.probing import recall as asked
-from ketools.probing.attribution import contributions
 from ketools.probing.lens import lens
 from tests.models.test_prompts import fact
 
@@ -30,14 +28,12 @@ HOP, KEPT = TwoHop(LONG, "Vell", "Bay"), Locality(LONG, "Vell")
         lambda m: evaluate(m, [replace(fact("{} lives in", "Bo"), two_hop=(HOP,))]),
         lambda m: evaluate(m, [replace(fact("{} lives in", "Bo"), locality=(KEPT,))]),
         lambda m: recall(m, [FAR]),
-        lambda m: answers(m, [FAR]),
         lambda m: natural_probabilities(m, [FAR]),
-        lambda m: two_hop(m, [replace(FAR, two_hop=(HOP,))]),
         lambda m: asked.surroundings(m, FAR),
         lambda m: asked.recalled(m, FAR),
         lambda m: asked.answers(m, [LONG], ["Vell"]),
         lambda m: lens(m, LONG),
-        lambda m: contributions(m, LONG),
+        lambda m: continuations(m, [LONG], 3),
         lambda m: subject_sample(m, [FAR]),
     ],
 )
@@ -53,7 +49,7 @@ def test_a_prompt_longer_than_the_window_is_refused_with_both_lengths(tiny_gpt2,
         (lambda m: text_sample(m, ["", "  \n"]), "2 texts, all blank"),
         (lambda m: perplexity(m, []), "two tokens or more"),
         (lambda m: perplexity(m, ["", " "]), "two tokens or more"),
-        (lambda m: continuations(m, [" "], 3), "blank prompt"),
+        (lambda m: continuations(m, [" "], 3), "is blank"),
         (lambda m: subject_sample(m, []), "from 0 facts"),
         (lambda m: downstream(m, n_per_task=0), "n_per_task=0"),
     ],

@@ -1,17 +1,14 @@
-"""Free-running answers beside teacher-forced ones; entropies and tf-idf against their formulas on small strings."""
+"""Text that the model writes by itself; entropies and tf-idf against their formulas on small strings."""
 
 import math
 from collections import Counter
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
-from ketools import Fact, KetoolsError
+from ketools import KetoolsError
 from ketools.evaluation.generation import (
-    _judged,
-    answers,
     continuations,
     free_text,
     generation_entropy,
@@ -20,7 +17,6 @@ from ketools.evaluation.generation import (
     references_of,
     vectorizer,
 )
-from ketools.models.scoring import target_logprobs
 from ketools.models.tokens import make_rows
 
 
@@ -57,71 +53,13 @@ def test_drawn_text_hangs_on_the_seed_alone_and_leaves_torch_s_state(tiny_gpt2):
     assert one == two != other and len(set(one)) > 1
 
 
-def test_greedy_text_begins_with_the_target_just_where_teacher_forcing_is_right(tiny_model, tiny_facts):
-    facts = [
-        *tiny_facts,
-        *(replace(f, id=f"{f.id}b", target_new=f.target_true, target_true=f.target_new) for f in tiny_facts),
-    ]
-    said = {f.id: continuations(tiny_model, [f.text], 1)[0].strip() for f in tiny_facts}
-    facts += [
-        replace(f, id=f"{f.id}c", target_new=said[f.id]) for f in tiny_facts if said[f.id] not in ("", f.target_true)
-    ]
-    frame = answers(tiny_model, facts)
-    _, hit = target_logprobs(tiny_model, [f.text for f in facts], [f.target_new for f in facts])
-    assert list(frame["forced"]) == list(hit) and frame["forced"].any()
-    for row in frame.itertuples():
-        begins = row.said.lstrip().startswith(row.target)
-        assert row.forced == begins, "greedy decoding and the argmax at every position are the same thing"
-        assert row.starts <= begins and row.exact <= row.starts <= row.contains
-        assert row.forced == (row.forced_tokens == 1)
-
-
-def test_share_of_tokens_by_hand(tiny_gpt2):
-    fact = Fact("1", "r", "{} was born in", "Ada Lorn", "Vell", "Oran Bay")
-    (row,) = make_rows(tiny_gpt2, [fact.text], ["Oran Bay"])
-    ids = torch.tensor([row.ids])
-    with torch.no_grad():
-        best = tiny_gpt2.model(input_ids=ids).logits[0].argmax(-1)
-    hits = [int(best[at]) == token for at, token in zip(row.target_positions, row.target_ids)]
-    assert len(hits) > 1 and answers(tiny_gpt2, [fact])["forced_tokens"].iloc[0] == pytest.approx(np.mean(hits))
-
-
 @pytest.mark.parametrize(
-    ("said", "judged"),
-    [
-        (" Oran Bay. And", (True, True, True)),
-        (" Oran Bay", (True, True, True)),
-        ("Oran Bay, where", (True, True, True)),
-        (" Oran Bay and", (True, False, True)),
-        (" Oran Bayou.", (False, False, False)),
-        (" the Oran Bay", (False, False, True)),
-        (" old", (False, False, False)),
-        ("", (False, False, False)),
-    ],
+    ("prompts", "tokens", "top_k", "named"),
+    [(["Ada Lorn"], 500, 1, "fewer tokens"), (["Ada", "  "], 5, 1, "'  '"), (["Ada"], 5, 0, "top_k=0")],
 )
-def test_judged(said, judged):
-    assert _judged(said, "Oran Bay") == judged
-
-
-def test_answers_of_paraphrases(tiny_gpt2, tiny_facts):
-    frame = answers(tiny_gpt2, tiny_facts, "true", paraphrases=None)
-    assert list(frame["kind"]) == ["prompt", "paraphrase"] * 7
-
-
-def test_answers_refuse(tiny_gpt2, tiny_facts):
-    with pytest.raises(KetoolsError, match="target='old' of 7"):
-        answers(tiny_gpt2, tiny_facts, "old")
-    with pytest.raises(KetoolsError, match="of 0 facts"):
-        answers(tiny_gpt2, [])
-    long = Fact("long", "r", "The tower of " * 60 + "{} is", "Ada Lorn", "Vell", "Sall")
-    with pytest.raises(KetoolsError, match="context window holds 128"):
-        answers(tiny_gpt2, [long])
-    with pytest.raises(KetoolsError, match="fewer tokens"):
-        continuations(tiny_gpt2, ["Ada Lorn"], 500)
-    with pytest.raises(KetoolsError, match="blank prompt"):
-        continuations(tiny_gpt2, ["Ada", "  "], 5)
-    with pytest.raises(KetoolsError, match="top_k=0"):
-        continuations(tiny_gpt2, ["Ada"], 5, top_k=0)
+def test_what_cannot_be_continued(tiny_gpt2, prompts, tokens, top_k, named):
+    with pytest.raises(KetoolsError, match=named):
+        continuations(tiny_gpt2, prompts, tokens, top_k=top_k)
 
 
 def test_entropies_by_hand():

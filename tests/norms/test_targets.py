@@ -8,7 +8,7 @@ import torch
 from ketools import Fact, KetoolsError
 from ketools.editing.methods import MPES, FixedSteps, Hyper
 from ketools.editing.targets import Targets, compute_targets
-from ketools.norms.drift import hidden_states, overfitting_curve, target_norms, trace
+from ketools.norms.drift import hidden_states, overfitting_curve, trace
 from ketools.norms.residual import subject_sample
 
 
@@ -41,18 +41,6 @@ def test_the_trace_and_its_curve_by_hand(found):
     assert curve["median"].to_numpy() == pytest.approx([0.2, 0.5, 0.7])
     assert curve["running"].to_numpy() == pytest.approx([1, 2 / 3, 1 / 3])
     assert (curve["n"] == 3).all()
-
-
-def test_target_norms_by_hand(found):
-    frame = target_norms(found, torch.tensor([1.0, 3.0, math.nan, 5.0, math.inf]), ["a", "b", "c"])
-    assert list(frame["id"]) == ["a", "b", "c"] and list(frame["h0_norm"]) == [1, 2, 5]
-    assert list(frame["z_norm"]) == [5, 2, 10] and list(frame["z_ratio"]) == [5, 1, 2]
-    assert (frame["natural_mean"] == 3).all() and (frame["n_natural"] == 3).all() and (frame["excluded"] == 2).all()
-    assert frame["z_score"].to_numpy() == pytest.approx([1, -0.5, 3.5])
-    assert frame["above"].to_numpy() == pytest.approx([2 / 3, 1 / 3, 1])
-    assert target_norms(found, torch.ones(4))["z_score"].isna().all()
-    with pytest.raises(KetoolsError, match="1 finite natural norms"):
-        target_norms(found, torch.tensor([1.0, math.nan]))
 
 
 def test_on_a_model(tiny_model, tiny_facts):
