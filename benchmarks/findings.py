@@ -23,13 +23,14 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.command import ended, over_seeds
+from benchmarks.light import pack
 from benchmarks.verdicts import METHODS, damage, judge, measure, student
 from ketools.facts.fact import FactSet
 from ketools.facts.reading import facts as read_facts
 from ketools.io import finite, write_atomic
 from ketools.models.model import EditableModel, load
 from ketools.runs.config import composed
-from ketools.runs.records import Run, gather, pack, title
+from ketools.runs.records import Run, gather, title
 from ketools.runs.store import RunRecord, Store
 from ketools.runs.sweep import sweep
 

@@ -22,16 +22,18 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.command import ended
+from benchmarks.headline import write_headline
+from benchmarks.light import pack, size
+from benchmarks.verdicts import damage_sentences
 from ketools.editing.methods import scaled
 from ketools.errors import KetoolsError
 from ketools.io import write_atomic
 from ketools.models.model import load
 from ketools.report.figures import capacity
-from ketools.report.page import write_headline
-from ketools.report.verdicts import Verdict, capacity_reached, damage, reading
+from ketools.report.verdicts import Verdict, capacity_reached, reading
 from ketools.runs.compare import by_method, compare, paired_tests
 from ketools.runs.config import RunConfig, composed
-from ketools.runs.records import Group, Run, arrange, gather, listed, pack, plain, size, title
+from ketools.runs.records import Group, Run, arrange, gather, listed, plain, title
 from ketools.runs.run import execute, ready
 from ketools.runs.store import RunRecord, Store
 
@@ -199,8 +201,8 @@ def readme(groups: Sequence[Group]) -> str:
             f"Fact by fact, {differ} of {len(pairs)} pairs of runs on the same facts differ in efficacy at the end "
             "(McNemar's exact test, Benjamini-Hochberg, below 0.05)."
         )
-    if said := damage(runs):
-        parts += ["## Norm and damage", *map(str, said)]
+    if said := damage_sentences(runs):
+        parts += ["## Norm and damage", *said]
     return "\n\n".join([*parts, *_capacity(groups)]) + "\n"
 
 

@@ -6,16 +6,17 @@ Pure computing: `measure` makes the row of a run, `judge` the verdicts of all ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr, t
+from scipy.stats import pearsonr, spearmanr, t
 
-from ketools.evaluation.forgetting import DAMAGE, norm_damage
+from ketools.errors import KetoolsError
+from ketools.evaluation.metrics import metric
 from ketools.norms.weights import growing, growth
-from ketools.runs.records import Run
+from ketools.runs.records import Run, listed
 
 NEITHER, STOP, NORM, BOTH = "sequential-memit", "sequential-memit+mpes", "sequential-memit+norm", "encore"
 NO_PAST, NO_PAST_NORM = "memit", "memit+norm"
@@ -24,6 +25,10 @@ STOPPED = {NEITHER: STOP, "alphaedit": "alphaedit+mpes", NO_PAST: "memit+mpes"}
 """Methods and the same with early stopping."""
 FLAT = 1e-3  # relative change of a norm below which it counts as flat
 HELD = 0.95  # of the downstream score before any edit
+DAMAGE = (
+    "unedited_kept", "same_subject_kept", "downstream_kept", "perplexity_ratio", "ES", "PS", "NS", "efficacy_accuracy",
+)  # fmt: skip
+"""Columns of a checkpoint that the norm is compared with; the first four are the whole model's."""
 Values = pd.Series  # by seed
 
 
@@ -247,3 +252,62 @@ def damage(runs: Sequence[Run]) -> pd.DataFrame:
             {"measure": name, "mean": mean, "low": low, "high": high, "seeds": n, "checkpoints": int(group["n"].sum())}
         )
     return pd.DataFrame(rows)
+
+
+def norm_damage(checkpoints: pd.DataFrame, norm: str = "norm_ratio", damage: Iterable[str] = DAMAGE) -> pd.DataFrame:
+    """Does damage go with the norm: correlations over checkpoints, of one run or of several (column method) together.
+
+    Checkpoints of one run follow each other and are no independent draws: both columns may simply go with time, and the
+    p-values are then too small. Several methods or seeds in one table tell more.
+
+    Args:
+        checkpoints: those of a run, or of several, one below the other.
+        norm: the column of the norm; damage: columns compared with it.
+
+    Returns:
+        A row per measure: measure, spearman, spearman_p, pearson (of ln norm and the measure), pearson_p, n (checkpoints
+        with both), excluded (those without; all of them for a column that was not measured). NaN with fewer than three
+        or where a side does not vary.
+
+    Raises:
+        KetoolsError: no checkpoints, or none of the columns is there.
+    """
+    if checkpoints.empty:
+        raise KetoolsError("no checkpoints: there is nothing to correlate")
+    damage = list(damage)
+    if not set(damage) & set(checkpoints):
+        raise KetoolsError(f"none of the columns {', '.join(damage)} is in the checkpoints")
+    table = checkpoints.reindex(columns=[norm, *damage]).astype(float)
+    x = table[norm].to_numpy()
+    return pd.DataFrame([{"measure": name} | _correlated(x, table[name].to_numpy()) for name in damage])
+
+
+def _correlated(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    good = np.isfinite(x) & np.isfinite(y) & (x > 0)
+    n, (x, y) = int(good.sum()), (x[good], y[good])
+    found = dict.fromkeys(("spearman", "spearman_p", "pearson", "pearson_p"), float("nan"))
+    if n >= 3 and np.ptp(x) > 0 and np.ptp(y) > 0:
+        rank, line = spearmanr(x, y), pearsonr(np.log(x), y)
+        found = {"spearman": rank.statistic, "spearman_p": rank.pvalue}
+        found |= {"pearson": line.statistic, "pearson_p": line.pvalue}
+    return {name: float(value) for name, value in found.items()} | {"n": n, "excluded": len(good) - n}
+
+
+def damage_sentences(runs: Sequence[Run]) -> list[str]:
+    """Does damage go with the norm: Spearman's rank correlations over the checkpoints of all runs of a model, a sentence a model."""
+    said = []
+    for model in dict.fromkeys(run.model for run in runs):
+        tables = [run.record.checkpoints for run in runs if run.model == model]
+        points = pd.concat(tables, ignore_index=True)
+        points = points[points["edits"] > 0]
+        if "norm_ratio" not in points or not set(DAMAGE[:4]) & set(points):
+            continue
+        found = norm_damage(points, damage=DAMAGE[:4]).dropna(subset=["spearman"])
+        each = [f"{metric(row.measure).label} {row.spearman:+.2f}" for row in found.itertuples()]
+        if each:
+            said.append(
+                f"On {model}, over {len(points)} checkpoints of {len(tables)} {'run' if len(tables) == 1 else 'runs'}, the norm "
+                f"of the most-changed matrix correlates with {listed(each)} (Spearman; checkpoints of a run follow each other "
+                "and are not independent draws)."
+            )
+    return said

@@ -6,19 +6,15 @@ hold no number are counted (`excluded`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest, bootstrap, pearsonr, spearmanr
+from scipy.stats import binomtest, bootstrap
 
 from ketools.errors import KetoolsError
 
-DAMAGE = (
-    "unedited_kept", "same_subject_kept", "downstream_kept", "perplexity_ratio", "ES", "PS", "NS", "efficacy_accuracy",
-)  # fmt: skip
-"""Columns of a checkpoint that the norm is compared with."""
 Numbers: TypeAlias = Sequence[float] | np.ndarray | pd.Series
 
 
@@ -190,46 +186,6 @@ def mcnemar(a: pd.DataFrame, b: pd.DataFrame, column: str = "end_efficacy_succes
             "excluded": len(values) - len(good),
         }
     )
-
-
-def norm_damage(checkpoints: pd.DataFrame, norm: str = "norm_ratio", damage: Iterable[str] = DAMAGE) -> pd.DataFrame:
-    """Does damage go with the norm: correlations over checkpoints, of one run or of several (column method) together.
-
-    Checkpoints of one run follow each other and are no independent draws: both columns may simply go with time, and the
-    p-values are then too small. Several methods or seeds in one table tell more.
-
-    Args:
-        checkpoints: those of a run, or of several, one below the other.
-        norm: the column of the norm; damage: columns compared with it.
-
-    Returns:
-        A row per measure: measure, spearman, spearman_p, pearson (of ln norm and the measure), pearson_p, n (checkpoints
-        with both), excluded (those without; all of them for a column that was not measured). NaN with fewer than three
-        or where a side does not vary.
-
-    Raises:
-        KetoolsError: no checkpoints, or none of the columns is there.
-    """
-    if checkpoints.empty:
-        raise KetoolsError("no checkpoints: there is nothing to correlate")
-    _need(checkpoints, norm)
-    damage = list(damage)
-    if not set(damage) & set(checkpoints):
-        raise KetoolsError(f"none of the columns {', '.join(damage)} is in the checkpoints")
-    table = checkpoints.reindex(columns=[norm, *damage]).astype(float)
-    x = table[norm].to_numpy()
-    return pd.DataFrame([{"measure": name} | _correlated(x, table[name].to_numpy()) for name in damage])
-
-
-def _correlated(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
-    good = np.isfinite(x) & np.isfinite(y) & (x > 0)
-    n, (x, y) = int(good.sum()), (x[good], y[good])
-    found = dict.fromkeys(("spearman", "spearman_p", "pearson", "pearson_p"), float("nan"))
-    if n >= 3 and np.ptp(x) > 0 and np.ptp(y) > 0:
-        rank, line = spearmanr(x, y), pearsonr(np.log(x), y)
-        found = {"spearman": rank.statistic, "spearman_p": rank.pvalue}
-        found |= {"pearson": line.statistic, "pearson_p": line.pvalue}
-    return {name: float(value) for name, value in found.items()} | {"n": n, "excluded": len(good) - n}
 
 
 def _need(frame: pd.DataFrame, *columns: str) -> None:

@@ -1,6 +1,6 @@
 """The figures of a report, from any set of runs: several seeds of one method are one line, their mean, with their range.
 
-`CHARTS` lists the figures with the rows that each draws; `capacity` and `headline` stand for themselves.
+`CHARTS` lists the figures with the rows that each draws; `capacity` stands for itself.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from plotly.subplots import make_subplots
 from ketools import plots
 from ketools.errors import KetoolsError
 from ketools.evaluation.forgetting import forgetting_by_age, forgetting_curve
-from ketools.evaluation.metrics import hover_text, metric, number, percent, times
-from ketools.plots.drawers import EDITS, HIGH, LOW, SEEDS, add_lines, describe, holes, measured, over_edits, scale
-from ketools.plots.style import LEFT, Outcome, dress, ends_of, label, last, plain, words
+from ketools.evaluation.metrics import hover_text, metric, percent, times
+from ketools.plots.drawers import HIGH, LOW, SEEDS, add_lines, describe, holes, measured, over_edits, scale
+from ketools.plots.style import Outcome, dress, label, plain, words
 from ketools.runs.records import Group, Run, listed, title
 from ketools.runs.store import RunRecord
 
@@ -384,55 +384,3 @@ def capacity_curve(frame: pd.DataFrame) -> go.Figure:
     )
     fig = dress(fig, "; ".join(findings), caption + missing, " ".join(descriptions))
     return fig.update_layout(legend={"y": 1.09}, hovermode="closest")
-
-
-PANELS = ("norm_ratio", "unedited_kept", "ES")
-"""Metrics of the headline figure."""
-_AXIS = 50  # pixels that ticks and titles of the x axes take
-
-
-def headline(groups: Sequence[Group]) -> go.Figure:
-    """The figure of the README: norm, retention and efficacy over edits, a line a method, seeds as mean and range.
-
-    Raises KetoolsError where the runs lack one of the three, or are of several models.
-    """
-    if len({group.model for group in groups}) != 1:
-        raise KetoolsError(f"the figure is of one model; got {sorted({group.model for group in groups})}")
-    frame = pooled(groups, _checkpoints)
-    if missing := [name for name in PANELS if name not in frame or frame[name].isna().all()]:
-        raise KetoolsError(f"nothing to draw: the runs have no {', '.join(missing)}")
-    panels = [metric(name) for name in PANELS]
-    fig = make_subplots(1, 3, subplot_titles=[each.axis for each in panels], horizontal_spacing=0.06)
-    for panel, each in enumerate(panels, 1):
-        add_lines(fig, frame, each.key, each.spec, panel=panel)
-        if each.unit == "%":
-            fig.update_yaxes(range=[0, 1.04], tickformat=".0%", col=panel)
-    fig.update_yaxes(**scale(frame["norm_ratio"], 8.0), col=1)
-    fig.update_xaxes(title=EDITS, rangemode="tozero")
-    methods: dict[str, list[str]] = {}
-    for group in groups:
-        seeds = listed([str(seed) for seed in group.seeds])
-        what = f"mean of seeds {seeds}, their range behind it" if len(group.seeds) > 1 else f"seed {seeds}"
-        methods.setdefault(what, []).append(label(group.label))
-    each_seed = [what if len(methods) == 1 else f"{listed(names)}: {what}" for what, names in methods.items()]
-    caption = f"{plain(groups[0].model)}; {'; '.join(each_seed)}. ES: edits that win over the object they replaced."
-    ends, span = last(frame.dropna(subset=["unedited_kept"]), "unedited_kept")
-    first, behind = (listed([label(m) for m in some]) for some in ends_of(ends))
-    finding = f"After {span} edits the model has kept {percent(max(ends.values()))} of what was not edited with {first}"
-    finding += f", {percent(min(ends.values()))} with {behind}" if behind else ""
-    text = " ".join(describe(frame.dropna(subset=[each.key]), each.key, each.axis, number) for each in panels)
-    dress(fig, finding, caption + left_out(frame, PANELS), text)
-    # Title, panels, legend, caption below each other, for a picture of 900 pixels that is read at 800.
-    layout, legend = fig.layout, 24 * -(-len(groups) // 4) + 8  # pixels, four methods a line
-    top, bottom = 77 + 22 * layout.title.text.count("<br>"), layout.margin.b + legend
-    height = layout.height - layout.margin.t + top + legend - 5
-    fig.update_layout(
-        width=900, height=height, margin={"b": bottom, "t": top, "l": 55, "r": 20},
-        legend={"yref": "container", "y": (bottom - _AXIS) / height, "yanchor": "top", "font": {"size": 13}},
-    )  # fmt: skip
-    for note in fig.layout.annotations:
-        if note.name == "caption":
-            note.update(yshift=-_AXIS - legend - 4, xshift=LEFT - 55 - 15)
-        else:
-            note.update(font={"size": 14}, yshift=4)
-    return fig.update_xaxes(title_standoff=6, nticks=4, tickformat=",d")

@@ -7,7 +7,6 @@ are a mean and a range.
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,9 +23,8 @@ from plotly.offline import get_plotlyjs
 from ketools.errors import KetoolsError
 from ketools.evaluation.metrics import MISSING, figures, hover_text, hover_texts, metric
 from ketools.io import finite, write_atomic
-from ketools.plots.pictures import pictures
 from ketools.plots.style import numbers, p_value, undressed, words
-from ketools.report.figures import CHARTS, capacity, capacity_curve, headline
+from ketools.report.figures import CHARTS, capacity, capacity_curve
 from ketools.report.verdicts import Verdict, beside_paper, capacity_reached
 from ketools.runs.compare import comparable, paired_tests
 from ketools.runs.records import Group, Run, listed, title
@@ -320,20 +318,3 @@ def _unfinished(run: Run, group: Group) -> str:
         return ""
     others = ", and so do the means over its seeds" if len(group.runs) > 1 else ""
     return f"{run.name} reaches {run.edits:,} of {wanted:,} edits{others}"
-
-
-def write_headline(groups: Sequence[Group], folder: str | Path) -> list[Path]:
-    """headline.html (stands alone, opens offline) and headline.png (1,800 pixels wide) in `folder`; returns both.
-
-    Raises KetoolsError as `headline` does; and, when the page is written already, where there is no Chromium to draw the
-    picture with.
-    """
-    fig = headline(groups)
-    bare = go.Figure(fig).update_layout(width=None, legend={"yref": "paper", "y": 1.12, "yanchor": "bottom"})
-    shown = picture("headline", fig)
-    there = write_atomic(Path(folder) / "headline.html", render(shown.finding, {"headline": bare}, headline=shown))
-    try:
-        (png,) = pictures([json.loads(str(fig.to_json()))], scale=2)
-    except KetoolsError as error:
-        raise KetoolsError(f"{there} is written, its picture headline.png is not: {error}") from error
-    return [there, write_atomic(Path(folder) / "headline.png", base64.b64decode(png))]

@@ -14,10 +14,9 @@ from typing import Any
 
 import pandas as pd
 
-from ketools.evaluation.forgetting import norm_damage
 from ketools.evaluation.metrics import metric, number, percent
 from ketools.plots.style import ends_of
-from ketools.runs.records import Run, listed, title
+from ketools.runs.records import listed, title
 
 S_GPT2_XL = {
     "memit": 0.7422, "memit+mpes": 0.7368, "memit+norm": 0.7453, "encore": 0.7458, "alphaedit": 0.6920, "emmet+mpes": 0.7343,
@@ -38,7 +37,6 @@ _ENOUGH = {
     "unedited_kept": 0.01, "same_subject_kept": 0.01, "norm_ratio": 0.05, "efficacy_accuracy": 0.01, "S": 0.01,
     "perplexity_ratio": 0.02,
 }  # fmt: skip
-_DAMAGE = ("unedited_kept", "same_subject_kept", "downstream_kept", "perplexity_ratio")
 HELD = 0.9
 """Share of the edits that a matrix must hold to count as not yet full."""
 
@@ -147,22 +145,6 @@ def _time(rows: Mapping[str, pd.Series]) -> list[Verdict]:
     return [Verdict("time", seconds, seeds)] if all(value > 0 for value in seconds.values()) else []
 
 
-def damage(runs: Sequence[Run]) -> list[Verdict]:
-    """Does damage go with the norm: Spearman's rank correlation by metric, a verdict per model; n: checkpoints."""
-    verdicts = []
-    for model in dict.fromkeys(run.model for run in runs):
-        tables = [run.record.checkpoints for run in runs if run.model == model]
-        points = pd.concat(tables, ignore_index=True)
-        points = points[points["edits"] > 0]
-        if "norm_ratio" not in points or not set(_DAMAGE) & set(points):
-            continue
-        found = norm_damage(points, damage=_DAMAGE).dropna(subset=["spearman"])
-        if len(found):
-            values = {"runs": len(tables), **dict(zip(found["measure"], found["spearman"], strict=True))}
-            verdicts.append(Verdict("damage", values, len(points), model))
-    return verdicts
-
-
 def capacity_reached(frame: pd.DataFrame, share: float = HELD) -> list[Verdict]:
     """Up to what load each method holds `share` of its edits, from `ketools.report.figures.capacity`: a verdict per model.
 
@@ -265,16 +247,6 @@ def _say_time(verdict: Verdict) -> str:
     return f"An edit takes {encore:.3f} s with ENCORE, {than} than with MEMIT ({memit:.3f} s)."
 
 
-def _say_damage(verdict: Verdict) -> str:
-    runs = verdict.values["runs"]
-    each = [f"{metric(name).label} {rank:+.2f}" for name, rank in verdict.values.items() if name != "runs"]
-    return (
-        f"On {verdict.about}, over {verdict.n} checkpoints of {runs} {'run' if runs == 1 else 'runs'}, the norm of the "
-        f"most-changed matrix correlates with {listed(each)} (Spearman; checkpoints of a run follow each other and are not "
-        "independent draws)."
-    )
-
-
 def _say_capacity(verdict: Verdict) -> str:
     each = []
     for method, reached in verdict.values["methods"].items():
@@ -314,7 +286,6 @@ SENTENCES: Mapping[str, Callable[[Verdict], str]] = {
     "end": _say_end,
     "parts": _say_parts,
     "time": _say_time,
-    "damage": _say_damage,
     "capacity": _say_capacity,
     "unknown": _say_unknown,
     "pairs": _say_pairs,

@@ -24,7 +24,7 @@ Size: 4 (d_model + d_mlp) bytes per fact and edited layer for the updates, 4 d_m
 two snapshots, and about 500 bytes per fact for the rows.
 
 To read a run: `RunRecord.load(folder)`. It also reads a folder with only run.json and the parquet files, the light record
-that `ketools.runs.records.pack` writes.
+that `benchmarks/light.py` writes.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ class Store:
 
     @property
     def light(self) -> bool:
-        """Are these only the tables of a run (`ketools.runs.records.pack`)?"""
+        """Are these only the tables of a run (`benchmarks/light.py`)?"""
         return not (self.out / "batches").is_dir() and any(self.out.glob("*.parquet"))
 
     def path(self, folder: str, batch: int) -> Path:

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import ketools as ke
+from benchmarks.dial import keep
 from ketools.course.lessons import nb09, nb10, nb11
 from ketools.editing.update import Protection, least_squares
-from ketools.runs.sweep import keep
 from tests.course.test_widgets_dial import made_up_grid
 
 

@@ -13,7 +13,6 @@ from ketools.evaluation.forgetting import (
     half_life,
     interval,
     mcnemar,
-    norm_damage,
 )
 
 
@@ -54,8 +53,6 @@ def test_a_run_without_checkpoints_is_named():
         forgetting_curve(checkpoints().iloc[:1])
     with pytest.raises(KetoolsError, match="lacks the columns edits, ES, at_edit_ES; it has none"):
         forgetting_curve(pd.DataFrame())
-    with pytest.raises(KetoolsError, match="no checkpoints"):
-        norm_damage(pd.DataFrame())
 
 
 def test_nan_in_a_record_is_kept_in_the_curve_and_counted_in_the_half_life():
@@ -77,7 +74,6 @@ def test_a_run_of_one_edit():
     assert list(aged["age"]) == [0] and list(aged["kept"]) == [1]
     assert interval(facts["end_efficacy_success"])[["mean", "n"]].tolist() == [1, 1]
     assert math.isnan(interval([1.0])["low"])
-    assert norm_damage(pd.DataFrame({"norm_ratio": [1.0, 1.1], "ES": [math.nan, 1.0]}), damage=["ES"]).iloc[0]["n"] == 1
 
 
 FACTS = pd.DataFrame(
@@ -148,16 +144,3 @@ def test_mcnemar_pairs_by_id_and_counts_what_it_cannot_pair():
         mcnemar(a, method([1, 1], ["a", "a"]))
     with pytest.raises(KetoolsError, match="lacks the columns"):
         mcnemar(a, b, "success")
-
-
-def test_norm_and_damage():
-    frame = norm_damage(checkpoints(), damage=["unedited_kept", "ES", "perplexity_ratio"]).set_index("measure")
-    row = frame.loc["unedited_kept"]
-    assert row["spearman"] == pytest.approx(-1) and row["pearson"] == pytest.approx(-1) and row["n"] == 4
-    assert frame.loc["ES", "n"] == 3 and frame.loc["ES", "excluded"] == 1
-    missing = frame.loc["perplexity_ratio"]
-    assert missing["n"] == 0 and missing["excluded"] == 4 and math.isnan(missing["spearman"])
-    still = norm_damage(checkpoints(norm_ratio=1.0), damage=["unedited_kept"]).iloc[0]
-    assert math.isnan(still["pearson"]) and still["n"] == 4
-    with pytest.raises(KetoolsError, match="none of the columns other"):
-        norm_damage(checkpoints(), damage=["other"])

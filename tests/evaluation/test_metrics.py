@@ -121,7 +121,7 @@ def test_forgetting_is_covered():
     facts = pd.DataFrame({"id": ["a"], "batch": [1], "at_edit_efficacy_success": [1.0], "end_efficacy_success": [1.0]})
     aged = forgetting.forgetting_by_age(facts, pd.DataFrame({"batch": [1], "edits": [5]}))
     explained("forgetting", curve, aged, forgetting.half_life(curve), forgetting.interval([1.0, 0.0]))
-    explained("forgetting", forgetting.mcnemar(facts, facts), forgetting.norm_damage(points, damage=["ES"]))
+    explained("forgetting", forgetting.mcnemar(facts, facts))
 
 
 def test_norms_are_covered(tiny_gpt2, tiny_facts):

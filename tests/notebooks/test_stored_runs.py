@@ -10,12 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from benchmarks.light import pack
 from ketools import plots
 from ketools.course import build as cells
 from ketools.course import check_claim, predict
 from ketools.course.lessons import nb10
 from ketools.plots.style import words
-from ketools.runs.records import pack
 from tests.runs.fakes import fake_run
 
 PATH = Path(__file__).resolve().parents[2] / "notebooks" / "10_ten_thousand_edits.ipynb"

@@ -8,7 +8,7 @@ import pytest
 
 from ketools.evaluation.metrics import metric
 from ketools.plots.style import words
-from ketools.report.figures import CHARTS, headline, left_out, pooled
+from ketools.report.figures import CHARTS, left_out, pooled
 from ketools.report.page import at_the_end
 from ketools.report.verdicts import Verdict
 from ketools.runs.records import arrange
@@ -37,7 +37,6 @@ def test_a_seed_that_is_in_no_mean_is_not_counted_in_it():
     fig = CHARTS["unedited"].figure(given)
     assert words(fig)["caption"] == words(CHARTS["unedited"].figure(whole))["caption"] + said
     assert "range of 2 to 3 seeds" in next(trace for trace in fig.data if trace.name == "MEMIT").hovertemplate
-    assert words(headline(given))["caption"] == words(headline(whole))["caption"] + said
     assert words(CHARTS["downstream"].figure(given)) == words(CHARTS["downstream"].figure(whole))
 
 

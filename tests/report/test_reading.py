@@ -1,7 +1,6 @@
 """Verdicts about a table: data from its numbers, worded whichever way they came out."""
 
 import math
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -9,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ketools.plots.style import ends_of
-from ketools.report.verdicts import Verdict, damage, progress, reading
+from ketools.report.verdicts import Verdict, progress, reading
 from ketools.runs.compare import MEASURES
 
 
@@ -119,18 +118,3 @@ def test_a_part_that_does_nothing_goes_no_way():
         table(memit={"unedited_kept": 0.4}, memit_mpes={"unedited_kept": 0.3999}, encore={"unedited_kept": 0.9})
     )["pocket"]
     assert "MPES 0% (40%)" in str(of_kind(verdicts, "parts", "unedited_kept"))
-
-
-def test_damage_goes_with_the_norm_or_against_it():
-    def run(model, kept, **more):
-        points = pd.DataFrame({"edits": [0, 1, 2, 3], "norm_ratio": [1.0, 1.1, 1.3, 1.6], "unedited_kept": kept} | more)
-        return SimpleNamespace(model=model, record=SimpleNamespace(checkpoints=points))
-
-    falls, grows = [0.0, 0.9, 0.8, 0.3], [1.0, 0.1, 0.2, 0.3]
-    a, b = damage([run("a", falls), run("b", grows, perplexity_ratio=[1.0, 3.0, 2.0, 1.0]), run("a", falls)])
-    assert (a.kind, a.about, a.n) == ("damage", "a", 6) and a.values == {"runs": 2, "unedited_kept": pytest.approx(-1)}
-    assert b.values == {"runs": 1, "unedited_kept": pytest.approx(1), "perplexity_ratio": pytest.approx(-1)}
-    assert "of 2 runs" in str(a) and "-1.00" in str(a) and "of 1 run," in str(b) and "+1.00" in str(b)
-    assert damage([run("a", [math.nan] * 4)]) == [] and damage([]) == []
-    bare = SimpleNamespace(model="a", record=SimpleNamespace(checkpoints=pd.DataFrame({"edits": [0, 10]})))
-    assert damage([bare]) == []

@@ -18,12 +18,11 @@ from ketools.report.figures import (
     CHARTS,
     capacity,
     capacity_curve,
-    headline,
     key_dimensions,
     pooled,
     thinned,
 )
-from ketools.report.page import write_headline, write_report
+from ketools.report.page import write_report
 from ketools.report.verdicts import capacity_reached
 from ketools.runs.records import Run, arrange
 from tests.plots.figures import tells
@@ -234,54 +233,3 @@ def test_capacity_is_reached_where_edits_begin_to_be_lost():
         text in str(verdict)
         for text in ("a up to 2 (then 50%)", "b to the end, 3", "c at no checkpoint, the first at 1")
     )
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ((("memit", 0), ("encore", 0)), "pocket; seed 0."),
-        ((("memit", 0), ("memit", 1)), "pocket; mean of seeds 0 and 1, their range behind it."),
-        (
-            (("memit", 0), ("alphaedit", 0), ("encore", 0), ("encore", 1)),
-            "pocket; MEMIT and AlphaEdit: seed 0; ENCORE: mean of seeds 0 and 1, their range behind it.",
-        ),
-    ],
-)
-def test_the_headline_says_which_method_has_which_seeds(given, said):
-    assert words(headline(groups(*given)))["caption"].startswith(said)
-
-
-def test_the_headline(tmp_path):
-    fig = headline(groups(("memit", 0), ("memit", 1), ("encore", 0)))
-    assert words(fig)["finding"].startswith(
-        "After 200 edits the model has kept 98.0% of what was not edited with ENCORE, "
-    )
-    assert words(fig)["finding"].endswith("% with MEMIT")
-    with pytest.raises(KetoolsError, match="of one model"):
-        headline(arrange([Run("a", fake_record()), Run("b", fake_record(changes={"model": "pocket-llama"}))]))
-
-
-def test_the_headline_as_page_and_picture(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr("ketools.report.page.pictures", lambda *a, **more: asked.append((a, more)) or [PNG])
-    there, picture = write_headline(groups(("memit", 0), ("encore", 0)), tmp_path)
-    assert read(there) and picture.read_bytes() == base64.b64decode(PNG)
-    (((figure,),), more) = asked[0]
-    assert more == {"scale": 2} and figure["layout"]["title"]["text"].startswith("After 200 edits")
-
-
-def test_the_headline_without_a_browser_is_a_page_and_says_so(tmp_path, monkeypatch):
-    monkeypatch.setenv("KETOOLS_CHROMIUM", str(tmp_path / "none"))
-    with pytest.raises(KetoolsError, match=r"headline.html is written, its picture headline.png is not: .*apt install"):
-        write_headline(groups(("memit", 0), ("encore", 0)), tmp_path)
-    assert read(tmp_path / "headline.html") and not (tmp_path / "headline.png").exists()
-
-
-def test_the_headline_s_legend_lies_below_the_axes_and_above_the_caption():
-    for given in (ABLATIONS, ABLATIONS[-2:]):
-        fig = headline(groups(*((method, 0) for method in given)))
-        layout, (caption,) = fig.layout, [note for note in fig.layout.annotations if note.name == "caption"]
-        top = layout.legend.y * layout.height  # pixels from the lower edge
-        assert layout.width == 900 and layout.legend.yanchor == "top"
-        assert layout.margin.b - 50 == pytest.approx(top) and layout.margin.b + caption.yshift < top - 24
-        assert layout.margin.b + caption.yshift > 18, "a line of the caption has room"

@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks.light import pack, size
 from ketools import KetoolsError, cli
 from ketools.runs.compare import compare, paired_tests
-from ketools.runs.records import arrange, gather, pack, size
+from ketools.runs.records import arrange, gather
 from ketools.runs.resume import export_at
 from ketools.runs.store import Damaged, RunRecord, Store, status, survey
 from tests.cli.test_cli import one_line
