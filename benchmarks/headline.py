@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 from ketools.errors import KetoolsError
 from ketools.evaluation.metrics import metric, number, percent
 from ketools.io import write_atomic
-from ketools.plots.drawers import EDITS, add_lines, describe, scale
+from ketools.plots.drawers import EDITS, add_lines, add_load, describe, scale
 from ketools.plots.pictures import pictures
 from ketools.plots.style import LEFT, dress, ends_of, label, last, plain
 from ketools.report.figures import left_out, pooled
@@ -20,7 +20,7 @@ from ketools.runs.records import Group, listed
 
 PANELS = ("norm_ratio", "unedited_kept", "ES")
 """Metrics of the headline figure."""
-_AXIS = 50  # pixels that ticks and titles of the x axes take
+_AXIS = 66  # pixels that ticks and titles of the x axes take
 
 
 def headline(groups: Sequence[Group]) -> go.Figure:
@@ -53,7 +53,7 @@ def headline(groups: Sequence[Group]) -> go.Figure:
     finding = f"After {span} edits the model has kept {percent(max(ends.values()))} of what was not edited with {first}"
     finding += f", {percent(min(ends.values()))} with {behind}" if behind else ""
     text = " ".join(describe(frame.dropna(subset=[each.key]), each.key, each.axis, number) for each in panels)
-    dress(fig, finding, caption + left_out(frame, PANELS), text)
+    add_load(dress(fig, finding, caption + left_out(frame, PANELS), text), groups[0].runs[0].d_mlp)
     # Title, panels, legend, caption below each other, for a picture of 900 pixels that is read at 800.
     layout, legend = fig.layout, 24 * -(-len(groups) // 4) + 8  # pixels, four methods a line
     top, bottom = 77 + 22 * layout.title.text.count("<br>"), layout.margin.b + legend

@@ -271,6 +271,25 @@ def describe(rows: pd.DataFrame, column: str, what: str, show: Callable[[float],
     return " ".join(sentences)
 
 
+def add_load(fig: go.Figure, d_mlp: float) -> go.Figure:
+    """Say under the numbers on an axis of edits what load (edits / d_mlp) they are; the figure itself."""
+    axes = [axis for axis in fig.select_xaxes() if axis.title.text == EDITS]
+    if not axes or math.isnan(d_mlp):
+        return fig
+    load, edits = metric("load", "shared"), max(1, *(max(trace.x) for trace in fig.data if trace.x))
+    rough = edits / (5 if len(axes) == 1 else 2)
+    unit = 10 ** math.floor(math.log10(rough))
+    step = max(1, max(unit * n for n in (1, 2, 5) if unit * n <= rough))
+    places = [step * n for n in range(int(edits // step) + 1)]
+    for axis in axes:
+        axis.update(type="linear", tickvals=places, ticktext=[f"{n:,}<br>{n / d_mlp:.2g}" for n in places])
+        axis.title.text = f"{EDITS}; below, {load.axis}" if len(axes) == 1 else f"edits; below, {load.short}"
+    lower = 16  # pixels of the second line
+    fig.update_layout(margin_b=fig.layout.margin.b + lower, height=fig.layout.height + lower)
+    fig.for_each_annotation(lambda note: note.update(yshift=note.yshift - lower), {"name": "caption"})
+    return fig
+
+
 def over_edits(
     frame: pd.DataFrame,
     quantity: Metric,

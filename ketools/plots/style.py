@@ -380,7 +380,8 @@ def _tick_texts(fig: go.Figure, axis: str, places: Iterable[object]) -> list[obj
     layout = fig.layout[f"{axis[0]}axis{axis[1:]}"]
     if layout.ticktext is None and layout.matches:
         layout = fig.layout[f"{layout.matches[0]}axis{layout.matches[1:]}"]
-    texts = dict(zip(layout.tickvals or (), layout.ticktext or (), strict=False))
+    ticks = () if layout.type == "linear" else layout.tickvals or ()  # there texts stand beside the numbers
+    texts = dict(zip(ticks, layout.ticktext or (), strict=False))
     shown = [texts.get(place, place) for place in places]
     return [unescape(text) if isinstance(text, str) else text for text in shown]
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,9 +18,9 @@ from ketools import plots
 from ketools.errors import KetoolsError
 from ketools.evaluation.forgetting import forgetting_by_age, forgetting_curve
 from ketools.evaluation.metrics import hover_text, metric, percent, times
-from ketools.plots.drawers import HIGH, LOW, SEEDS, add_lines, describe, holes, measured, over_edits, scale
+from ketools.plots.drawers import HIGH, LOW, SEEDS, add_lines, add_load, describe, holes, measured, over_edits, scale
 from ketools.plots.style import Outcome, dress, label, plain, words
-from ketools.runs.records import Group, Run, listed, title
+from ketools.runs.records import Group, listed, title
 from ketools.runs.store import RunRecord
 
 Rows = Callable[[RunRecord], pd.DataFrame]
@@ -281,6 +282,7 @@ class Chart:
         if self.columns:
             frame = thinned(frame)
         fig = self.draw(frame)
+        add_load(fig, groups[0].runs[0].d_mlp)
         fig.layout.meta = words(fig) | {"caption": words(fig)["caption"] + about_seeds(frame, self.columns)}
         return fig
 
@@ -311,25 +313,17 @@ CHARTS: dict[str, Chart] = {
 """The figures of a report, in its order."""
 
 
-def key_dimensions(run: Run) -> int | None:
-    """Edited layers x d_mlp: how many independent keys a run's matrices take; None where the record does not say."""
-    model, hyper = run.about.get("model") or {}, run.settings.get("hyper") or {}
-    width, layers = model.get("d_mlp") if isinstance(model, dict) else None, hyper.get("layers")
-    return int(width) * len(layers) if width and layers else None
-
-
 def capacity(groups: Sequence[Group]) -> pd.DataFrame:
     """Edits that hold at each checkpoint, by how full the matrices are.
 
-    A matrix with d_mlp inputs takes at most d_mlp linearly independent keys: as many facts per layer can be stored
+    A matrix with d_mlp inputs takes at most d_mlp linearly independent keys, one an edit: as many facts can be stored
     exactly, and more only at the price of others. Facts share keys in part, so the bend is not a sharp one.
 
     Args:
         groups: from `ketools.runs.records.arrange`, of any models.
 
     Returns:
-        A row per model, method and checkpoint after an edit: model, method, edits, places (edited layers x d_mlp), load
-        (edits / places), held (share of all edits so far whose new object is the model's answer now; mean over seeds; NaN
+        A row per model, method and checkpoint after an edit: model, method, edits, d_mlp, load (edits / d_mlp), held (share of all edits so far whose new object is the model's answer now; mean over seeds; NaN
         where it was not measured), held_low, held_high, seeds.
 
     Raises:
@@ -337,25 +331,25 @@ def capacity(groups: Sequence[Group]) -> pd.DataFrame:
     """
     parts = []
     for group in groups:
-        if (places := key_dimensions(group.runs[0])) is None:
+        if math.isnan(d_mlp := group.runs[0].d_mlp):
             continue
         frame = pooled([group], _checkpoints)
         if len(frame) and "efficacy_accuracy" in frame:
             names = {f"efficacy_accuracy{end}": f"held{end}" for end in ("", LOW, HIGH)}
             frame = frame[frame["edits"] > 0].rename(columns=names)[["method", "edits", *names.values(), "seeds"]]
-            parts.append(frame.assign(model=group.model, places=places))
+            parts.append(frame.assign(model=group.model, d_mlp=int(d_mlp)))
     if not any(part["held"].notna().any() for part in parts):
         raise KetoolsError("nothing to draw: the records do not say how wide the models are, or hold no checkpoint yet")
     frame = pd.concat(parts, ignore_index=True)
-    frame["load"] = frame["edits"] / frame["places"]
+    frame["load"] = frame["edits"] / frame["d_mlp"]
     return frame[["model", *frame.columns.drop("model")]]
 
 
 def capacity_curve(frame: pd.DataFrame) -> go.Figure:
-    """Share of edits that hold over edits per key dimension, a panel a model, a line a method; from `capacity`."""
+    """Share of edits that hold over load, a panel a model, a line a method; from `capacity`."""
     models = list(dict.fromkeys(frame["model"]))
-    widths = [int(frame.loc[frame["model"] == model, "places"].iloc[0]) for model in models]
-    heads = [f"{plain(model)}: {width:,} key dimensions" for model, width in zip(models, widths, strict=True)]
+    widths = [int(frame.loc[frame["model"] == model, "d_mlp"].iloc[0]) for model in models]
+    heads = [f"{plain(model)}: d_mlp {width:,}" for model, width in zip(models, widths, strict=True)]
     fig = make_subplots(1, len(models), shared_yaxes=True, subplot_titles=heads, horizontal_spacing=0.05)
     findings, descriptions, missing = [], [], ""
     for panel, model in enumerate(models, 1):
@@ -373,14 +367,14 @@ def capacity_curve(frame: pd.DataFrame) -> go.Figure:
         most, least = (
             f"{percent(r['held'])} of {int(r['edits']):,} with {title(str(r['method']))}" for r in (best, worst)
         )
-        text = f"{plain(model)} at {best['load']:.2g} edits per key dimension holds {most}"
+        text = f"{plain(model)} at load {best['load']:.2g} holds {most}"
         findings.append(text if best["method"] == worst["method"] else f"{text}, least {least}")
-    fig.update_xaxes(title="edits per key dimension (ratio)", rangemode="tozero")
+    fig.update_xaxes(title=metric("load", "shared").axis, rangemode="tozero")
     fig.update_yaxes(range=[0, 1.04], tickformat=".0%")
     fig.update_yaxes(title="edits that hold (%)", col=1)
     caption = (
-        "All edits so far whose new object is the model's answer now. The dotted line is one edit per key dimension, which "
-        "is d_mlp of each edited layer: more keys than that cannot be independent."
+        "All edits so far whose new object is the model's answer now. The dotted line is load 1, "
+        "one edit a key dimension: more keys than that cannot be independent."
     )
     fig = dress(fig, "; ".join(findings), caption + missing, " ".join(descriptions))
     return fig.update_layout(legend={"y": 1.09}, hovermode="closest")

@@ -164,7 +164,7 @@ def capacity_reached(frame: pd.DataFrame, share: float = HELD) -> list[Verdict]:
                 "then": float(fallen["held"].iloc[0]) if len(fallen) else None,
             }
         verdicts.append(
-            Verdict("capacity", {"share": share, "methods": values}, int(part["places"].iloc[0]), str(model))
+            Verdict("capacity", {"share": share, "methods": values}, int(part["d_mlp"].iloc[0]), str(model))
         )
     return verdicts
 

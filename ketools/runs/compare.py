@@ -35,7 +35,8 @@ def compare(runs: Sequence[Run], at: int | None = None) -> pd.DataFrame:
             measures.
 
     Returns:
-        run, model, method (the label that sets it apart), seed, edits (`at`), complete (whether these are all edits asked
+        run, model, method (the label that sets it apart), seed, edits (`at`), load (edits / d_mlp; NaN where the record
+        does not say how wide the model is), complete (whether these are all edits asked
         for), collapsed (the run ended early, in an update that is not finite), processor ("" where the record does not
         say), then MEASURES: the scores of all edits so far on the model as it then was, the same right after each edit's
         own batch (at_edit_*; S the harmonic mean of the means), shares, ratios to before any edit, seconds_per_edit
@@ -54,6 +55,7 @@ def compare(runs: Sequence[Run], at: int | None = None) -> pd.DataFrame:
         for run in group.runs:
             here = min(point, run.edits)  # less than all only where the run ended early
             head = {"run": run.name, "model": group.model, "method": group.label, "seed": run.seed, "edits": here}
+            head |= {"load": here / run.d_mlp}
             ended = {"complete": run.complete and run.edits == here, "collapsed": run.collapsed}
             made = {"processor": str(run.about.get("processor") or "")}
             measures = dict.fromkeys((*MEASURES, "seconds_per_edit"), np.nan)
@@ -142,7 +144,7 @@ def by_method(table: pd.DataFrame) -> pd.DataFrame:
     """The table of `compare` over seeds.
 
     Returns:
-        A row per model and method: model, method, seeds (how many), seed_list ("0, 1, 2"), edits, complete (of all),
+        A row per model and method: model, method, seeds (how many), seed_list ("0, 1, 2"), edits, load, complete (of all),
         collapsed (how many), processor ("" where seeds differ), and for each of MEASURES its mean, NAME_min and NAME_max
         over seeds; NaN are left out, and where some are, NAME_seeds says of how many seeds the three are.
     """
@@ -150,7 +152,11 @@ def by_method(table: pd.DataFrame) -> pd.DataFrame:
     for (model, method), part in table.groupby(["model", "method"], sort=False):
         seeds = sorted(part["seed"])
         row = {"model": model, "method": method, "seeds": len(seeds), "seed_list": listed([str(s) for s in seeds])}
-        row |= {"edits": int(part["edits"].max()), "complete": bool(part["complete"].all())}
+        row |= {
+            "edits": int(part["edits"].max()),
+            "load": float(part["load"].max()),
+            "complete": bool(part["complete"].all()),
+        }
         row["collapsed"] = int(part["collapsed"].sum())
         row["processor"] = part["processor"].iloc[0] if part["processor"].nunique() == 1 else ""
         for name in MEASURES:

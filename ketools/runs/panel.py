@@ -250,7 +250,7 @@ class Panel:
             "checkpoints" (one row), "spectra", "residual"; at the end "ends", the scores of all facts as columns end_*.
         """
         start, tables = time.perf_counter(), {}
-        row: dict[str, Any] = {"edits": len(past), "batch": batch}
+        row: dict[str, Any] = {"edits": len(past), "load": len(past) / model.anatomy.d_mlp, "batch": batch}
         if batch and (self.sizes.past_edits or last):
             limit = self.sizes.neighbours_end if last else self.sizes.neighbours
             scores = evaluate(model, past, neighbours=limit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -212,6 +213,12 @@ class Run:
     def seed(self) -> int:
         """Which facts, and every random choice."""
         return int(self.about.get("seed", self.settings.get("seed", 0)) or 0)
+
+    @property
+    def d_mlp(self) -> float:
+        """Inputs of an edited matrix, by which load is counted; NaN where the record does not say."""
+        model = self.about.get("model") or {}
+        return float(model.get("d_mlp", math.nan)) if isinstance(model, Mapping) else math.nan
 
     @property
     def edits(self) -> int:

@@ -61,7 +61,7 @@ def test_the_headline_s_legend_lies_below_the_axes_and_above_the_caption():
         layout, (caption,) = fig.layout, [note for note in fig.layout.annotations if note.name == "caption"]
         top = layout.legend.y * layout.height  # pixels from the lower edge
         assert layout.width == 900 and layout.legend.yanchor == "top"
-        assert layout.margin.b - 50 == pytest.approx(top) and layout.margin.b + caption.yshift < top - 24
+        assert layout.margin.b - 66 == pytest.approx(top) and layout.margin.b + caption.yshift < top - 24
         assert layout.margin.b + caption.yshift > 18, "a line of the caption has room"
 
 

@@ -18,12 +18,12 @@ from ketools.report.figures import (
     CHARTS,
     capacity,
     capacity_curve,
-    key_dimensions,
     pooled,
     thinned,
 )
 from ketools.report.page import write_report
 from ketools.report.verdicts import capacity_reached
+from ketools.runs.compare import by_method, compare
 from ketools.runs.records import Run, arrange
 from tests.plots.figures import tells
 from tests.report.test_write import read
@@ -160,7 +160,7 @@ def test_seven_runs_of_two_models(tmp_path):
     assert plots == set(figures) == {*CHARTS, *(f"{key}-2" for key in CHARTS), "capacity"}
     assert text.count("<summary>The numbers</summary>") == len(plots) + 1, "a table beside every figure, and the tests"
     assert "sequential MEMIT" in text and "MEMIT + norm constraint" in text and "Fact by fact" in text
-    assert "1,536 independent keys" in text
+    assert "768 independent keys" in text
     names = [trace["name"] for trace in figures["unedited"]["data"] if trace.get("name")]
     assert len(names) == len(set(names)) == 7
     looks = {(t["line"]["color"], t["line"]["dash"]) for t in figures["unedited"]["data"] if t.get("name")}
@@ -193,17 +193,27 @@ def test_the_commands_default_places(tmp_path, monkeypatch):
     assert CliRunner().invoke(cli.app, ["report", "nowhere"]).exit_code == 2
 
 
-def test_capacity_counts_layers_times_width():
+def test_load_is_edits_over_d_mlp():
     given = groups(("memit", 0), ("memit", 1), ("encore", 0))
-    assert key_dimensions(given[0].runs[0]) == 2 * 512
+    table = compare(given[0].runs)
+    assert set(table["load"]) == {200 / 512} == set(by_method(table)["load"])
+    axis = CHARTS["unedited"].figure(given).layout.xaxis
+    assert dict(zip(axis.tickvals, axis.ticktext, strict=True))[200] == "200<br>0.39"
+    given[0].runs[0].about["model"].pop("d_mlp")
+    assert compare(given[0].runs)["load"].isna().tolist() == [True, False]
+    assert CHARTS["unedited"].figure(given).layout.xaxis.tickvals is None
+
+
+def test_capacity_over_load():
+    given = groups(("memit", 0), ("memit", 1), ("encore", 0))
     frame = capacity(given)
     memit = frame[frame["method"] == "memit"].set_index("edits")
     scores = [fake_record("memit", seed).checkpoints["efficacy_accuracy"].iloc[-1] for seed in (0, 1)]
-    assert memit.loc[200, "load"] == 200 / 1024 and memit.loc[200, "held"] == pytest.approx(np.mean(scores))
+    assert memit.loc[200, "load"] == 200 / 512 and memit.loc[200, "held"] == pytest.approx(np.mean(scores))
     assert (memit.loc[200, "held_low"], memit.loc[200, "held_high"]) == (min(scores), max(scores))
     assert 0 not in memit.index
     fig = capacity_curve(frame)
-    assert words(fig)["finding"].startswith("pocket at 0.2 edits per key dimension holds")
+    assert words(fig)["finding"].startswith("pocket at load 0.39 holds")
 
 
 def test_a_checkpoint_without_a_share_is_told_in_the_figure_of_capacity():
@@ -219,7 +229,7 @@ def test_a_checkpoint_without_a_share_is_told_in_the_figure_of_capacity():
 
 def test_capacity_is_reached_where_edits_begin_to_be_lost():
     frame = pd.DataFrame(
-        {"model": "m", "method": ["a"] * 3 + ["b"] * 3 + ["c"] * 3, "edits": [100, 200, 300] * 3, "places": 100,
+        {"model": "m", "method": ["a"] * 3 + ["b"] * 3 + ["c"] * 3, "edits": [100, 200, 300] * 3, "d_mlp": 100,
          "load": [1.0, 2.0, 3.0] * 3, "held": [1, 0.95, 0.5, 1, 1, 0.9, 0.5, 0.4, 0.95]}
     )  # fmt: skip
     (verdict,) = capacity_reached(frame)
