@@ -27,6 +27,7 @@ Statistics = Annotated[Path | None, typer.Option(help="Covariance of keys, a fil
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="A setting of the method, such as lr=0.1; repeatable.")
 ]
+Chat = Annotated[bool, typer.Option("--chat", help="Ask in the form of the tokenizer's chat template.")]
 Device = Annotated[str | None, typer.Option(help='Device of the model ("cpu", "auto", ...).')]
 Dtype = Annotated[str | None, typer.Option(help="Type of the weights: float32, bfloat16 or float16.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]

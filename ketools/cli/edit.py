@@ -47,6 +47,7 @@ def inspect(
     batch: Annotated[int | None, typer.Option(min=1, help="Facts per batch; default: all.")] = None,
     edits: Annotated[int | None, typer.Option(min=1, help="Estimate the cost of so many edits.")] = None,
     set_: common.Settings = None,
+    chat: common.Chat = False,
     json: Annotated[Path | None, typer.Option(help="Also write the findings to this file.")] = None,
     device: common.Device = None,
     dtype: common.Dtype = None,
@@ -63,7 +64,7 @@ def inspect(
 
     known = read_facts(facts) if facts is not None else None
     findings = preflight.inspect(
-        common.load_model(model, device, dtype), known, method, batch=batch, edits=edits, **chosen
+        common.load_model(model, device, dtype), known, method, batch=batch, edits=edits, chat=chat, **chosen
     )
     typer.echo(findings.text())
     if json is not None:
@@ -81,6 +82,7 @@ def edit(
     batch: common.Batch = 50,
     layers: common.Layers = None,
     set_: common.Settings = None,
+    chat: common.Chat = False,
     seed: common.Seed = 0,
     text: Annotated[str | None, typer.Option(help=TEXT)] = None,
     statistics: common.Statistics = None,
@@ -104,6 +106,7 @@ def edit(
     from ketools.editing.covariance import Statistics as Covariance
     from ketools.editing.methods import method as named_method
     from ketools.facts.reading import facts as read_facts
+    from ketools.models.tokens import in_chat
     from ketools.runs import preflight
     from ketools.runs.config import check_seed
     from ketools.runs.run import advice, edit_facts
@@ -116,7 +119,7 @@ def edit(
     from_text = chosen_method.needs_statistics and text is not None
     given = stored_covariance(loaded, statistics) if chosen_method.needs_statistics and not from_text else None
     findings = preflight.inspect(
-        loaded, known, chosen_method, batch=batch, statistics=text is not None or given is not None, **chosen
+        loaded, known, chosen_method, batch=batch, chat=chat, statistics=text is not None or given is not None, **chosen
     )
     if given is not None:
         given.of(loaded, findings.layers)
@@ -132,7 +135,7 @@ def edit(
             given = compute_covariance(loaded, findings.layers, text, path, None, LENGTH, EVERY, quiet)
     made, report = edit_facts(
         loaded,
-        known,
+        in_chat(loaded, known) if chat else known,
         chosen_method,
         out,
         batch=batch,

@@ -128,6 +128,7 @@ def run(
     measure: Annotated[
         list[str] | None, typer.Option("--measure", help="What to measure, such as spectra=false; repeatable.")
     ] = None,
+    chat: common.Chat = False,
     device: common.Device = None,
     dtype: common.Dtype = None,
     force: Force = False,
@@ -154,6 +155,7 @@ def run(
         "statistics": None if statistics is None else str(statistics),
         "settings": common.settings(set_),
         "measures": common.settings(measure, "--measure"),
+        "chat": chat or None,
         "device": device,
         "dtype": dtype,
     }
@@ -187,6 +189,7 @@ def execute(config: "RunConfig", force: bool, yes: bool, quiet: bool) -> None:
             composed(config.method),
             batch=config.batch,
             edits=config.edits,
+            chat=config.chat,
             statistics=config.statistics is not None,
             trial=not quiet,
             **config.settings,

@@ -37,6 +37,7 @@ from ketools.facts.fact import Fact
 from ketools.io import read_tensors, write_tensors
 from ketools.models.model import EditableModel
 from ketools.models.scoring import target_logprobs
+from ketools.models.tokens import in_chat
 from ketools.models.weights import Checkpoint, edited
 
 _STRIDE = 1_000_003  # between the seeds of two sequences: longer than any of them
@@ -197,17 +198,19 @@ class Editor:
         prefixes: Sequence[str] | None = None,
         layers: Sequence[int] | None = None,
         seed: int = 0,
+        chat: bool = False,
         **overrides: object,
     ) -> None:
         """`how`: a method or its name. `state` continues an earlier Editor's sequence. `statistics`: C per layer, by
         default the file in the model's folder; methods that do not ask for C take none. `prefixes`: texts that go before
-        prompts (". " is added), by default written by the model with `seed`. `layers` and `overrides` replace settings
+        prompts (". " is added), by default written by the model with `seed`. `chat` puts facts into the form of the
+        tokenizer's chat template (`ketools.models.tokens.in_chat`). `layers` and `overrides` replace settings
         of the method (methods.Hyper); compat="official" stops as the authors' code does (stopping.MPES).
 
         Raises KetoolsError for an unknown method or setting, a layer that is not there, and statistics or a state of
         another model or another kind of method.
         """
-        self.model, self.method = model, method(how)
+        self.model, self.method, self.chat = model, method(how), chat
         if layers is not None:
             overrides["layers"] = tuple(layers)
         self.hyper = self.method.settings(model, **overrides)
@@ -267,6 +270,7 @@ class Editor:
         """
         if not self._searches:
             raise KetoolsError(f"method {self.method.name!r} has no step 1, hence no targets; it edits by gradients")
+        facts = in_chat(self.model, facts) if self.chat else facts
         rows = self._rows(facts)
         with self._memory_hint(len(facts)):
             return self._targets(facts, rows, progress, callback)
@@ -289,6 +293,7 @@ class Editor:
         that contradict or repeat each other, numbers that are not finite, and when memory runs out. Warns, once, of
         facts whose target is the model's top answer already; edit.record["known"] says of each fact whether it is.
         """
+        facts = in_chat(self.model, facts) if self.chat else facts
         rows = self._rows(facts)
         if targets is not None and len(targets.z) != len(facts):
             raise KetoolsError(f"targets of {len(targets.z)} facts for {len(facts)} facts; give one for each")
@@ -453,7 +458,9 @@ class Editor:
     ) -> None:
         # UltraEdit and fine-tuning: no targets, all layers at once.
         if isinstance(self.method.update, FineTune):
-            known = target_logprobs(self.model, [f.text for f in facts], [f.target_new for f in facts])[1]
+            known = target_logprobs(
+                self.model, [f.text for f in facts], [f.target_new for f in facts], [f.glue for f in facts]
+            )[1]
             with _timed(seconds, "targets"):
                 # Drawn from the seed and the place in the sequence: the same after an undo, or in a run that goes on.
                 generator = torch.Generator().manual_seed(_STRIDE * self.state.seed + len(self.model.edits))

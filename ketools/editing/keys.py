@@ -14,7 +14,7 @@ from ketools.errors import KetoolsError, NotFinite
 from ketools.facts.fact import Fact, check_conflicts
 from ketools.models.model import EditableModel
 from ketools.models.replay import read_last, tokens_at_once, warn_if_slow
-from ketools.models.tokens import Row, batches, make_rows, subject_span
+from ketools.models.tokens import Row, batches, make_rows
 
 _OPENINGS = ("The", "Therefore", "Because", "I", "You")
 _TOP = 5  # sampled from the five most probable tokens, as the published code does
@@ -85,11 +85,13 @@ def _last(row: Row) -> int:
 def fact_rows(model: EditableModel, facts: Sequence[Fact], contexts: Sequence[str]) -> list[FactRows]:
     """Token rows of each fact in each context. Raises KetoolsError, naming the fact, for one that cannot be edited."""
     try:
-        spans = [subject_span(fact) for fact in facts]
-        prompts = [context + fact.text for fact in facts for context in contexts]
+        spans = [fact.subject_span for fact in facts]
+        # A context stands before what is asked, in a chat within what the user says.
+        prompts = [f.opening + context + f.text.removeprefix(f.opening) for f in facts for context in contexts]
         targets = [fact.target_new for fact in facts for _ in contexts]
+        glue = [fact.glue for fact in facts for _ in contexts]
         where = [(len(c) + start, len(c) + end) for start, end in spans for c in contexts]
-        rows = make_rows(model, prompts, targets, where)
+        rows = make_rows(model, prompts, targets, where, glue)
         kl = make_rows(model, [f"{fact.subject} is a" for fact in facts], None, [(0, len(f.subject)) for f in facts])
     except KetoolsError as error:
         if len(facts) > 1:  # which one it was
@@ -104,8 +106,7 @@ def fact_rows(model: EditableModel, facts: Sequence[Fact], contexts: Sequence[st
 def checked_rows(model: EditableModel, facts: Sequence[Fact], contexts: Sequence[str]) -> list[FactRows]:
     """Token rows of each fact in each of `contexts`, the bare prompt ("") first.
 
-    Raises KetoolsError, naming the facts, for none at all, two of them that contradict or repeat each other, a subject
-    that is not in its prompt once, a target without tokens or with more than 32, and a prompt that with its longest
+    Raises KetoolsError, naming the facts, for none at all, two of them that contradict or repeat each other, a target without tokens or with more than 32, and a prompt that with its longest
     context and its target does not fit the model's window.
     """
     if not len(facts):

@@ -19,13 +19,15 @@ import pandas as pd
 from ketools.errors import KetoolsError
 from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
-from ketools.models.scoring import score_pairs
+from ketools.models.scoring import argmaxes, score_pairs
+from ketools.models.tokens import in_chat, make_rows
 
 KINDS = ("efficacy", "paraphrase", "neighbourhood")
 BESIDE = ("two_hop", "locality")
 """Kinds of prompts that have columns only where a fact has such prompts."""
 SHORT = {"efficacy": "ES", "paraphrase": "PS", "neighbourhood": "NS"}
 MEASURES = ("success", "accuracy", "magnitude")
+LOCALITY = ("accuracy", "probability", "unchanged")
 
 
 def evaluate(
@@ -36,6 +38,7 @@ def evaluate(
     neighbours: int | None = None,
     two_hop: int | None = None,
     locality: int | None = None,
+    chat: bool = False,
 ) -> pd.DataFrame:
     """Score facts on the model as it stands: edit prompt, paraphrases, neighbours, and what else they bring.
 
@@ -45,31 +48,33 @@ def evaluate(
         paraphrases: at most so many paraphrases of each fact (None: all).
         neighbours: at most so many neighbours of each fact (None: all); neighbours are most of the cost.
         two_hop, locality: the same of questions that follow from the fact, and of prompts that it must leave alone.
+        chat: ask in the form of the tokenizer's chat template (`ketools.models.tokens.in_chat`).
 
     Returns:
         One row per fact, in order: id, relation, subject; p_new, p_true on the edit prompt (float64, 0..1); and for
         each KIND the means over its prompts of success, accuracy (fractions) and magnitude (difference of
         probabilities, wanted minus unwanted): `efficacy_success` .. `neighbourhood_magnitude`. Where a fact has
         two-hop questions, the same of these (`two_hop_success` .., the answer after the edit is the wanted one); where
-        one has locality prompts, `locality_accuracy` (the answer is still given, every token the argmax) and
-        `locality_probability`. NaN where the fact has no such prompt; success, magnitude and p_true also where the
+        one has locality prompts, `locality_accuracy` (the answer is still given, every token the argmax),
+        `locality_probability`, and `locality_unchanged`: whether the argmax of every token of the answer, right or not, is
+        what it was before the edits in the weights (NaN where there are none). NaN where the fact has no such prompt; success, magnitude and p_true also where the
         answer before the edit is unknown (accuracy is not).
 
     Raises:
         KetoolsError: no facts, or a negative limit.
     """
-    facts = list(facts)
+    facts = list(in_chat(model, facts) if chat else facts)
     if not facts:
         raise KetoolsError("nothing to evaluate: got 0 facts, expected at least one")
     limits = {"paraphrases": paraphrases, "neighbours": neighbours, "two_hop": two_hop, "locality": locality}
     for name, limit in limits.items():
         if limit is not None and limit < 0:
             raise KetoolsError(f"{name}={limit}: expected a number of prompts >= 0, or None for all")
-    asked = pd.DataFrame(_prompts(facts, limits), columns=["fact", "kind", "prompt", "wanted", "unwanted"])
-    rival = asked["unwanted"].notna().to_numpy()
+    asked = pd.DataFrame(_prompts(facts, limits), columns=["fact", "kind", "prompt", "wanted", "unwanted", "glue"])
+    rival, glue = asked["unwanted"].notna().to_numpy(), np.array(asked["glue"], dtype=object)
     pairs = [*zip(asked["prompt"], asked["wanted"], strict=True)]
     pairs += zip(asked.loc[rival, "prompt"], asked.loc[rival, "unwanted"], strict=True)
-    p, hit = score_pairs(model, pairs)
+    p, hit = score_pairs(model, pairs, [*glue, *glue[rival]])
     wanted, unwanted = p[: len(asked)], np.full(len(asked), np.nan)
     unwanted[rival] = p[len(asked) :]
     scored = asked.assign(
@@ -78,30 +83,37 @@ def evaluate(
         magnitude=wanted - unwanted,
         probability=wanted,
         other=unwanted,
+        unchanged=np.nan,
     )
+    if (kept := asked["kind"] == "locality").any() and model.edits:
+        rows = make_rows(model, *(list(asked.loc[kept, name]) for name in ("prompt", "wanted")), glue=[*glue[kept]])
+        now = argmaxes(model, rows)
+        with model.edits.at(0):
+            before = argmaxes(model, rows)
+        scored.loc[kept, "unchanged"] = [float(a == b) for a, b in zip(now, before, strict=True)]
     return _per_fact(facts, scored)
 
 
 def _prompts(
     facts: list[Fact], limits: Mapping[str, int | None]
-) -> Iterator[tuple[int, str, str, str | None, str | None]]:
-    """(index of the fact, kind, prompt, wanted and unwanted answer) for all that is asked."""
+) -> Iterator[tuple[int, str, str, str | None, str | None, bool | None]]:
+    """(index of the fact, kind, prompt, wanted and unwanted answer, their glue) for all that is asked."""
     for i, fact in enumerate(facts):
         true, new = fact.target_true, fact.target_new
-        yield i, "efficacy", fact.text, new, true
+        yield i, "efficacy", fact.text, new, true, fact.glue
         for prompt in fact.paraphrases[: limits["paraphrases"]]:
-            yield i, "paraphrase", prompt, new, true
+            yield i, "paraphrase", prompt, new, true, fact.glue
         for prompt in fact.neighbours[: limits["neighbours"]]:  # here the true object is the wanted one
-            yield i, "neighbourhood", prompt, true, new
+            yield i, "neighbourhood", prompt, true, new, fact.glue
         for hop in fact.two_hop[: limits["two_hop"]]:
-            yield i, "two_hop", hop.question, hop.answer_new, hop.answer_true
+            yield i, "two_hop", hop.question, hop.answer_new, hop.answer_true, hop.glue
         for kept in fact.locality[: limits["locality"]]:
-            yield i, "locality", kept.prompt, kept.answer, None
+            yield i, "locality", kept.prompt, kept.answer, None, kept.glue
 
 
 def _per_fact(facts: list[Fact], scored: pd.DataFrame) -> pd.DataFrame:
     """Means over the prompts of each fact and kind."""
-    means = scored.groupby(["kind", "fact"])[[*MEASURES, "probability"]].mean()
+    means = scored.groupby(["kind", "fact"])[[*MEASURES, *LOCALITY[1:]]].mean()
     frame = pd.DataFrame({name: [getattr(f, name) for f in facts] for name in ("id", "relation", "subject")})
     edit_prompt = (scored["kind"] == "efficacy").to_numpy()  # exactly one per fact, in order
     for name, column in (("p_new", "probability"), ("p_true", "other")):
@@ -109,7 +121,7 @@ def _per_fact(facts: list[Fact], scored: pd.DataFrame) -> pd.DataFrame:
     there = set(means.index.get_level_values("kind"))
     for kind in (*KINDS, *(kind for kind in BESIDE if kind in there)):
         some = means.loc[kind] if kind in there else means.iloc[:0].droplevel("kind")
-        for measure in MEASURES if kind != "locality" else ("accuracy", "probability"):
+        for measure in MEASURES if kind != "locality" else LOCALITY:
             frame[f"{kind}_{measure}"] = some[measure].reindex(range(len(facts))).to_numpy(dtype=float)
     return frame
 
@@ -145,7 +157,9 @@ def summary(frame: pd.DataFrame) -> dict[str, float]:
     return scores | {"n": len(frame)} | partly
 
 
-def recall(model: EditableModel, facts: Iterable[Fact], prompts: str = "trained") -> pd.DataFrame:
+def recall(
+    model: EditableModel, facts: Iterable[Fact], prompts: str = "trained", *, chat: bool = False
+) -> pd.DataFrame:
     """Does the model still say what it was trained to say: target_true of each fact.
 
     Args:
@@ -153,6 +167,7 @@ def recall(model: EditableModel, facts: Iterable[Fact], prompts: str = "trained"
         facts: facts whose true object is asked for.
         prompts: "trained" (the templates that training used; the edit prompt where a fact lists none), "prompt"
             (the edit prompt alone) or "paraphrases".
+        chat: as for `evaluate`.
 
     Returns:
         One row per fact: id, relation, subject, accuracy (mean over prompts of: every token is the argmax),
@@ -168,9 +183,9 @@ def recall(model: EditableModel, facts: Iterable[Fact], prompts: str = "trained"
     }
     if prompts not in pick:
         raise KetoolsError(f"prompts={prompts!r}: expected one of {', '.join(map(repr, pick))}")
-    facts = list(facts)
+    facts = list(in_chat(model, facts) if chat else facts)
     rows = [(i, prompt, fact.need_true("recall")) for i, fact in enumerate(facts) for prompt in pick[prompts](fact)]
-    p, hit = score_pairs(model, [(prompt, target) for _, prompt, target in rows])
+    p, hit = score_pairs(model, [(prompt, target) for _, prompt, target in rows], [facts[i].glue for i, _, _ in rows])
     scored = pd.DataFrame({"fact": [i for i, _, _ in rows], "accuracy": hit.astype(float), "p_true": p, "n": 1})
     by_fact = scored.groupby("fact").agg({"accuracy": "mean", "p_true": "mean", "n": "sum"}).reindex(range(len(facts)))
     frame = pd.DataFrame({name: [getattr(f, name) for f in facts] for name in ("id", "relation", "subject")})

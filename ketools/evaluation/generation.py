@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from ketools.errors import KetoolsError
-from ketools.facts.fact import Fact
+from ketools.facts.fact import Fact, tail
 from ketools.models.model import EditableModel
 from ketools.models.tokens import batches, prompt_rows
 
@@ -120,7 +120,7 @@ def references_of(facts: Iterable[Fact], known: Iterable[Fact]) -> dict[str, lis
     sentences: dict[tuple[str, str], list[str]] = {}
     for other in known:
         if other.target_true is not None:
-            text = f"{other.text} {other.target_true}."
+            text = f"{other.text}{tail(other.text, other.target_true, other.glue)}."
             sentences.setdefault((other.relation, other.target_true), []).append(text)
     return {fact.id: sentences.get((fact.relation, fact.target_new), []) for fact in facts}
 
@@ -172,4 +172,4 @@ def free_text(
 
 def _joined(opening: str, more: str) -> str:
     # A tokenizer in sentencepiece's manner drops the blank before the first word.
-    return opening + more if more[:1].isspace() or not more[:1].isalnum() else f"{opening} {more}"
+    return opening + (tail(opening, more) if more[:1].isalnum() else more)

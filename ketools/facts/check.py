@@ -7,10 +7,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ketools.errors import KetoolsError
-from ketools.facts.fact import FactError, FactSet, short
+from ketools.facts.fact import TARGETS, Fact, FactError, FactSet, short
 from ketools.facts.reading import Converted, converted, encoding
 
 LONG_TARGET = 100  # characters; about 30 tokens of English, more than an object of a fact has
+
+
+def whole_prompt(fact: Fact) -> FactError:
+    """What to say of a fact whose subject is its whole prompt."""
+    what = (
+        f"is the whole prompt ({short(fact.subject)}): an edit is written at the subject's last token, as what is known of the "
+        "subject, and here seldom takes; name the thing alone"
+    )
+    return FactError(fact.id, "subject", what)
 
 
 class Problem(NamedTuple):
@@ -75,7 +84,7 @@ class Check:
         """The problems, a line each (the first `most` of errors and of warnings), and the counts."""
         lines = []
         for name, found in (("error", self.errors), ("warning", self.warnings)):
-            lines += [f"{p.where}: {name}: {' '.join(p.what.split())}" for p in found[:most]]
+            lines += [f"{p.where}: {name}: {' '.join(p.what.splitlines())}" for p in found[:most]]
             if most is not None and len(found) > most:
                 lines.append(f"... and {len(found) - most:,} more {name}s")
         counts = []
@@ -115,7 +124,9 @@ def check(path: Path) -> Check:
             what = f"{clash} (the other: {where_of[clash.first.id]})"
             problems.append(Problem(where_of[clash.second.id], kind, what, False))
     for fact in facts:
-        for field in ("target_new", "target_true"):
+        if fact.subject_alone:
+            problems.append(Problem(where_of[fact.id], "subject", str(whole_prompt(fact)), False))
+        for field in TARGETS:
             target = getattr(fact, field) or ""
             about = f"fact {fact.id!r}: field {field!r}"
             if len(target) > LONG_TARGET:

@@ -2,8 +2,10 @@
 
 import hashlib
 import math
+import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from ketools.errors import KetoolsError
@@ -13,7 +15,33 @@ if TYPE_CHECKING:
 
 UNKNOWN = "unknown"  # the relation of a fact whose file names none; it groups nothing
 LISTS = ("paraphrases", "neighbours", "generation", "trained")
+TARGETS = ("target_new", "target_true")
 _SHOWN = 60  # characters of a value that a message quotes
+_ENDS = re.compile(r"\A[^\S\n]+|[^\S\n]+\Z")
+# Scripts that write no blanks between words: Chinese and Japanese, which have none beside other scripts either; then
+# Thai, Lao, Tibetan, Burmese, Khmer and their neighbours.
+_EAST_RANGES = "\u2e80-\u312f\u31a0-\u4dbf\u4e00-\ua4cf\uf900-\ufaff\ufe30-\ufe4f\uff01-\uff9f\U00020000-\U0003ffff"
+_SOUTH_RANGES = "\u0e00-\u109f\u1780-\u17ff\u1950-\u19ff\u1a20-\u1aaf\u1b00-\u1b7f\ua980-\ua9ff\uaa60-\uaadf"
+_EAST, _UNSPACED = re.compile(f"[{_EAST_RANGES}]"), re.compile(f"[{_EAST_RANGES}{_SOUTH_RANGES}]")
+_LATIN = re.compile("[A-Za-z]")
+_QUOTES = "\"'`“”‘’«»‹›„‚"
+# French and Italian words cut short before a vowel, and names such as O'Brien.
+_ELISION = re.compile(r"(?:^|[\s(])(?:[cdjlmnstCDJLMNSTO]|\w*[Qq]u|(?:[dnsa]e|[dDaA]|su|que|be)ll|[Uu]n|Sant)['’]$")
+# An opening mark of markup or a sentence, what joins two words, paths, and parts of code.
+_JOINS = re.compile(
+    r"[/\\_@¿¡]$|\w[-‐‑–—]$|(?:^|\s)#$|::$|\S->$|[\w)\]]=$|\w&$|\w\^$|(?:^|[\s(])\*\*+$|<[^<>\s][^<>]*>$"
+)
+# Punctuation and endings, which follow a word at once.
+_ENDING = re.compile(r"[,;:!?)\]}”»…]|\.(?!\w)|['’](?:s|t|re|ve|ll|d|m)\b|n['’]t\b")
+_PARTS = re.compile(r"\w{2,}[./:@=(\[\w]*[./:@=(\[_]\w{2,}\.$|\w_\w+\.$|`")
+_CODE = re.compile(r"(?m)^(?:import|from|def|class|return) \w|;\s*\S+$|\w\s*=\s*\S+$|\bimport [\w.]+ as \w")
+# What joins only two of a kind: numbers and money, endings of words, of addresses and of files.
+_PAIRS = (
+    (r"\d[.:]$|(?:^|[^\d\s]\s|\()[$€£¥₹₩]$", r"\d"),
+    (r"\d$", "[%°]"),
+    (r"\w$", r"[-‐‑][^\W\d_]"),
+    (r"[./@_]\w+$", r"\.\w"),
+)
 
 
 class FactError(KetoolsError):
@@ -31,6 +59,7 @@ class TwoHop:
     question: str
     answer_true: str | None
     answer_new: str
+    glue: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +68,21 @@ class Locality:
 
     prompt: str
     answer: str
+    glue: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
     """One fact and what it is to become: `prompt` holds "{}" once, where `subject` goes.
 
-    Targets carry no leading space; the model side adds the one that its tokenizer needs. All prompts other than
-    `prompt` are complete text: `paraphrases` (the same fact, other words), `neighbours` (other subjects whose object is
+    `tail` says what stands between a prompt and its target: a blank, or nothing where the text has none there. `glue`
+    (True: nothing, False: a blank) overrules it for the fact's prompt, paraphrases and neighbours; a target that begins
+    with a blank sets it to False. Texts are kept in Unicode's composed form (NFC). All prompts other than `prompt` are
+    complete text: `paraphrases` (the same fact, other words), `neighbours` (other subjects whose object is
     `target_true` and must stay), `generation` (openings for free text), `trained` (the templates that a pocket model
     was trained with), `two_hop` (consequences), `locality` (anything else that must stay, with its own answer). The
-    fields are those of CounterFact, Meng et al., arXiv 2202.05262.
+    fields are those of CounterFact, Meng et al., arXiv 2202.05262. `opening` is what comes before the prompt and before
+    any context that is put in front of it: the beginning of a chat template (`ketools.models.tokens.in_chat`).
 
     `target_true` is None where the file does not say what the model believed (zsRE, or a table of your own). Such a
     fact can be edited and its accuracy measured. Measures that compare the old with the new object (ES, PS, NS) are not
@@ -70,17 +103,37 @@ class Fact:
     trained: tuple[str, ...] = ()
     two_hop: tuple[TwoHop, ...] = ()
     locality: tuple[Locality, ...] = ()
+    glue: bool | None = None
+    opening: str = ""
 
     def __post_init__(self) -> None:
-        for error in problems({field.name: getattr(self, field.name) for field in fields(self)}):
+        values = {field.name: composed(getattr(self, field.name)) for field in fields(self)}
+        for error in problems(values):
             raise error
+        for name in ("target_new", "target_true"):
+            if values[name] is not None and values[name].startswith(" "):
+                values[name] = values[name].lstrip(" ")
+                values["glue"] = values["glue"] or False
         for name in (*LISTS, "two_hop", "locality"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            values[name] = tuple(values[name])
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     @property
     def text(self) -> str:
-        """The prompt with the subject in its place."""
-        return self.prompt.replace("{}", self.subject)
+        """All that is asked: opening, and the prompt with the subject in its place."""
+        return self.opening + self.prompt.replace("{}", self.subject)
+
+    @property
+    def subject_alone(self) -> bool:
+        """Whether nothing is asked about the subject: the prompt has no word beside it (the subject is the whole prompt)."""
+        return re.search(r"\w", self.prompt.replace("{}", "", 1)) is None
+
+    @property
+    def subject_span(self) -> tuple[int, int]:
+        """Characters (start, end) of the subject in `text`: where "{}" stands, wherever else its letters do."""
+        start = len(self.opening) + self.prompt.index("{}")
+        return start, start + len(self.subject)
 
     def need_true(self, purpose: str) -> str:
         """`target_true`; raises FactError that names `purpose` if it is unknown."""
@@ -101,7 +154,7 @@ def problems(values: Mapping[str, Any]) -> Iterator[FactError]:
             yield FactError(id, name, f"is {name_of(value)}; expected text")
         elif not value.strip():
             yield FactError(id, name, f"is empty ({value!r}); give it some text or leave the fact out")
-        elif value != value.strip():
+        elif value != trimmed(value, name):
             what = f"has white space at an end ({short(value)}); take it off, spaces before targets are added later"
             yield FactError(id, name, what)
         elif not _encodable(value):
@@ -110,8 +163,12 @@ def problems(values: Mapping[str, Any]) -> Iterator[FactError]:
     if isinstance(prompt, str) and prompt.count("{}") != 1:
         what = f'has "{{}}" {prompt.count("{}")} times in {short(prompt)}; write it once, in the place of the subject'
         yield FactError(id, "prompt", what)
-    if new == true and isinstance(new, str) and new:
-        yield FactError(id, "target_new", f"equals target_true ({short(new)}); an edit needs another object")
+    if isinstance(new, str) and isinstance(true, str) and new.strip() == true.strip() != "":
+        yield FactError(id, "target_new", f"equals target_true ({short(new.strip())}); an edit needs another object")
+    if not isinstance(values.get("opening", ""), str):
+        yield FactError(id, "opening", f"is {name_of(values['opening'])}; expected text")
+    if not isinstance(values.get("glue"), bool | None):
+        yield FactError(id, "glue", f"is {name_of(values['glue'])}; expected true, false or nothing")
     for name in LISTS:
         texts = values.get(name, ())
         if isinstance(texts, str) or not isinstance(texts, Iterable):
@@ -123,11 +180,67 @@ def problems(values: Mapping[str, Any]) -> Iterator[FactError]:
     for name, kind in (("two_hop", TwoHop), ("locality", Locality)):
         items = values.get(name, ())
         if not isinstance(items, Iterable) or not all(isinstance(item, kind) for item in items):
-            arguments = ", ".join(field.name for field in fields(kind))
+            arguments = ", ".join(field.name for field in fields(kind) if field.default is MISSING)
             yield FactError(id, name, f"holds something that is no {kind.__name__}({arguments})")
     if "target_true" in values and true is None and values.get("neighbours"):
         what = "is missing, but there are neighbours, which are to keep it; add it or leave the neighbours out"
         yield FactError(id, "target_true", what)
+
+
+def trimmed(text: str, field: str) -> str:
+    """`text` without white space at its ends, except what says something there: line breaks of a prompt (as a chat template
+    has them before the answer) and one blank before a target.
+    """
+    if field in TARGETS:
+        return f" {text.strip()}" if text.startswith(" ") else text.strip()
+    return text.strip() if field in ("id", "relation", "subject") else _ENDS.sub("", text)
+
+
+def composed(value: Any) -> Any:  # noqa: ANN401 - JSON, or a field of a Fact
+    """`value` with every text in it in Unicode's composed form (NFC), so that two spellings of a name are one."""
+    match value:
+        case str():
+            return unicodedata.normalize("NFC", value)
+        case list() | tuple():
+            return tuple(map(composed, value)) if isinstance(value, tuple) else [*map(composed, value)]
+        case dict():
+            return {composed(key): composed(item) for key, item in value.items()}
+        case TwoHop() | Locality():
+            return replace(value, **{f.name: composed(getattr(value, f.name)) for f in fields(value)})
+    return value
+
+
+def tail(prompt: str, target: str, glue: bool | None = None) -> str:
+    """What follows `prompt`: `target`, behind a blank unless `glue`. None: the texts decide.
+
+    Nothing stands between them after white space other than a blank, an opening bracket or quotation mark, and a character
+    that joins words or parts of code; before punctuation and endings ("-year-old", "'s"); and in scripts that write no
+    blanks (Chinese, Japanese, Thai, ...). A target that begins with a blank keeps it, a prompt that ends with one gives it.
+    """
+    bare = target.lstrip(" ")
+    if glue is None:
+        glue = bare == target and _glued(prompt, bare)
+    return bare if glue else f" {bare}"
+
+
+def _glued(prompt: str, target: str) -> bool:
+    if not prompt.strip() or not target or prompt[-1].isspace():
+        return prompt[-1:] not in ("", " ")
+    line = prompt.splitlines()[-1]
+    word, last = line.split()[-1], prompt[-1]
+    if _UNSPACED.match(target) and _UNSPACED.search(word):
+        return True
+    if _EAST.match(last) and len(_EAST.findall(line)) > len(_LATIN.findall(line)):
+        return True
+    if last in _QUOTES:  # opening, if it follows white space or a bracket; a closing » may too
+        before = prompt[-2:-1]
+        opens = not before or before.isspace() or before in _QUOTES or unicodedata.category(before) in ("Ps", "Pd")
+        return (opens and not (last == "»" and "«" in line)) or _ELISION.search(line) is not None
+    if unicodedata.category(last) == "Ps" or _JOINS.search(line) or _ENDING.match(target):
+        return True
+    if last == "." and re.match("[a-z_]", target):  # an attribute, as in "pd." + "merge", or the end of a sentence
+        return word == line or _PARTS.search(word) is not None or _CODE.search(prompt) is not None
+    return any(re.search(end, line) and re.match(start, target) for end, start in _PAIRS)
 
 
 def _encodable(text: str) -> bool:

@@ -6,30 +6,50 @@
 | mquake | requested_rewrite is a list | MQuAKE-CF, MQuAKE-T (2305.14795) |
 | zsre | src with answers or alt | zsre_mend_eval.json of MEND and ROME |
 | easyedit | prompt with ground_truth, rephrase_prompt, locality_prompt, cond, portability{} or locality{} | EasyEdit's CounterFact and zsRE, KnowEdit (2401.01286) |
+| | target_old, portability[] (with answer for ground_truth) | CKnowEdit (2409.05806) |
+| wikibigedit | update with ans | WikiBigEdit (2503.05683) |
 | rippleedits | edit is an object | RippleEdits (2307.12976) |
 | plain | subject, prompt, target_new | your own tables: CSV, JSON lines |
 
 known_1000.json of ROME (attribute with template or prompt) has no new objects: it is recognised and refused.
 
 A prompt may hold "{}" or the subject written out, there exactly once as a word of its own. Of several accepted answers
-the first is kept. A relation that is not named is "unknown".
+the first is kept. A relation that is not named is "unknown". Line breaks at the ends of prompts are kept. `glue` (true,
+false) is read in every layout.
 """
 
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from typing import Any
 
 from ketools.errors import KetoolsError
-from ketools.facts.fact import LISTS, UNKNOWN, Fact, FactError, Locality, TwoHop, name_of, short
+from ketools.facts.fact import (
+    LISTS,
+    UNKNOWN,
+    Fact,
+    FactError,
+    Locality,
+    TwoHop,
+    composed,
+    name_of,
+    short,
+    trimmed,
+)
 
 Record = Mapping[str, Any]
 Reader = Callable[[Record], Any]  # of one field of a Fact; raises _Mistake
 Frames = dict[str, tuple[str, str]]  # relation -> what stands before the subject and after it, spaces included
 
-COLUMNS = ("subject", "prompt", "target_new", "id", "relation", "target_true", *LISTS, "two_hop", "locality")
+COLUMNS = ("subject", "prompt", "target_new", "id", "relation", "target_true", *LISTS, "two_hop", "locality",
+           "glue", "opening")  # fmt: skip
+
+
+_UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
+_MARKS = str.maketrans("‘’“”‐‑–—", "''\"\"----")
 
 
 class _Mistake(Exception):
@@ -43,12 +63,12 @@ class _Mistake(Exception):
 # Readers: each makes the function that takes one field of a Fact out of a record.
 
 
-def text(path: str, *, needed: bool = True) -> Reader:
-    """The text at `path`, without white space at its ends; None if there is none and it is not `needed`."""
+def text(path: str, kind: str = "id", *, needed: bool = True) -> Reader:
+    """The text at `path`, `trimmed` as a field of that `kind`; None if there is none and it is not `needed`."""
 
     def read(record: Record) -> str | None:
         value = _at(record, path)
-        return None if value is None and not needed else _text(path, value)
+        return None if value is None and not needed else _text(path, value, kind)
 
     return read
 
@@ -59,10 +79,10 @@ def target(path: str, *, needed: bool = True) -> Reader:
     def read(record: Record) -> str | None:
         value = _at(record, path)
         if isinstance(value, dict):
-            return _text(f"{path}.str", value.get("str"))
+            return _text(f"{path}.str", value.get("str"), "target_new")
         if isinstance(value, list) and value:
-            return _text(f"{path}[0]", value[0])
-        return text(path, needed=needed)(record)
+            return _text(f"{path}[0]", value[0], "target_new")
+        return text(path, "target_new", needed=needed)(record)
 
     return read
 
@@ -76,17 +96,51 @@ def prompt(path: str, subject: str = "subject") -> Reader:
     """The text at `path` with "{}" in the place of the subject, which it may also write out, once."""
 
     def read(record: Record) -> str:
-        written, name = text(path)(record), _at(record, subject)
-        name = name.strip() if isinstance(name, str) else ""
-        if not written or not name or "{}" in written:
+        written, name = text(path, "prompt")(record), text(subject)(record)
+        if not written.strip() or not name or "{}" in written:
             return written
         places = list(re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", written))
         # Languages without spaces, and names that end within a word: then the letters must be there once.
         places = places or list(re.finditer(re.escape(name), written))
         if len(places) != 1:
-            what = f'names the subject {name!r} {len(places)} times in {short(written)}; expected once, or "{{}}" in its place'
-            raise _Mistake(path, what)
+            here = "" if places else _almost(name, written)
+            what = f"names the subject {name!r} {len(places)} times in {short(written)}{here}"
+            raise _Mistake(path, f'{what}; expected once, or "{{}}" in its place')
         return f"{written[: places[0].start()]}{{}}{written[places[0].end() :]}"
+
+    return read
+
+
+def _almost(name: str, written: str) -> str:
+    """How `written` has the name otherwise than `name` does, in a way that is hard to see; "" if it does not at all."""
+    ways = {
+        "other blanks": lambda text: " ".join(text.split()),
+        "upper and lower case": str.casefold,
+        "characters that cannot be seen": lambda text: _UNSEEN.sub("", text),
+        "other quotation marks or dashes": lambda text: text.translate(_MARKS),
+        "wide or other forms of letters": lambda text: unicodedata.normalize("NFKC", text),
+    }
+    kinds = [kind for kind, way in ways.items() if way(name) in way(written)]
+    if not kinds:
+        for way in ways.values():
+            name, written = way(name), way(written)
+        kinds = ["blanks, case or marks"] if name and name in written else []
+    return f" (it is there but for {kinds[0]})" if kinds else ""
+
+
+def flag(path: str) -> Reader:
+    """true, false or nothing, in a CSV file as words."""
+
+    def read(record: Record) -> bool | None:
+        value = record.get(path)
+        value = (
+            {"true": True, "false": False, "": None}.get(value.strip().lower(), value)
+            if isinstance(value, str)
+            else value
+        )
+        if not isinstance(value, bool | None):
+            raise _Mistake(path, f"is {name_of(value)}; expected true or false")
+        return value
 
     return read
 
@@ -100,7 +154,7 @@ def texts(path: str) -> Reader:
         if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
             raise _Mistake(path, f"is {name_of(value)}; expected a list of texts")
         # A space at the end of a prompt would become a token of its own before the target's.
-        return tuple(item.rstrip() for item in value)
+        return tuple(trimmed(item, path) for item in value)
 
     return read
 
@@ -132,12 +186,12 @@ def _at(record: Record, path: str) -> Any:  # noqa: ANN401 - JSON
     return value
 
 
-def _text(path: str, value: object) -> str:
+def _text(path: str, value: object, kind: str) -> str:
     if value is None:
         raise _Mistake(path, "is missing; every fact needs it")
     if not isinstance(value, str):
         raise _Mistake(path, f"is {name_of(value)}; expected text")
-    return value.strip()
+    return trimmed(value, kind)
 
 
 def _answered(pairs: Iterable[tuple[Any, Any]]) -> list[tuple[str, str]]:
@@ -147,7 +201,7 @@ def _answered(pairs: Iterable[tuple[Any, Any]]) -> list[tuple[str, str]]:
         while isinstance(answer, list) and answer:
             answer = answer[0]
         if isinstance(asked, str) and asked.strip() and isinstance(answer, str) and answer.strip():
-            kept.append((asked.rstrip(), answer.strip()))
+            kept.append((trimmed(asked, "prompt"), answer.strip()))
     return kept
 
 
@@ -155,12 +209,15 @@ def _answered(pairs: Iterable[tuple[Any, Any]]) -> list[tuple[str, str]]:
 
 _TWO_HOPS = objects(
     "two_hop",
-    lambda hop: TwoHop(text("question")(hop), text("answer_true", needed=False)(hop), text("answer_new")(hop)),
+    lambda hop: TwoHop(text("question", "prompt")(hop), text("answer_true", needed=False)(hop), text("answer_new")(hop),
+                       flag("glue")(hop)),
+)  # fmt: skip
+_LOCALITIES = objects(
+    "locality", lambda item: Locality(text("prompt", "prompt")(item), text("answer")(item), flag("glue")(item))
 )
-_LOCALITIES = objects("locality", lambda item: Locality(text("prompt")(item), text("answer")(item)))
 _REWRITE: dict[str, Reader] = {
     "relation": text("requested_rewrite.relation_id"),
-    "prompt": text("requested_rewrite.prompt"),
+    "prompt": text("requested_rewrite.prompt", "prompt"),
     "subject": text("requested_rewrite.subject"),
     "target_true": target("requested_rewrite.target_true"),
     "target_new": target("requested_rewrite.target_new"),
@@ -218,13 +275,15 @@ _ZSRE: dict[str, Reader] = {
 
 
 def _easyedit_asked(path: str, wanted: Callable[[str], bool] = bool) -> Reader:
-    """(prompt, answer) in the `wanted` parts of portability or locality."""
+    """(prompt, answer) in the `wanted` parts of portability or locality, or in all of it where it has no parts."""
 
     def read(record: Record) -> list[tuple[str, str]]:
         parts = record.get(path) or {}
+        if isinstance(parts, list):
+            parts = {path: parts}
         if not isinstance(parts, dict):
             raise _Mistake(path, f"is {type(parts).__name__}; expected an object of lists")
-        found = [objects(part, lambda item: (item.get("prompt"), item.get("ground_truth")))(parts)
+        found = [objects(part, lambda item: (item.get("prompt"), item.get("ground_truth", item.get("answer"))))(parts)
                  for part in parts if wanted(part)]  # fmt: skip
         return _answered(pair for pairs in found for pair in pairs)
 
@@ -235,10 +294,14 @@ def _easyedit_near(record: Record) -> tuple[tuple[str, ...], list[tuple[str, str
     # locality_prompt as (neighbours, locality): a neighbour is scored against target_true, so a prompt with another
     # answer cannot serve as one.
     near, answer = texts("locality_prompt")(record), record.get("locality_ground_truth")
-    true = target("ground_truth", needed=False)(record)
+    true = _easyedit_true(record)
     if true is not None and true in (answer, *(answer[:1] if isinstance(answer, list) else ())):
         return near, []
     return (), _answered((text, answer) for text in near)
+
+
+def _easyedit_true(record: Record) -> str | None:
+    return target("target_old" if record.get("ground_truth") is None else "ground_truth", needed=False)(record)
 
 
 _aliases = _easyedit_asked("portability", lambda part: part == "Subject_Aliasing")
@@ -249,12 +312,37 @@ _EASYEDIT: dict[str, Reader] = {
     "relation": relation("relation_id"),
     "subject": text("subject"),
     "prompt": prompt("prompt"),
-    "target_true": target("ground_truth", needed=False),
+    "target_true": _easyedit_true,
     "target_new": target("target_new"),
-    "paraphrases": lambda record: (*texts("rephrase_prompt")(record), *(asked for asked, _ in _aliases(record))),
+    "paraphrases": lambda record: (
+        *texts("rephrase_prompt")(record),
+        *texts("rephrase")(record),
+        *(asked for asked, _ in _aliases(record)),
+    ),
     "neighbours": lambda record: _easyedit_near(record)[0],
     "two_hop": lambda record: tuple(TwoHop(asked, None, answer) for asked, answer in _consequences(record)),
     "locality": lambda record: tuple(Locality(*pair) for pair in (*_kept(record), *_easyedit_near(record)[1])),
+}
+
+
+def _wikibig_asked(*names: str) -> Callable[[Record], list[tuple[str, str]]]:
+    # (question, answer) of each field; NaN, as pandas writes what is missing, is left out.
+    return lambda record: _answered((record.get(name), record.get(f"{name}_ans")) for name in names)
+
+
+_WIKIBIG: dict[str, Reader] = {
+    "relation": relation("relation"),
+    "subject": text("subject"),
+    "prompt": prompt("update"),
+    "target_true": lambda _: None,
+    "target_new": target("ans"),
+    # The question again, in other words and as several kinds of people would put it.
+    "paraphrases": lambda record: tuple(
+        asked
+        for asked, _ in _answered((record[name], "yes") for name in record if name.startswith(("rephrase", "personas")))
+    ),
+    "two_hop": lambda record: tuple(TwoHop(asked, None, answer) for asked, answer in _wikibig_asked("mhop")(record)),
+    "locality": lambda record: tuple(Locality(*pair) for pair in _wikibig_asked("loc")(record)),
 }
 
 # RippleEdits names subjects and objects by Wikidata's numbers; their words stand only inside sentences. Every relation
@@ -369,10 +457,11 @@ _PLAIN: dict[str, Reader] = {
     "subject": text("subject"),
     "prompt": prompt("prompt"),
     "target_true": target("target_true", needed=False),
-    "target_new": text("target_new"),
+    "target_new": text("target_new", "target_new"),
     **{name: texts(name) for name in LISTS},
     "two_hop": _TWO_HOPS,
     "locality": _LOCALITIES,
+    "opening": lambda record: record.get("opening") or "",
 }
 
 
@@ -393,6 +482,7 @@ LAYOUTS = {
     "mquake": Layout("requested_rewrite [{...}] and questions", _MQUAKE, edits=_mquake_edits),
     "zsre": Layout("src, subject, answers", _ZSRE),
     "easyedit": Layout("prompt, subject, target_new and ground_truth or locality", _EASYEDIT),
+    "wikibigedit": Layout("update, subject, ans", _WIKIBIG),
     "rippleedits": Layout("edit {prompt, subject_id, relation, target_id}", _RIPPLE, edits=_ripple_edit),
     "plain": Layout("subject, prompt, target_new", _PLAIN, id="id"),
 }
@@ -406,6 +496,8 @@ def layout_of(record: Record) -> str:
     keys = set(record)
     if "requested_rewrite" in keys:
         return "mquake" if isinstance(record["requested_rewrite"], list) else "counterfact"
+    if {"update", "ans"} <= keys:
+        return "wikibigedit"
     if "edit" in keys:
         return "rippleedits"
     if "src" in keys and keys & {"answers", "alt"}:
@@ -416,7 +508,7 @@ def layout_of(record: Record) -> str:
             "looking into a model, not for editing; to edit them, write CSV with subject, prompt, target_new"
         )
     if isinstance(record.get("locality"), dict) or keys & {
-        "ground_truth", "rephrase_prompt", "locality_prompt", "locality_ground_truth", "portability", "cond",
+        "ground_truth", "rephrase_prompt", "locality_prompt", "locality_ground_truth", "portability", "cond", "target_old",
     }:  # fmt: skip
         return "easyedit"
     if keys & {"subject", "prompt", "target_new"}:
@@ -432,7 +524,7 @@ def convert(name: str, record: Record, place: str, frames: Frames) -> Iterator[t
 
     `place` is the id of a record that has none; `frames` are those of RippleEdits' sentences.
     """
-    layout = LAYOUTS[name]
+    layout, record = LAYOUTS[name], composed(record)
     given = record.get(layout.id)
     id = place if given in (None, "") else str(given).strip()
     mistakes: list[tuple[str, str]] = []
@@ -448,7 +540,7 @@ def convert(name: str, record: Record, place: str, frames: Frames) -> Iterator[t
     for ending, edit in edits:
         values: dict[str, Any] = {"id": id + ending}
         wrong = list(mistakes)
-        for field, read in layout.readers.items():
+        for field, read in (*layout.readers.items(), ("glue", flag("glue"))):
             try:
                 values[field] = read(edit)
             except _Mistake as error:
@@ -465,7 +557,7 @@ def from_cells(cells: Mapping[str, str]) -> dict[str, Any]:
     """
     record: dict[str, Any] = {}
     for name, cell in cells.items():
-        cell = cell.strip()
+        cell = cell.strip() if name not in ("prompt", "opening") else trimmed(cell, name)
         if cell in ("nan", "NaN"):  # how pandas and numpy write a value that is not there
             raise KetoolsError(f"field {name!r} is {cell} (a missing value); leave the cell empty or fill it in")
         if not cell and name not in COLUMNS[:3]:
@@ -473,7 +565,7 @@ def from_cells(cells: Mapping[str, str]) -> dict[str, Any]:
         if name not in (*LISTS, "two_hop", "locality"):
             record[name] = cell
         elif not cell.startswith("["):
-            record[name] = [part.strip() for part in cell.split(" | ")]
+            record[name] = [trimmed(part, name) for part in cells[name].split(" | ")]
         else:
             try:
                 record[name] = json.loads(cell)
@@ -485,4 +577,9 @@ def from_cells(cells: Mapping[str, str]) -> dict[str, Any]:
 
 def as_record(fact: Fact) -> dict[str, Any]:
     """`fact` as a record of the plain layout, without what is empty; reading it gives an equal Fact."""
-    return {name: value for name, value in asdict(fact).items() if value is not None and value != ()}
+    record = {name: value for name, value in asdict(fact).items() if value not in (None, (), "")}
+    for name in ("two_hop", "locality"):
+        for item in record.get(name, ()):
+            if item["glue"] is None:
+                del item["glue"]
+    return record

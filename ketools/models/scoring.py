@@ -34,23 +34,28 @@ _WINDOWS = ("sliding_window", "window_size", "attention_chunk_size")  # entries 
 
 
 def target_logprobs(
-    model: EditableModel, prompts: Sequence[str], targets: Sequence[str] | Sequence[Sequence[str]]
+    model: EditableModel,
+    prompts: Sequence[str],
+    targets: Sequence[str] | Sequence[Sequence[str]],
+    glue: Sequence[bool | None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean token log-probability of `targets` after `prompts` (nats; NaN where the model's output is), and all-argmax.
 
     `targets` holds one text per prompt, giving two arrays (prompts,), float64 and bool; or k texts per prompt, giving
-    (prompts, k). Equal pairs are scored once (the neighbours of a thousand facts repeat each other), and texts share
+    (prompts, k). `glue`: one for each prompt, as for `make_rows`. Equal pairs are scored once (the neighbours of a thousand facts repeat each other), and texts share
     their beginnings.
     """
     nested = len(targets) > 0 and not isinstance(targets[0], str)
     width = len(targets[0]) if nested else 1
     each = [(target,) if isinstance(target, str) else tuple(target) for target in targets]
-    pairs = [(p, t) for p, ts in zip(prompts, each, strict=True) for t in ts]
+    glues = glue or [None] * len(prompts)
+    pairs = [(p, t, g) for p, ts, g in zip(prompts, each, glues, strict=True) for t in ts]
     assert len(pairs) == width * len(prompts), "every prompt needs the same number of targets"
     if not pairs:
         return np.zeros(0), np.zeros(0, dtype=bool)
     place = {pair: i for i, pair in enumerate(dict.fromkeys(pairs))}
-    rows = make_rows(model, [prompt for prompt, _ in place], [target for _, target in place])
+    asked, wanted, joints = zip(*place, strict=True)
+    rows = make_rows(model, asked, wanted, glue=joints)
     logprob, hit = row_scores(model, rows)
     logprob /= [len(row.target_ids) for row in rows]
     back = np.array([place[pair] for pair in pairs])
@@ -58,19 +63,22 @@ def target_logprobs(
     return logprob[back].reshape(shape), hit[back].reshape(shape)
 
 
-def score_pairs(model: EditableModel, pairs: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
+def score_pairs(
+    model: EditableModel, pairs: Sequence[tuple[str, str]], glue: Sequence[bool | None] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Teacher-forced probability of each target after its prompt, and whether it is the argmax throughout.
 
     Args:
         model: the model as it stands, edits included.
-        pairs: n pairs (prompt, target); the target without leading space.
+        pairs: n pairs (prompt, target).
+        glue: for each pair what stands between the two (False: a blank); None: what the texts say.
 
     Returns:
         p: float64 (n,), P(o) = exp(-mean token NLL of o); 0 where the model's output is NaN, because a model that has
             collapsed gives no probability to anything and must not drop out of a mean.
         hit: bool (n,), every token of the target is the argmax at its position.
     """
-    logprob, hit = target_logprobs(model, [prompt for prompt, _ in pairs], [target for _, target in pairs])
+    logprob, hit = target_logprobs(model, [prompt for prompt, _ in pairs], [target for _, target in pairs], glue)
     return np.nan_to_num(np.exp(logprob), nan=0.0), hit & ~np.isnan(logprob)
 
 
@@ -113,6 +121,20 @@ def row_scores(model: EditableModel, rows: Sequence[Row]) -> tuple[np.ndarray, n
 
     Warns (UserWarning, once) if several texts are read one by one.
     """
+    logprob, hit, _ = _read(model, rows)
+    return logprob, hit
+
+
+def argmaxes(model: EditableModel, rows: Sequence[Row]) -> list[tuple[int, ...]]:
+    """For each row the model's most probable token at each place of its target, read after the target's tokens before."""
+    _, _, first = _read(model, rows, choices=True)
+    return [tuple(ids[: len(row.target_ids)].tolist()) for ids, row in zip(first, rows, strict=True)]
+
+
+def _read(
+    model: EditableModel, rows: Sequence[Row], choices: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    # logprob and hit of `row_scores`; with `choices` the argmax at each place of the targets, int64 (rows, longest target).
     layout = packed(rows) if packs(model, rows) else plain(rows)
     if layout.parents is None and len(layout.tokens) > 1:
         about = f"{model.config.model_type}, {getattr(model.config, '_attn_implementation', None)} attention"
@@ -120,13 +142,14 @@ def row_scores(model: EditableModel, rows: Sequence[Row]) -> tuple[np.ndarray, n
             f"model {model.name!r} ({about}) cannot read these texts as a tree: beginnings of prompts cannot be shared, "
             "so that each text is run by itself, which is slower",
             UserWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     logprob, hit = np.zeros(len(rows)), np.ones(len(rows), dtype=bool)
-    wanted: dict[int, list[tuple[int, int, int]]] = {}  # sequence -> (token in it, row, target token)
+    first = np.zeros((len(rows), max((len(row.target_ids) for row in rows), default=0)), dtype=np.int64)
+    wanted: dict[int, list[tuple[int, int, int, int]]] = {}  # sequence -> (token in it, row, target token, its place)
     for i, (row, places) in enumerate(zip(rows, layout.reads, strict=True)):
-        for (sequence, at), target in zip(places, row.target_ids, strict=True):
-            wanted.setdefault(sequence, []).append((at, i, target))
+        for n, ((sequence, at), target) in enumerate(zip(places, row.target_ids, strict=True)):
+            wanted.setdefault(sequence, []).append((at, i, target, n))
     limit = min(TOKENS, TOKENS_CPU) if model.device.type == "cpu" else TOKENS
     step = max(1, LOGITS // model.config.vocab_size)
     with torch.inference_mode():
@@ -137,7 +160,7 @@ def row_scores(model: EditableModel, rows: Sequence[Row]) -> tuple[np.ndarray, n
             index = {place: n for n, place in enumerate(dict.fromkeys(read[:2] for read in reads))}
             states = _final_states(model, layout, batch, torch.tensor(list(index), device=model.device))
             slot = np.array([index[read[:2]] for read in reads])
-            owner, token = np.array([read[2:] for read in reads]).T
+            owner, token, nth = np.array([read[2:] for read in reads]).T
             for start in range(0, len(index), step):
                 logits = model.logits(states[start : start + step]).float()
                 here = np.flatnonzero((slot >= start) & (slot < start + step))
@@ -147,7 +170,9 @@ def row_scores(model: EditableModel, rows: Sequence[Row]) -> tuple[np.ndarray, n
                 value = value - logits.logsumexp(-1)[entry]
                 np.add.at(logprob, owner[here], value.double().cpu().numpy())
                 np.logical_and.at(hit, owner[here], best.cpu().numpy())
-    return logprob, hit
+                if choices:
+                    first[owner[here], nth[here]] = logits.argmax(-1)[entry].cpu().numpy()
+    return logprob, hit, first
 
 
 @dataclass

@@ -4,15 +4,17 @@ Positions are found through the character offsets that a fast tokenizer gives, n
 were tokenised alone: tokens of a name differ with and without a space before it.
 """
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ketools.errors import KetoolsError
-from ketools.facts.fact import Fact, short
+from ketools.facts.fact import Fact, FactSet, short, tail
 from ketools.models.model import EditableModel
 
 Span = tuple[int, int]
@@ -37,40 +39,25 @@ class Row:
         return Row(self.ids[: end + 1], self.subject_last, (end,), self.target_ids[:1])
 
 
-def subject_span(fact: Fact) -> Span:
-    """Characters (start, end) of the subject in `fact.text`. Raises KetoolsError unless it stands there once."""
-    times = fact.text.count(fact.subject)
-    if "{}" not in fact.prompt or times == 0:
-        raise KetoolsError(
-            f"fact {fact.id!r}: the prompt {fact.prompt!r} does not hold the subject; write '{{}}' in its place"
-        )
-    if times > 1:
-        raise KetoolsError(
-            f"fact {fact.id!r}: the subject {fact.subject!r} stands {times} times in {fact.text!r}, so its last token "
-            "is ambiguous; word the prompt so that the subject stands in it once"
-        )
-    start = fact.prompt.index("{}")
-    return start, start + len(fact.subject)
-
-
 def make_rows(
     model: EditableModel,
     prompts: Sequence[str],
     targets: Sequence[str] | None = None,
     spans: Sequence[Span] | None = None,
+    glue: Sequence[bool | None] | None = None,
 ) -> list[Row]:
-    """Tokenise `prompts`, each followed by its target (one space between) and with its subject at `spans`.
+    """Tokenise `prompts`, each followed by its target and with its subject at `spans`.
 
+    What stands between prompt and target, a blank or nothing, is said by `glue` or by the texts: `ketools.facts.fact.tail`.
+    Warns (UserWarning) of texts that bring a beginning-of-text token which the tokenizer adds too; one of the two goes.
     Raises KetoolsError for a target without tokens, a subject without tokens, or a row longer than the model's
     context window.
     """
     tails = [""] * len(prompts)
     if targets is not None:
+        tails = [tail(*each) for each in zip(prompts, targets, glue or [None] * len(prompts), strict=True)]
         prompts = [prompt.rstrip(" ") for prompt in prompts]  # the space belongs to the target's first token
-        tails = [
-            target if p.endswith("\n") else f" {target.lstrip(' ')}" for p, target in zip(prompts, targets, strict=True)
-        ]
-    encoded = _encode(model.tokenizer, [prompt + tail for prompt, tail in zip(prompts, tails, strict=True)])
+    encoded = encode(model.tokenizer, [prompt + tail for prompt, tail in zip(prompts, tails, strict=True)])
     window = model.window
     rows = []
     for i, (ids, offsets) in enumerate(encoded):
@@ -110,6 +97,71 @@ def check_ids(model: EditableModel, ids: Sequence[int], text: str) -> None:
     if max(ids, default=0) >= len(model.embedding):
         token = model.tokenizer.convert_ids_to_tokens(max(ids))
         raise KetoolsError(f"{short(text)} holds the token {token!r}, which model {model.name!r} has no embedding for")
+
+
+def in_chat(model: EditableModel, facts: Iterable[Fact]) -> FactSet:
+    """`facts` as a chat: every prompt becomes what the user says, its target what is answered, by the tokenizer's template.
+
+    What the template begins with becomes the fact's `opening`, so that contexts come behind it; a fact that has one stays
+    as it is. Raises KetoolsError for a tokenizer whose template is missing or does not hold the user's words.
+    """
+    facts = list(facts)
+    if all(fact.opening for fact in facts):
+        return FactSet(facts)
+    opening, closing, glue = _chat_template(model)
+
+    def said(text: str) -> str:
+        return f"{opening}{text.strip()}{closing}"
+
+    def one(fact: Fact) -> Fact:
+        return replace(
+            fact,
+            prompt=f"{fact.prompt.strip()}{closing}",
+            two_hop=[replace(hop, question=said(hop.question), glue=glue) for hop in fact.two_hop],
+            locality=[replace(kept, prompt=said(kept.prompt), glue=glue) for kept in fact.locality],
+            glue=glue,
+            opening=opening,
+            **{name: [said(text) for text in getattr(fact, name)] for name in ("paraphrases", "neighbours", "trained")},
+        )
+
+    return FactSet(fact if fact.opening else one(fact) for fact in facts)
+
+
+def said_in_chat(model: EditableModel, prompts: Iterable[str]) -> tuple[list[str], bool | None]:
+    """`prompts` as what the user says, up to the answer, and its `glue`; raises KetoolsError as `in_chat` does."""
+    opening, closing, glue = _chat_template(model)
+    return [f"{opening}{prompt.strip()}{closing}" for prompt in prompts], glue
+
+
+def _chat_template(model: EditableModel) -> tuple[str, str, bool | None]:
+    # What comes before the user's words, what between them and the answer, and whether the answer follows at once (None:
+    # the template does not tell). Templates for models that think aloud leave that out.
+    tokenizer, asked, answer = model.tokenizer, "ketools asks", "ketools says"
+    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    way_out = "leave out chat, load a model made for it, or set model.tokenizer.chat_template"
+    try:
+        begun, whole = (
+            str(
+                tokenizer.apply_chat_template(
+                    turns[:n], tokenize=False, add_generation_prompt=n == 1, enable_thinking=False
+                )
+            )
+            for n in (1, 2)
+        )
+    except (ValueError, TemplateError) as error:
+        reason = str(error).split(". ")[0]
+        raise KetoolsError(
+            f"the tokenizer of {model.name!r} has no chat template that works ({reason}): {way_out}"
+        ) from None
+    opening, found, closing = begun.partition(asked)
+    if not found:
+        raise KetoolsError(f"the chat template of {model.name!r} leaves out what the user says: {way_out}")
+    bos = tokenizer.bos_token
+    if bos and opening.startswith(bos) and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:
+        opening = opening.removeprefix(bos)  # the tokenizer adds its own
+    behind = whole.removeprefix(begun) if whole.startswith(begun) else ""
+    glue = False if closing.endswith(" ") or behind.startswith(" ") else behind.startswith(answer) or None
+    return opening, closing.rstrip(" "), glue
 
 
 def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -168,15 +220,28 @@ class Reads:
         return self.row * length + self.position
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[tuple[list[int], list[Span]]]:
+def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[tuple[list[int], list[Span]]]:
+    """Token ids of each text and the characters (start, end) of each token; see `make_rows` for what is warned of."""
     if not texts:
         return
-    got = tokenizer(texts, return_offsets_mapping=True, return_attention_mask=False, verbose=False)
+    got, bos = (
+        tokenizer(texts, return_offsets_mapping=True, return_attention_mask=False, verbose=False),
+        tokenizer.bos_token_id,
+    )
+    twice = False
     for ids, offsets in zip(got["input_ids"], got["offset_mapping"], strict=True):
-        n = len(ids)
+        start, n = 0, len(ids)
         while n > 1 and offsets[n - 1] == (0, 0):  # an end-of-text token that the tokenizer appends
             n -= 1
-        yield ids[:n], offsets[:n]
+        if bos is not None and ids[:2] == [bos, bos] and offsets[0] == (0, 0):
+            start, twice = 1, True
+        yield ids[start:n], offsets[start:n]
+    if twice:
+        warnings.warn(
+            f"a text begins with {tokenizer.bos_token!r}, and the tokenizer puts another one before it: one is left out",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _split(
@@ -187,7 +252,7 @@ def _split(
         return ids, len(ids), []
     if n_prompt < len(ids) and offsets[n_prompt][0] < len(prompt):
         # A token straddles the border: the prompt and the target as tokens of their own.
-        ((prompt_ids, _),) = _encode(tokenizer, [prompt])
+        ((prompt_ids, _),) = encode(tokenizer, [prompt])
         ids, n_prompt = prompt_ids + _tail_ids(tokenizer, tail), len(prompt_ids)
     goal = ids[n_prompt:]
     if not goal or not tail.strip():

@@ -20,7 +20,7 @@ from ketools.errors import KetoolsError
 from ketools.facts.fact import Fact
 from ketools.models.model import SUBLAYERS, EditableModel
 from ketools.models.states import recorded
-from ketools.models.tokens import batches, make_rows, pad_right, subject_span
+from ketools.models.tokens import batches, make_rows, pad_right
 
 WINDOW = 1024
 """Tokens of a window where the model sets no limit."""
@@ -80,11 +80,11 @@ def subject_sample(model: EditableModel, facts: Sequence[Fact]) -> Sample:
     """The last token of each fact's subject in its edit prompt, where methods read keys and write targets.
 
     Raises:
-        KetoolsError: no facts, a prompt longer than the model's window, or one that holds its subject more than once.
+        KetoolsError: no facts, or a prompt longer than the model's window.
     """
     if not facts:
         raise KetoolsError("a sample of subjects from 0 facts; give at least one")
-    rows = make_rows(model, [fact.text for fact in facts], spans=[subject_span(fact) for fact in facts])
+    rows = make_rows(model, [fact.text for fact in facts], spans=[fact.subject_span for fact in facts])
     places = [row.subject_last for row in rows]
     # What comes after the subject changes nothing there: attention is causal.
     ids = tuple(row.ids[: at + 1] for row, at in zip(rows, places, strict=True) if at is not None)

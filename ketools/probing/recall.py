@@ -11,32 +11,41 @@ from ketools.evaluation.generation import continuations
 from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
 from ketools.models.scoring import score_pairs
-from ketools.models.tokens import make_rows, prompt_rows
+from ketools.models.tokens import make_rows, prompt_rows, said_in_chat
 
 
-def top_tokens(model: EditableModel, prompt: str, k: int = 5) -> pd.DataFrame:
+def top_tokens(model: EditableModel, prompt: str, k: int = 5, *, chat: bool = False) -> pd.DataFrame:
     """The `k` most probable next tokens after `prompt`: columns token (text), probability.
 
+    `chat`: the prompt is what the user says, in the form of the tokenizer's chat template.
     Raises KetoolsError for a blank prompt, one longer than the model's window, and k outside 1 to the vocabulary's size.
     """
     check_k(model, k)
+    prompt = said_in_chat(model, [prompt])[0][0] if chat else prompt
     words, probability = _top(model, _next_logits(model, prompt), k)
     return pd.DataFrame({"token": words, "probability": probability})
 
 
-def answers(model: EditableModel, prompts: Sequence[str], targets: Sequence[str]) -> pd.DataFrame:
+def answers(
+    model: EditableModel, prompts: Sequence[str], targets: Sequence[str], *, chat: bool = False
+) -> pd.DataFrame:
     """How probable each target is after its prompt.
 
     Columns: prompt, target, probability (exp of the mean token log-probability, teacher-forced), right (every token of
-    the target is the most probable one). One row a pair, in the order given.
+    the target is the most probable one). One row a pair, in the order given. `chat`: as for `top_tokens`.
     """
-    probability, right = score_pairs(model, list(zip(prompts, targets, strict=True)))
+    asked, glue = said_in_chat(model, prompts) if chat else (prompts, None)
+    pairs = list(zip(asked, targets, strict=True))
+    probability, right = score_pairs(model, pairs, [glue] * len(pairs))
     return pd.DataFrame({"prompt": list(prompts), "target": list(targets), "probability": probability, "right": right})
 
 
-def complete(model: EditableModel, prompt: str, tokens: int = 8) -> str:
-    """The greedy continuation of `prompt`, as `ketools.evaluation.generation.continuations` writes it."""
-    return continuations(model, [prompt], tokens)[0]
+def complete(model: EditableModel, prompt: str, tokens: int = 8, *, chat: bool = False) -> str:
+    """The greedy continuation of `prompt`, as `ketools.evaluation.generation.continuations` writes it. `chat`: as for
+    `top_tokens`.
+    """
+    prompts = said_in_chat(model, [prompt])[0] if chat else [prompt]
+    return continuations(model, prompts, tokens)[0]
 
 
 def surroundings(model: EditableModel, fact: Fact, same_subject: Sequence[Fact] = ()) -> pd.DataFrame:
@@ -53,10 +62,11 @@ def surroundings(model: EditableModel, fact: Fact, same_subject: Sequence[Fact] 
     asked = [("prompt", fact.text, true), *(("paraphrase", p, true) for p in fact.paraphrases)]
     asked += [("neighbour", p, true) for p in fact.neighbours]
     others = [other for other in same_subject if other.id != fact.id]
+    glue = [*[fact.glue] * len(asked), *(other.glue for other in others)]
     asked += [("same subject", other.text, other.need_true(purpose)) for other in others]
     frame = pd.DataFrame(asked, columns=["kind", "prompt", "true"]).assign(new=fact.target_new)
     for name in ("true", "new"):
-        probability, right = score_pairs(model, list(zip(frame["prompt"], frame[name], strict=True)))
+        probability, right = score_pairs(model, list(zip(frame["prompt"], frame[name], strict=True)), glue)
         frame[f"p_{name}"], frame[f"says_{name}"] = probability, right
     return frame
 
@@ -90,15 +100,16 @@ def recalled(
             )
     true, new = fact.need_true("what the model recalls of a fact"), fact.target_new
     asked = [("prompt", "", fact.text), *(("paraphrase", "", text) for text in fact.paraphrases)]
-    asked += [("context", context, f"{context.rstrip(' ')} {fact.text}") for context in contexts]
+    bare = fact.text.removeprefix(fact.opening)
+    asked += [("context", context, f"{fact.opening}{context.rstrip(' ')} {bare}") for context in contexts]
     frame = pd.DataFrame(asked, columns=["kind", "context", "prompt"]).assign(true=true, new=new)
     prompts = frame["prompt"].tolist()
     for name, target in (("true", true), ("new", new)):
-        frame[f"p_{name}"], _ = score_pairs(model, [(prompt, target) for prompt in prompts])
+        frame[f"p_{name}"], _ = score_pairs(model, [(prompt, target) for prompt in prompts], [fact.glue] * len(prompts))
     ranked = []
     for prompt in prompts:
         logits = _next_logits(model, prompt)
-        first = [row.target_ids[0] for row in make_rows(model, [prompt] * 2, [true, new])]
+        first = [row.target_ids[0] for row in make_rows(model, [prompt] * 2, [true, new], glue=[fact.glue] * 2)]
         ranks = [int((logits > logits[token]).sum()) + 1 for token in first]
         words, probability = _top(model, logits, k)
         ranked.append((*ranks, tuple(words), tuple(probability)))

@@ -28,7 +28,7 @@ from ketools.models.model import EditableModel
 from ketools.models.replay import Frozen, freeze
 from ketools.models.scoring import score_pairs
 from ketools.models.states import embedded, recorded
-from ketools.models.tokens import Reads, Row, batches, make_rows, pad_right, subject_span
+from ketools.models.tokens import Reads, Row, batches, make_rows, pad_right
 
 KINDS = ("hidden", "mlp", "attention", "hidden, mlp severed", "hidden, attention severed")
 """What is restored: the residual stream after a layer; what the MLPs or attentions of a window of layers add to it; the
@@ -200,7 +200,7 @@ class Case:
 def make_cases(model: EditableModel, facts: Sequence[Fact], target: str = "true") -> list[Case]:
     """The cases of `facts` with their `target_true` or `target_new` (target="new").
 
-    Raises KetoolsError, naming the fact, for no facts, a subject that is not in its prompt once, a target that is
+    Raises KetoolsError, naming the fact, for no facts, a target that is
     missing or has no tokens, and a prompt longer than the model's window.
     """
     if not len(facts):
@@ -210,9 +210,11 @@ def make_cases(model: EditableModel, facts: Sequence[Fact], target: str = "true"
     cases = []
     for fact in facts:
         answer = fact.need_true("tracing") if target == "true" else fact.target_new
-        start, end = subject_span(fact)
+        start, end = fact.subject_span
         try:
-            row, head = make_rows(model, [fact.text] * 2, [answer] * 2, [(start, end), (start, start + 1)])
+            row, head = make_rows(
+                model, [fact.text] * 2, [answer] * 2, [(start, end), (start, start + 1)], [fact.glue] * 2
+            )
         except KetoolsError as error:
             raise KetoolsError(f"fact {fact.id!r}: {error}") from None
         assert head.subject_last is not None
@@ -229,7 +231,9 @@ def known_cases(
     out), unknown_ids. Warns, once, of those left out. Raises KetoolsError as `make_cases` does, and if none is left.
     """
     cases = make_cases(model, facts, target)
-    right = score_pairs(model, [(case.fact.text, case.answer) for case in cases])[1].tolist()
+    right = score_pairs(model, [(case.fact.text, case.answer) for case in cases], [c.fact.glue for c in cases])[
+        1
+    ].tolist()
     unknown = [case.fact.id for case, ok in zip(cases, right, strict=True) if not ok]
     if len(unknown) == len(cases):
         raise KetoolsError(

@@ -22,7 +22,7 @@ from ketools.runs.panel import Sizes
 POLICIES = ("last wins", "refuse")
 _WHOLE = ("edits", "batch", "checkpoint_every", "consolidate_every")
 _LARGEST_SEED = 2**32 - 1  # numpy takes none below 0; multiples of larger ones leave the 64 bits of torch's generators
-_KINDS = {int: "a whole number", str: "a text", dict: "a table"}
+_KINDS = {int: "a whole number", bool: "true or false", str: "a text", dict: "a table"}
 
 
 class Settled(FactSet):
@@ -83,7 +83,7 @@ class RunConfig:
     model: a pocket model, the folder of a model, or an id of the hub; facts: "world", a data set or a file; method:
     "encore", or a method with what is added to it, "memit+mpes" (`composed`); edits, batch, seed, checkpoint_every,
     consolidate_every, conflicts: as in `ketools.runs.run.lifelong`; out: the run's folder; statistics: file of the
-    covariance (None: the model's own); device, dtype: of the model; settings: of the method (a table, [settings]);
+    covariance (None: the model's own); chat: ask in the form of the tokenizer's chat template; device, dtype: of the model; settings: of the method (a table, [settings]);
     measures: what checkpoints measure and how much of it (a table, [measures]: `ketools.runs.panel.Sizes`).
     """
 
@@ -98,6 +98,7 @@ class RunConfig:
     consolidate_every: int = 10
     conflicts: str = "last wins"
     statistics: str | None = None
+    chat: bool = False
     device: str | None = None
     dtype: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -125,9 +126,9 @@ class RunConfig:
         """
         known_keys(content, [each.name for each in fields(cls)], "key")
         for each in fields(cls):
-            wanted = {"int": int, "Mapping[str, Any]": dict}.get(str(each.type), str)
+            wanted = {"int": int, "bool": bool, "Mapping[str, Any]": dict}.get(str(each.type), str)
             value = content.get(each.name)
-            if value is not None and (not isinstance(value, wanted) or isinstance(value, bool)):
+            if value is not None and (not isinstance(value, wanted) or isinstance(value, bool) != (wanted is bool)):
                 raise KetoolsError(f"{each.name} = {value!r}: expected {_KINDS[wanted]}")
         made = cls(**{name: value for name, value in content.items() if value is not None})
         for name in _WHOLE:

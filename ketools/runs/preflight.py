@@ -21,10 +21,12 @@ from ketools.editing.keys import FactRows, checked_rows
 from ketools.editing.methods import ALL, ENCORE, FineTune, Method, NullSpace, Shift
 from ketools.editing.methods import method as named_method
 from ketools.errors import KetoolsError, named
-from ketools.facts.fact import Fact, FactSet
+from ketools.facts.check import whole_prompt
+from ketools.facts.fact import Fact, FactSet, tail
 from ketools.models.anatomy import check_finite
 from ketools.models.model import EditableModel
 from ketools.models.scoring import target_logprobs
+from ketools.models.tokens import encode, in_chat
 
 _ROWS, _LENGTH = 4, 32  # of the trial pass
 _WIDTH = 512  # of the trial product
@@ -32,6 +34,7 @@ _TOKENS_AT_ONCE = 1536  # that the target optimisation holds for the gradient (t
 _GIB = 2.0**30
 _SHOWN = 3  # facts whose tokens are shown
 _ASKED = 500  # facts whose answers are looked at
+_ENDS = 20  # characters of prompts and targets that are shown
 _NAMED = 5  # of each kind of trouble
 _SPACES = {"Ġ": "·", "▁": "·", "Ċ": "⏎", " ": "·", "\n": "⏎"}
 _MARKS = {"target": ">{}<", "subject's last": "[{}]*", "subject": "[{}]", "": "{}"}
@@ -193,6 +196,7 @@ def inspect(
     batch: int | None = None,
     edits: int | None = None,
     beside: Sequence[str | Method] = (),
+    chat: bool = False,
     statistics: bool = False,
     trial: bool = True,
     **overrides: Any,  # noqa: ANN401 - settings, which the method checks
@@ -206,6 +210,7 @@ def inspect(
         batch: facts in one batch (None: all).
         edits: how many to estimate costs for (None: the facts, or 100).
         beside: methods that are to edit the same facts, each on its own; their problems and costs are reported too.
+        chat: ask in the form of the tokenizer's chat template.
         statistics: covariances are at hand, whatever the model's folder holds.
         trial: measure two short trials for the costs; without it there are none.
         overrides: settings as for an Editor.
@@ -217,7 +222,8 @@ def inspect(
     hyper = chosen.settings(model, **overrides)
     assert hyper.layers is not None
     check_finite(model.model, model.name)
-    facts = list(facts or ())
+    asked_alone = [str(whole_prompt(fact)) for fact in facts or () if fact.subject_alone]
+    facts = list(in_chat(model, facts or ()) if chat else facts or ())
     size, n = batch or max(len(facts), 1), edits or len(facts) or 100
     methods = [chosen, *(named_method(other) for other in beside)]
 
@@ -255,13 +261,19 @@ def inspect(
             "direction only"
         )
     if asked := known[:_ASKED]:
-        _, best = target_logprobs(model, [f.text for f in asked], [f.target_new for f in asked])
+        _, best = target_logprobs(
+            model, [f.text for f in asked], [f.target_new for f in asked], [f.glue for f in asked]
+        )
         if already := [repr(fact.id) for fact, top in zip(asked, best, strict=True) if top]:
             of = f"the first {_ASKED} facts" if len(known) > _ASKED else f"{len(asked)} facts"
             warnings.append(f"the target is the model's top answer already: {named(already, _NAMED)} of {of}")
     if len(facts) > size and (later := FactSet(facts).conflicts()):
         warnings.append(f"later batches overwrite earlier ones: {named([str(clash) for clash in later], _NAMED)}")
 
+    warnings += [
+        *asked_alone[:_NAMED],
+        *([f"... and {len(asked_alone) - _NAMED:,} more"] if asked_alone[_NAMED:] else []),
+    ]
     costs, costs_from = None, ""
     if trial:
         rates, mean_tokens = measure(model), {}
@@ -282,8 +294,8 @@ def inspect(
     tokens = []
     for fact, bare in zip(known[:_SHOWN], (row.contexts[0] for row in known_rows), strict=False):
         targets = {place + 1 for place in bare.target_positions}
-        start, end = fact.prompt.index("{}"), fact.prompt.index("{}") + len(fact.subject)
-        offsets = model.tokenizer(fact.text, return_offsets_mapping=True)["offset_mapping"]
+        start, end = fact.subject_span
+        ((_, offsets),) = encode(model.tokenizer, [fact.text])
         subject = {i for i, (first, last) in enumerate(offsets) if first < end and last > max(start, first)}
         names = model.tokenizer.convert_ids_to_tokens([*bare.ids, bare.target_ids[-1]])
         for place, token in enumerate(names):
@@ -341,6 +353,12 @@ def inspect(
         }
         for part, path, weight in parts
     )
+    if facts:
+        joints = [(fact, tail(fact.text, fact.target_new, fact.glue).startswith(" ")) for fact in facts]
+        at_once = [f"{fact.text[-_ENDS:]!r} + {fact.target_new[:_ENDS]!r}" for fact, blank in joints if not blank]
+        about["before targets"] = f"a blank ({len(facts) - len(at_once)} facts)" + (
+            f", nothing ({named(at_once, _SHOWN)})" if at_once else ""
+        )
     return Preflight(
         about=about,
         modules=modules,

@@ -30,6 +30,7 @@ from ketools.facts.fact import FactSet
 from ketools.facts.reading import facts as read_facts
 from ketools.io import write_atomic
 from ketools.models.model import EditableModel
+from ketools.models.tokens import in_chat
 from ketools.runs.config import RunConfig, check_seed, composed, settled
 from ketools.runs.panel import Panel, Sizes
 from ketools.runs.records import plain, provenance
@@ -193,7 +194,8 @@ def _says_what_is_kept(store: Store, method: Method, total: int) -> Iterator[Non
 
 def _identity(model: EditableModel, method: Method, hyper: object, todo: FactSet) -> dict[str, Any]:
     """What tells whether it is the same run that resumes; part of its settings."""
-    texts = "\0".join(f"{fact.id}\1{fact.text}\1{fact.target_new}" for fact in todo)
+    asked = (f"{f.id}\1{f.text}\1{f.target_new}" + ("" if f.glue is None else f"\1{f.glue}") for f in todo)
+    texts = "\0".join(asked)
     return {
         "model": model.fingerprint,
         "method": plain(method),
@@ -326,7 +328,7 @@ def execute(
     Raises KetoolsError and Interrupted as `lifelong` does.
     """
     return lifelong(
-        model, facts, composed(config.method), edits=config.edits, batch=config.batch, seed=config.seed,
+        model, in_chat(model, facts) if config.chat else facts, composed(config.method), edits=config.edits, batch=config.batch, seed=config.seed,
         checkpoint_every=config.checkpoint_every, consolidate_every=config.consolidate_every, conflicts=config.conflicts,
         out=config.out, statistics=None if config.statistics is None else Statistics.load(config.statistics),
         sizes=Sizes(**config.measures), overrides=config.settings, config=config.as_dict(), force=force, progress=progress,
@@ -425,6 +427,9 @@ def advice(edit: Edit, report: pd.DataFrame, method: Method) -> str | None:
     if share >= _ENOUGH:
         return None
     begin = f"{share:.0%} of the new objects are the model's top answer"
+    alone = int((report["prompt"].str.strip(" ?!.") == report["subject"]).sum()) if "prompt" in report else 0
+    if alone > len(report) / 2:
+        return f"{begin}: the subject of {alone} of {len(report)} facts is the whole prompt; name the thing alone"
     if not method.has_targets:
         return f"{begin}: take more steps or a larger rate, or other layers (ketools methods {method.name} lists the settings)"
     reached = sum(edit.record["p_target"]) / len(edit.record["p_target"])

@@ -242,10 +242,11 @@ def test_inspect(home, run, tmp_path):
 def test_inspect_of_what_cannot_be_edited(home, run, tmp_path):
     bad = tmp_path / "bad.csv"
     bad.write_text(
-        "id,relation,prompt,subject,target_true,target_new\n1,r,{} and Vell are,Vell,harp,Oran Bay\n", encoding="utf-8"
+        "id,relation,prompt,subject,target_true,target_new\n1,r,{} lives in,Vell,harp," + "Oran Bay " * 30,
+        encoding="utf-8",
     )
     result = run("inspect", home / "model", bad)
-    assert result.exit_code == 2 and "stands 2 times" in result.output and "Traceback" not in result.output
+    assert result.exit_code == 2 and "tokens, more than 32" in result.output and "Traceback" not in result.output
     assert "no model named" in one_line(run("inspect", tmp_path / "gone"), 2)
     assert "is a folder" in one_line(run("inspect", home / "model", "--json", tmp_path), 2)
 

@@ -63,7 +63,6 @@ def test_facts_that_do_not_fit_are_named(refused, tiny_gpt2, tiny_facts, how):
     refused(
         it, [other, replace(good, target_new="x y " * 19 + "x y")], "fact '0': target_new has .* tokens, more than 32"
     )
-    refused(it, [other, replace(good, prompt="{} and Ada Lorn were born in")], "fact '0'.*stands 2 times")
     refused(it, [good, replace(good, id="9", target_new="Vell Tower")], "'0' and '9'")
     refused(it, [good, replace(good, id="9")], "'0' and '9'")
     refused(it, [], "no facts")

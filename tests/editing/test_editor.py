@@ -286,7 +286,6 @@ def test_bad_input_changes_nothing(tiny_model, tiny_facts, statistics):
     before = bits(tiny_model)
     good = tiny_facts[0]
     cases = {
-        "stands 2 times": replace(good, prompt="{} and Ada Lorn were born in"),
         "has .* tokens, more than": replace(good, target_new="long song of the river " * 10 + "end"),
         "context window": replace(good, prompt="the " * 200 + "{} is"),
     }

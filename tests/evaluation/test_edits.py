@@ -1,15 +1,18 @@
 """Metrics of edits: by hand on known probabilities, and against a plain loop on a tiny model."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 import ketools.evaluation.edits as edits
-from ketools import Fact, FactSet, KetoolsError
+from ketools import Edit, Fact, FactSet, KetoolsError, edited
 from ketools.evaluation.edits import KINDS, evaluate, harmonic_mean, recall, summary
 from ketools.facts.fact import Locality, TwoHop
+from ketools.models.scoring import argmaxes
+from ketools.models.tokens import make_rows
 from ketools.reference.scores import score
 
 
@@ -37,7 +40,7 @@ def known(monkeypatch):
     """A model whose probabilities are known; returns what was asked of it."""
     asked = []
 
-    def score(model, pairs):
+    def score(model, pairs, glue):
         asked.extend(pairs)
         found = [model.get(pair, (0.0, False)) for pair in pairs]
         return np.array([p for p, _ in found]), np.array([hit for _, hit in found])
@@ -95,8 +98,17 @@ def test_without_neighbours_s_is_unknown(known):
     assert math.isnan(found["S"])
 
 
+class Unedited(dict):
+    """Known probabilities of a model without edits."""
+
+    edits = ()
+
+    def __or__(self, other):
+        return Unedited({**self, **other})
+
+
 def test_consequences_and_what_must_stay_have_columns_where_there_are_some(known):
-    model = KNOWN | {
+    model = Unedited(KNOWN) | {
         ("H1", "After"): (0.6, True), ("H1", "Before"): (0.2, False),
         ("H2", "After"): (0.1, False), ("H2", "Before"): (0.4, True),
         ("H3", "After"): (0.3, True),
@@ -202,3 +214,33 @@ def test_a_collapsed_model_gets_no_credit(tiny_gpt2, facts):
     frame = evaluate(tiny_gpt2, facts[:3])
     measured = frame.drop(columns=["id", "relation", "subject"])
     assert (measured == 0.0).all(axis=None)
+
+
+def test_what_must_stay_is_compared_with_the_unedited_model_too(tiny_gpt2, facts):
+    asked = [
+        replace(one, locality=(Locality("The tower of Vell is", "harp"), Locality(facts[9].text, "Oran Bay")))
+        for one in facts[:2]
+    ]
+    assert evaluate(tiny_gpt2, asked)["locality_unchanged"].isna().all(), "without edits nothing is compared"
+    d_model, d_mlp = tiny_gpt2.weight(3).shape
+    for size, unchanged in ((0.0, 1.0), (1e4, 0.0)):
+        left = torch.zeros(d_model, 1)
+        left[0] = size
+        with edited(tiny_gpt2, Edit({3: (left, torch.ones(d_mlp, 1))}, {"fingerprint": tiny_gpt2.fingerprint})):
+            found = evaluate(tiny_gpt2, asked)
+            assert len(tiny_gpt2.edits) == 1
+        first = [
+            argmaxes(tiny_gpt2, make_rows(tiny_gpt2, [kept.prompt for kept in one.locality], ["harp", "Oran Bay"]))
+            for one in asked
+        ]
+        assert all(len(ids) == 2 for ids in first)
+        assert found["locality_unchanged"].tolist() == [unchanged] * 2
+    assert summary(found)["locality_unchanged"] == 0.0 and summary(found)["locality_accuracy"] == 0.0
+
+
+def test_argmaxes_are_those_of_the_plain_forward(tiny_gpt2, facts):
+    rows = make_rows(tiny_gpt2, [one.text for one in facts[:6]], [one.target_new for one in facts[:6]])
+    for row, found in zip(rows, argmaxes(tiny_gpt2, rows), strict=True):
+        with torch.no_grad():
+            best = tiny_gpt2.model(torch.tensor([row.ids])).logits[0].argmax(-1)
+        assert found == tuple(best[list(row.target_positions)].tolist())

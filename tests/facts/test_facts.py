@@ -8,7 +8,8 @@ import pytest
 
 import ketools as ke
 from ketools import Fact, FactSet, KetoolsError
-from ketools.facts.fact import TwoHop
+from ketools.facts.check import check
+from ketools.facts.fact import Locality, TwoHop, tail
 
 GOOD = {
     "case_id": 7,
@@ -218,7 +219,7 @@ def test_a_fact_is_frozen_and_checked_however_it_is_made():
     with pytest.raises(FrozenInstanceError):
         fact.subject = "x"
     with pytest.raises(KetoolsError, match="'target_new' has white space"):
-        replace(fact, target_new=" b")
+        replace(fact, target_new="b ")
     with pytest.raises(KetoolsError, match="'neighbours' is str"):
         replace(fact, neighbours="one prompt")
     with pytest.raises(KetoolsError, match="'two_hop' holds something"):
@@ -275,3 +276,81 @@ def test_the_function_wins_over_its_package():
     from ketools.facts.reading import facts
 
     assert ke.facts is facts
+
+
+GLUED = [
+    ('The capital of France is called "', "Paris"), ("She said “", "Yes"), ("It is called (", "Paris"), ("Москва — «", "город"),
+    ("pd.", "merge"), ("import pandas as pd\ndf = pd.", "merge"), ("np.linalg.", "norm"), ("std::", "vector"),
+    ("self->", "next"), ("https://", "example.com"), ("https://www.example", ".com"), ("He is a 60", "-year-old"),
+    ("a 60-", "year-old"), ("costs $", "5"), ("C'est l'", "eau"), ("the novels of O'", "Brien"), ("<b>", "Paris"),
+    ("法国的首都是", "巴黎"), ("苹果公司的 CEO 是", "Tim"), ("公司成立于", "1949"), ("フランスの首都は", "パリ"), ("首都是：", "Paris"),
+    ("เมืองหลวงของไทยคือ", "กรุงเทพ"), ("ប្រទេស", "កម្ពុជា"), ("assistant\n", "Paris"), ("cell\t", "Paris"), ("Ada", "'s"),
+]  # fmt: skip
+APART = [
+    ("The capital of France is", "Paris"), ("Q: What is it?", "Paris"), ("The answer is:", "Paris"), ("x =", "4"),
+    ("Answer in one word.", "harp"), ("The currency is the U.S.", "dollar"), ("She has a Ph.D.", "degree"),
+    ('He said "yes"', "loudly"), ("the letter 'a'", "is"), ("the dogs'", "owner"), ("« Paris »", "est"), ("2 *", "3"),
+    ("In 北京 they speak", "中文"), ("The capital of 日本", "Tokyo"), ("A:", "巴黎"), ("프랑스의 수도는", "파리"), ("ราคา", "Paris"),
+    ("It is written in", ".NET"), ("The temperature is", "-5"), ('The capital is called " ', "Paris"), ("法国的首都是 ", "巴黎"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("prompt", "target"), GLUED)
+def test_nothing_stands_before_a_target_that_belongs_to_the_prompts_end(prompt, target):
+    assert tail(prompt, target) == tail(prompt, target, True) == target
+    assert tail(prompt, f" {target}") == tail(prompt, target, False) == f" {target}"
+
+
+@pytest.mark.parametrize(("prompt", "target"), APART)
+def test_elsewhere_one_blank_stands_before_a_target(prompt, target):
+    assert tail(prompt, target) == tail(prompt, f"  {target}") == f" {target}"
+    assert tail(prompt, target, True) == target
+
+
+def test_a_fact_says_itself_whether_a_blank_stands_before_its_target():
+    fact = make(1)
+    own = replace(fact, target_new=" b")
+    assert (own.glue, own.target_new) == (False, "b") and fact.glue is None
+    assert replace(fact, target_new=" b", glue=True).glue is True
+    with pytest.raises(KetoolsError, match="field 'glue' is str"):
+        replace(fact, glue="yes")
+    with pytest.raises(KetoolsError, match="equals target_true"):
+        replace(fact, target_new=" a")
+
+
+def test_line_breaks_at_the_end_of_a_prompt_are_kept():
+    assert replace(make(1), prompt="{}?<end>\n").text == "S1?<end>\n"
+    with pytest.raises(KetoolsError, match="'prompt' has white space at an end"):
+        replace(make(1), prompt="{}?\n ")
+
+
+def test_two_spellings_of_a_text_are_one():
+    nfd, nfc = "Zu\u0308rich", "Z\u00fcrich"
+    fact = Fact(
+        "1", "r", "{} \u2014 e\u0301", nfd, nfd + "a", "b", paraphrases=(nfd,),
+        two_hop=(TwoHop(nfd, None, nfd),), locality=(Locality(nfd, nfd),),
+    )  # fmt: skip
+    assert (fact.subject, fact.target_true, fact.paraphrases) == (nfc, nfc + "a", (nfc,))
+    assert fact.two_hop == (TwoHop(nfc, None, nfc),) and fact.locality == (Locality(nfc, nfc),)
+    with pytest.raises(KetoolsError, match="equals target_true"):
+        Fact("1", "r", "{} is", "x", nfc, nfd)
+    one, two = Fact("1", "r", "{} is", nfc, None, nfd), Fact("2", "r", "{} is", nfd, None, nfc)
+    assert [clash.duplicate for clash in FactSet([one, two]).duplicates()] == [True]
+    assert FactSet([one, two]).conflicts() == []
+
+
+def test_braces_say_where_the_subject_is_however_often_its_letters_occur(tmp_path):
+    fact = Fact("1", "r", "Java, JavaScript and {} were designed at", "Java", None, "Sun")
+    start, end = fact.subject_span
+    assert (fact.text[start:end], start) == ("Java", 21)
+    path = lines(tmp_path / "f.jsonl", {"subject": "Go", "prompt": "{} was designed at Google by", "target_new": "Rob"})
+    assert check(path).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "alone"), [("{}", True), ("{}?", True), ("«{}» …", True), ("{} is", False), ("a {}", False)]
+)
+def test_a_subject_that_is_the_whole_prompt_is_told(tmp_path, prompt, alone):
+    path = lines(tmp_path / "f.jsonl", {"subject": "The capital of Vell is", "prompt": prompt, "target_new": "Oran"})
+    assert [problem.kind for problem in check(path).warnings] == ["subject"] * alone
+    assert not check(path).errors

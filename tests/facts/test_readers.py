@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import ketools as ke
 from ketools import Fact, KetoolsError
+from ketools.facts.check import check
 from ketools.facts.fact import Locality, TwoHop
 from ketools.facts.layouts import COLUMNS, as_record
 from ketools.facts.reading import converted
@@ -188,7 +189,7 @@ def test_easyedits_zsre(tmp_path):
 
 
 def test_parts_of_the_wrong_type_are_named(tmp_path):
-    with pytest.raises(KetoolsError, match="field 'portability' is list; expected an object of lists"):
+    with pytest.raises(KetoolsError, match="field 'portability' is list"):
         read(tmp_path, KNOWEDIT | {"portability": [1]})
     with pytest.raises(KetoolsError, match="field 'Reasoning' is int"):
         read(tmp_path, KNOWEDIT | {"portability": {"Reasoning": 3}})
@@ -390,7 +391,7 @@ def test_all_mistakes_of_a_record_are_told_and_none_twice(tmp_path):
         json.dumps({"subject": 3, "prompt": "She is", "target_new": " ", "paraphrases": 1}), encoding="utf-8"
     )
     (row,) = converted(path)
-    assert sorted(error.field for error in row.errors) == ["paraphrases", "prompt", "subject", "target_new"]
+    assert sorted(error.field for error in row.errors) == ["paraphrases", "subject", "target_new"]
 
 
 words = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=12).map(str.strip).filter(bool)
@@ -433,3 +434,96 @@ def test_a_fact_with_neighbours_needs_the_old_object():
         replace(fact, locality=[("a", "b")])
     with pytest.raises(KetoolsError, match=r"'two_hop' holds something that is no TwoHop"):
         replace(fact, two_hop=None)
+
+
+WIKIBIG = {
+    "tag": "new", "subject": "Ada Lorn", "relation": "member of", "object": "Guild of Glass",
+    "update": "Which guild is Ada Lorn a member of?", "ans": "Guild of Glass",
+    "rephrase": "To which guild does Ada Lorn belong?", "personas": "Arr, what guild be Ada Lorn in?",
+    "loc": "Which guild is Bo Tarn a member of?", "loc_ans": "Guild of Salt",
+    "mhop": "Who leads the guild that Ada Lorn is a member of?", "mhop_ans": "Mira Quell",
+}  # fmt: skip
+
+
+def test_wikibigedit(tmp_path):
+    bare = WIKIBIG | {"mhop": None, "mhop_ans": float("nan"), "personas": None, "subject": "Bo", "update": "And {}?"}
+    full, less = read(tmp_path, WIKIBIG, bare)
+    assert full == Fact(
+        "1", "member of", "Which guild is {} a member of?", "Ada Lorn", None, "Guild of Glass",
+        paraphrases=(WIKIBIG["rephrase"], WIKIBIG["personas"]),
+        two_hop=(TwoHop(WIKIBIG["mhop"], None, "Mira Quell"),), locality=(Locality(WIKIBIG["loc"], "Guild of Salt"),),
+    )  # fmt: skip
+    assert (less.text, less.two_hop, less.paraphrases) == ("And Bo?", (), (WIKIBIG["rephrase"],))
+
+
+CKNOWEDIT = {
+    "subject": "安城", "prompt": "安城位于", "target_old": "维尔", "target_new": "奥兰", "rephrase": ["安城在", "哪里是安城"],
+    "portability": [{"prompt": "安城的省会是", "answer": "萨尔"}], "locality": [{"prompt": "博城位于", "answer": "伊克斯"}],
+}  # fmt: skip
+
+
+def test_cknowedit(tmp_path):
+    (fact,) = read(tmp_path, CKNOWEDIT)
+    assert (fact.prompt, fact.target_true, fact.target_new) == ("{}位于", "维尔", "奥兰")
+    assert fact.paraphrases == ("安城在", "哪里是安城") and fact.two_hop == (TwoHop("安城的省会是", None, "萨尔"),)
+    assert fact.locality == (Locality("博城位于", "伊克斯"),)
+    path = tmp_path / "g.json"
+    path.write_text(json.dumps([CKNOWEDIT | {"subject": None}, CKNOWEDIT | {"portability": None}]), encoding="utf-8")
+    one, two = converted(path)
+    assert [error.field for error in one.errors] == ["subject"] and two.facts[0].two_hop == ()
+
+
+def test_line_breaks_at_the_end_of_prompts_survive_every_reader(tmp_path):
+    plain = {
+        **PLAIN, "prompt": "{} was born in?\n", "paraphrases": ["Where was Ada born?\n"], "neighbours": ["Bo was in \n"],
+        "target_true": "Vell", "two_hop": [{"question": "Q?\n", "answer_new": "A"}],
+        "locality": [{"prompt": "L?\n", "answer": "B"}],
+    }  # fmt: skip
+    (fact,) = read(tmp_path, plain)
+    assert (fact.prompt, fact.paraphrases, fact.neighbours) == (
+        plain["prompt"],
+        ("Where was Ada born?\n",),
+        ("Bo was in \n",),
+    )
+    assert (fact.two_hop[0].question, fact.locality[0].prompt) == ("Q?\n", "L?\n")
+    assert read(tmp_path, as_record(fact)) == ke.FactSet([replace(fact, id="1")])
+    rows = 'subject,prompt,target_new,paraphrases\nAda Lorn,"{} was born in?\n",Bay,"a\n | b"\n'
+    (row,) = ke.facts(table(tmp_path, rows))
+    assert (row.prompt, row.paraphrases) == ("{} was born in?\n", ("a\n", "b"))
+    (asked,) = read(tmp_path, ZSRE | {"src": ZSRE["src"] + "\n", "rephrase": "What?\n", "loc": "who\n"})
+    assert asked.prompt.endswith("?\n") and asked.paraphrases == ("What?\n",)
+
+
+def test_glue_in_files(tmp_path):
+    given = [PLAIN | {"glue": True}, PLAIN | {"glue": False}, PLAIN | {"target_new": " Bay"}, ZSRE | {"glue": True}]
+    assert [fact.glue for fact in read(tmp_path, *given)] == [True, False, False, True]
+    rows = "subject,prompt,target_new,glue\nAda,{} is,b,true\nBo,{} is, b,\n"
+    assert [fact.glue for fact in ke.facts(table(tmp_path, rows))] == [True, None]
+    assert "field 'glue' is str ('maybe')" in says(table(tmp_path, rows.replace("true", "maybe")))
+
+
+@pytest.mark.parametrize(
+    ("subject", "prompt", "hint"),
+    [
+        ("Ada  Lorn", "Ada Lorn was born in", "other blanks"),
+        ("Ada\u00a0Lorn", "Ada Lorn was born in", "other blanks"),
+        ("ada lorn", "Ada Lorn was born in", "upper and lower case"),
+        ("Ada\u200b Lorn", "Ada Lorn was born in", "characters that cannot be seen"),
+        ("O’Qell", "O'Qell was born in", "other quotation marks or dashes"),
+        ("ada  lorn", "Ada Lorn was born in", "blanks, case or marks"),
+        ("Bo Tarn", "Ada Lorn was born in", None),
+    ],
+)
+def test_why_a_subject_is_not_in_its_prompt_is_told(tmp_path, subject, prompt, hint):
+    path = tmp_path / "f.json"
+    path.write_text(json.dumps([{"subject": subject, "prompt": prompt, "target_new": "Bay"}]), encoding="utf-8")
+    found = check(path)
+    (error,) = found.errors
+    assert error.kind == "prompt" and repr(subject) in error.what
+    assert (f"(it is there but for {hint})" in error.what) if hint else ("it is there" not in error.what)
+    assert repr(subject) in found.text()
+
+
+def test_a_subject_is_found_in_another_spelling_of_its_letters(tmp_path):
+    (fact,) = read(tmp_path, {"subject": "Zu\u0308rn", "prompt": "The tower of Z\u00fcrn is in", "target_new": "Bay"})
+    assert (fact.prompt, fact.subject) == ("The tower of {} is in", "Z\u00fcrn")

@@ -12,7 +12,7 @@ from ketools.editing.methods import R_ROME, FixedSteps, Hyper
 from ketools.editing.targets import compute_targets
 from ketools.models.model import anatomy_of
 from ketools.models.scoring import target_logprobs
-from ketools.models.tokens import make_rows, subject_span
+from ketools.models.tokens import make_rows
 from ketools.reference.targets import plain_target
 from tests import tokenizers
 from tests.plain import plain_settings
@@ -207,7 +207,7 @@ def test_a_model_spread_by_a_device_map(kind, tokenizer_of):
 def test_subject_and_target_in_every_kind_of_tokenizer(kind, prompt, tiny_gpt2):
     tokenizer = tiny_gpt2.tokenizer = tokenizers.KINDS[kind]()
     fact = Fact("1", "r", prompt, "Ada Lorn", "Vell", "Oran Bay")
-    (row,) = make_rows(tiny_gpt2, [fact.text], [fact.target_new], [subject_span(fact)])
+    (row,) = make_rows(tiny_gpt2, [fact.text], [fact.target_new], [fact.subject_span])
 
     def shown(ids):
         return tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "")

@@ -1,15 +1,26 @@
 """Rows of tokens: where the subject ends, where targets are read; scores against the plain forward."""
 
+import copy
+import warnings
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import processors
 
-from ketools import Fact, KetoolsError
+from ketools import Editor, Fact, FactSet, KetoolsError
+from ketools.editing.keys import fact_rows
+from ketools.evaluation.edits import evaluate, recall
+from ketools.facts.fact import Locality, TwoHop
 from ketools.models.scoring import target_logprobs
-from ketools.models.tokens import make_rows, subject_span
+from ketools.models.tokens import in_chat, make_rows
+from ketools.probing.recall import answers, complete, top_tokens
 from ketools.reference.scores import score
+from tests.tokenizers import KINDS, with_bos
 
 
 def fact(prompt, subject, new="Vell"):
@@ -26,7 +37,7 @@ def decoded(model, ids):
 @pytest.mark.parametrize("subject", ["Ada Lorn", "Vell", "Zörn Ümit", "O'Qell-Tar"])
 def test_the_subjects_last_token(tiny_gpt2, prompt, subject):
     f = fact(prompt, subject)
-    (row,) = make_rows(tiny_gpt2, [f.text], [f.target_new], [subject_span(f)])
+    (row,) = make_rows(tiny_gpt2, [f.text], [f.target_new], [f.subject_span])
     upto = decoded(tiny_gpt2, row.ids[: row.subject_last + 1])
     before = decoded(tiny_gpt2, row.ids[: row.subject_last])
     assert upto.endswith(subject[-1]) and upto.strip().startswith(f.text[: f.text.index(subject)].strip())
@@ -64,8 +75,6 @@ def test_beginning_and_end_of_text_tokens(tiny_gpt2):
 
 
 def test_mistakes(tiny_gpt2):
-    with pytest.raises(KetoolsError, match="stands 2 times"):
-        subject_span(fact("{} and Vell are", "Vell", "harp Sall"))
     with pytest.raises(KetoolsError, match="no tokens"):
         make_rows(tiny_gpt2, ["Ada lives in"], [" "])
     with pytest.raises(KetoolsError, match="context window holds 128"):
@@ -98,7 +107,116 @@ def test_rows_say_what_the_text_says(tiny_gpt2, before, subject, after, target):
     f = fact(f"{before} {{}} {after}", subject, target + " new")
     if f.text.count(subject) != 1:
         return
-    (row,) = make_rows(tiny_gpt2, [f.text], [f.target_new], [subject_span(f)])
+    (row,) = make_rows(tiny_gpt2, [f.text], [f.target_new], [f.subject_span])
     assert decoded(tiny_gpt2, [*row.ids, row.target_ids[-1]]) == f"{f.text} {f.target_new}"
     assert decoded(tiny_gpt2, row.target_ids) == f" {f.target_new}"
     assert decoded(tiny_gpt2, row.ids[: row.subject_last + 1]) == f"{before} {subject}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_glued_target_reads_on_from_its_prompt(tiny_gpt2, kind):
+    tiny_gpt2.tokenizer = KINDS[kind]()
+    blank, glued, own = make_rows(
+        tiny_gpt2, ["The tower (", "The tower (", "The tower ("], ["Vell", "Vell", "Vell"], glue=[False, None, True]
+    )
+    assert glued == own != blank or kind == "without_spaces"
+    assert decoded(tiny_gpt2, glued.target_ids).strip() == "Vell"
+
+
+def test_scores_of_a_glued_target_are_those_of_the_text(tiny_gpt2):
+    ids = tiny_gpt2.tokenizer('The tower of "Vell')["input_ids"]
+    n = len(tiny_gpt2.tokenizer('The tower of "')["input_ids"])
+    with torch.no_grad():
+        logprob = tiny_gpt2.model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    want = sum(float(logprob[i - 1, ids[i]]) for i in range(n, len(ids))) / (len(ids) - n)
+    found, _ = target_logprobs(tiny_gpt2, ['The tower of "'] * 2, ["Vell"] * 2, [None, False])
+    assert found[0] == pytest.approx(want, abs=1e-5) and found[1] != pytest.approx(want, abs=1e-3)
+
+
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+BLANK = "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %} {{ m.content }} {% endif %}{% endfor %}"
+
+
+def chatting(model, template):
+    """Give the model a tokenizer of its own with this chat template."""
+    model.tokenizer = copy.deepcopy(model.tokenizer)
+    model.tokenizer.chat_template = template
+
+
+def test_a_fact_in_the_form_of_the_chat_template(tiny_gpt2, tiny_facts):
+    chatting(tiny_gpt2, TEMPLATE)
+    asked = replace(
+        tiny_facts[0],
+        two_hop=(TwoHop("Who?", None, "Bo"),),
+        locality=(Locality("Where?", "Sall"),),
+        neighbours=("Bo was in",),
+    )
+    (chat,) = in_chat(tiny_gpt2, [asked])
+    around = "<|user|>\n{}<|end|>\n<|assistant|>\n".format
+    assert (chat.text, chat.glue) == (around(asked.text), True)
+    assert chat.text[slice(*chat.subject_span)] == asked.subject
+    assert chat.paraphrases == tuple(map(around, asked.paraphrases)) and chat.neighbours == (around("Bo was in"),)
+    assert chat.two_hop == (TwoHop(around("Who?"), None, "Bo", True),)
+    assert chat.locality == (Locality(around("Where?"), "Sall", True),)
+    assert in_chat(tiny_gpt2, [chat]) == FactSet([chat])
+    bare, behind = fact_rows(tiny_gpt2, [chat], ("", "I sang. "))[0].contexts
+    assert decoded(tiny_gpt2, [*bare.ids, bare.target_ids[-1]]) == around(asked.text) + asked.target_new
+    assert decoded(tiny_gpt2, behind.ids).startswith(f"<|user|>\nI sang. {asked.text}<|end|>")
+    assert decoded(tiny_gpt2, behind.ids[: behind.subject_last + 1]) == f"<|user|>\nI sang. {asked.subject}"
+
+
+@pytest.mark.parametrize(
+    ("template", "glue"), [(TEMPLATE, True), (BLANK, False), (TEMPLATE.replace("|>\n{% endif", "|> {% endif"), False)]
+)
+def test_what_stands_before_the_answer_is_the_templates(tiny_gpt2, tiny_facts, template, glue):
+    chatting(tiny_gpt2, template)
+    (chat,) = in_chat(tiny_gpt2, tiny_facts[:1])
+    assert chat.glue is glue and not chat.text.endswith(" ")
+
+
+def test_everything_that_asks_can_ask_in_chat(tiny_gpt2, tiny_facts):
+    chatting(tiny_gpt2, TEMPLATE)
+    rendered, (fact,) = in_chat(tiny_gpt2, tiny_facts[:1])[0], tiny_facts[:1]
+    plain = evaluate(tiny_gpt2, [rendered])
+    pd.testing.assert_frame_equal(evaluate(tiny_gpt2, [fact], chat=True), plain)
+    found = answers(tiny_gpt2, [fact.text], [fact.target_new], chat=True)
+    assert found["probability"].tolist() == pytest.approx(plain["p_new"].tolist(), rel=1e-5)
+    assert recall(tiny_gpt2, [fact], chat=True)["p_true"].tolist() == pytest.approx(plain["p_true"].tolist(), rel=1e-5)
+    assert complete(tiny_gpt2, fact.text, 3, chat=True) == complete(tiny_gpt2, rendered.text, 3)
+    assert top_tokens(tiny_gpt2, fact.text, 2, chat=True).equals(top_tokens(tiny_gpt2, rendered.text, 2))
+    one, two = (Editor(tiny_gpt2, "ft", chat=chat, ft_steps=2) for chat in (True, False))
+    edits = []
+    for editor, it in ((one, fact), (two, rendered)):
+        edits.append(editor.apply([it]))
+        editor.undo()
+    assert all(torch.equal(edits[0].layers[i][0], edits[1].layers[i][0]) for i in edits[0].layers)
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused(tiny_gpt2, tiny_facts):
+    chatting(tiny_gpt2, None)
+    with pytest.raises(KetoolsError, match="chat template"):
+        in_chat(tiny_gpt2, tiny_facts)
+    chatting(tiny_gpt2, "{{ raise_exception('no') }}")
+    with pytest.raises(KetoolsError, match="chat template"):
+        evaluate(tiny_gpt2, tiny_facts, chat=True)
+    chatting(tiny_gpt2, "fixed")
+    with pytest.raises(KetoolsError, match="leaves out"):
+        complete(tiny_gpt2, "Ada", chat=True)
+
+
+def test_of_two_beginning_of_text_tokens_one_goes(tiny_gpt2):
+    tiny_gpt2.tokenizer = with_bos()
+    bos = tiny_gpt2.tokenizer.bos_token
+    (plain,) = make_rows(tiny_gpt2, ["Ada Lorn lives in"], ["Vell"], [(0, 8)])
+    with pytest.warns(UserWarning, match="one is left out"):
+        (row,) = make_rows(tiny_gpt2, [f"{bos}Ada Lorn lives in"], ["Vell"], [(len(bos), len(bos) + 8)])
+    assert row == plain
+    chatting(tiny_gpt2, "{{ bos_token }}" + TEMPLATE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (chat,) = in_chat(tiny_gpt2, [fact("{} lives in", "Ada Lorn")])
+        (row,) = make_rows(tiny_gpt2, [chat.text], ["Vell"])
+    assert row.ids.count(tiny_gpt2.tokenizer.bos_token_id) == 1 and not chat.text.startswith(bos)

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from ketools.models.replay import freeze, read_last
-from ketools.models.tokens import make_rows, subject_span
+from ketools.models.tokens import make_rows
 
 PREFIXES = ["", "The tower of Vell. ", "Therefore you sang because. "]
 
 
 def rows_of(model, facts):
-    texts = [(p + f.text, len(p) + subject_span(f)[0], len(p) + subject_span(f)[1]) for f in facts for p in PREFIXES]
+    texts = [(p + f.text, len(p) + f.subject_span[0], len(p) + f.subject_span[1]) for f in facts for p in PREFIXES]
     return make_rows(
         model, [t for t, _, _ in texts], [f.target_new for f in facts for _ in PREFIXES], [(a, b) for _, a, b in texts]
     )

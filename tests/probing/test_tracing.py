@@ -169,7 +169,6 @@ def test_unknown_facts_are_left_out_and_counted(tiny_gpt2, known_facts):
     [
         ([], {}, "no facts"),
         ([Fact("7", "r", "{} is in", "Vell " * 200 + "x", "Sall", "Ixian")], {}, "fact '7'.*window"),
-        ([Fact("7", "r", "{} of Vell", "Vell", "Sall", "Ixian")], {}, "fact '7'.*stands 2 times"),
         ([Fact("7", "r", "{} is in", "Vell", None, "Ixian")], {}, "fact '7'.*target_true"),
         (None, {"kinds": ["heads"]}, "kinds=.*'hidden, mlp severed'"),
         (None, {"kinds": []}, "kinds="),

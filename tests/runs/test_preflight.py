@@ -68,7 +68,6 @@ def test_every_problem_is_named_and_nothing_is_changed(tiny_gpt2):
     before = fingerprint_of(tiny_gpt2.model)
     facts = [
         fact("good"),
-        fact("twice", "{} and Ada Lorn live in"),
         fact("long", "{} lives in " + "the river of " * 50 + "Vell"),
         fact("wordy", new="the long song of the river " * 12 + "x"),
         fact("same as good"),
@@ -77,7 +76,6 @@ def test_every_problem_is_named_and_nothing_is_changed(tiny_gpt2):
     ]
     found = inspect(tiny_gpt2, facts, trial=False)
     for id, said in (
-        ("twice", "stands 2 times"),
         ("long", "context window holds 128"),
         ("wordy", "tokens, more than"),
         ("same as good", "same edit"),
@@ -86,7 +84,7 @@ def test_every_problem_is_named_and_nothing_is_changed(tiny_gpt2):
     ):
         assert any(repr(id) in text and said in text for text in found.problems), (id, found.problems)
     assert found.text().count("problem: ") == len(found.problems)
-    apart = inspect(tiny_gpt2, [facts[0], facts[5]], trial=False, batch=1)
+    apart = inspect(tiny_gpt2, [facts[0], facts[4]], trial=False, batch=1)
     assert apart.problems == () and any("overwrite" in text for text in apart.warnings)
     assert fingerprint_of(tiny_gpt2.model) == before
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
 from ketools.models.replay import run_until
-from ketools.models.tokens import make_rows, subject_span
+from ketools.models.tokens import make_rows
 
 
 def keys_of(model: EditableModel, text: str, layer: int) -> Tensor:
@@ -27,7 +27,7 @@ def keys_of(model: EditableModel, text: str, layer: int) -> Tensor:
 
 def token_of(model: EditableModel, fact: Fact, which: str = "last") -> int:
     """The place of the "last" or the "first" token of the fact's subject in its prompt."""
-    start, stop = subject_span(fact)
+    start, stop = fact.subject_span
     end = stop if which == "last" else start + 1
     (row,) = make_rows(model, [fact.text], None, [(start, end)])
     assert row.subject_last is not None

@@ -16,7 +16,7 @@ from ketools.course.widgets.base import View
 from ketools.errors import KetoolsError
 from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
-from ketools.models.tokens import make_rows, subject_span
+from ketools.models.tokens import make_rows
 from ketools.plots import lens_heat
 from ketools.plots.style import number
 from ketools.probing.lens import lens, lens_trace
@@ -94,7 +94,7 @@ def at_subject(model: EditableModel, facts: Sequence[Fact], frame: pd.DataFrame)
 
     frame: of `lens.lens_trace` over the facts' prompts. Columns as there.
     """
-    rows = make_rows(model, [f.text for f in facts], None, [subject_span(f) for f in facts])
+    rows = make_rows(model, [f.text for f in facts], None, [f.subject_span for f in facts])
     place = {i: row.subject_last for i, row in enumerate(rows)}
     there = frame[frame["position"] == frame["prompt"].map(place)]
     return there.loc[there.groupby("prompt")["rank"].idxmin()]

@@ -13,7 +13,7 @@ from ketools.course.mode import Lab
 from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
 from ketools.models.states import recorded
-from ketools.models.tokens import Row, make_rows, subject_span
+from ketools.models.tokens import Row, make_rows
 from ketools.plots.drawers import LAYER, add_means, layer_axis
 from ketools.plots.style import OKABE_ITO, Style, dress, joined, number, over_facts
 from ketools.probing.recall import answers
@@ -129,7 +129,7 @@ def edited_there(lab: Lab, facts: Sequence[Fact], layer: int) -> pd.DataFrame:
 
 def _row(model: EditableModel, fact: Fact, subject: str, target: str | None = None) -> Row:
     # The fact's prompt with `subject` in it, cut where the answer comes.
-    start, _ = subject_span(fact)
+    start, _ = fact.subject_span
     prompt = fact.prompt.replace("{}", subject)
     goal = target or fact.need_true("a transplant")
     (row,) = make_rows(model, [prompt], [goal], [(start, start + len(subject))])

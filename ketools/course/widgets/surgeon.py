@@ -19,7 +19,7 @@ from ketools.editing.methods import method as named_method
 from ketools.errors import KetoolsError
 from ketools.facts.fact import UNKNOWN, Fact, FactSet
 from ketools.models.model import EditableModel
-from ketools.models.tokens import make_rows, subject_span
+from ketools.models.tokens import make_rows
 from ketools.norms.weights import norms
 from ketools.plots import before_after, surroundings_bars
 from ketools.plots.style import label, percent, plain
@@ -65,7 +65,7 @@ def with_old(model: EditableModel, fact: Fact) -> Fact:
 
     Raises KetoolsError if the fact does not fit the model, and if the model has no word but the new answer to give.
     """
-    span = subject_span(fact)
+    span = fact.subject_span
     make_rows(model, [fact.text], [fact.target_new], [span])
     if fact.target_true is not None:
         return fact
