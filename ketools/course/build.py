@@ -10,6 +10,7 @@ from copy import deepcopy
 from html import escape
 from importlib.resources import files
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import nbformat
@@ -209,25 +210,16 @@ def build(folder: str | Path, out: str | Path) -> dict[str, float]:
 
     Raises KetoolsError naming the notebook and the cell that failed; those before it are there.
     """
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
     from plotly.offline import get_plotlyjs
 
     folder, out = Path(folder), Path(out)
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / _SCRIPT, get_plotlyjs())
     for path in notebooks(folder):
-        try:
-            nb = papermill.execute_notebook(
-                path,
-                out / path.name,
-                cwd=path.parent,
-                kernel_name="python3",
-                progress_bar=False,
-                execution_timeout=CELL_SECONDS,
-            )
-        except PapermillExecutionError as error:
-            raise KetoolsError(f"{path.name}, cell {error.cell_index}: {error.ename}: {error.evalue}") from error
+        nb, start = read(path), perf_counter()
+        run(nb, path.parent)
+        nb.metadata["seconds"] = perf_counter() - start
+        write_atomic(out / path.name, nbformat.writes(nb) + "\n")
         write_atomic(out / f"{path.stem}.html", page(relinked(nb, folder, out)))
     items, took = [], run_seconds(out)
     for path in notebooks(out):
@@ -244,13 +236,10 @@ def build(folder: str | Path, out: str | Path) -> dict[str, float]:
 
 
 def run_seconds(folder: str | Path) -> dict[str, float]:
-    """Seconds that each notebook in `folder` took, from papermill's metadata: name -> seconds."""
-    took = {}
-    for path in notebooks(folder):
-        duration = read(path).metadata.get("papermill", {}).get("duration")
-        if duration is None:
-            raise KetoolsError(f"{path} was not run by papermill; run `make course`")
-        took[path.stem] = float(duration)
+    """Seconds that each notebook in `folder`, made by `build`, took: name -> seconds."""
+    took = {path.stem: read(path).metadata.get("seconds") for path in notebooks(folder)}
+    if lacking := [name for name, seconds in took.items() if seconds is None]:
+        raise KetoolsError(f"{lacking[0]}.ipynb in {folder} was not built; run `make course`")
     return took
 
 

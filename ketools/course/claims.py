@@ -146,15 +146,6 @@ class Property:
 
 
 @dataclass(frozen=True)
-class Wrong:
-    """A plausible wrong answer: what it does, the function, and `says` of the property that catches it."""
-
-    what: str
-    answer: Answer
-    fails: str
-
-
-@dataclass(frozen=True)
 class Exercise:
     """A task of a notebook; `minutes` is what a learner who has followed so far needs."""
 
@@ -162,7 +153,6 @@ class Exercise:
     difficulty: str
     minutes: int
     properties: tuple[Property, ...]
-    wrong: tuple[Wrong, ...] = ()
 
     def __post_init__(self) -> None:
         if self.difficulty not in _LEVELS or self.minutes < 1 or not self.properties:
@@ -170,9 +160,6 @@ class Exercise:
                 f"exercise {self.title!r}: expected a difficulty of {', '.join(_LEVELS)}, at least one minute and one "
                 f"property; got {self.difficulty!r}, {self.minutes}, {len(self.properties)}"
             )
-        says = {each.says for each in self.properties}
-        if odd := [each.fails for each in self.wrong if each.fails not in says]:
-            raise KetoolsError(f"exercise {self.title!r}: no property says {odd[0]!r}")
 
     def check(self, answer: Answer, *given: object) -> str:
         """One line if `answer` has all properties, tried in order; `given` is handed on to each.

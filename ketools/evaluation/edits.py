@@ -9,8 +9,6 @@ Scores say nothing without the moment at which they were taken: *at edit time* (
 end* (all past edits on the final model) differ widely. `evaluate` scores the model as it stands; runs name the moment.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np

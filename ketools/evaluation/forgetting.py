@@ -4,8 +4,6 @@ Forgetting reads the tables of a run (ketools.runs.store.RunRecord) as they are:
 hold no number are counted (`excluded`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -25,8 +23,8 @@ def forgetting_curve(checkpoints: pd.DataFrame, score: str = "ES") -> pd.DataFra
         checkpoints: a run's; score: "ES", "PS" or "NS", which has a column of its own and one named at_edit_SCORE.
 
     Returns:
-        A row per checkpoint after the first edit: edits, now (the score of all edits so far), at_edit (the mean of theirs
-        right after their batches), forgotten (at_edit - now), kept (now / at_edit; NaN where nothing took), finite.
+        The glossary's table "forgetting", a row per checkpoint after the first edit: edits, now, at_edit, forgotten, kept
+        (NaN where nothing took), finite.
 
     Raises:
         KetoolsError: no checkpoint after an edit, or a missing column.
@@ -52,8 +50,8 @@ def forgetting_by_age(facts: pd.DataFrame, batches: pd.DataFrame, measure: str =
         measure: a column of `evaluate`.
 
     Returns:
-        A row per batch, youngest first: age (edits made after the batch), batch, at_edit, now (means), kept (now /
-        at_edit; NaN where nothing took), n (facts with both numbers), excluded (facts without).
+        A row per batch, youngest first: age (edits made after the batch), batch, at_edit, now, kept, n (facts with both
+        numbers), excluded (facts without).
 
     Raises:
         KetoolsError: a run that is not complete, an empty one, or a batch that `batches` lacks.
@@ -85,10 +83,8 @@ def half_life(curve: pd.DataFrame) -> pd.Series:
     """After how many edits half of what took is gone, from `forgetting_curve` or `forgetting_by_age`.
 
     Returns:
-        half_life (edits until kept first falls to 1/2, linear between points; infinite if it never does), reached (bool),
-        half_life_fit (that of kept = 2^(-edits / h), least squares on ln kept through 1 at 0; infinite where kept does
-        not fall; it extrapolates), n (points), excluded (rows without a finite kept, and, from the fit only, without a
-        positive one).
+        half_life (linear between points; infinite if kept never falls to 1/2), reached (bool), half_life_fit (least squares
+        on ln kept through 1 at 0; infinite where kept does not fall; it extrapolates), n (points), excluded.
 
     Raises:
         KetoolsError: no row with a finite kept.

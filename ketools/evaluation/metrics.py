@@ -5,8 +5,6 @@ things in different tables ("ratio" of norms, "ratio" of probabilities), so an e
 the same everywhere are in the table "shared". Importing this module needs neither torch nor pandas.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import tomllib

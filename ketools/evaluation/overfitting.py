@@ -4,8 +4,6 @@ Gupta et al. (2502.01636), table 1: natural facts have a mean probability of .39
 early stopping (MPES) brings them back to or below the natural level.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 

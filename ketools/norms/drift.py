@@ -6,8 +6,6 @@ that falls on the keys of background text, whose covariance C has its leading ei
 null space where it does not (AlphaEdit, arXiv 2410.02355). Alignment is computed in float64.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -75,10 +73,8 @@ def drift(now: States, reference: States) -> pd.DataFrame:
     """How far the states are from their reference, token by token.
 
     Returns:
-        A row per layer: layer, cosine (mean over tokens of cos(h, h_ref)), cosine_p05 (the 5% most turned are below it),
-        distance (mean of ||h - h_ref|| / ||h_ref||), norm_ratio (mean norm over that of the reference), common (share of
-        ||h - h_ref||^2 that is one shift common to all tokens, ||mean||^2 / mean of squares; NaN without any drift),
-        tokens, left_out (tokens whose state is zero on a side, without a direction; in no column but norm_ratio).
+        The glossary's table "drift", a row per layer. Tokens whose state is zero on a side have no direction: left_out
+        counts them, and they are in no column but norm_ratio.
 
     Raises:
         KetoolsError: the two are not of the same layers and tokens.
@@ -193,11 +189,9 @@ def alignment(
         top: share of all directions that count as leading (at least one).
 
     Returns:
-        A row per layer: layer; top_left, the share in the leading left singular directions of W_0 (what the update
-        writes), and top_left_chance; top_right and top_right_chance, the same for the right ones (what it reads). With
-        bases: c_top and c_top_chance (leading eigenvectors of C), c_mean (tr(Delta C Delta^T) over its value for a
-        random update of the same norm: below 1 background text is spared), null_energy, null_chance (null space of C), null_dim,
-        null_threshold. Shares of a zero update are NaN.
+        The glossary's table "alignment", a row per layer: shares in the leading left and right singular directions of W_0
+        (what the update writes and reads) and, with bases, along C's leading eigenvectors and its null space; NAME_chance
+        is what a random update has. Shares of a zero update are NaN.
 
     Raises:
         KetoolsError: nothing to align (an unedited model), `top` outside 0 to 1, or a layer without a basis.

@@ -6,8 +6,6 @@ agreeing with anything. Works for sequential and parallel layers alike, because 
 made (`EditableModel.sublayer`); that they do sum to the stream is checked, not assumed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -142,10 +140,8 @@ def contributions(
         into: {layer: (tokens, d_model)}, filled with the states after these layers, in the sample's order.
 
     Returns:
-        A row per summand: layer (-1: what enters layer 0), kind ("embedding", "attention", "mlp"), edited (an MLP of an
-        edited layer), norm (L2), share (`stream_share`; sums to 1), relative (norm over that of the state it is added to,
-        the embedding's over itself), projection (its part <c, h_L> / ||h_L||^2 of the last state; signed, sums to 1),
-        tokens.
+        The glossary's table "residual", a row per summand: layer (-1: what enters layer 0), kind ("embedding",
+        "attention", "mlp"), edited (an MLP of an edited layer), norm, share, relative, projection, tokens.
 
     Raises:
         KetoolsError: states that are not finite, or an architecture whose sublayers do not sum to its stream.

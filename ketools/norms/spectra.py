@@ -1,7 +1,5 @@
 """Singular values of the edited matrices, before and after, and of what was added to them. All in float64."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 import pandas as pd

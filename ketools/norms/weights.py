@@ -4,8 +4,6 @@ Gupta et al. (2502.01636), figures 1 and 15-20: without a penalty on ||W' - W||_
 with every batch, to ten times that of their unedited neighbours.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
@@ -117,13 +115,10 @@ def growth(series: pd.Series | Sequence[float], *, level: float = 0.95) -> pd.Se
         level: of the interval.
 
     Returns:
-        exponent, exponent_low, exponent_high (b; the interval is NaN with two points, all are NaN with fewer);
-        scale (a, so that e_n = a n^b); law ("linear in sqrt(n)" or "linear in n" where the interval has only that
-        exponent in it, "power law" where it has neither, "undecided" where it has both or there is no interval, "none"
-        where nothing grew); r2 (of the line in logarithms), r2_sqrt, r2_linear (of e_n^2 against c n and c n^2: one
-        minus the squares left over those around the mean; negative where a constant is nearer); per_edit (growth of
-        the norm per edit over the whole series, relative to the first), per_edit_last (the same over the last quarter);
-        n (points fitted), excluded (points not finite, or with a norm no larger than the first).
+        What the glossary's table "growth" lists: b with its interval (NaN with two points, all NaN with fewer), a, the law
+        ("linear in sqrt(n)" or "linear in n" where the interval has only that exponent in it, "power law" where it has
+        neither, "undecided" where it has both or there is none, "none" where nothing grew), R^2 of the three laws, growth
+        per edit, n (points fitted), excluded (points not finite, or with a norm no larger than the first).
 
     Raises:
         KetoolsError: fewer than two points, a first norm that is not positive and finite, edits that do not rise from 0.

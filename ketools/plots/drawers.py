@@ -67,15 +67,8 @@ def named_frames(frames: Frames, *columns: str, of: str) -> dict[str, pd.DataFra
 
 
 def need(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
-    """The frame itself; KetoolsError if it has no rows or lacks `method`, `edits` or one of `columns`."""
-    if missing := [name for name in dict.fromkeys(("method", "edits", *columns)) if name not in frame]:
-        raise KetoolsError(
-            f"nothing to draw: the table lacks {', '.join(missing)} (it has {', '.join(map(str, frame.columns))}); "
-            "expected a table of a lifelong run with a method column, see ketools.plots.stack"
-        )
-    if frame.empty:
-        raise KetoolsError("nothing to draw: the table has no rows; the run stopped before its first measurement")
-    return frame
+    """`checked` for a table of a lifelong run with a column `method`, see `ketools.plots.stack`."""
+    return checked(frame, *dict.fromkeys(("method", "edits", *columns)), of="a lifelong run with a method column")
 
 
 def measured(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:

@@ -319,7 +319,7 @@ def lens_lines(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
 # Where a fact is recalled: causal tracing and attention knockout.
 
 _TRACE = "probing.tracing.trace"
-_RESTORED = {  # kind of restored state: (name, where it stands to the layer named)
+RESTORED = {  # kind of restored state: (name, where it stands to the layer named)
     "hidden": ("hidden states", "behind"),
     "mlp": ("MLPs", "around"),
     "attention": ("attentions", "around"),
@@ -337,11 +337,6 @@ _ROLES = {
 }
 _SOURCES = {"subject": "the subject", "other": "all other tokens"}
 _CLEAR = 0.1  # share of the lost probability below which a restoration brings back nothing worth naming
-
-
-def named(kind: str) -> str:
-    """What figures call a kind of restored state: "mlp" is "MLPs"."""
-    return _RESTORED.get(kind, (kind, ""))[0]
 
 
 def trace_heat(frame: pd.DataFrame, fact: str | None = None, *, context: str = "") -> go.Figure:
@@ -381,7 +376,7 @@ def trace_heat(frame: pd.DataFrame, fact: str | None = None, *, context: str = "
         labels = {role: str(role) for role in roles if role in present}
         called = {role: _ROLES.get(str(role), plain(role)) for role in labels}
     effects = frame.groupby(["kind", "position" if one else "role", "layer"], observed=True)["effect"].mean()
-    kinds = [kind for kind in _RESTORED if kind in set(frame["kind"])]
+    kinds = [kind for kind in RESTORED if kind in set(frame["kind"])]
     lines, gap = -(-len(kinds) // 3), 90  # pixels between panels, for axis title and panel title
     height = lines * 26 * len(labels) + (lines - 1) * gap
     fig = make_subplots(
@@ -391,11 +386,11 @@ def trace_heat(frame: pd.DataFrame, fact: str | None = None, *, context: str = "
         shared_xaxes="all",
         horizontal_spacing=0.03,
         vertical_spacing=gap / height if lines > 1 else 0,
-        subplot_titles=[_RESTORED[kind][0] for kind in kinds],
+        subplot_titles=[RESTORED[kind][0] for kind in kinds],
     )
     layers = sorted({int(layer) for layer in effects.index.get_level_values("layer")})
     for panel, kind in enumerate(kinds):
-        name = _RESTORED[kind][0]
+        name = RESTORED[kind][0]
         heat = go.Heatmap(
             z=effects[kind].unstack("layer").reindex(list(labels)).to_numpy().tolist(),
             x=layers,
@@ -418,7 +413,7 @@ def trace_heat(frame: pd.DataFrame, fact: str | None = None, *, context: str = "
     lost, clean = float((runs["p_clean"] - runs["p_corrupted"]).mean()), float(runs["p_clean"].mean())
     texts, clear = [], False
     for kind in kinds:
-        values, (name, where) = effects[kind], _RESTORED[kind]
+        values, (name, where) = effects[kind], RESTORED[kind]
         if where == "behind":  # the state that the answer is read from brings it back whatever the model is like
             others = values[[called[place] != _ROLES["last token"] for place, _ in values.index]]
             values = others if len(others) else values
@@ -457,10 +452,10 @@ def trace_profile(frame: pd.DataFrame, role: str | None = None, *, context: str 
     if role not in roles:
         raise KetoolsError(f"the trace has nothing at {role!r}; it has {', '.join(map(repr, roles))}")
     rows = frame[frame["role"] == role].sort_values("layer")
-    kinds = [kind for kind in _RESTORED if kind in set(rows["kind"])]
+    kinds = [kind for kind in RESTORED if kind in set(rows["kind"])]
     fig, clear, unclear, sentences = go.Figure(), [], [], []
     for kind, look in part_styles(kinds).items():
-        name, where = _RESTORED[kind]
+        name, where = RESTORED[kind]
         effects = rows[rows["kind"] == kind]
         add_means(fig, effects, name, look)
         best = effects.loc[effects["mean"].idxmax()]

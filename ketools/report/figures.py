@@ -3,8 +3,6 @@
 `CHARTS` lists the figures with the rows that each draws; `capacity` stands for itself.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ page.html.j2 is how it looks, and escapes everything. Runs of several models sta
 are a mean and a range.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

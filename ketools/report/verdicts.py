@@ -5,8 +5,6 @@ out. What was not run or not measured has no verdict. The paper's figures: Gupta
 requires Better Regularization", arXiv 2502.01636.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Runs side by side: a table of what each came to, and on how many facts one method is right where another is not."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import combinations
 
@@ -35,12 +33,10 @@ def compare(runs: Sequence[Run], at: int | None = None) -> pd.DataFrame:
             measures.
 
     Returns:
-        run, model, method (the label that sets it apart), seed, edits (`at`), load (edits / d_mlp; NaN where the record
-        does not say how wide the model is), complete (whether these are all edits asked
-        for), collapsed (the run ended early, in an update that is not finite), processor ("" where the record does not
-        say), then MEASURES: the scores of all edits so far on the model as it then was, the same right after each edit's
-        own batch (at_edit_*; S the harmonic mean of the means), shares, ratios to before any edit, seconds_per_edit
-        (editing alone, mean up to there). NaN where a run has not recorded one.
+        run, model, method (the label that sets it apart), seed, edits (`at`), load (edits / d_mlp; NaN where the record does
+        not say how wide the model is), complete (these are all edits asked for),
+        collapsed (the run ended early, in an update that is not finite), processor ("" where the record does not say), then
+        MEASURES, NaN where a run has not recorded one; at_edit_S is the harmonic mean of the means.
 
     Raises:
         KetoolsError: no runs, runs that cannot be compared (other facts, another panel; it says which and why), or

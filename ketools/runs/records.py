@@ -1,7 +1,5 @@
 """Stored runs and what they are called: method labels, provenance, gathering runs into groups of seeds, light records."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

@@ -4,8 +4,6 @@
 (`ketools edit`). Both resume where they stopped.
 """
 
-from __future__ import annotations
-
 import hashlib
 import time
 import warnings

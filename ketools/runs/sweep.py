@@ -1,7 +1,5 @@
 """Several runs side by side, each from the same unedited weights: methods (`demo`), settings or seeds (`sweep`)."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil
@@ -155,13 +153,8 @@ def demo(
 def figures(record: RunRecord) -> dict[str, Any]:
     """The state at the end of a run, as demo.json and the grid hold it.
 
-    Returns:
-        norm_ratio (most grown edited matrix, Frobenius, relative to before), norm_still_growing, norm_ratio_unedited;
-        unedited_kept, unedited_falling (below the last checkpoint before), same_subject_kept, downstream_kept,
-        downstream_f1, perplexity_ratio; efficacy, paraphrase, neighbourhood, score (S) and accuracies of all edits
-        at the end; efficacy_at_edit, paraphrase_at_edit, neighbourhood_at_edit; p_edited, p_natural; steps_mean;
-        edits; seconds (editing), seconds_per_edit, seconds_evaluation. NaN where nothing was measured: all but p_natural
-        of a run that ended in its first batch, whose weights are the unedited ones.
+    What each is says the glossary's table "demo". NaN where nothing was measured: all but p_natural of a run that ended in
+    its first batch, whose weights are the unedited ones.
     """
     last, facts, n = record.checkpoints.iloc[-1], record.facts, len(record.facts)
     if not n:  # "kept 100%" of a model without an edit would stand beside those of methods that edited

@@ -3,7 +3,7 @@
 import pytest
 
 from ketools import KetoolsError
-from ketools.course.claims import Exercise, Property, Wrong, WrongAnswer
+from ketools.course.claims import Exercise, Property, WrongAnswer
 
 DOUBLE = Exercise(
     "Double it", "easy", 1,
@@ -11,7 +11,6 @@ DOUBLE = Exercise(
         Property("numbers stay numbers", lambda f: isinstance(f(2), int), "Return a number."),
         Property("two becomes four, three six", lambda f: (f(2), f(3)) == (4, 6), "Multiply; squares agree at 2 only."),
     ),
-    (Wrong("squares", lambda x: x * x, "two becomes four, three six"),),
 )  # fmt: skip
 
 
@@ -21,7 +20,7 @@ def test_a_right_answer_passes_and_the_line_names_the_properties():
 
 def test_a_wrong_answer_hears_what_to_think_about_and_sees_no_traceback():
     with pytest.raises(WrongAnswer, match="squares agree at 2 only") as caught:
-        DOUBLE.check(DOUBLE.wrong[0].answer)
+        DOUBLE.check(lambda x: x * x)
     assert caught.value._render_traceback_()[1] == "Missing: two becomes four, three six."
 
 
@@ -44,7 +43,5 @@ def test_what_is_given_reaches_answer_and_property():
 def test_declarations_are_checked():
     with pytest.raises(KetoolsError, match="hand over its name"):
         DOUBLE.check(4)
-    with pytest.raises(KetoolsError, match="no property says 'other'"):
-        Exercise("x", "easy", 1, DOUBLE.properties, (Wrong("w", abs, "other"),))
     with pytest.raises(KetoolsError, match="difficulty"):
         Exercise("x", "impossible", 1, DOUBLE.properties)

@@ -48,11 +48,14 @@ def test_every_control_drives_the_data_and_the_picture():
 
 def test_the_sentence_names_the_best_pair():
     view = EncoreDial(made_up_grid())
-    assert "best in unedited facts still right: lambda_n 40, patience all steps" in view.sentence()
+    assert "best in retention of unedited facts: lambda_n 40, patience all steps" in view.sentence()
     view.controls["lambda_n"].value, view.controls["patience"].value = 40.0, ALL_STEPS
     assert "no pair of the grid does better" in view.sentence()
-    view.controls["measure"].value = "norm_ratio"
-    assert "best in norm of the most grown edited matrix (ratio): lambda_n 0, patience +0" in view.sentence()
+    view.controls["measure"].value = "steps_mean"
+    assert "best in optimisation steps per fact: lambda_n 0, patience +0" in view.sentence()
+    above = EncoreDial(made_up_grid().assign(norm_ratio=lambda grid: 2 * grid["norm_ratio"]))
+    above.controls["measure"].value = "norm_ratio"
+    assert "best in norm of the most-changed matrix: lambda_n 0, patience +0" in above.sentence(), "nearest to 1"
 
 
 def test_pairs_that_were_not_run_are_gaps():

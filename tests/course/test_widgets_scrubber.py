@@ -48,7 +48,7 @@ def test_the_slider_moves_every_panel():
             assert values(view, "norm", method) == (norms.set_index("layer")["ratio"].to_dict(), {edits})
             metrics, at = values(view, "metric", method)
             row = run.checkpoints.set_index("edits").loc[point]
-            assert at == {point} and metrics["unedited facts"] == row["unedited_kept"]
+            assert at == {point} and metrics["unedited_kept"] == row["unedited_kept"]
             assert values(view, "spectrum", method)[0]["spectral_norm"] == 3 + point / 100
             assert values(view, "share", method)[0][3] == pytest.approx(0.1 + point / 1000)
         assert [line["x0"] for line in drawn(view)["layout"]["shapes"]] == [edits] * 2
@@ -109,10 +109,10 @@ def test_a_metric_without_a_value_is_no_bar_of_zero():
         run.checkpoints.loc[run.checkpoints["edits"] == 0, "ES"] = math.nan
     view = LifelongScrubber(runs)
     noted = [note["y"] for note in drawn(view)["layout"]["annotations"] if note["text"] == "not measured yet"]
-    assert "efficacy" not in noted
+    assert "ES" not in noted
     view.controls["edits"].value = 0
     noted = [note["y"] for note in drawn(view)["layout"]["annotations"] if note["text"] == "not measured yet"]
-    assert "efficacy" in noted
+    assert "ES" in noted
 
 
 def test_a_shorter_run_keeps_its_last_point():

@@ -2,6 +2,7 @@
 
 import ast
 import builtins
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -66,14 +67,15 @@ def test_the_solution_passes_and_wrong_answers_hear_why(made, lab):
     assert lab.clean(), "the solution leaves its edit in the weights"
     for exercise, given in asked:
         assert exercise in declared_exercises(path)
-        assert exercise.wrong, f"{exercise.title}: name a plausible wrong answer"
-        for wrong in exercise.wrong:
-            (caught_by,) = [each for each in exercise.properties if each.says == wrong.fails]
+        wrong = import_module(f"tests.notebooks.wrong.nb{cells.number(path)}").WRONG[exercise.title]
+        assert wrong, f"{exercise.title}: name a plausible wrong answer"
+        for what, answer, fails in wrong:
+            (caught_by,) = [each for each in exercise.properties if each.says == fails]
             with pytest.raises(WrongAnswer) as caught:
-                exercise.check(wrong.answer, *given)
-            assert f"Missing: {wrong.fails}." in str(caught.value), wrong.what
+                exercise.check(answer, *given)
+            assert f"Missing: {fails}." in str(caught.value), what
             assert caught_by.teaches in str(caught.value) and len(caught_by.teaches.split()) >= 8
-            assert lab.clean(), f"{wrong.what}: left in the weights"
+            assert lab.clean(), f"{what}: left in the weights"
 
 
 @pytest.mark.parametrize("made", CASES, ids=NAMES, indirect=True)

@@ -6,7 +6,7 @@ import ipywidgets as W
 import pandas as pd
 import plotly.graph_objects as go
 
-from ketools.course.claims import Exercise, Property, Wrong
+from ketools.course.claims import Exercise, Property
 from ketools.course.mode import Lab
 from ketools.course.widgets.base import View
 from ketools.editing.edit import Edit
@@ -136,25 +136,6 @@ def _all_hold(answer: Both, lab: Lab, facts: list[Fact]) -> bool:
     return _wins(lab, _made(lab, answer, facts), facts)[0]
 
 
-def _with(name: str) -> Gentle:
-    def answer(lab: Lab, fact: Fact) -> Edit:
-        editor = lab.editor(name)
-        edit = editor.apply([fact])
-        editor.undo()
-        return edit
-
-    return answer
-
-
-def _never_undone(lab: Lab, fact: Fact) -> Edit:
-    return lab.editor("encore").apply([fact])
-
-
-def _last_alone(lab: Lab, facts: list[Fact]) -> Edit:
-    editor = lab.editor("memit")
-    return [editor.apply([fact]) for fact in facts][-1]
-
-
 gentle = Exercise(
     "Edit without shouting",
     "easy",
@@ -180,10 +161,6 @@ gentle = Exercise(
             "out again with editor.undo() before you return.",
         ),
     ),
-    wrong=(
-        Wrong("edits with MEMIT again", _with("memit"), "it is less sure than with MEMIT"),
-        Wrong("leaves the edit in the weights", _never_undone, "the weights are left as they were"),
-    ),
 )
 
 both = Exercise(
@@ -201,11 +178,6 @@ both = Exercise(
             "every new answer beats the old one",
             _all_hold,
             "At least one fact did not take. Are all facts in the batch?",
-        ),
-    ),
-    wrong=(
-        Wrong(
-            "applies one fact after the other and returns the last Edit", _last_alone, "one Edit names all the facts"
         ),
     ),
 )

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
-from ketools.course.claims import Exercise, Property, Wrong
+from ketools.course.claims import Exercise, Property
 from ketools.course.lessons.points import kind_points
 from ketools.course.mode import Lab
 from ketools.course.widgets.base import View
@@ -213,14 +213,6 @@ score = Exercise(
             "Take the mean first, then exp.",
         ),
     ),
-    wrong=(
-        Wrong("takes the product", lambda logs: math.exp(sum(logs)), "three tokens of probability 1/4 score 1/4"),
-        Wrong(
-            "takes the mean of probabilities",
-            lambda logs: sum(map(math.exp, logs)) / len(logs),
-            "the mean is taken of logarithms",
-        ),
-    ),
 )
 
 
@@ -249,16 +241,6 @@ def _the_output(answer: Lens, model: EditableModel) -> bool:
     return torch.allclose(answer(model, state).float(), want, atol=1e-3)
 
 
-@torch.no_grad()
-def _no_norm(model: EditableModel, state: Tensor) -> Tensor:
-    return model.logits(state).softmax(-1)
-
-
-@torch.no_grad()
-def _only_logits(model: EditableModel, state: Tensor) -> Tensor:
-    return model.logits(model.final_norm(state))
-
-
 logit_lens = Exercise(
     "Write the logit lens",
     "medium",
@@ -275,9 +257,5 @@ logit_lens = Exercise(
             "With the state behind the last layer your lens should say exactly what the model says. Between the last layer "
             "and the head stands one more part: the final norm.",
         ),
-    ),
-    wrong=(
-        Wrong("forgets the softmax", _only_logits, "what comes out is a distribution over the vocabulary"),
-        Wrong("skips the final norm", _no_norm, "behind the last layer it is the model's own output"),
     ),
 )

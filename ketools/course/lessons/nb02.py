@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor, nn
 
-from ketools.course.claims import Exercise, Property, Wrong
+from ketools.course.claims import Exercise, Property
 from ketools.course.mode import Lab
 from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
@@ -186,10 +186,6 @@ share = Exercise(
             "The noise took p_clean - p_corrupted; the restoration gave p - p_corrupted of it back. Divide one by the other.",
         ),
     ),
-    wrong=(
-        Wrong("divides by the clean probability", lambda clean, corrupted, p: p / clean, "0 if nothing came back"),
-        Wrong("gives the indirect effect itself", lambda clean, corrupted, p: p - corrupted, "1 if all came back"),
-    ),
 )
 
 
@@ -229,27 +225,6 @@ def _leaves_alone(answer: MakeHook) -> bool:
     return not out.any()
 
 
-def _everywhere(clean: Tensor, position: int) -> Hook:
-    return lambda module, args, out: clean.expand_as(out)
-
-
-def _in_place(clean: Tensor, position: int) -> Hook:
-    def hook(module: nn.Module, args: object, out: Tensor) -> Tensor:
-        out[:, position] = clean
-        return out
-
-    return hook
-
-
-def _first_row(clean: Tensor, position: int) -> Hook:
-    def hook(module: nn.Module, args: object, out: Tensor) -> Tensor:
-        new = out.clone()
-        new[position // 2 - 1, position] = clean
-        return new
-
-    return hook
-
-
 restore_hook = Exercise(
     "Put one clean state back",
     "medium",
@@ -275,10 +250,5 @@ restore_hook = Exercise(
             _leaves_alone,
             "You wrote into the tensor you were given. Other parts of the model may still read it: clone it, then write.",
         ),
-    ),
-    wrong=(
-        Wrong("replaces every position", _everywhere, "all other positions stay"),
-        Wrong("replaces the first row alone", _first_row, "it works for several rows"),
-        Wrong("writes in place", _in_place, "the module's output is not overwritten"),
     ),
 )

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
-from ketools.course.claims import Exercise, Property, Wrong
+from ketools.course.claims import Exercise, Property
 from ketools.course.lessons.keys import key_of, keys_of, moved
 from ketools.course.lessons.points import kind_points
 from ketools.course.mode import Lab
@@ -156,24 +156,6 @@ def _packages(answer: RankOne, editor: Editor, fact: Fact) -> bool:
     return float((delta - want).norm() / want.norm()) < 1e-3
 
 
-def _by_norm(weight: Tensor, key: Tensor, value: Tensor, covariance: Tensor) -> Tensor:
-    u = torch.linalg.solve(covariance, key)
-    return torch.outer(value - weight @ key, u) / (key @ key)
-
-
-def _whole_value(weight: Tensor, key: Tensor, value: Tensor, covariance: Tensor) -> Tensor:
-    u = torch.linalg.solve(covariance, key)
-    return torch.outer(value, u) / (u @ key)
-
-
-def _plain(weight: Tensor, key: Tensor, value: Tensor, covariance: Tensor) -> Tensor:
-    return torch.outer(value - weight @ key, key) / (key @ key)
-
-
-def _transposed(weight: Tensor, key: Tensor, value: Tensor, covariance: Tensor) -> Tensor:
-    return rank_one_update(weight, key, value, covariance).T
-
-
 rank_one = Exercise(
     "Write the rank-one update",
     "medium",
@@ -202,12 +184,6 @@ rank_one = Exercise(
             "Right on random matrices, yet not what the Editor writes. Does your function use its arguments alone?",
         ),
     ),
-    wrong=(
-        Wrong("gives the transpose", _transposed, "the update has the matrix's shape"),
-        Wrong("divides by the key's squared norm", _by_norm, "the key maps to the value"),
-        Wrong("writes the whole value, not what is missing", _whole_value, "the key maps to the value"),
-        Wrong("leaves the covariance out", _plain, "no other such update moves prose less"),
-    ),
 )
 
 
@@ -227,14 +203,6 @@ def _predicts(answer: Spill) -> bool:
     _, other, _, _ = _problem(1)
     arrived = rank_one_update(weight, key, value, covariance) @ other
     return torch.allclose(arrived, float(answer(key, other, covariance)) * (value - weight @ key))
-
-
-def _cosine(key: Tensor, other: Tensor, covariance: Tensor) -> float:
-    return float(key @ other / (key.norm() * other.norm()))
-
-
-def _no_covariance(key: Tensor, other: Tensor, covariance: Tensor) -> float:
-    return float(key @ other / (key @ key))
 
 
 spill = Exercise(
@@ -257,9 +225,5 @@ spill = Exercise(
             _predicts,
             "Delta = (v - W k) u^T / (u^T k) with u = C^-1 k. Multiply by k' from the right: the share is u^T k' / u^T k.",
         ),
-    ),
-    wrong=(
-        Wrong("takes the cosine", _cosine, "twice the key receives twice as much"),
-        Wrong("leaves the covariance out", _no_covariance, "Delta k' is the share times what was written"),
     ),
 )

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
-from ketools.course.claims import Exercise, Property, Wrong
+from ketools.course.claims import Exercise, Property
 from ketools.course.lessons.keys import key_of, moved
 from ketools.course.lessons.trades import FLAT_LINE, trade_lines
 from ketools.course.mode import Lab
@@ -187,23 +187,6 @@ def _packages(answer: Closed, editor: Editor, facts: Sequence[Fact]) -> bool:
     return float((delta - want).norm() / want.norm()) < 1e-3
 
 
-def _transposed(keys: Tensor, residuals: Tensor, covariance: Tensor, weight: float) -> Tensor:
-    return closed_form(keys, residuals, covariance, weight).T
-
-
-def _unprotected(keys: Tensor, residuals: Tensor, covariance: Tensor, weight: float) -> Tensor:
-    return residuals @ torch.linalg.pinv(keys)
-
-
-def _ridge(keys: Tensor, residuals: Tensor, covariance: Tensor, weight: float) -> Tensor:
-    return closed_form(keys, residuals, torch.eye(len(keys), dtype=keys.dtype), weight)
-
-
-def _alone(keys: Tensor, residuals: Tensor, covariance: Tensor, weight: float) -> Tensor:
-    one = [closed_form(keys[:, [i]], residuals[:, [i]], covariance, weight) for i in range(keys.shape[1])]
-    return torch.stack(one).sum(0)
-
-
 many = Exercise(
     "Write many facts at once",
     "medium",
@@ -233,12 +216,6 @@ many = Exercise(
             "Right on random matrices, yet not what the Editor writes. Does your function use its arguments alone?",
         ),
     ),
-    wrong=(
-        Wrong("gives the transpose", _transposed, "the update has the matrix's shape"),
-        Wrong("adds up single updates", _alone, "with nearly no protection every fact is written"),
-        Wrong("protects nothing", _unprotected, "the gradient is zero there"),
-        Wrong("takes the identity for the covariance", _ridge, "the gradient is zero there"),
-    ),
 )
 
 Asked = Callable[[float, Sequence[float]], Sequence[float]]
@@ -255,18 +232,6 @@ def _even(answer: Asked) -> bool:
 def _behind(answer: Asked) -> bool:
     found = np.asarray(answer(12.0, [0.5, 0.5, 1.0]), dtype=float)
     return len(found) == 3 and np.allclose(found, [4.0, 5.0, 7.5])
-
-
-def _once(total: float, delivered: Sequence[float]) -> list[float]:
-    return [total / len(delivered)] * len(delivered)
-
-
-def _same_divisor(total: float, delivered: Sequence[float]) -> list[float]:
-    asked, left = [], total
-    for share in delivered:
-        asked.append(left / len(delivered))
-        left -= share * asked[-1]
-    return asked
 
 
 asked = Exercise(
@@ -286,9 +251,5 @@ asked = Exercise(
             "Take off what was delivered, not what was asked for, and divide what is then left by the layers to come: "
             "the model is read anew before each layer.",
         ),
-    ),
-    wrong=(
-        Wrong("shares out once and for all", _once, "what a layer leaves undone falls to those above"),
-        Wrong("divides by all layers each time", _same_divisor, "layers that deliver all are asked for equal parts"),
     ),
 )

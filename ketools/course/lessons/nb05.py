@@ -9,9 +9,9 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
-from ketools.course.claims import Exercise, Property, Wrong
+from ketools.course.claims import Exercise, Property
 from ketools.course.lessons.keys import key_of, moved
-from ketools.course.lessons.nb04 import closed_form, problem
+from ketools.course.lessons.nb04 import problem
 from ketools.course.mode import Lab
 from ketools.editing.edit import Edit
 from ketools.editing.editor import Editor
@@ -154,11 +154,6 @@ def _packages(answer: Exact, editor: Editor, facts: Sequence[Fact]) -> bool:
     return float((delta - want).norm() / want.norm()) < 1e-3
 
 
-def _singles(keys: Tensor, residuals: Tensor, covariance: Tensor) -> Tensor:
-    n = keys.shape[1]
-    return torch.stack([exact_update(keys[:, [i]], residuals[:, [i]], covariance) for i in range(n)]).sum(0)
-
-
 exact = Exercise(
     "Make all facts hold exactly",
     "medium",
@@ -178,13 +173,7 @@ exact = Exercise(
         ),
         Property("the package writes the same", _packages, "Right on random matrices, yet not what the Editor writes. Does your function use its arguments alone?"),
     ),
-    wrong=(
-        Wrong("gives the transpose", lambda k, r, c: exact_update(k, r, c).T, "the update has the matrix's shape"),
-        Wrong("takes MEMIT's", lambda k, r, c: closed_form(k, r, c, 1.0), "every fact holds"),
-        Wrong("adds up single updates", _singles, "every fact holds"),
-        Wrong("takes the pseudo-inverse", lambda k, r, c: r @ torch.linalg.pinv(k), "no other such update moves prose less"),
-    ),
-)  # fmt: skip
+    )  # fmt: skip
 
 
 def _covariance() -> tuple[Tensor, Tensor, Tensor]:
@@ -214,25 +203,6 @@ def _follows(answer: Project) -> bool:
     return np.allclose(counts, [1, 3, 5])
 
 
-def _other_way(covariance: Tensor, threshold: float) -> Tensor:
-    values, vectors = torch.linalg.eigh(covariance)
-    return vectors[:, values >= threshold] @ vectors[:, values >= threshold].T
-
-
-def _no_product(covariance: Tensor, threshold: float) -> Tensor:
-    values, vectors = torch.linalg.eigh(covariance)
-    return vectors[:, values < threshold]
-
-
-def _soft(covariance: Tensor, threshold: float) -> Tensor:
-    return threshold * torch.linalg.inv(covariance + threshold * torch.eye(len(covariance), dtype=covariance.dtype))
-
-
-def _three(covariance: Tensor, threshold: float) -> Tensor:
-    vectors = torch.linalg.eigh(covariance).eigenvectors
-    return vectors[:, :3] @ vectors[:, :3].T
-
-
 project = Exercise(
     "Project on the null space",
     "easy",
@@ -248,10 +218,4 @@ project = Exercise(
         Property("directions that prose does not use stay", _weak, "An eigenvector with an eigenvalue below the threshold must come out as it went in."),
         Property("the threshold decides how many", _follows, "The trace of P is the number of directions kept; it follows from the threshold."),
     ),
-    wrong=(
-        Wrong("gives U alone", _no_product, "P is a square matrix"),
-        Wrong("keeps the large eigenvalues", _other_way, "directions that prose uses are taken out"),
-        Wrong("shrinks instead of projecting", _soft, "directions that prose uses are taken out"),
-        Wrong("keeps a fixed number", _three, "the threshold decides how many"),
-    ),
-)  # fmt: skip
+    )  # fmt: skip

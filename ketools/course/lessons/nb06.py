@@ -9,7 +9,7 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
-from ketools.course.claims import Exercise, Property, Wrong
+from ketools.course.claims import Exercise, Property
 from ketools.course.lessons.keys import key_of
 from ketools.course.lessons.sequence import Sequence as Edits
 from ketools.course.mode import Lab
@@ -171,14 +171,6 @@ def _double(answer: Over) -> bool:
     return abs(float(answer(first, -2 * first, keys)) - 2) < 1e-9
 
 
-def _of_matrices(first: Tensor, later: Tensor, keys: Tensor) -> float:
-    return float(later.norm() / first.norm())
-
-
-def _differences(first: Tensor, later: Tensor, keys: Tensor) -> float:
-    return float(((later @ keys).norm() - (first @ keys).norm()) / (first @ keys).norm())
-
-
 disturbance = Exercise(
     "How much is written over",
     "medium",
@@ -199,10 +191,6 @@ disturbance = Exercise(
             "twice the written, in reverse, is 2", _double, "The norm of what is added over that of what was there."
         ),
     ),
-    wrong=(
-        Wrong("compares the matrices", _of_matrices, "updates away from the keys do no harm"),
-        Wrong("subtracts the norms", _differences, "without later edits nothing is written over"),
-    ),
 )
 
 Kept = Callable[[Sequence[bool], Sequence[bool]], float]
@@ -220,14 +208,6 @@ def _no_gain(answer: Kept) -> bool:
     return float(answer([True, True, False, False], [True, False, True, True])) == 0.5
 
 
-def _ratio(before: Sequence[bool], now: Sequence[bool]) -> float:
-    return float(np.mean(now) / np.mean(before))
-
-
-def _share(before: Sequence[bool], now: Sequence[bool]) -> float:
-    return float(np.mean(now))
-
-
 kept = Exercise(
     "What is kept",
     "easy",
@@ -240,9 +220,5 @@ kept = Exercise(
             _no_gain,
             "A fact that is right now and was not before hides a loss. Look only at facts that were right before.",
         ),
-    ),
-    wrong=(
-        Wrong("divides two means", _ratio, "facts that became right make up for nothing"),
-        Wrong("forgets what was wrong before", _share, "nothing lost is 1"),
     ),
 )

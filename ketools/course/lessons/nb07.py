@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from ketools.course.claims import Exercise, Property, Wrong
+from ketools.course.claims import Exercise, Property
 from ketools.course.lessons.passes import Watched
 from ketools.course.mode import Lab
 from ketools.course.widgets.base import View
@@ -160,14 +160,6 @@ def _never_above(answer: Stop) -> bool:
     return int(answer(_TRACE, 0.7)[1]) == 3
 
 
-def _stop_at_level(p: np.ndarray, level: float) -> np.ndarray:
-    return (p > level).argmax(1)
-
-
-def _last_below(p: np.ndarray, level: float) -> np.ndarray:
-    return np.minimum((p <= level).sum(1), p.shape[1] - 1)
-
-
 at_level = Exercise(
     "Stop at the natural level",
     "medium",
@@ -187,10 +179,6 @@ at_level = Exercise(
             "the last pass, p.shape[1] - 1.",
         ),
     ),
-    wrong=(
-        Wrong("forgets facts that never get there", _stop_at_level, "a fact that never gets there takes all steps"),
-        Wrong("counts the passes below", _last_below, "a fact stops at the first pass above the level"),
-    ),
 )
 
 Chance = Callable[[Sequence[float], Sequence[float]], float]
@@ -208,14 +196,6 @@ def _pairs(answer: Chance) -> bool:
     return abs(float(answer([0.2, 0.9], [0.1, 0.3, 0.5, 0.7])) - 0.625) < 1e-12
 
 
-def _means(edited: Sequence[float], natural: Sequence[float]) -> float:
-    return float(np.mean(edited) > np.mean(natural))
-
-
-def _no_ties(edited: Sequence[float], natural: Sequence[float]) -> float:
-    return float((np.asarray(edited)[:, None] > np.asarray(natural)[None]).mean())
-
-
 chance = Exercise(
     "How often is an edited fact the surer one",
     "easy",
@@ -231,9 +211,5 @@ chance = Exercise(
             "comparison of two means is one bit.",
         ),
         Property("equal sides come to one half", _alike, "Ties count one half: p > q, plus half of p == q."),
-    ),
-    wrong=(
-        Wrong("compares means", _means, "all pairs count"),
-        Wrong("lets ties lose", _no_ties, "equal sides come to one half"),
     ),
 )

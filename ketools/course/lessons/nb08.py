@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
-from ketools.course.claims import Exercise, Property, Wrong
+from ketools.course.claims import Exercise, Property
 from ketools.course.lessons.keys import key_of
 from ketools.course.lessons.sequence import Sequence as Edits
 from ketools.course.mode import Lab
@@ -208,15 +208,6 @@ def _whole(answer: Norm) -> bool:
     )
 
 
-def _pythagoras(weight: Tensor, left: Tensor, right: Tensor) -> float:
-    return float((weight.square().sum() + ((left.T @ left) * (right.T @ right)).sum()).sqrt())
-
-
-def _product(weight: Tensor, left: Tensor, right: Tensor) -> float:
-    cross = ((weight @ right) * left).sum()
-    return float((weight.square().sum() + 2 * cross + left.square().sum() * right.square().sum()).sqrt())
-
-
 norm_after = Exercise(
     "The norm without the matrix",
     "medium",
@@ -235,10 +226,6 @@ norm_after = Exercise(
             "||W + D||^2 = ||W||^2 + 2 <W, D> + ||D||^2. Pythagoras alone holds if W and D are orthogonal. With factors "
             "<W, L R^T> is the sum of the entries of (W R) * L.",
         ),
-    ),
-    wrong=(
-        Wrong("leaves out what both have in common", _pythagoras, "W and the update may have a direction in common"),
-        Wrong("multiplies the norms of the factors", _product, "the update's own norm is right"),
     ),
 )
 
@@ -269,9 +256,5 @@ stable_rank = Exercise(
             _between,
             "Values 2, 1, 1 come to (4 + 1 + 1) / 4 = 1.5: the sum of the squares over the largest square.",
         ),
-    ),
-    wrong=(
-        Wrong("counts values above zero", lambda s: float((s > 0).sum()), "weak directions count for less"),
-        Wrong("forgets the squares", lambda s: float(s.sum() / s[0]), "weak directions count for less"),
     ),
 )

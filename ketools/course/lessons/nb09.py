@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ketools.course.claims import Exercise, Property, Wrong
+from ketools.course.claims import Exercise, Property
 from ketools.course.lessons.arms import (
     Arm,
     Asked,
@@ -72,25 +72,6 @@ def _smaller(answer: Update) -> bool:
     return sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[-1]
 
 
-def _forgets_past(
-    keys: Tensor, residuals: Tensor, covariance: Tensor, past: Tensor, lambda_p: float, lambda_n: float
-) -> Tensor:
-    return closed_form(keys, residuals, covariance, past[:, :0], lambda_p, lambda_n)
-
-
-def _ones(
-    keys: Tensor, residuals: Tensor, covariance: Tensor, past: Tensor, lambda_p: float, lambda_n: float
-) -> Tensor:
-    a = lambda_p * covariance + lambda_n + past @ past.T + keys @ keys.T  # adds lambda_n to every entry
-    return torch.linalg.solve(a, keys @ residuals.T).T
-
-
-def _without_new(
-    keys: Tensor, residuals: Tensor, covariance: Tensor, past: Tensor, lambda_p: float, lambda_n: float
-) -> Tensor:
-    return torch.linalg.solve(lambda_p * covariance + lambda_n * torch.eye(6) + past @ past.T, keys @ residuals.T).T
-
-
 update = Exercise(
     "Write ENCORE's step 2",
     "medium",
@@ -109,12 +90,7 @@ update = Exercise(
         ),
         Property("more lambda_n, a smaller update", _smaller, "The norm of Delta has to fall as lambda_n rises."),
     ),
-    wrong=(
-        Wrong("leaves the new keys out of A", _without_new, "without past keys and with lambda_n = 0 it is MEMIT's"),
-        Wrong("forgets past keys", _forgets_past, "the gradient vanishes"),
-        Wrong("adds lambda_n to every entry", _ones, "the gradient vanishes"),
-    ),
-)  # fmt: skip
+    )  # fmt: skip
 
 
 def dial(lab: Lab, live: pd.DataFrame, n: str) -> EncoreDial:
@@ -144,14 +120,6 @@ def _least(answer: Choose) -> bool:
     return float(answer(_GRID, 0.9)["moved"]) == 0.2 and float(answer(_GRID, 0.2)["moved"]) == 0.05
 
 
-def _gentlest(grid: pd.DataFrame, least: float) -> pd.Series:
-    return grid.loc[grid["moved"].idxmin()]
-
-
-def _most_accurate(grid: pd.DataFrame, least: float) -> pd.Series:
-    return grid.loc[grid["accuracy"].idxmax()]
-
-
 choose = Exercise(
     "Choose the knobs",
     "easy",
@@ -167,9 +135,5 @@ choose = Exercise(
             _least,
             "Any row that meets the bar will do; among them take the smallest `moved`, not the largest accuracy.",
         ),
-    ),
-    wrong=(
-        Wrong("takes the smallest change", _gentlest, "enough edits hold"),
-        Wrong("takes the most accurate", _most_accurate, "of these the change is smallest"),
     ),
 )

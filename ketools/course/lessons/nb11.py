@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor, nn
 
-from ketools.course.claims import Exercise, Property, Wrong
+from ketools.course.claims import Exercise, Property
 from ketools.course.mode import Lab
 from ketools.course.widgets.base import View
 from ketools.errors import KetoolsError
@@ -210,17 +210,6 @@ def _relation(answer: Reader) -> bool:
     return len(answer(twice).conflicts()) == 1
 
 
-def _same_id(rows: Sequence[Mapping[str, str]]) -> FactSet:
-    return FactSet(Fact("own", "home", "{} lives in", row["who"], None, row["town"]) for row in rows)
-
-
-def _own_relations(rows: Sequence[Mapping[str, str]]) -> FactSet:
-    made = [
-        Fact(str(i), f"r{i}", "{} lives in" + " the town of" * i, r["who"], None, r["town"]) for i, r in enumerate(rows)
-    ]
-    return FactSet(made)
-
-
 own_rows = Exercise(
     "Turn rows into facts",
     "easy",
@@ -234,11 +223,7 @@ own_rows = Exercise(
             "Two towns for one person contradict each other only if both facts name the same relation.",
         ),
     ),
-    wrong=(
-        Wrong("gives all facts one id", _same_id, "ids differ"),
-        Wrong("gives each fact a relation of its own", _own_relations, "contradictions are noticed"),
-    ),
-)  # fmt: skip
+    )  # fmt: skip
 
 Sort = Callable[[pd.DataFrame], list[str]]
 _SCORES = pd.DataFrame(
@@ -261,14 +246,6 @@ def _leaves_good(answer: Sort) -> bool:
     return sorted(answer(_SCORES)) == ["b", "c", "d"]
 
 
-def _prompt_only(frame: pd.DataFrame) -> list[str]:
-    return list(frame.loc[frame["efficacy_accuracy"] < 1, "id"])
-
-
-def _edit_only(frame: pd.DataFrame) -> list[str]:
-    return list(frame.loc[(frame["efficacy_accuracy"] < 1) | (frame["paraphrase_accuracy"] < 1), "id"])
-
-
 to_review = Exercise(
     "Find the edits to look at",
     "easy",
@@ -278,8 +255,4 @@ to_review = Exercise(
         Property("edits that spilled over", _takes_spilled, "Who loses a neighbour is to be looked at too, however well the edit took."),
         Property("no others", _leaves_good, "Edits that took and left their neighbours alone are fine."),
     ),
-    wrong=(
-        Wrong("asks the edited prompt alone", _prompt_only, "edits that did not take, in any words"),
-        Wrong("does not ask neighbours", _edit_only, "edits that spilled over"),
-    ),
-)  # fmt: skip
+    )  # fmt: skip

@@ -1,7 +1,6 @@
 """Explorers of tables that were computed before: the ENCORE dial over a grid of runs, and causal traces."""
 
 import math
-from collections.abc import Callable
 
 import ipywidgets as W
 import pandas as pd
@@ -10,26 +9,18 @@ from plotly.subplots import make_subplots
 
 from ketools.course.widgets.base import View, dropdown, slider
 from ketools.errors import KetoolsError
+from ketools.evaluation.metrics import metric
 from ketools.plots import trace_heat
 from ketools.plots.drawers import checked, gaps
-from ketools.plots.probing import named
-from ketools.plots.style import MAGNITUDE, NEUTRAL, OKABE_ITO, dress, joined, number, numbers, percent, times
+from ketools.plots.probing import RESTORED
+from ketools.plots.style import MAGNITUDE, NEUTRAL, OKABE_ITO, dress, joined, numbers
 from ketools.runs.sweep import ALL_STEPS
 
-# Name of each measure, how it is written, and whether more (1) or less (-1) of it is better.
-MEASURES: dict[str, tuple[str, Callable[[float], str], int]] = {
-    "unedited_kept": ("unedited facts still right", percent, 1),
-    "same_subject_kept": ("other facts of edited subjects still right", percent, 1),
-    "downstream_kept": ("downstream F1, of before", percent, 1),
-    "efficacy": ("efficacy at the end, ES", percent, 1),
-    "paraphrase": ("paraphrases, PS", percent, 1),
-    "neighbourhood": ("neighbours, NS", percent, 1),
-    "norm_ratio": ("norm of the most grown edited matrix (ratio)", times, -1),
-    "perplexity_ratio": ("perplexity (ratio)", times, -1),
-    "p_edited": ("mean probability of edited facts", number, 0),
-    "steps_mean": ("optimisation steps per fact (count)", number, -1),
-    "seconds_per_edit": ("time per edit (s)", number, -1),
-}
+MEASURES = (
+    *("unedited_kept", "same_subject_kept", "downstream_kept", "efficacy", "paraphrase", "neighbourhood", "norm_ratio"),
+    *("perplexity_ratio", "p_edited", "steps_mean", "seconds_per_edit"),
+)
+"""What the map can show."""
 _X, _Y = "efficacy", "unedited_kept"
 _ALL = ""  # not None, which a dropdown shows as no choice at all; no fact has an empty id
 _COLUMNS = ("fact", "kind", "layer", "position", "token", "role", "effect", "p", "p_clean", "p_corrupted")
@@ -41,17 +32,17 @@ class EncoreDial(View):
     kind, title, height = "dial", "ENCORE dial", 420
 
     def __init__(self, grid: pd.DataFrame, *, context: str = "") -> None:
-        """`grid`: from `ketools.runs.sweep.grid`; `context` (mode, model, n, seed) ends the caption.
+        """`grid`: a row per pair of settings, as `ketools.runs.sweep.stored` gives it; `context` (mode, model, n, seed) ends the caption.
 
         Raises KetoolsError for another table, an empty one, or one that has a pair of settings twice.
         """
-        checked(grid, "lambda_n", "patience", _X, _Y, of="runs.sweep.grid")
+        checked(grid, "lambda_n", "patience", _X, _Y, of="runs.sweep.stored")
         if grid.duplicated(["lambda_n", "patience"]).any():
             raise KetoolsError("the grid has a pair of lambda_n and patience twice; give the runs of one seed")
         self.grid, self.context = grid, context
         self._weights = sorted(set(grid["lambda_n"].astype(float)))
         self._steps = sorted(set(grid["patience"].astype(int)), key=lambda n: math.inf if n == ALL_STEPS else n)
-        offered = [(name, key) for key, (name, _, _) in MEASURES.items() if key in grid and grid[key].notna().any()]
+        offered = [(metric(key).axis, key) for key in MEASURES if key in grid and grid[key].notna().any()]
         size = {"width": "30rem", "indent": "8rem"}
         controls = {
             "lambda_n": slider(
@@ -84,7 +75,8 @@ class EncoreDial(View):
 
     def figure(self) -> go.Figure:
         """Left: every pair of settings by what its edits reach and what survives. Right: the measure as a map."""
-        name, show, _ = MEASURES[self.controls["measure"].value]
+        measure = metric(self.controls["measure"].value)
+        name = measure.label
         fig = make_subplots(
             1, 2, column_widths=[0.42, 0.58], horizontal_spacing=0.13, subplot_titles=["every pair", name]
         )
@@ -114,7 +106,7 @@ class EncoreDial(View):
             showscale=False,
             xgap=2,
             ygap=2,
-            text=[[_shown(value, show) for value in values] for values in z],
+            text=[[measure.format(value) for value in values] for values in z],
             texttemplate="%{text}",
             hovertemplate="%{text}<extra></extra>",
             name="map",
@@ -129,8 +121,8 @@ class EncoreDial(View):
             low, high = float(kept.min()), float(kept.max())
             room = max(high - low, 0.1)
             reach = [low - 0.1 * room if high - low > 0.1 else high - 0.1, high + 0.1 * room]
-        fig.update_xaxes(title="efficacy at the end, ES (%)", tickformat=".0%", **left)
-        fig.update_yaxes(title="unedited facts still right (%)", tickformat=".0%", range=reach, **left)
+        fig.update_xaxes(title=metric(_X).axis, tickformat=".0%", **left)
+        fig.update_yaxes(title=metric(_Y).axis, tickformat=".0%", range=reach, **left)
         for update, text, ticks in (
             (fig.update_xaxes, "lambda_n (times the mean eigenvalue of C)", [f"{v:g}" for v in self._weights]),
             (fig.update_yaxes, "patience (steps)", [_steps(n) for n in self._steps]),
@@ -138,7 +130,7 @@ class EncoreDial(View):
             update(title=text, tickvals=list(range(len(ticks))), ticktext=ticks, tickmode="array", **right)
         caption = "Each pair is a run of its own on the same facts; the ring and the frame mark the chosen one."
         rows = "; ".join(
-            f"patience {_steps(n)}: " + ", ".join(f"{v:g} {_shown(self.data.loc[n, v], show)}" for v in self._weights)
+            f"patience {_steps(n)}: " + ", ".join(f"{v:g} {measure.format(self.data.loc[n, v])}" for v in self._weights)
             for n in self._steps
         )
         text = f"Points of all pairs, and a map of {name} by patience and lambda_n. {rows}."
@@ -150,24 +142,21 @@ class EncoreDial(View):
         if row is None:
             return f"No run with {at}"
         key = self.controls["measure"].value
-        shown = [k for k in dict.fromkeys((_X, _Y, "norm_ratio", key)) if k in row]
-        values = ", ".join(f"{MEASURES[k][0]} {_shown(row[k], MEASURES[k][1])}" for k in shown)
-        name, show, sign = MEASURES[key]
-        if sign == 0 or not self.grid[key].notna().any():
+        shown = [metric(k) for k in dict.fromkeys((_X, _Y, "norm_ratio", key)) if k in row]
+        values = ", ".join(f"{each.label} {each.format(row[each.key])}" for each in shown)
+        measure, found = metric(key), self.grid[key]
+        good = {"higher": found, "lower": -found, "near 1": -(found - 1).abs()}.get(measure.better)
+        if good is None or not found.notna().any():
             return f"{at}: {values}"
-        best = self.grid.loc[(sign * self.grid[key]).idxmax()]
+        best = self.grid.loc[good.idxmax()]
         if row[key] == best[key]:
-            return f"{at}: {values}; no pair of the grid does better in {name}"
+            return f"{at}: {values}; no pair of the grid does better in {measure.label}"
         where = f"lambda_n {best['lambda_n']:g}, patience {_steps(int(best['patience']))}"
-        return f"{at}: {values}; best in {name}: {where} ({_shown(best[key], show)})"
+        return f"{at}: {values}; best in {measure.label}: {where} ({measure.format(best[key])})"
 
 
 def _steps(patience: int) -> str:
     return "all steps" if patience == ALL_STEPS else f"+{patience}"
-
-
-def _shown(value: float, show: Callable[[float], str]) -> str:
-    return "–" if pd.isna(value) else show(float(value))
 
 
 class TraceExplorer(View):
@@ -188,7 +177,7 @@ class TraceExplorer(View):
         every = [(f"mean over {len(facts)} facts, by part of the prompt", _ALL)] if len(facts) > 1 else []
         tokens = frame.drop_duplicates(["fact", "position"]).sort_values("position")
         spelt = {fact: "".join(tokens.loc[tokens["fact"] == fact, "token"]).strip() for fact in facts}
-        kinds = [(named(kind), kind) for kind in dict.fromkeys(map(str, frame["kind"]))]
+        kinds = [(RESTORED[kind][0], kind) for kind in dict.fromkeys(map(str, frame["kind"]))]
         layers = sorted({int(layer) for layer in frame["layer"]})
         prompts = [(f"{text} ({fact})", fact) for fact, text in spelt.items()]
         controls = {

@@ -9,20 +9,14 @@ from plotly.subplots import make_subplots
 
 from ketools.course.widgets.base import View, dropdown, slider
 from ketools.errors import KetoolsError
+from ketools.evaluation.metrics import metric
 from ketools.plots import spectra_lines, stack
 from ketools.plots.drawers import EDITS, LAYER, add_line, checked, gaps, layer_axis
 from ketools.plots.lifelong import Tables
 from ketools.plots.style import NEUTRAL, Style, dress, joined, label, percent, styles, times
 from ketools.runs.records import title
 
-_METRICS = {
-    "ES": "efficacy",
-    "PS": "paraphrases",
-    "NS": "neighbours",
-    "unedited_kept": "unedited facts",
-    "same_subject_kept": "same subject",
-    "downstream_kept": "downstream",
-}
+_METRICS = ("ES", "PS", "NS", "unedited_kept", "same_subject_kept", "downstream_kept")
 _SPECTRAL = {
     "spectral_norm": "largest singular value (unit of the weights)",
     "effective_rank": "effective rank (count)",
@@ -85,7 +79,7 @@ class LifelongScrubber(View):
             parts.append(_tidy(self._last(self._norms[at], method), "norm", "layer", "ratio"))
             points = self._last(self._points, method)
             shown = [name for name in _METRICS if name in points]
-            parts.append(_tidy(_long(points, shown).replace({"item": _METRICS}), "metric", "item", "value"))
+            parts.append(_tidy(_long(points, shown), "metric", "item", "value"))
             spectrum = self._spectra[self._spectra["layer"] == layer] if len(self._spectra) else self._spectra
             parts.append(_tidy(_long(self._last(spectrum, method), [*_SPECTRAL]), "spectrum", "item", "value"))
             shares = self._shares[self._shares["kind"] == "mlp"] if len(self._shares) else self._shares
@@ -104,16 +98,8 @@ class LifelongScrubber(View):
             """The chosen layer's `column` over edits, a line a method, and where the slider is."""
             for method in self.methods if len(table) else ():
                 points = table[(table["method"] == method) & (table["layer"] == layer)].sort_values("edits")
-                add_line(
-                    fig,
-                    points["edits"],
-                    points[column],
-                    label(method),
-                    looks[method],
-                    show=show,
-                    at=place,
-                    legend=place["row"] == 1,
-                )
+                line, look = (points["edits"], points[column], label(method)), looks[method]
+                add_line(fig, *line, look, show=show, at=place, legend=place["row"] == 1)
             fig.add_vline(x=edits, line={"color": NEUTRAL, "width": 2}, **place)
             fig.update_xaxes(title=EDITS, rangemode="tozero", **place).update_yaxes(title=axis, **place)
 
@@ -123,7 +109,7 @@ class LifelongScrubber(View):
             bars, name = metrics[metrics["method"] == method], label(method)
             hatching = "/" if method == self.methods[-1] else ""
             fig.add_bar(
-                y=bars["item"].tolist(),
+                y=[metric(item).short for item in bars["item"]],
                 x=gaps(bars["value"]),
                 orientation="h",
                 name=name,
@@ -137,7 +123,7 @@ class LifelongScrubber(View):
         counts = metrics.groupby("item", sort=False)["value"].count()
         for item in counts.index[counts == 0]:
             note = {"font": {"size": 11, "color": NEUTRAL}, "showarrow": False, "xanchor": "left"}
-            fig.add_annotation(x=0.02, y=item, text="not measured yet", **note, **place)
+            fig.add_annotation(x=0.02, y=metric(item).short, text="not measured yet", **note, **place)
         fig.update_xaxes(title="fraction (%)", tickformat=".0%", range=[0, 1.05], **place)
         fig.update_yaxes(autorange="reversed", automargin=True, **place)
         if rows == 2:
@@ -160,11 +146,11 @@ class LifelongScrubber(View):
             norms, scores = of[of["panel"] == "norm"], of[(of["panel"] == "metric") & of["value"].notna()]
             norm = norms.loc[norms["item"] == layer, "value"]
             parts = [f"norm of layer {layer} {times(float(norm.iloc[0]))}"] if len(norm) else []
-            kept = scores[scores["item"].isin(("unedited facts", "efficacy"))]
-            parts += [f"{row.item} {percent(row.value)} after {row.edits:,}" for row in kept.itertuples()]
+            kept = scores[scores["item"].isin(("unedited_kept", "ES"))]
+            parts += [f"{metric(row.item).short} {percent(row.value)} after {row.edits:,}" for row in kept.itertuples()]
             findings.append(f"{label(method)}: {', '.join(parts) or 'nothing measured yet'}")
             grown = [f"layer {row.item} {times(row.value)}" for row in norms[norms["value"].notna()].itertuples()]
-            reached = [f"{row.item} {percent(row.value)}" for row in scores.itertuples()]
+            reached = [f"{metric(row.item).label} {percent(row.value)}" for row in scores.itertuples()]
             if len(norms):
                 texts.append(f"{label(method)}, norm ratios: {', '.join(grown) or 'not measured'}.")
             if (of["panel"] == "metric").any():
