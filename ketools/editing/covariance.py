@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ketools.editing.update import cholesky
 from ketools.errors import KetoolsError, NotFinite
-from ketools.io import data_root, read_tensors, write_tensors
+from ketools.io import data_root, expanded, read_tensors, write_tensors
 from ketools.models.model import EditableModel
 from ketools.models.replay import run_until
 from ketools.models.tokens import batches, check_ids, pad_right
@@ -376,7 +376,7 @@ def corpus(source: str | Path) -> Corpus:
     name = str(source)
     if name in HUB:
         return Corpus(name, lambda: _from_hub(name))
-    path = data_root() / "world" / "prose.txt" if name == "world" else Path(source).expanduser()
+    path = data_root() / "world" / "prose.txt" if name == "world" else expanded(source)
     if path.is_dir():
         raise KetoolsError(f"{path} is a folder; name a text file in it")
     if not path.is_file():
@@ -450,7 +450,7 @@ def import_moments(model: EditableModel, files: Mapping[int, str | Path], corpus
     counts: list[int] = []
     for index, name in sorted(files.items()):
         model.layer(index)
-        path, d_mlp = Path(name).expanduser(), model.anatomy.d_mlp
+        path, d_mlp = expanded(name), model.anatomy.d_mlp
         total, count = _published_sums(path)
         where = f"{path} (layer {index})"
         if total.shape != (d_mlp, d_mlp):

@@ -299,7 +299,7 @@ class Editor:
             raise KetoolsError(f"targets of {len(targets.z)} facts for {len(facts)} facts; give one for each")
         seconds = dict.fromkeys(("targets", "keys", "solve", "write"), 0.0)
         change, anchor = Change(), None
-        with self._all_or_nothing() as before:
+        with _AllOrNothing(self) as before:
             with self._memory_hint(len(facts)):
                 if not self._searches:
                     self._by_gradient(facts, rows, change, before, progress, seconds)
@@ -345,7 +345,7 @@ class Editor:
         edit = self.history[-1]
         if not self.model.edits or self.model.edits[-1] is not edit:
             raise KetoolsError("the last edit in the weights is not this editor's; take that one out first")
-        with self._all_or_nothing():
+        with _AllOrNothing(self):
             self.model.edits.pop()
             if self._keeps_past and not edit.record.get("finishes"):
                 for i in self.layers:
@@ -362,7 +362,7 @@ class Editor:
         """
         edit = finishing(self.model, self.method.post, self.layers)
         if edit is not None:
-            with self._all_or_nothing():
+            with _AllOrNothing(self):
                 self.model.edits.push(edit)
                 self.history.append(edit)
         return edit
@@ -489,19 +489,6 @@ class Editor:
         change.tell(steps=[0] * len(rows), p_target=seen.p_target.tolist(), delta_norm=sizes.sqrt().tolist())
         change.tell(known=seen.known.tolist())
 
-    @contextmanager
-    def _all_or_nothing(self) -> Iterator[Checkpoint]:
-        # On an error or interrupt within the block weights, stack, state and history are as on entering. Blocks of the state
-        # are replaced in it, never written to. What the block is given is the weights on entering.
-        weights, past, history = self.model.edits.checkpoint(self.layers), self.state.past, list(self.history)
-        try:
-            yield weights
-        except BaseException:
-            self.model.edits.roll_back(weights)
-            self.state.past, self.history[:] = past, history
-            self._protections = {}  # built anew from the state's keys
-            raise
-
     def _remember(self, past: dict[int, Tensor]) -> None:
         if not self._keeps_past:
             return
@@ -547,6 +534,35 @@ class Editor:
                 f"{self.model.dtype}; dtype=torch.bfloat16), or edit fewer or higher layers (now {list(self.layers)}; "
                 "layers above the last edited one are kept for the gradient)"
             ) from error
+
+
+class _AllOrNothing:
+    """On an error or interrupt within the block weights, stack, state and history are as on entering, and no hook stays on
+    the model. Blocks of the state are replaced in it, never written to. The block is given the weights on entering.
+
+    A class, not a generator: between its block and the code behind `yield` lie lines of contextlib, and an interrupt there
+    would leave the block without its end.
+    """
+
+    def __init__(self, editor: Editor) -> None:
+        self.editor, self.weights = editor, editor.model.edits.checkpoint(editor.layers)
+        self.past, self.history = editor.state.past, list(editor.history)
+        modules = list(editor.model.model.modules())
+        self.hooks = [(on, set(on)) for m in modules for on in (m._forward_hooks, m._forward_pre_hooks)]
+
+    def __enter__(self) -> Checkpoint:
+        return self.weights
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            return
+        editor = self.editor
+        editor.model.edits.roll_back(self.weights)
+        editor.state.past, editor.history[:] = self.past, self.history
+        editor._protections = {}  # built anew from the state's keys
+        for on, before in self.hooks:
+            for handle in set(on) - before:
+                del on[handle]
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import nn
 from ketools import __version__
 from ketools.editing.edit import Edit
 from ketools.errors import KetoolsError
-from ketools.io import new_folder, write_json, write_tensors
+from ketools.io import expanded, new_folder, write_json, write_tensors
 from ketools.models.model import EditableModel
 
 _FORMAT = "ketools-export-1"
@@ -51,7 +51,7 @@ def export(model: EditableModel, path: str | Path) -> Path:
         _check_written(model, part)
         model.tokenizer.save_pretrained(part)
         write_json(part / "ketools.json", about)
-    return Path(path).expanduser()
+    return expanded(path)
 
 
 def _check_written(model: EditableModel, folder: Path) -> None:
@@ -92,7 +92,7 @@ def as_lora(edit: Edit, model: EditableModel, path: str | Path) -> Path:
         config.save_pretrained(str(part))
         about = {"format": "pt", "ketools": json.dumps(edit.record)}
         write_tensors(part / "adapter_model.safetensors", tensors, about)
-    return Path(path).expanduser()
+    return expanded(path)
 
 
 def lora_settings(model: EditableModel, ranks: dict[str, int]) -> dict[str, Any]:

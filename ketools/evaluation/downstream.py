@@ -28,7 +28,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch.nn.functional import cross_entropy
 
 from ketools.errors import KetoolsError, named
-from ketools.io import data_root
+from ketools.io import data_root, expanded
 from ketools.models.model import EditableModel
 from ketools.models.scoring import choice_logprobs
 from ketools.models.tokens import batches, pad_right
@@ -302,7 +302,7 @@ def _manager(include: str | Path | None, defaults: bool) -> TaskManager:
 
     folders = [data_root() / "world" / "lm_eval"]
     if include is not None:
-        folders.append(Path(include).expanduser())
+        folders.append(expanded(include))
         if not folders[-1].is_dir():
             raise KetoolsError(f"include={str(include)!r}: no such folder; expected one with task YAML files")
     return TaskManager(include_path=[str(f) for f in folders], include_defaults=defaults)

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ketools.errors import KetoolsError
-from ketools.io import write_json
+from ketools.io import expanded, write_json
 
 Progress = Callable[[int, int | None], None]  # bytes so far, bytes in all (None: the server does not say)
 LOCK = "checksums.json"
@@ -80,9 +80,9 @@ SOURCES: Mapping[str, Source] = MappingProxyType({row[0]: Source(*row) for row i
 def folder() -> Path:
     """Where downloads lie: KETOOLS_DOWNLOADS if set, else ketools/facts in the user's cache (XDG_CACHE_HOME, ~/.cache)."""
     if named := os.environ.get("KETOOLS_DOWNLOADS"):
-        return Path(named).expanduser()
+        return expanded(named)
     cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path("~/.cache").expanduser()) / "ketools" / "facts"
+    return (Path(cache) if cache else expanded("~/.cache")) / "ketools" / "facts"
 
 
 def local(name: str) -> Path:

@@ -18,7 +18,7 @@ from ketools.errors import KetoolsError
 from ketools.facts.fact import Fact, FactError, FactSet, problems, short
 from ketools.facts.fetch import SOURCES, local
 from ketools.facts.layouts import COLUMNS, convert, frames_of, from_cells, layout_of
-from ketools.io import data_root
+from ketools.io import data_root, expanded
 
 Record = dict[str, Any]
 _FORMATS = "expected .jsonl, .json or .csv, each also followed by .gz"
@@ -66,7 +66,7 @@ def source_path(source: str | Path) -> Path:
         )
     if str(source) in SOURCES and not Path(source).exists():
         return local(str(source))
-    return Path(source).expanduser()
+    return expanded(source)
 
 
 def converted(path: Path) -> Iterator[Converted]:

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import find_adapter_config_file
 
 from ketools.errors import KetoolsError, named
-from ketools.io import model_dir, model_names
+from ketools.io import expanded, model_dir, model_names
 from ketools.models import smollm2
 from ketools.models.anatomy import (
     Anatomy,
@@ -346,7 +346,7 @@ def _folder(source: str | Path) -> Path | None:
         return model_dir(name)
     if source == smollm2.NAME:
         return smollm2.fetch()
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_dir():
         if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
             raise KetoolsError(f"folder {path} holds no config.json; expected a model saved by save_pretrained")

@@ -23,7 +23,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 from ketools.errors import KetoolsError
-from ketools.io import new_folder, write_atomic, write_json
+from ketools.io import expanded, new_folder, write_atomic, write_json
 
 NAME = "smollm2"
 HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -50,7 +50,7 @@ _NOTES = {
 def folder() -> Path:
     """Where the model is, or would be: KETOOLS_MODELS if set, else `ketools/models` in the user's cache; then "smollm2"."""
     root = os.environ.get("KETOOLS_MODELS")
-    return (Path(root).expanduser() if root else user_cache_path("ketools") / "models") / NAME
+    return (expanded(root) if root else user_cache_path("ketools") / "models") / NAME
 
 
 def fetch(source: str | None = None) -> Path:

@@ -163,8 +163,11 @@ class EditStack(Sequence["Edit"]):
 
     @contextmanager
     def kept(self, layers: Iterable[int]) -> Iterator[None]:
-        """On leaving the block, on error and interrupt too, the matrices of `layers` and the stack are as on entering."""
-        now = self.checkpoint(layers)
+        """On leaving the block, on error and interrupt too, all that edits touch is as on entering: matrices and stack.
+
+        `layers`: whose matrices the block writes to in another way.
+        """
+        now = self.checkpoint({*layers, *self.originals})
         try:
             yield
         finally:
@@ -175,9 +178,15 @@ class EditStack(Sequence["Edit"]):
         return Checkpoint(self.snapshot(layers), self._contents)
 
     def roll_back(self, checkpoint: Checkpoint) -> None:
-        """Put back what `checkpoint` holds."""
-        self.restore(checkpoint.bits)
-        self._contents = checkpoint.contents
+        """Put back what `checkpoint` holds; layers that were edited only since then get their original bits."""
+        since = {i: bits for i, bits in self.originals.items() if i not in checkpoint.contents.originals}
+        try:
+            self.restore(since | checkpoint.bits)
+        except KeyboardInterrupt:  # a second one: first to the end
+            self.restore(since | checkpoint.bits)
+            raise
+        finally:
+            self._contents = checkpoint.contents
 
     def snapshot(self, layers: Iterable[int]) -> dict[int, Tensor]:
         """Copies of the matrices (d_model, d_mlp) of `layers`."""

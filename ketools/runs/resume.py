@@ -42,6 +42,7 @@ def begin(store: Store, settings: Mapping[str, Any], about: Mapping[str, Any], *
     settings = json.loads(json.dumps(finite(settings)))  # as it will be read back
     about = {"settings": settings, **about}
     if not store.exists():
+        about["id"] = digest({name: about.get(name) for name in ("settings", "versions", "device", "dtype")})
         with store.writing():
             store.write_about(about)
         return 0

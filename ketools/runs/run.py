@@ -103,11 +103,11 @@ def drive(
             store.start(norms, {} if panel is None else panel.kept())
 
     # Back to where an earlier process stopped; what was lost of the run before that is made again.
-    latest = store.latest_snapshot(done)
-    if latest and not store.path("snapshots", latest).is_file():
-        restore(store, model, latest)
-        with store.writing():
-            store.put_snapshot(latest, model.edits.snapshot(layers))
+    for number in store.kept_snapshots(done):
+        if not store.path("snapshots", number).is_file():
+            restore(store, model, number)
+            with store.writing():
+                store.put_snapshot(number, model.edits.snapshot(layers))
     for number in range(done):
         if is_due(number) and not store.path("checkpoints", number).is_file():
             restore(store, model, number)

@@ -12,6 +12,8 @@
     lock                          held by the process that works here
 
 Every JSON file holds its own checksum, a commit those of its safetensors files, tables.json those of the parquet files.
+run.json holds the run's "id"; the commit of batch 1 names it, every later one the digest of the commit before, and so no
+record of another run fits in. A record names files of its own batch only, and no link leads out of the folder.
 tables.json is removed before any of them changes and written last, so tables without it are rewritten. Every file is
 written to a temporary name, flushed and renamed: a kill at any moment loses at most the batch or checkpoint in progress.
 
@@ -33,33 +35,145 @@ import hashlib
 import io
 import json
 import math
+import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ketools.editing.edit import Edit
 from ketools.editing.editor import SequentialState
-from ketools.errors import KetoolsError
-from ketools.io import finite, write_atomic, write_tensors
+from ketools.errors import Damaged, KetoolsError
+from ketools.io import PART, checked, finite, read_bytes, read_json, table_of, write_atomic, write_tensors
 
 FRAMES = ("batches", "norms", "facts", "checkpoints", "spectra", "residual")
 """The tables of a run: the first three have rows of every batch, the others of every checkpoint."""
 FOLDERS = ("batches", "edits", "state", "snapshots", "checkpoints")
 # The files of batches and checkpoints; anything else in their folders is somebody else's ("00003 2.json" of a sync tool).
-OURS = re.compile(r"(?:batches|checkpoints)/[0-9]{5,}\.json|(?:edits|state|snapshots)/[0-9]{5,}\.safetensors")
+OURS = re.compile(r"(?:batches|checkpoints)/[0-9]{5,9}\.json|(?:edits|state|snapshots)/[0-9]{5,9}\.safetensors")
+TABLES = tuple(f"{name}.parquet" for name in FRAMES)
+TOP = ("run.json", "progress.json", "tables.json", "collapse.json", *TABLES)
+EDITED = ("edit.safetensors", "facts.parquet")  # what `edit_facts` writes beside
+_LEFT = re.compile(rf"(?:(?:{'|'.join(FOLDERS)})/)?{PART}")
 _RECENT = 5  # batches whose time per edit `status` averages
 
 
-class Damaged(KetoolsError):
-    """A file of a run is missing, or not what was written there; the message names it."""
+_TEXTS = ("id", "relation", "subject", "matrix", "kind")  # columns; all others are numbers
+_COLUMNS = {
+    "batches": ("batch", "edits", "facts", "seconds", "seconds_scoring", "known"),
+    "norms": ("batch", "edits", "layer", "edited", "norm", "ratio", "update_norm"),
+    "facts": ("id", "batch"),
+    "checkpoints": ("edits",),
+    "spectra": ("edits", "layer"),
+    "residual": ("edits", "layer", "kind"),
+}  # without which nobody can read a table
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+_Count = Annotated[int, Field(ge=0)]
+_Table = dict[str, Annotated[list[str | list[Any]], Field(min_length=2, max_length=2)]]  # {column: [dtype, values]}
+
+
+class _Method(_Record):
+    name: str = ""
+    stopping: dict[str, Any] | None = None
+    update: dict[str, Any] | None = None
+    post: dict[str, Any] | None = None
+
+
+class _Settings(_Record):
+    method: _Method | None = None
+    hyper: dict[str, Any] | None = None
+    sizes: dict[str, Any] | None = None
+    model: str = ""
+    edits: _Count = 0
+    batch: _Count = 0
+    checkpoint_every: _Count = 0
+    seed: _Count = 0
+    left_out: _Count = 0
+
+
+class _Model(_Record):
+    name: str = ""
+    fingerprint: str = ""
+
+
+class _Forced(_Record):
+    after_batch: _Count
+    changed: dict[str, Any]
+
+
+class About(_Record):
+    """run.json."""
+
+    settings: _Settings
+    model: _Model | None = None
+    method: dict[str, Any] | None = None
+    config: dict[str, Any] | None = None
+    versions: dict[str, Any] | None = None
+    seed: _Count = 0
+    started: str = ""
+    forced: list[_Forced] = []
+    id: str | None = None
+
+
+class Commit(_Record):
+    """batches/00001.json and so on."""
+
+    batch: _Count
+    edits: _Count
+    files: dict[str, str]
+    weights: dict[str, str]
+    tables: dict[str, _Table]
+    previous: str | None = None
+
+
+class Begun(_Record):
+    """batches/00000.json."""
+
+    edits: _Count
+    tables: dict[str, _Table]
+    panel: dict[str, Any]
+    run: About
+
+
+class Measured(_Record):
+    """checkpoints/00005.json."""
+
+    checkpoints: _Table = {}
+    spectra: _Table = {}
+    residual: _Table = {}
+    ends: _Table = {}
+    run: str | None = None
+
+
+class Collapse(_Record):
+    """collapse.json."""
+
+    batch: Annotated[int, Field(ge=1)]
+    first: _Count
+    last: _Count
+    edits: _Count
+    why: str
+    run: str | None = None
+
+
+class Progress(_Record):
+    """progress.json."""
+
+    batches: _Count
+    edits: _Count
 
 
 def digest(content: object) -> str:
@@ -81,17 +195,18 @@ def write_sealed(path: Path, content: Mapping[str, Any], indent: int | None = No
     return write_atomic(path, json.dumps(sealed, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
+def read_sealed(path: Path, schema: Any = dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401 - as in io.checked
     """What `write_sealed` wrote, without the digest. Raises Damaged for a file that is missing or something else."""
+    if not path.exists():
+        raise Damaged(f"{path}: missing")
+    content = read_json(path, dict[str, Any], "a record of a run")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise Damaged(f"{path}: missing") from error
-    except (OSError, ValueError) as error:
-        raise Damaged(f"{path}: cannot be read ({error})") from error
-    if not isinstance(content, dict) or content.pop("sha256", None) != digest(content):
+        sound = content.pop("sha256", None) == digest(content)
+    except RecursionError:
+        sound = False
+    if not sound:
         raise Damaged(f"{path}: its checksum does not match, the file was changed or damaged")
-    return content
+    return checked(content, schema, str(path))
 
 
 def _to_json(frame: pd.DataFrame) -> dict[str, Any]:
@@ -105,16 +220,30 @@ def _to_json(frame: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _joined(packed: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """The tables that `_to_json` packed, one below the other; an empty one for none."""
+def _joined(packed: Iterable[Mapping[str, Any]], where: str) -> pd.DataFrame:
+    """The tables that `_to_json` packed, one below the other; an empty one for none. Raises Damaged."""
     frames = []
-    for columns in packed:
-        series = {
-            name: pd.Series([float(x) for x in values] if dtype.startswith("float") else values, dtype=dtype)
-            for name, (dtype, values) in columns.items()
-        }
-        frames += [pd.DataFrame(series)] if series else []
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    try:
+        for columns in packed:
+            series = {
+                name: pd.Series([float(x) for x in values] if dtype.startswith("float") else values, dtype=dtype)
+                for name, (dtype, values) in columns.items()
+            }
+            frames += [pd.DataFrame(series)] if series else []
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise Damaged(f"{where}: no columns as a run writes them ({error})") from error
+
+
+def _usable(name: str, frame: pd.DataFrame, where: str) -> pd.DataFrame:
+    """The table `name` itself. Raises Damaged if a column that is read everywhere is missing, or holds no numbers."""
+    if len(frame) and (missing := [column for column in _COLUMNS[name] if column not in frame]):
+        raise Damaged(f"{where}: the column {missing[0]!r} is missing; expected a table of a run")
+    for column, kind in frame.dtypes.items():
+        if pd.api.types.is_numeric_dtype(kind) == (column in _TEXTS) or not isinstance(column, str):
+            expected = "texts" if column in _TEXTS else "numbers"
+            raise Damaged(f"{where}: the column {column!r} holds {kind}; expected {expected}")
+    return frame
 
 
 @dataclass(frozen=True)
@@ -168,7 +297,32 @@ class Store:
         store = cls(Path(out))
         if not store.exists():
             raise KetoolsError(f"{out}: no run here (run.json is missing); expected the folder that a run wrote")
+        store.check_files()
         return store
+
+    def check_files(self, *others: str) -> None:
+        """Raise KetoolsError for a file of the run that is a link out of its folder, a folder, a pipe or a device.
+
+        What is read, written and removed here then stays here. Without a run in the folder, none of its files may be there
+        either, nor any of `others`: they are somebody's own, and would be overwritten.
+        """
+        root = Path(os.path.realpath(self.out))
+        names = {*TOP, *others, "lock", *FOLDERS}
+        names |= {f"{folder}/{p.name}" for folder in FOLDERS for p in (self.out / folder).glob("*")}
+        for name in sorted(names):
+            path = self.out / name
+            if not os.path.lexists(path):
+                continue
+            if not Path(os.path.realpath(path)).is_relative_to(root):
+                raise KetoolsError(f"{path}: a link that leads out of the run's folder; remove it")
+            if name in FOLDERS and not path.is_dir():
+                raise KetoolsError(f"{path}: expected a folder; remove it")
+            if name not in FOLDERS and not path.is_file() and (name in (*TOP, "lock") or OURS.fullmatch(name)):
+                raise KetoolsError(f"{path}: expected a file, it is a folder, a pipe or a device; remove it")
+            if name not in ("lock", "run.json") and not self.exists():
+                raise KetoolsError(
+                    f"{path} is there, but no run (run.json is missing), and a run would overwrite it; give another folder"
+                )
 
     def exists(self) -> bool:
         """Has a run been started here?"""
@@ -205,6 +359,7 @@ class Store:
 
         Raises KetoolsError at once if another process holds it.
         """
+        self.check_files()
         with self.writing():
             self.out.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.out / "lock", timeout=0)
@@ -220,14 +375,23 @@ class Store:
             lock.release()
 
     def about(self) -> dict[str, Any]:
-        """run.json, or its copy if the file itself is damaged. Raises Damaged if both are."""
+        """run.json, or its copy if the file itself is damaged. Raises Damaged if both are, or belong to two runs."""
         try:
-            return read_sealed(self.out / "run.json")
-        except Damaged as error:
-            try:
-                return self.commit(0)["run"]
-            except Damaged:
-                raise error from None
+            copy = self.commit(0)["run"]
+        except Damaged:
+            copy = None
+        try:
+            own = read_sealed(self.out / "run.json", About)
+        except Damaged:
+            if copy is None:
+                raise
+            return copy
+        if copy is not None and copy.get("id") != own.get("id"):
+            raise Damaged(
+                f"{self.out}: run.json and batches/00000.json are of two runs; put the run's own back, or remove run.json: "
+                "its copy is in the other"
+            )
+        return own
 
     def write_about(self, about: Mapping[str, Any]) -> None:
         """run.json."""
@@ -235,7 +399,33 @@ class Store:
 
     def commit(self, batch: int) -> dict[str, Any]:
         """The commit of a batch. Raises Damaged."""
-        return read_sealed(self.path("batches", batch))
+        path = self.path("batches", batch)
+        content = read_sealed(path, Commit if batch else Begun)
+        own = {self.path(folder, batch).relative_to(self.out).as_posix() for folder in FOLDERS[1:4]}
+        if batch and content["batch"] != batch:
+            raise Damaged(f"{path}: field batch: it is the record of batch {content['batch']}")
+        if foreign := sorted(content.get("files", {}).keys() - own):
+            raise Damaged(f"{path}: field files: {foreign[0]!r} is no file of this batch")
+        return content
+
+    def follows(self, batch: int, commit: Mapping[str, Any], before: Mapping[str, Any] | None) -> None:
+        """Raise Damaged if the commit of a batch (from 1) is not of this run, or not made after `before`, the last one's."""
+        previous = self.about().get("id")
+        if previous is not None and batch > 1:
+            if before is None:
+                return
+            previous = digest(before)
+        if commit.get("previous") != previous:
+            raise Damaged(f"{self.path('batches', batch)}: field previous: the record of another run, or out of its order")
+
+    def measured(self, batch: int) -> dict[str, Any]:
+        """What was measured after a batch. Raises Damaged."""
+        return self._of_this_run(read_sealed(path := self.path("checkpoints", batch), Measured), path)
+
+    def _of_this_run(self, content: dict[str, Any], path: Path) -> dict[str, Any]:
+        if not self.light and content.get("run") != self.about().get("id"):
+            raise Damaged(f"{path}: field run: the record of another run")
+        return content
 
     def progress(self) -> dict[str, int]:
         """{"batches", "edits"}: how many are committed, counted from batch 1 without a gap; other files are not read."""
@@ -283,6 +473,7 @@ class Store:
         content = {
             "batch": batch,
             "edits": edits,
+            "previous": self._previous(batch),
             "files": {path.relative_to(self.out).as_posix(): file_digest(path) for path in files},
             "weights": {str(i): value for i, value in weights.items()},
             "tables": {name: _to_json(frame) for name, frame in tables.items()},
@@ -292,70 +483,90 @@ class Store:
         for number in self.numbers("snapshots")[:-2]:
             self.path("snapshots", number).unlink(missing_ok=True)
 
+    def _previous(self, batch: int) -> str | None:
+        own = self.about().get("id")
+        return digest(self.commit(batch - 1)) if own is not None and batch > 1 else own
+
     def put_snapshot(self, batch: int, bits: Mapping[int, Tensor]) -> Path:
         """Write the edited matrices after a batch; returns the path."""
         path, about = self.path("snapshots", batch), {"format": "ketools-snapshot-1"}
         return write_tensors(path, {str(i): weight for i, weight in bits.items()}, about)
 
-    def latest_snapshot(self, last: int) -> int:
-        """The last of the batches 1 .. `last` whose commit names a snapshot; 0 if none does."""
-        for number in range(last, 0, -1):
-            try:
+    def kept_snapshots(self, last: int) -> list[int]:
+        """The last two of the batches 1 .. `last` whose commits name a snapshot: these must be there."""
+        kept: list[int] = []
+        for number in reversed([number for number in self.numbers("batches") if 0 < number <= last]):
+            with suppress(Damaged):
                 if any(name.startswith("snapshots/") for name in self.commit(number)["files"]):
-                    return number
-            except Damaged:
-                continue
-        return 0
+                    kept.append(number)
+            if len(kept) == 2:
+                break
+        return kept
 
     def put_checkpoint(self, batch: int, tables: Mapping[str, pd.DataFrame]) -> None:
         """What was measured after a batch: tables of a checkpoint, and at the end "ends", the columns end_* of all facts."""
         (self.out / "tables.json").unlink(missing_ok=True)
-        write_sealed(self.path("checkpoints", batch), {name: _to_json(frame) for name, frame in tables.items()})
+        packed = {name: _to_json(frame) for name, frame in tables.items()}
+        write_sealed(self.path("checkpoints", batch), packed | {"run": self.about().get("id")})
         self.write_progress()
 
     def collapse(self) -> dict[str, Any] | None:
         """How the run ended early; None if it did not."""
         path = self.out / "collapse.json"
-        return read_sealed(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        content = self._of_this_run(read_sealed(path, Collapse), path)
+        return {name: value for name, value in content.items() if name != "run"}
 
     def put_collapse(self, content: Mapping[str, Any]) -> None:
         """The update of a batch was not finite: the run ends here."""
-        write_sealed(self.out / "collapse.json", content)
+        write_sealed(self.out / "collapse.json", {**content, "run": self.about().get("id")})
         self.write_progress()
 
     def frames(self) -> dict[str, pd.DataFrame]:
         """FRAMES as far as they are committed; empty where nothing is. Raises Damaged, naming the file."""
         if not (self.out / "batches").is_dir():
-            sums = read_sealed(self.out / "tables.json") if (self.out / "tables.json").is_file() else {}
-            if missing := [name for name in sums if not (self.out / name).is_file()]:
-                raise Damaged(f"{self.out / missing[0]}: missing; tables.json names it")
-            frames = {}
-            for name in FRAMES:
-                path = self.out / f"{name}.parquet"
-                try:
-                    frames[name] = pd.read_parquet(path) if path.is_file() else pd.DataFrame()
-                except (OSError, ValueError) as error:
-                    raise Damaged(f"{path}: cannot be read ({error})") from error
-            return frames
-        last = max(self.numbers("batches"), default=-1)
-        commits = [self.commit(number)["tables"] for number in range(last + 1)]
-        points = [read_sealed(self.path("checkpoints", n)) for n in self.numbers("checkpoints") if n <= max(last, 0)]
-        rows = {name: commits if name in FRAMES[:3] else points for name in FRAMES}
-        frames = {name: _joined(part[name] for part in parts if name in part) for name, parts in rows.items()}
+            sums, frames = self.sums(), {name: pd.DataFrame() for name in FRAMES}
+            for file in sorted({*sums, *(name for name in TABLES if (self.out / name).exists())}):
+                if not (path := self.out / file).exists():
+                    raise Damaged(f"{path}: missing; tables.json names it")
+                data = read_bytes(path, "a table of a run")
+                if hashlib.sha256(data).hexdigest() != sums.get(file):
+                    raise Damaged(f"{path}: its checksum does not match that in tables.json")
+                if file in TABLES:
+                    frames[path.stem] = table_of(data, str(path))
+            return {name: _usable(name, frame, f"{self.out / name}.parquet") for name, frame in frames.items()}
+        last, commits = max(self.numbers("batches"), default=-1), [self.commit(0)] if self.numbers("batches") else []
+        for number in range(1, last + 1):
+            commits.append(self.commit(number))
+            self.follows(number, commits[-1], commits[-2])
+        points = [self.measured(n) for n in self.numbers("checkpoints") if n <= max(last, 0)]
+        rows = {name: [c["tables"] for c in commits] if name in FRAMES[:3] else points for name in FRAMES}
+        frames = {
+            name: _joined((part[name] for part in parts if name in part), f"{self.out}, {name}")
+            for name, parts in rows.items()
+        }
         if ends := [part["ends"] for part in points if "ends" in part]:
-            frames["facts"] = pd.concat([frames["facts"], _joined(ends[-1:])], axis=1)
-        return frames
+            frames["facts"] = pd.concat([frames["facts"], _joined(ends[-1:], f"{self.out}, facts")], axis=1)
+        return {name: _usable(name, frame, f"{self.out}, {name}") for name, frame in frames.items()}
+
+    def sums(self) -> dict[str, str]:
+        """tables.json: the sha256 of each table (a light record's collapse.json and run.json too). Raises Damaged."""
+        sums = read_sealed(path := self.out / "tables.json", dict[str, str])
+        if foreign := sorted(sums.keys() - {*TABLES, "collapse.json", "run.json"}):
+            raise Damaged(f"{path}: field {foreign[0]}: no table of a run")
+        return sums
 
     def write_tables(
         self, frames: Mapping[str, pd.DataFrame], compression: Literal["snappy", "zstd"] = "snappy"
     ) -> None:
-        """A parquet file per table, then tables.json with their checksums (and that of a light record's collapse.json)."""
+        """A parquet file per table, then tables.json with their checksums (and those of a light record's JSON files)."""
         (self.out / "tables.json").unlink(missing_ok=True)
         for name, frame in frames.items():
             buffer = io.BytesIO()
             frame.to_parquet(buffer, index=False, compression=compression)
             write_atomic(self.out / f"{name}.parquet", buffer.getvalue())
-        names = [f"{name}.parquet" for name in FRAMES] + (["collapse.json"] if self.light else [])
+        names = [*TABLES, *(("collapse.json", "run.json") if self.light else ())]
         sums = {name: file_digest(self.out / name) for name in names if (self.out / name).is_file()}
         write_sealed(self.out / "tables.json", sums, indent=2)
 
@@ -396,8 +607,7 @@ class Survey:
                 f"{name}: {'left by a process that was stopped, harmless' if _is_ours(name) else 'no file of the run'}"
             )
         if self.unsealed:
-            reason = "they were packed without it" if self.light else "`ketools resume` writes them again"
-            lines.append(f"tables.json is missing, so the tables were not checked; {reason}")
+            lines.append("tables.json is missing, so the tables were not checked; `ketools resume` writes them again")
         what = "sound" if self.sound else f"{len(self.damaged)} damaged"
         lines.append(
             f"{self.files} files, {what}" + (f"; batches 1 to {self.batches} are whole" if self.batches else "")
@@ -413,15 +623,16 @@ def survey(out: str | Path) -> Survey:
     """Check every file of the run in `out`; nothing is changed. Raises KetoolsError if there is no run."""
     store, damaged = Store.of(out), {}
     known = {"run.json", "batches/00000.json", "tables.json", "collapse.json", "progress.json", "lock"}
+    store.about()  # of one run, or there is nothing to compare with
     numbers = {folder: store.numbers(folder) for folder in FOLDERS}
     last = max(numbers["batches"], default=0)
 
-    def content(path: Path) -> dict[str, Any]:
+    def content(path: Path, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Of a JSON file; {} if it is damaged, which is noted."""
         name = path.relative_to(store.out).as_posix()
         known.add(name)
         try:
-            return read_sealed(path)
+            return read()
         except Damaged as error:
             damaged[name] = str(error).removeprefix(f"{path}: ")
             return {}
@@ -438,19 +649,37 @@ def survey(out: str | Path) -> Survey:
         except OSError as error:
             damaged[name] = f"cannot be read ({error.strerror or error})"
 
-    about = content(store.out / "run.json")
+    path = store.out / "run.json"
+    about = content(path, lambda: read_sealed(path, About))
+    begun: dict[str, Any] | None = None
     if any(numbers.values()):  # a kill may leave the folders for the first files empty
-        about = content(store.path("batches", 0)).get("run", {}) | about
-    optional = {name: content(store.out / name) for name in ("progress.json", "tables.json", "collapse.json")
-                if (store.out / name).is_file()}  # fmt: skip
+        begun = content(store.path("batches", 0), lambda: store.commit(0))
+        about = begun.get("run", {}) | about
+    readers = {
+        "progress.json": lambda: read_sealed(store.out / "progress.json", Progress),
+        "tables.json": store.sums,
+        "collapse.json": lambda: store.collapse() or {},
+    }
+    optional = {
+        name: content(store.out / name, read) for name, read in readers.items() if (store.out / name).is_file()
+    }
+    if store.light and "tables.json" not in optional:
+        damaged["tables.json"] = "missing"
     for name, wanted in optional.get("tables.json", {}).items():
         check(name, wanted)
     for number in numbers["checkpoints"]:
-        content(store.path("checkpoints", number))
+        content(store.path("checkpoints", number), lambda number=number: store.measured(number))  # type: ignore[misc]
 
-    batches, whole = 0, True
-    for number in range(1, last + 1):
-        commit = content(store.path("batches", number))
+    batches, whole, before = 0, True, None
+    for number in sorted({*range(1, min(last, len(numbers["batches"]) + 1) + 1), *numbers["batches"]} - {0}):
+
+        def follow(number: int = number, before: Mapping[str, Any] | None = before) -> dict[str, Any]:
+            commit = store.commit(number)
+            store.follows(number, commit, before)
+            return commit
+
+        commit = content(store.path("batches", number), follow)
+        before = commit or None
         whole = whole and bool(commit)
         # Without its commit, what lies beside it is still the batch's.
         known.update(store.path(name, number).relative_to(store.out).as_posix() for name in FOLDERS[1:4] if not commit)
@@ -464,23 +693,23 @@ def survey(out: str | Path) -> Survey:
 
     # What must exist after batch `last`, or because progress.json says so.
     progress = optional.get("progress.json", {})
-    done = int(progress.get("batches", last))
-    wanted_files = [store.path("batches", number) for number in range(last + 1, done + 1)]
+    done = progress.get("batches", last)
+    wanted_files = [store.path("batches", number) for number in range(last + 1, min(done, last + 3) + 1)]
     wanted_files += [store.path("checkpoints", done)] if progress.get("checkpoint") else []
     wanted_files += [store.out / "collapse.json"] if progress.get("collapse") else []
     wanted_files += [store.out / "progress.json"] if last > 1 else []  # a kill leaves none only after the first commit
-    wanted_files += [store.path("snapshots", number)] if (number := store.latest_snapshot(last)) else []
-    size, every = (int(about.get("settings", {}).get(name, 0)) for name in ("batch", "checkpoint_every"))
+    wanted_files += [store.path("snapshots", number) for number in store.kept_snapshots(last)]
+    size, every = (about.get("settings", {}).get(name, 0) for name in ("batch", "checkpoint_every"))
     if size and every:  # that of `last` itself may not be measured yet
-        points = [n for n in range(last) if due(n * size, (n - 1) * size, every)]
+        points = [n for n in range(min(last, len(numbers["batches"]))) if due(n * size, (n - 1) * size, every)]
         wanted_files += [store.path("checkpoints", number) for number in points]
     damaged |= {path.relative_to(store.out).as_posix(): "missing" for path in wanted_files if not path.is_file()}
 
     there = {path.relative_to(store.out).as_posix() for path in store.out.rglob("*") if path.is_file()}
     leftovers = sorted(
-        name for name in there - known if name.endswith(".part") or name.rpartition("/")[0] in FOLDERS
+        name for name in there - known if _LEFT.fullmatch(name) or name.rpartition("/")[0] in FOLDERS
     )  # fmt: skip
-    unsealed = "tables.json" not in optional and (store.light or bool(numbers["checkpoints"]))
+    unsealed = "tables.json" not in optional and bool(numbers["checkpoints"])
     highest = max((number for some in numbers.values() for number in some), default=0)
     return Survey(batches, highest, damaged, len(known & there), tuple(leftovers), store.light, unsealed)
 
@@ -506,7 +735,7 @@ def cut(store: Store, found: Survey) -> None:
 
 def _is_ours(name: str) -> bool:
     """Is this leftover the run's own, not a copy that a sync tool or a person made?"""
-    return name.endswith(".part") or bool(OURS.fullmatch(name))
+    return bool(_LEFT.fullmatch(name) or OURS.fullmatch(name))
 
 
 def status(out: str | Path) -> dict[str, Any]:

@@ -55,7 +55,8 @@ def tables(method="encore", seed=0, edits=200, batch=50, every=100, done=None, g
         t = so_far / edits
         for layer in range(4):
             ratio = 1 + growth * t * (1 - 0.1 * layer) if layer in (1, 2) else 1.0
-            norms.append({"batch": number, "edits": so_far, "layer": layer, "edited": layer in (1, 2), "ratio": ratio})
+            row = {"batch": number, "edits": so_far, "layer": layer, "edited": layer in (1, 2), "ratio": ratio}
+            norms.append(row | {"norm": 8.0 * ratio, "update_norm": 0.1 if number and layer in (1, 2) else None})
         if number:
             took = {
                 "seconds": 6.0,
@@ -141,7 +142,6 @@ def fake_run(out: Path, method="encore", seed=0, *, changes=None, **shape) -> Pa
     record = fake_record(method, seed, changes=changes, **shape)
     out.mkdir(parents=True, exist_ok=True)
     Store(out).write_about(record.provenance)
-    for name in ("batches", "norms", "facts", "checkpoints", "residual"):
-        if len(frame := getattr(record, name)):
-            frame.to_parquet(out / f"{name}.parquet", index=False)
+    names = ("batches", "norms", "facts", "checkpoints", "residual")
+    Store(out).write_tables({name: frame for name in names if len(frame := getattr(record, name))})
     return out

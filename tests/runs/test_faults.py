@@ -242,7 +242,7 @@ def test_a_folder_that_cannot_be_written_any_more(run, tiny_gpt2, whole, monkeyp
     def refuse(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(ketools.io.tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(ketools.io, "_temporary", refuse)
     with pytest.raises(KetoolsError, match="cannot write to .*Permission denied"):
         run("whole")
 

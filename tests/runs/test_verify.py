@@ -23,7 +23,7 @@ def test_what_was_written_before_the_first_batch_is_missed(tmp_path, name):
     store.write_about(about())
     store.start({}, {})
     store.put_checkpoint(0, {})
-    store.put_collapse({"batch": 1})
+    store.put_collapse({"batch": 1, "first": 1, "last": 2, "edits": 0, "why": "not finite"})
     assert survey(tmp_path).sound
     (tmp_path / name).unlink()
     assert survey(tmp_path).damaged == {name: "missing"}
