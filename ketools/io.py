@@ -96,7 +96,10 @@ def parsed(text: str | bytes, schema: Any, where: str, expected: str = "JSON") -
     """What the JSON `text` at `where` says, after `checked`. Raises Damaged."""
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of 5,000 digits, thousands of brackets
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # not UTF-8, not JSON, a number of 5,000 digits, thousands of brackets
         raise Damaged(f"{where}: no JSON ({_reason(error)}); expected {expected}") from error
     return checked(value, schema, where)
 

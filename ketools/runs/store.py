@@ -416,7 +416,9 @@ class Store:
                 return
             previous = digest(before)
         if commit.get("previous") != previous:
-            raise Damaged(f"{self.path('batches', batch)}: field previous: the record of another run, or out of its order")
+            raise Damaged(
+                f"{self.path('batches', batch)}: field previous: the record of another run, or out of its order"
+            )
 
     def measured(self, batch: int) -> dict[str, Any]:
         """What was measured after a batch. Raises Damaged."""
@@ -660,9 +662,7 @@ def survey(out: str | Path) -> Survey:
         "tables.json": store.sums,
         "collapse.json": lambda: store.collapse() or {},
     }
-    optional = {
-        name: content(store.out / name, read) for name, read in readers.items() if (store.out / name).is_file()
-    }
+    optional = {name: content(store.out / name, read) for name, read in readers.items() if (store.out / name).is_file()}
     if store.light and "tables.json" not in optional:
         damaged["tables.json"] = "missing"
     for name, wanted in optional.get("tables.json", {}).items():

@@ -53,7 +53,9 @@ def editors(tiny_gpt2, statistics):
     """Makes an editor of a method that has edited a fact, on the same model each time."""
 
     def make(method):
-        editor = Editor(tiny_gpt2, method, statistics=statistics, seed=1, **CHEAP | ({"ft_steps": 1} if method == "ft" else {}))
+        editor = Editor(
+            tiny_gpt2, method, statistics=statistics, seed=1, **CHEAP | ({"ft_steps": 1} if method == "ft" else {})
+        )
         editor.apply(small_facts()[:1])
         return editor
 
@@ -80,7 +82,10 @@ def same(a, b):
         and a["history"] == b["history"]
         and a["originals"] == b["originals"]
         and a["past"].keys() == b["past"].keys()
-        and all(len(a["past"][i]) == len(b["past"][i]) and all(map(torch.equal, a["past"][i], b["past"][i])) for i in a["past"])
+        and all(
+            len(a["past"][i]) == len(b["past"][i]) and all(map(torch.equal, a["past"][i], b["past"][i]))
+            for i in a["past"]
+        )
     )
 
 
@@ -106,7 +111,9 @@ def sweep(editor, step, back, share):
         if not same(state_of(editor), before):
             return f"{what}, done and taken back"
     step()
-    assert all(map(torch.equal, state_of(editor)["weights"], after["weights"])), "the same edit gives other bits afterwards"
+    assert all(map(torch.equal, state_of(editor)["weights"], after["weights"])), (
+        "the same edit gives other bits afterwards"
+    )
     return None
 
 
