@@ -1,6 +1,6 @@
 """What commands share: options, checks of what was typed before any work begins, the question before an edit."""
 
-import json
+import os
 import sys
 import tempfile
 import warnings
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ketools.errors import KetoolsError
+from ketools.io import parsed
 
 if TYPE_CHECKING:
     from ketools.models.model import EditableModel
@@ -34,10 +35,23 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation; all checks still run.")]
 
 
-def writable(path: Path) -> None:
-    """Raise now, not after minutes of work, if the file `path` cannot be written."""
+def writable(path: Path, *inputs: str | Path | None) -> None:
+    """Raise now, not after minutes of work, if the file `path` cannot be written, or is one of the `inputs`: the file
+    itself, a file of a run's folder, or one that is in a model's folder already.
+    """
     if path.is_dir():
         raise KetoolsError(f"{path} is a folder; name a file in it, such as {path / 'figures.json'}")
+    place = Path(os.path.realpath(path))
+    from ketools.runs.store import OURS, TOP  # needs torch
+
+    for source in (Path(os.path.realpath(source)) for source in inputs if source is not None):
+        name = place.relative_to(source).as_posix() if place.is_relative_to(source) else None
+        of_run = (source / "run.json").exists() and (name in TOP or OURS.fullmatch(name or ""))
+        of_model = (source / "config.json").exists() and name is not None and place.exists()
+        if place == source or of_run or of_model:
+            raise KetoolsError(f"{path} is read here and would be overwritten; choose another name")
+    if path.exists() and not path.is_file():
+        return  # a device or a pipe
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         tempfile.TemporaryFile(dir=path.parent).close()
@@ -63,8 +77,8 @@ def settings(pairs: list[str] | None, option: str = "--set") -> dict[str, Any]:
         if not (name.strip() and equals and value.strip()):
             raise KetoolsError(f"{option} {pair!r}: expected name=value, such as lr=0.1")
         try:
-            values[name.strip()] = json.loads(value)
-        except ValueError:
+            values[name.strip()] = parsed(value, Any, option)
+        except KetoolsError:  # a bare word
             values[name.strip()] = value.strip()
     return values
 

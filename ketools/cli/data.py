@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ketools.cli.common import FAILED, Quiet
+from ketools.cli.common import FAILED, Quiet, writable
 from ketools.errors import KetoolsError
 from ketools.facts import fetch
 from ketools.io import write_atomic, write_json
@@ -38,8 +38,8 @@ def check(
     if good is not None and good.suffix != ".jsonl":
         raise KetoolsError(f"--good {good}: expected a name that ends in .jsonl")
     for target in (json, good):
-        if target is not None and target.resolve() == path.resolve():
-            raise KetoolsError(f"{target} is the file to check and would be overwritten; choose another name")
+        if target is not None:
+            writable(target, path)
     findings = check_file(path)
     typer.echo(findings.text(most or None))
     if json is not None:

@@ -1,6 +1,5 @@
 """One's own model and facts: `ketools methods`, `inspect`, `edit`, `stats`."""
 
-import json as json_text
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
 SHOWN = 20  # facts in the printed table
 TEXT = 'Text for the covariance of keys: a file, "world", "wikitext" or "wikipedia".'
+OWN = "covariance.safetensors"  # in a model's folder
 LENGTH, EVERY = 256, 100_000  # tokens: the longest part of a text that counts, and how often the sum is saved
 Model = Annotated[str, typer.Argument(help=common.MODEL)]
 
@@ -58,7 +58,7 @@ def inspect(
     """
     chosen = common.overrides(layers, set_)
     if json is not None:
-        common.writable(json)
+        common.writable(json, model, facts)
     from ketools.facts.reading import facts as read_facts
     from ketools.runs import preflight
 
@@ -102,7 +102,10 @@ def edit(
     if text is not None and statistics is not None:
         raise KetoolsError("--text and --statistics are two ways to the covariance; give one")
     for path in (out / "edit.safetensors", *([json] if json is not None else [])):
-        common.writable(path)
+        common.writable(path, model, facts, text, statistics)
+    from ketools.runs.store import Store
+
+    Store(out).check_files()
     from ketools.editing.covariance import Statistics as Covariance
     from ketools.editing.methods import method as named_method
     from ketools.facts.reading import facts as read_facts
@@ -177,14 +180,16 @@ def edit_table(report: "pd.DataFrame") -> str:
 
 def discard(out: Path) -> None:
     """Remove what an earlier `ketools edit` wrote to `out`, and nothing else."""
-    if not (out / "run.json").is_file():
+    from ketools.runs.store import Store
+
+    store = Store(out)
+    if not store.exists():
         return
-    if json_text.loads((out / "run.json").read_text(encoding="utf-8")).get("settings", {}).get("kind") != "edit":
+    if store.about()["settings"].get("kind") != "edit":
         raise KetoolsError(f"{out} holds the run of another command; give another --out")
-    for name in ("batches", "edits", "state", "model"):
-        shutil.rmtree(out / name, ignore_errors=True)
-    for name in ("run.json", "progress.json", "edit.safetensors", "facts.parquet"):
-        (out / name).unlink(missing_ok=True)
+    if (out / "model" / "ketools.json").is_file():  # which `export` wrote
+        shutil.rmtree(out / "model")
+    store.clear()
 
 
 def stats(
@@ -209,7 +214,11 @@ def stats(
     """
     if (text is None) == (not npz):
         raise KetoolsError("give either --text (to compute) or --npz (to import)")
-    common.writable(out)
+    common.writable(out, None if out.name == OWN else model, text, *(item.partition("=")[2] for item in npz or ()))
+    if out.is_file():
+        from ketools.editing.covariance import Statistics
+
+        Statistics.load(out)  # anything else is not overwritten
     files: dict[int, str] = {}
     for item in npz or ():
         layer, _, path = item.partition("=")

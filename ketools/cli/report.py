@@ -47,7 +47,7 @@ def report(
     groups = arrange(gather(folders))
     target = to or (folders[0] if len(folders) == 1 else Path("build/report.html"))
     target = target / "report.html" if target.is_dir() else target
-    writable(target)
+    writable(target, *folders)
     typer.echo(f"Report: {write_report(groups, target)}")
 
 
@@ -65,7 +65,7 @@ def compare(
     """
     for path in (json, csv):
         if path is not None:
-            writable(path)
+            writable(path, *(folders or ()))
     from ketools.runs.compare import compare as compare_runs
     from ketools.runs.compare import paired_tests
     from ketools.runs.records import arrange, gather

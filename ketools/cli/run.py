@@ -1,5 +1,6 @@
 """Sequences of edits: `ketools demo`, `run`, `status`, `resume`, `export`, `runs verify`."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -60,7 +61,7 @@ def demo(
     if not names:
         raise KetoolsError(f"--methods {methods!r} names no method; expected names with commas, such as {DEMO_METHODS}")
     if json is not None:
-        common.writable(json)
+        common.writable(json, model, facts)
     from ketools.report.page import write_report
     from ketools.runs import preflight, sweep  # after the checks that need no torch
 
@@ -262,6 +263,8 @@ def export(
     """Write the model as it was after so many edits, bit for bit, as a folder that transformers loads."""
     from ketools.runs.resume import export_at, model_of
 
+    if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(folder)):
+        raise KetoolsError(f"--out {out} lies in the run's own folder; choose another")
     loading = model_of(folder)
     assert loading["model"] is not None
     model = common.load_model(loading["model"], loading["device"], loading["dtype"])

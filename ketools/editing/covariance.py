@@ -9,20 +9,22 @@ import gzip
 import hashlib
 import json
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ketools.editing.update import cholesky
-from ketools.errors import KetoolsError, NotFinite
-from ketools.io import data_root, expanded, read_tensors, write_tensors
+from ketools.errors import Damaged, KetoolsError, NotFinite
+from ketools.io import data_root, expanded, parsed, read_tensors, regular, write_tensors
 from ketools.models.model import EditableModel
 from ketools.models.replay import run_until
 from ketools.models.tokens import batches, check_ids, pad_right
@@ -188,12 +190,18 @@ class Statistics:
     def load(cls, path: str | Path) -> "Statistics":
         """Read what `save` wrote. Raises KetoolsError for a file that is missing or something else."""
         stored, about = read_tensors(path, "statistics", made_by="Statistics.save")
-        try:
-            tokens, provenance = int(about["tokens"]), json.loads(about["provenance"])
-        except (KeyError, ValueError) as error:
-            raise KetoolsError(
-                f"no statistics in {path}: {error!r}; expected a file written by Statistics.save"
-            ) from error
+        expected = "a file written by Statistics.save"
+        tokens = parsed(about.get("tokens", ""), Annotated[int, Field(ge=1)], f"{path}: field tokens", expected)
+        provenance = parsed(about.get("provenance", ""), _Provenance, f"{path}: field provenance", expected)
+        for name, tensor in stored.items():
+            kind, _, layer = name.partition(".")
+            triangle = stored.get(f"triangle.{layer}")
+            size = None if triangle is None else round(((8 * triangle.numel() + 1) ** 0.5 - 1) / 2)
+            length = {"triangle": (size or 0) * ((size or 0) + 1) // 2, "scale": size}.get(kind)
+            if not layer.isdigit() or tensor.dim() != 1 or tensor.numel() != length or not tensor.is_floating_point():
+                raise Damaged(
+                    f"{path}: tensor {name} of shape {tuple(tensor.shape)} and {tensor.dtype}; expected {expected}"
+                )
         return cls(_Unpacked(stored), tokens, provenance)
 
 
@@ -221,6 +229,18 @@ def load_statistics(model: EditableModel) -> Statistics:
             "layers, max_tokens) with running text"
         )
     return Statistics.load(path).of(model, ())
+
+
+class _Provenance(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    fingerprint: str | None = None
+    model: str = ""
+
+
+class _Done(BaseModel):
+    tokens: Annotated[int, Field(ge=0)]
+    texts: Annotated[int, Field(ge=0)]
+    digest: str
 
 
 class _Hashed(Iterator[str]):
@@ -290,7 +310,10 @@ def _resume(path: str | Path, about: Mapping[str, Any], source: _Hashed) -> tupl
                 f"{path} holds partial sums with {name} = {stored.get(name)}, asked for is {json.dumps(value)}; give the "
                 "same settings to go on with it, or remove the file to start anew"
             )
-    done = json.loads(stored["done"])
+    done = parsed(stored.get("done", ""), _Done, f"{path}: field done", "partial sums")
+    sizes = {i: tensors.get(f"triangle.{i}", torch.empty(0)).numel() for i in about["layers"]}
+    if len(set(sizes.values())) != 1 or 0 in sizes.values():
+        raise Damaged(f"{path}: triangles of {sizes} entries by layer; expected as many in each, or remove the file")
     for _ in zip(range(done["texts"]), source, strict=False):
         pass
     if source.read < done["texts"] or (done["texts"] and source.digest.hexdigest() != done["digest"]):
@@ -377,9 +400,9 @@ def corpus(source: str | Path) -> Corpus:
     if name in HUB:
         return Corpus(name, lambda: _from_hub(name))
     path = data_root() / "world" / "prose.txt" if name == "world" else expanded(source)
-    if path.is_dir():
-        raise KetoolsError(f"{path} is a folder; name a text file in it")
-    if not path.is_file():
+    if path.exists():
+        regular(path, "a text file")
+    else:
         raise KetoolsError(
             f'no text {name!r}; expected a text file (.txt, .txt.gz), "world", or one of {", ".join(map(repr, HUB))}'
         )
@@ -483,6 +506,7 @@ def import_moments(model: EditableModel, files: Mapping[int, str | Path], corpus
 
 
 def _published_sums(path: Path) -> tuple[np.ndarray, int]:
+    regular(path, "a .npz of second moments")
     try:
         with np.load(path, allow_pickle=False) as archive:
             missing = [key for key in ("mom2.mom2", "mom2.count") if key not in archive]
@@ -494,9 +518,19 @@ def _published_sums(path: Path) -> tuple[np.ndarray, int]:
             return archive["mom2.mom2"], int(archive["mom2.count"])
     except KetoolsError:
         raise
-    except FileNotFoundError as error:
-        raise KetoolsError(f"no file {path}; expected a .npz of second moments") from error
-    except (OSError, EOFError, TypeError, AttributeError, ValueError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        EOFError,
+        TypeError,
+        KeyError,
+        zlib.error,
+        NotImplementedError,
+        OverflowError,
+        MemoryError,
+        AttributeError,
+        ValueError,
+        zipfile.BadZipFile,
+    ) as error:
         raise KetoolsError(
             f"{path} is no .npz of second moments that can be read without running code: {error}; copy it again from its "
             "publisher"

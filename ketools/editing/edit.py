@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from ketools.editing.update import frobenius
-from ketools.errors import KetoolsError
-from ketools.io import read_tensors, write_tensors
+from ketools.errors import Damaged, KetoolsError
+from ketools.io import parsed, read_tensors, write_tensors
 from ketools.models.model import EditableModel
 
 if TYPE_CHECKING:
@@ -32,10 +33,20 @@ def factors(tensors: Mapping[str, Tensor], layer: int) -> tuple[Tensor, Tensor]:
     right = tensors[f"right.{layer}"]
     left = tensors.get(f"left.{layer}")
     if left is None:  # a dense update: the identity is not stored
-        left = torch.eye(right.shape[-1])
+        left = torch.eye(right.shape[-1] if right.dim() else 1)
     if left.dim() != 2 or right.dim() != 2 or left.shape[1] != right.shape[1]:
         raise KetoolsError(f"its factors of layer {layer} have the shapes {tuple(left.shape)} and {tuple(right.shape)}")
     return left, right
+
+
+class _Told(BaseModel):
+    # What is read of an edit's record elsewhere.
+    model_config = ConfigDict(extra="allow")
+    method: str = ""
+    facts: list[str] = []
+    fingerprint: str | None = None
+    on_top_of: int | None = None
+    nas_anchor: list[float] | None = None
 
 
 class StoredFactors(Mapping[int, tuple[Tensor, Tensor]]):
@@ -196,9 +207,10 @@ class Edit:
         tensors, about = read_tensors(path, "edit", EDIT, "Edit.save")
         try:
             layers = {i: factors(tensors, i) for i in sorted({int(name.partition(".")[2]) for name in tensors})}
-            record = {name: _by_layer(value, layers) for name, value in json.loads(about["record"]).items()}
-        except (KeyError, ValueError, AttributeError) as error:
-            raise KetoolsError(f"no edit in {path}: {error}; expected a file written by Edit.save") from error
+            told = parsed(about.get("record", ""), _Told, "its record")
+        except (KeyError, ValueError) as error:
+            raise Damaged(f"no edit in {path}: {error}; expected a file written by Edit.save") from error
+        record = {name: _by_layer(value, layers) for name, value in told.items()}
         edit = cls(layers, record)
         if model is not None:
             model.edits.check(edit)

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from ketools.editing import baselines
@@ -32,9 +33,9 @@ from ketools.editing.methods import Constraint, FineTune, Method, Nas, Shift, me
 from ketools.editing.postprocess import Post, Prune, processed
 from ketools.editing.targets import Callback, Targets, compute_targets
 from ketools.editing.update import Protection, constrained, frobenius, least_squares, quadratic_form
-from ketools.errors import KetoolsError, NotFinite, named
+from ketools.errors import Damaged, KetoolsError, NotFinite, named
 from ketools.facts.fact import Fact
-from ketools.io import read_tensors, write_tensors
+from ketools.io import parsed, read_tensors, write_tensors
 from ketools.models.model import EditableModel
 from ketools.models.scoring import target_logprobs
 from ketools.models.tokens import in_chat
@@ -81,6 +82,13 @@ class Change:
             total = left.double() @ right.double().T
             return torch.eye(len(left)), total.T.float().contiguous()
         return left, right
+
+
+class _Carried(BaseModel):
+    fingerprint: str
+    seed: Annotated[int, Field(ge=0)]
+    prefixes: list[str] | None
+    layers: list[Annotated[int, Field(ge=0)]]
 
 
 @dataclass
@@ -130,17 +138,17 @@ class SequentialState:
         """Read what `save` wrote. Raises KetoolsError for a file that is missing, truncated or something else."""
         tensors, meta = read_tensors(path, "state", STATE, "SequentialState.save")
         try:
-            about = json.loads(meta["state"])
+            about = parsed(meta.get("state", ""), _Carried, "its fields")
             prefixes = about["prefixes"]
             state = cls(about["fingerprint"], about["seed"], None if prefixes is None else tuple(prefixes))
             state.generator.set_state(tensors["generator"])
             for i in about["layers"]:
                 count = sum(1 for name in tensors if name.startswith(f"past.{i}."))
                 state.past[i] = [tensors[f"past.{i}.{b}"] for b in range(count)]
-        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-            raise KetoolsError(
-                f"no state in {path}: {error}; expected a file written by SequentialState.save"
-            ) from error
+                if wrong := [block for block in state.past[i] if block.dim() != 2 or block.dtype != torch.float32]:
+                    raise ValueError(f"a block of layer {i} has shape {tuple(wrong[0].shape)} and {wrong[0].dtype}")
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise Damaged(f"no state in {path}: {error}; expected a file written by SequentialState.save") from error
         return state
 
 

@@ -5,11 +5,9 @@ Files are .jsonl (one record a line), .json (a list of records) or .csv (a heade
 """
 
 import csv
-import gzip
 import io
 import json
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +16,7 @@ from ketools.errors import KetoolsError
 from ketools.facts.fact import Fact, FactError, FactSet, problems, short
 from ketools.facts.fetch import SOURCES, local
 from ketools.facts.layouts import COLUMNS, convert, frames_of, from_cells, layout_of
-from ketools.io import data_root, expanded
+from ketools.io import data_root, expanded, read_bytes
 
 Record = dict[str, Any]
 _FORMATS = "expected .jsonl, .json or .csv, each also followed by .gz"
@@ -119,7 +117,7 @@ def records(path: Path) -> Iterator[tuple[str, Record | KetoolsError]]:
     kind = (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
     if kind not in readers:
         raise KetoolsError(f"{path}: can't tell what kind of file this is; {_FORMATS}")
-    data = _bytes(path)
+    data = read_bytes(path, "facts")
     if _is_utf16(data):
         raise KetoolsError(f"{path}, line 1: UTF-16 text; save the file as UTF-8")
     text = data.decode("utf-8", "surrogateescape").removeprefix("\ufeff")  # with or without a byte-order mark
@@ -134,7 +132,7 @@ def records(path: Path) -> Iterator[tuple[str, Record | KetoolsError]]:
 def encoding(path: Path) -> str:
     """How the text of `path` is encoded, as far as that can be told: for the report of a check."""
     try:
-        data = _bytes(path)
+        data = read_bytes(path, "facts")
         if _is_utf16(data):
             return "UTF-16"
         data.decode("utf-8")
@@ -143,18 +141,6 @@ def encoding(path: Path) -> str:
     except UnicodeDecodeError:
         return "not UTF-8"
     return "UTF-8 with a byte-order mark" if data.startswith(b"\xef\xbb\xbf") else "UTF-8"
-
-
-def _bytes(path: Path) -> bytes:
-    data = path.read_bytes()
-    if path.suffix != ".gz":
-        return data
-    try:
-        return gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise KetoolsError(
-            f"{path} is no whole gzip file ({error}); copy it again, or name it without .gz if it is plain text"
-        ) from None
 
 
 def _is_utf16(data: bytes) -> bool:

@@ -207,6 +207,10 @@ class EditStack(Sequence["Edit"]):
         precise = torch.float64 if weight.device.type != "mps" else torch.float32  # mps has no float64
         delta = left.to(weight.device, precise) @ right.to(weight.device, precise).T
         wanted = weight.to(precise).add_(delta)
+        if not wanted.to(weight.dtype).isfinite().all():
+            raise NotFinite(
+                f"the sum of layer {layer} and the edit is not finite in {weight.dtype}; nothing was changed"
+            )
         norm = float(delta.norm())
         del delta
         weight.copy_(wanted)
@@ -228,6 +232,8 @@ class EditStack(Sequence["Edit"]):
                 raise KetoolsError(
                     f"layer {layer} of the edit has the shape {(len(left), len(right))}; the model's is {shape}"
                 )
+            if not (left.is_floating_point() and right.is_floating_point()):
+                raise KetoolsError(f"layer {layer} of the edit holds {left.dtype} and {right.dtype}; expected floats")
             if not (left.isfinite().all() and right.isfinite().all()):
                 raise NotFinite(f"layer {layer} of the edit holds NaN or Inf; the weights were not touched")
 

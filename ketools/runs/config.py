@@ -5,7 +5,6 @@ Also the facts that it may draw from (`settled`) and methods by name ("memit+mpe
 
 from __future__ import annotations
 
-import tomllib
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -15,8 +14,9 @@ from typing import Any
 
 from ketools.editing.methods import MPES, Hyper, LeastSquares, Method, Nas, Prune, Rect, Sphere, check_value
 from ketools.editing.methods import method as named_method
-from ketools.errors import KetoolsError, named
+from ketools.errors import Damaged, KetoolsError, named
 from ketools.facts.fact import UNKNOWN, Fact, FactSet
+from ketools.io import read_toml
 from ketools.runs.panel import Sizes
 
 POLICIES = ("last wins", "refuse")
@@ -109,13 +109,9 @@ class RunConfig:
         """The config in a TOML file; `made` says what is checked. Raises KetoolsError naming the file."""
         path = Path(path)
         try:
-            content = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise KetoolsError(f"{path}: there is no such file; expected a config in TOML") from error
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise KetoolsError(f"{path}: no config in TOML ({error})") from error
-        try:
-            return cls.made(content)
+            return cls.made(read_toml(path, "a config in TOML"))
+        except Damaged:  # names the file
+            raise
         except KetoolsError as error:
             raise KetoolsError(f"{path}: {error}") from error
 

@@ -1,7 +1,6 @@
 """Stored runs and what they are called: method labels, provenance, gathering runs into groups of seeds, light records."""
 
 import dataclasses
-import json
 import math
 import platform
 import subprocess
@@ -16,7 +15,8 @@ import torch
 
 import ketools
 from ketools.editing.methods import ALL
-from ketools.errors import KetoolsError
+from ketools.errors import Damaged, KetoolsError
+from ketools.io import read_json
 from ketools.models.model import EditableModel
 from ketools.runs.store import RunRecord, Store
 
@@ -294,9 +294,9 @@ def gather(folders: Iterable[str | Path]) -> list[Run]:
             paths = [path for path in sorted(folder.iterdir()) if Store(path).exists()] if folder.is_dir() else []
             # An earlier demo of other methods may have left its runs beside those of the last, which demo.json names.
             try:
-                last = json.loads((folder / "demo.json").read_text(encoding="utf-8"))["methods"]
-                paths = [path for path in paths if path.name in dict(last)] or paths
-            except (OSError, ValueError, KeyError, TypeError):  # no finished demo, or one that cannot be read
+                last = read_json(folder / "demo.json", dict[str, Any]).get("methods") or {}
+                paths = [path for path in paths if path.name in last] or paths
+            except Damaged:  # no finished demo, or one that cannot be read
                 pass
             if not paths:
                 raise KetoolsError(

@@ -311,6 +311,7 @@ def ready(config: RunConfig) -> FactSet:
     """
     if not config.out:
         raise KetoolsError('no folder for the run; give one (--out DIR, or out = "DIR" in the config)')
+    Store(Path(config.out)).check_files()
     facts = settled(read_facts(config.facts), config.conflicts)
     facts.sample(config.edits, config.seed)
     with Store(Path(config.out)).locked():

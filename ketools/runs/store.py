@@ -60,8 +60,7 @@ FOLDERS = ("batches", "edits", "state", "snapshots", "checkpoints")
 # The files of batches and checkpoints; anything else in their folders is somebody else's ("00003 2.json" of a sync tool).
 OURS = re.compile(r"(?:batches|checkpoints)/[0-9]{5,9}\.json|(?:edits|state|snapshots)/[0-9]{5,9}\.safetensors")
 TABLES = tuple(f"{name}.parquet" for name in FRAMES)
-TOP = ("run.json", "progress.json", "tables.json", "collapse.json", *TABLES)
-EDITED = ("edit.safetensors", "facts.parquet")  # what `edit_facts` writes beside
+TOP = ("run.json", "progress.json", "tables.json", "collapse.json", *TABLES, "edit.safetensors")
 _LEFT = re.compile(rf"(?:(?:{'|'.join(FOLDERS)})/)?{PART}")
 _RECENT = 5  # batches whose time per edit `status` averages
 
@@ -107,6 +106,7 @@ class _Settings(_Record):
 class _Model(_Record):
     name: str = ""
     fingerprint: str = ""
+    d_mlp: Annotated[int, Field(ge=1)] | None = None
 
 
 class _Forced(_Record):
@@ -300,14 +300,14 @@ class Store:
         store.check_files()
         return store
 
-    def check_files(self, *others: str) -> None:
+    def check_files(self) -> None:
         """Raise KetoolsError for a file of the run that is a link out of its folder, a folder, a pipe or a device.
 
         What is read, written and removed here then stays here. Without a run in the folder, none of its files may be there
-        either, nor any of `others`: they are somebody's own, and would be overwritten.
+        either: they are somebody's own, and would be overwritten.
         """
         root = Path(os.path.realpath(self.out))
-        names = {*TOP, *others, "lock", *FOLDERS}
+        names = {*TOP, "lock", *FOLDERS}
         names |= {f"{folder}/{p.name}" for folder in FOLDERS for p in (self.out / folder).glob("*")}
         for name in sorted(names):
             path = self.out / name
@@ -332,6 +332,17 @@ class Store:
     def light(self) -> bool:
         """Are these only the tables of a run (`benchmarks/light.py`)?"""
         return not (self.out / "batches").is_dir() and any(self.out.glob("*.parquet"))
+
+    def clear(self) -> None:
+        """Remove the run and nothing else: its files, and its folders if they are empty then."""
+        self.check_files()
+        for name in [*TOP[1:], *(f"{folder}/{p.name}" for folder in FOLDERS for p in (self.out / folder).glob("*"))]:
+            if name in TOP or _is_ours(name):
+                (self.out / name).unlink(missing_ok=True)
+        (self.out / "run.json").unlink(missing_ok=True)  # last: a run that is half removed is still one
+        for folder in FOLDERS:
+            with suppress(OSError):
+                (self.out / folder).rmdir()
 
     def path(self, folder: str, batch: int) -> Path:
         """The file of a batch (1, 2, ...; 0: before the first edit) in one of FOLDERS."""
@@ -528,7 +539,8 @@ class Store:
     def frames(self) -> dict[str, pd.DataFrame]:
         """FRAMES as far as they are committed; empty where nothing is. Raises Damaged, naming the file."""
         if not (self.out / "batches").is_dir():
-            sums, frames = self.sums(), {name: pd.DataFrame() for name in FRAMES}
+            begun = self.light or (self.out / "tables.json").exists()
+            sums, frames = self.sums() if begun else {}, {name: pd.DataFrame() for name in FRAMES}
             for file in sorted({*sums, *(name for name in TABLES if (self.out / name).exists())}):
                 if not (path := self.out / file).exists():
                     raise Damaged(f"{path}: missing; tables.json names it")

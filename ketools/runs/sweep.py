@@ -2,13 +2,13 @@
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import BaseModel
 
 from ketools.editing.covariance import Statistics, load_statistics
 from ketools.editing.methods import Method
@@ -16,7 +16,7 @@ from ketools.editing.methods import method as named_method
 from ketools.errors import KetoolsError
 from ketools.facts.fact import FactSet
 from ketools.facts.reading import facts as read_facts
-from ketools.io import data_root, write_json
+from ketools.io import data_root, read_json, write_json
 from ketools.models.model import EditableModel, load
 from ketools.models.weights import fresh
 from ketools.norms.weights import growing
@@ -66,6 +66,11 @@ def sweep(
         if each is not None:
             each(records)
     return records
+
+
+class _Demo(BaseModel):
+    methods: dict[str, Any]
+    provenance: dict[str, Any]
 
 
 def demo(
@@ -120,6 +125,10 @@ def demo(
     loaded = model if isinstance(model, EditableModel) else load(model)
     given, statistics, out = statistics is not None, statistics or load_statistics(loaded), Path(out)
     done, begun = (out / "demo.json").is_file(), [name for name in chosen if Store(out / name).exists()]
+    if done:
+        read_json(out / "demo.json", _Demo, "the figures of a demo, which would be written here")
+    elif (out / "report.html").exists() and not begun:
+        raise KetoolsError(f"{out / 'report.html'} is there, but no demo (demo.json is missing); give another folder")
     if look is not None and (again or done or not begun):  # a stopped job passed its checks when it began
         look(loaded, todo, tuple(chosen.values()), given)
     store = Store(out)
@@ -127,7 +136,7 @@ def demo(
         write_json(out / "demo.json.tmp", {})
         (out / "demo.json.tmp").unlink()
         for name in begun if done or again else ():
-            shutil.rmtree(out / name)
+            Store(out / name).clear()
         (out / "demo.json").unlink(missing_ok=True)
     start = time.perf_counter()
     panel = Panel.take(loaded, known, todo, sizes=sizes, seed=seed, tasks=tasks, texts=texts)

@@ -77,7 +77,7 @@ def test_other_models_statistics_are_refused(tiny_gpt2, tiny_llama, tmp_path):
     got = Statistics.compute(tiny_gpt2, SENTENCES, [0], 1000)
     with pytest.raises(KetoolsError, match="another model"):
         got.of(tiny_llama, [0])
-    with pytest.raises(KetoolsError, match="no statistics in"):
+    with pytest.raises(KetoolsError, match="nothing: there is no such file"):
         Statistics.load(tmp_path / "nothing")
 
 
