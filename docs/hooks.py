@@ -1,0 +1,145 @@
+"""What the pages show and nobody types: tables and figures from stored records, the glossary, drawings, mathematics.
+
+A page asks for it with `<!-- made: NAME -->`, a name of MADE; where a block opens with "```python figure" the blocks of its
+page are run, and the figure that the last line of such a block gives stands below it. "```python norun": the tests only
+compile it. mkdocs calls the functions that begin with on_.
+"""
+
+import re
+import shutil
+import tomllib
+from collections.abc import Iterable, Sequence
+from html import unescape
+from pathlib import Path
+
+HERE = Path(__file__).parent
+_SOURCE = re.compile(r"arXiv (\d{4}\.\d{5})")
+_BLOCK = re.compile(r"^```python( figure)?\n(.*?)^```$", re.M | re.S)
+_MADE = re.compile(r"<!-- made: (\w+) -->")
+_MATHS = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.S)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table; the bars in cells are escaped."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def metrics() -> str:
+    """Every metric of metrics.toml, a section a table of the package."""
+    from ketools.evaluation.metrics import METRICS
+
+    sections = []
+    for name in dict.fromkeys(metric.table for metric in METRICS):
+        rows = [
+            (
+                f"`{metric.key}`",
+                metric.label,
+                f"`{metric.formula}`" if "[" in metric.formula or "_" in metric.formula else metric.formula,
+                metric.range,
+                "" if metric.better == "none" else metric.better,
+                _SOURCE.sub(r"[arXiv \1](https://arxiv.org/abs/\1)", metric.source.replace("ketools", "")),
+            )
+            for metric in METRICS
+            if metric.table == name
+        ]
+        sections.append(f"## {name}\n\n" + table(("key", "name", "formula", "range", "better", "source"), rows))
+    return "\n\n".join(sections)
+
+
+def methods() -> str:
+    """The table of methods, as `ketools methods` lists them."""
+    import ketools as ke
+
+    frame = ke.methods()
+    rows = [(f"`{row['name']}`", row["year"], f"`{row['stopping']}`", row["protects"], row["source"]) for _, row in frame.iterrows()]
+    return table(("method", "year", "target optimisation stops", "the update protects", "source"), rows)
+
+
+def published(kind: str) -> str:
+    """A table of the paper, from published.toml."""
+    data = tomllib.loads((HERE / "published.toml").read_text(encoding="utf-8"))
+    columns = data[kind].pop("columns")
+    rows = [(model, name, *values) for model, methods in data[kind].items() for name, values in methods.items()]
+    return table(("model", "method", *columns), rows) + f"\n\nSource: {data['source']}."
+
+
+def ours() -> str:
+    """The ends of the stored reference runs (data/results), mean over seeds, with their load."""
+    from ketools.evaluation.metrics import metric
+    from ketools.io import data_root
+    from ketools.runs.compare import compare
+    from ketools.runs.records import gather, title
+
+    runs = gather(sorted((data_root() / "results").iterdir()))
+    frame = compare(runs)
+    width = {run.model: run.about["model"]["d_mlp"] for run in runs}
+    keys = ("ES", "PS", "NS", "S", "unedited_kept", "downstream_kept", "norm_ratio")
+    rows = []
+    for (model, method), group in frame.groupby(["model", "method"], sort=False):
+        edits = int(group["edits"].max())
+        shown = [metric(key).format(group[key].mean()) for key in keys]
+        rows.append((model, title(str(method)), len(group), f"{edits:,}", f"{edits / width[model]:.2f}", *shown))
+    heads = [metric(key).short or metric(key).label for key in keys]
+    return table(("model", "method", "seeds", "edits", "load", *heads), rows)
+
+
+def drawing(name: str, *highlight: str) -> str:
+    """A drawing of ketools.plots.diagrams as SVG within the page."""
+    from ketools.plots import diagrams
+
+    return f'<div class="drawing">{getattr(diagrams, name)(*highlight)}</div>'
+
+
+MADE = {
+    "metrics": metrics,
+    "methods": methods,
+    "counterfact": lambda: published("counterfact"),
+    "zsre": lambda: published("zsre"),
+    "overfitting": lambda: published("overfitting"),
+    "ours": ours,
+    "transformer": lambda: drawing("transformer"),
+    "update": lambda: drawing("transformer", "key", "W", "delta", "value"),
+    "form": lambda: drawing("quadratic_form"),
+}
+
+
+def with_figures(markdown: str) -> str:
+    """The page with the figure of each "```python figure" block below it; its blocks are run in order and share names."""
+    names: dict[str, object] = {}
+
+    def draw(block: re.Match[str]) -> str:
+        plain = f"```python\n{block[2]}```"
+        if not block[1]:
+            exec(block[2], names)  # our own pages
+            return plain
+        *lines, last = block[2].rstrip("\n").split("\n")
+        exec("\n".join(lines), names)
+        html = eval(last, names).to_html(full_html=False, include_plotlyjs=False, config={"responsive": True})
+        return f'{plain}\n\n<div class="figure">{html}</div>\n'
+
+    return '<script src="assets/plotly.min.js"></script>\n\n' + _BLOCK.sub(draw, markdown)
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Put in what the page asks for."""
+    if "```python figure" in markdown:
+        markdown = with_figures(markdown)
+    return _MADE.sub(lambda found: MADE[found[1]](), markdown).replace("```python norun", "```python")
+
+
+def on_page_content(html: str, **_: object) -> str:
+    """Set mathematics as MathML, which browsers draw without a library."""
+    from latex2mathml.converter import convert
+
+    def mathml(found: re.Match[str]) -> str:
+        return convert(unescape(found[2]), display="block" if found[1] == "div" else "inline")
+
+    return _MATHS.sub(mathml, html)
+
+
+def on_post_build(config: dict[str, str], **_: object) -> None:
+    """Put the library that draws the figures beside the pages: the copy that plotly carries."""
+    import plotly
+
+    shutil.copy(Path(plotly.__file__).parent / "package_data" / "plotly.min.js", Path(config["site_dir"]) / "assets")
