@@ -9,7 +9,7 @@ import re
 import shutil
 import tomllib
 from collections.abc import Iterable, Sequence
-from html import unescape
+from html import escape, unescape
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -25,34 +25,41 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
+def linked(source: str) -> str:
+    """A source with its arXiv number as a link."""
+    return _SOURCE.sub(r"[arXiv \1](https://arxiv.org/abs/\1)", source)
+
+
 def metrics() -> str:
     """Every metric of metrics.toml, a section a table of the package."""
-    from ketools.evaluation.metrics import METRICS
+    from ketools.evaluation.metrics import METRICS, SHARED
 
-    sections = []
-    for name in dict.fromkeys(metric.table for metric in METRICS):
-        rows = [
-            (
-                f"`{metric.key}`",
-                metric.label,
-                f"`{metric.formula}`" if "[" in metric.formula or "_" in metric.formula else metric.formula,
-                metric.range,
-                "" if metric.better == "none" else metric.better,
-                _SOURCE.sub(r"[arXiv \1](https://arxiv.org/abs/\1)", metric.source.replace("ketools", "")),
-            )
-            for metric in METRICS
-            if metric.table == name
-        ]
-        sections.append(f"## {name}\n\n" + table(("key", "name", "formula", "range", "better", "source"), rows))
-    return "\n\n".join(sections)
+    tables: dict[str, list[tuple[str, str]]] = {}
+    for metric in sorted(METRICS, key=lambda metric: metric.table == SHARED):  # what all tables share comes last
+        notes = [f"range {metric.range}"] if metric.range else []
+        notes += [f"better: {metric.better}"] if metric.better != "none" else []
+        notes += [linked(metric.source)] if metric.source != "ketools" else []
+        formula = re.sub(r"([_*<>\[\]])", r"\\\1", metric.formula)
+        small = f"<br><small>{'; '.join(notes)}</small>" if notes else ""
+        tables.setdefault(metric.table, []).append((f"{metric.label}<br>`{metric.key}`", formula + small))
+    return "\n\n".join(f"## {name}\n\n" + table(("metric", "formula"), rows) for name, rows in tables.items())
 
 
 def methods() -> str:
     """The table of methods, as `ketools methods` lists them."""
     import ketools as ke
 
-    frame = ke.methods()
-    rows = [(f"`{row['name']}`", row["year"], f"`{row['stopping']}`", row["protects"], row["source"]) for _, row in frame.iterrows()]
+    stops = {"FixedSteps": "after a fixed number of steps", "MPES": "early (MPES)"}
+    rows = [
+        (
+            f"`{row['name']}`",
+            row["year"],
+            stops.get(row["stopping"].split("(")[0], "it has none"),
+            row["protects"],
+            linked(row["source"]),
+        )
+        for _, row in ke.methods().iterrows()
+    ]
     return table(("method", "year", "target optimisation stops", "the update protects", "source"), rows)
 
 
@@ -77,11 +84,11 @@ def ours() -> str:
     keys = ("ES", "PS", "NS", "S", "unedited_kept", "downstream_kept", "norm_ratio")
     rows = []
     for (model, method), group in frame.groupby(["model", "method"], sort=False):
-        edits = int(group["edits"].max())
+        load = group["edits"].max() / width[model]
         shown = [metric(key).format(group[key].mean()) for key in keys]
-        rows.append((model, title(str(method)), len(group), f"{edits:,}", f"{edits / width[model]:.2f}", *shown))
+        rows.append((model, title(str(method)), len(group), f"{load:.2f}", *shown))
     heads = [metric(key).short or metric(key).label for key in keys]
-    return table(("model", "method", "seeds", "edits", "load", *heads), rows)
+    return table(("model", "method", "seeds", "load", *heads), rows)
 
 
 def drawing(name: str, *highlight: str) -> str:
@@ -106,6 +113,8 @@ MADE = {
 
 def with_figures(markdown: str) -> str:
     """The page with the figure of each "```python figure" block below it; its blocks are run in order and share names."""
+    from ketools.plots.style import undressed, words
+
     names: dict[str, object] = {}
 
     def draw(block: re.Match[str]) -> str:
@@ -115,8 +124,13 @@ def with_figures(markdown: str) -> str:
             return plain
         *lines, last = block[2].rstrip("\n").split("\n")
         exec("\n".join(lines), names)
-        html = eval(last, names).to_html(full_html=False, include_plotlyjs=False, config={"responsive": True})
-        return f'{plain}\n\n<div class="figure">{html}</div>\n'
+        fig = eval(last, names)
+        html = undressed(fig).to_html(full_html=False, include_plotlyjs=False, config={"responsive": True})
+        text = {key: escape(value) for key, value in words(fig).items()}
+        return (
+            f'{plain}\n\n<figure class="figure" aria-label="{text["description"]}"><p><b>{text["finding"]}</b></p>{html}'
+            f"<figcaption>{text['caption']}</figcaption></figure>\n"
+        )
 
     return '<script src="assets/plotly.min.js"></script>\n\n' + _BLOCK.sub(draw, markdown)
 
@@ -133,7 +147,9 @@ def on_page_content(html: str, **_: object) -> str:
     from latex2mathml.converter import convert
 
     def mathml(found: re.Match[str]) -> str:
-        return convert(unescape(found[2]), display="block" if found[1] == "div" else "inline")
+        if found[1] == "span":
+            return convert(unescape(found[2]))
+        return f'<div class="maths">{convert(unescape(found[2]), display="block")}</div>'
 
     return _MATHS.sub(mathml, html)
 
