@@ -16,7 +16,7 @@ NB        ?= $(NOTEBOOKS)
 QUIET := TQDM_DISABLE=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo report test test-attack test-faults test-real course student store times test-mutations browser test-browser lint lab lock clean distclean
+.PHONY: help docs env demo report test test-attack test-faults test-real course student store times test-mutations browser test-browser lint lab lock clean distclean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -58,6 +58,10 @@ course: env ## Run all notebooks into build/course: pages with live figures that
 
 student: env ## Students' notebooks in build/student: exercises as stubs, solutions folded up
 	$(COURSE) student
+
+docs: env ## The site about ketools in build/docs/site: open index.html, no server or network needed
+	@cmp -s docs/requirements.txt $(VENV)/.docs || { $(PIP) install --quiet -r docs/requirements.txt && cp docs/requirements.txt $(VENV)/.docs; }
+	$(QUIET) NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet $(ARGS)
 
 store: env ## Run notebooks and store their outputs and pictures: make store NB=notebooks/00_first_edit.ipynb
 	$(COURSE) store $(NB) $(ARGS)

@@ -78,15 +78,12 @@ def ours() -> str:
     from ketools.runs.compare import compare
     from ketools.runs.records import gather, title
 
-    runs = gather(sorted((data_root() / "results").iterdir()))
-    frame = compare(runs)
-    width = {run.model: run.about["model"]["d_mlp"] for run in runs}
+    frame = compare(gather(sorted((data_root() / "results").iterdir())))
     keys = ("ES", "PS", "NS", "S", "unedited_kept", "downstream_kept", "norm_ratio")
     rows = []
     for (model, method), group in frame.groupby(["model", "method"], sort=False):
-        load = group["edits"].max() / width[model]
         shown = [metric(key).format(group[key].mean()) for key in keys]
-        rows.append((model, title(str(method)), len(group), f"{load:.2f}", *shown))
+        rows.append((model, title(str(method)), len(group), f"{group['load'].max():.2f}", *shown))
     heads = [metric(key).short or metric(key).label for key in keys]
     return table(("model", "method", "seeds", "load", *heads), rows)
 

@@ -8,6 +8,14 @@ class KetoolsError(ValueError):
 
     The message says what was got, what was expected and the way out; the command line prints it as one line
     (exit code 2). Broken invariants of our own are `assert`ed instead.
+
+    Examples:
+        >>> import ketools as ke
+        >>> try:
+        ...     ke.Editor(ke.load("pocket"), "memmit")
+        ... except ke.KetoolsError as error:
+        ...     print(str(error).split(";")[0])
+        no method named 'memmit'
     """
 
 

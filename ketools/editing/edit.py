@@ -120,6 +120,14 @@ class Edit:
     model, steps and p_target per fact, seconds by phase, update_norm per layer (Frobenius); and, since it was last
     written to weights, rounding per layer: ||(W'_rounded - W) - Delta||_F / ||Delta||_F, what their type took from it.
     An update without low rank has left = I (d_model) and right = Delta^T.
+
+    Examples:
+        >>> import ketools as ke
+        >>> model = ke.load("pocket")
+        >>> edit = ke.Editor(model, "memit").apply(ke.facts("world").sample(2, seed=0))
+        >>> edit.ranks, tuple(edit.delta(0).shape), edit.record["method"]
+        ({0: 2}, (192, 3072), 'memit')
+        >>> edit.remove(model)
     """
 
     layers: Mapping[int, tuple[Tensor, Tensor]]

@@ -194,7 +194,20 @@ def finished(model: EditableModel, post: Post | None, layers: Sequence[int]) -> 
 
 
 class Editor:
-    """Edits `model` by one method, batch after batch; what it carries along is in `state`, and nowhere else."""
+    """Edits `model` by one method, batch after batch; what it carries along is in `state`, and nowhere else.
+
+    Examples:
+        >>> import ketools as ke
+        >>> model = ke.load("pocket")
+        >>> editor = ke.Editor(model, "encore", patience=2)
+        >>> editor.apply(ke.facts("world").sample(2, seed=0))
+        Edit(encore, 2 facts, rank by layer {0: 2})
+        >>> len(model.edits), len(editor.state.past[0])
+        (1, 1)
+        >>> _ = editor.undo()  # bit for bit
+        >>> len(model.edits)
+        0
+    """
 
     def __init__(
         self,

@@ -386,6 +386,11 @@ def methods() -> "pd.DataFrame":
     """All methods: name, year, stopping rule, what is protected and how, post-processing, source.
 
     Post-processing is a choice that goes with any of them: replace(MEMIT, post=Prune()), Rect(), Nas(), Sphere().
+
+    Examples:
+        >>> import ketools as ke
+        >>> ke.methods().set_index("name").loc["encore", "source"]
+        'Gupta et al., arXiv 2502.01636'
     """
     import pandas as pd
 

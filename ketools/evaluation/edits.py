@@ -60,6 +60,14 @@ def evaluate(
 
     Raises:
         KetoolsError: no facts, or a negative limit.
+
+    Examples:
+        >>> import ketools as ke
+        >>> model = ke.load("pocket")
+        >>> facts = ke.facts("world").sample(2, seed=0)
+        >>> _ = ke.Editor(model, "encore").apply(facts)
+        >>> ke.evaluate(model, facts, neighbours=2)["efficacy_success"].tolist()
+        [1.0, 1.0]
     """
     facts = list(in_chat(model, facts) if chat else facts)
     if not facts:

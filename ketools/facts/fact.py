@@ -89,6 +89,11 @@ class Fact:
     defined for it, so it has no neighbours.
 
     Raises FactError, a KetoolsError, naming the fact and the field.
+
+    Examples:
+        >>> import ketools as ke
+        >>> ke.Fact("1", "birthplace", "{} was born in", "Ada Lorn", target_true="Vell", target_new="Oran").text
+        'Ada Lorn was born in'
     """
 
     id: str
@@ -284,7 +289,17 @@ class Clash(NamedTuple):
 
 
 class FactSet(Sequence[Fact]):
-    """An immutable sequence of facts; slicing, sampling and filtering give a FactSet again."""
+    """An immutable sequence of facts; slicing, sampling and filtering give a FactSet again.
+
+    Examples:
+        >>> import ketools as ke
+        >>> facts = ke.FactSet(
+        ...     ke.Fact(str(n), "birthplace", "{} was born in", name, target_true="Vell", target_new="Oran")
+        ...     for n, name in enumerate(["Ada Lorn", "Bo Tarn", "Mira Quell"])
+        ... )
+        >>> facts[:2].ids, facts.filter(lambda fact: fact.subject.startswith("M"))
+        (['0', '1'], FactSet(1 facts, 1 subjects, 1 relations))
+    """
 
     __slots__ = ("_facts",)
 

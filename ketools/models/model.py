@@ -56,6 +56,14 @@ class EditableModel:
     """A causal language model, its tokenizer and its anatomy; `edits` are the edits that are in the weights, in order.
 
     `fingerprint` names the unedited model: sha256 of config and weights, taken when the model was loaded or wrapped.
+
+    Examples:
+        >>> import ketools as ke
+        >>> model = ke.load("pocket")
+        >>> tuple(model.weight(0).shape) == (model.anatomy.d_model, model.anatomy.d_mlp)
+        True
+        >>> len(model.edits)
+        0
     """
 
     model: PreTrainedModel
@@ -218,6 +226,12 @@ def load(
     not merged, that is quantised, a mixture of experts, partly offloaded, incomplete, with NaN or Inf in its weights, or
     without an MLP output matrix of its own in each layer, and for a tokenizer that is another model's or cannot give
     character offsets.
+
+    Examples:
+        >>> import ketools as ke
+        >>> model = ke.load("pocket")
+        >>> model.anatomy.architecture, model.anatomy.n_layer, model.dtype
+        ('GPT2LMHeadModel', 5, torch.float32)
     """
     if isinstance(source, str | Path):
         name, path = str(source), _folder(source)

@@ -255,7 +255,20 @@ def check_layer(layer: int, anatomy: Anatomy, name: str) -> None:
 
 @contextmanager
 def edited(model: EditableModel, *edits: Edit) -> Iterator[EditableModel]:
-    """Within the block `edits` are in the weights; on leaving, on an error too, the bits are those from before."""
+    """Within the block `edits` are in the weights; on leaving, on an error too, the bits are those from before.
+
+    Examples:
+        >>> import ketools as ke
+        >>> model = ke.load("pocket")
+        >>> editor = ke.Editor(model, "memit")
+        >>> edit = editor.apply(ke.facts("world").sample(1, seed=0))
+        >>> _ = editor.undo()
+        >>> with ke.edited(model, edit):
+        ...     len(model.edits)
+        1
+        >>> len(model.edits)
+        0
+    """
     with model.edits.kept({layer for edit in edits for layer in edit.layers}):
         for edit in edits:
             model.edits.push(edit)
