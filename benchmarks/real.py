@@ -1,0 +1,275 @@
+"""A real model at the paper's load: SmolLM2 (d_mlp 1,536), CounterFact, 2,400 edits = load 1.56, that of 10,000 on GPT2-XL.
+
+    python -m benchmarks.real --facts counterfact.json.gz --text wikitext.txt.gz     runs, one after another; resumes
+    python -m benchmarks.real ... --list             how far each run is
+    python -m benchmarks.real ... --pack             no run; pack what is finished and write the table of all
+
+Settings come first, by a rule that was fixed before any run (`develop`): layers from the layer picker; then, for one batch of
+100 facts that no run edits, a small grid, of which each method takes what has the largest harmonic mean of ES, PS and
+retention. development.csv and layers.csv hold the evidence, settings.json the choice, which a later start does not make anew.
+
+Of the facts that the model completes with the true object (4% of CounterFact), 300 are never edited: retention is asked of
+them, in all runs alike. The rest of those, and 400 others, are set aside for the choice of settings (`split`). C is over
+all articles but the last twenty, which perplexity is measured on. What is made once (which facts the model knows, C) lies
+beside the runs; so does generation entropy (generation.json), before any edit and, in a run's folder, at its end.
+"""
+
+import argparse
+import gzip
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from benchmarks.command import ended
+from benchmarks.lifelong import Planned, done, listing, packed, state
+from ketools.editing.covariance import Statistics
+from ketools.editing.editor import Editor
+from ketools.editing.targets import Pass, Targets
+from ketools.evaluation.edits import evaluate, harmonic_mean, recall, summary
+from ketools.evaluation.generation import continuations, generation_entropy
+from ketools.facts.fact import Fact, FactSet
+from ketools.facts.reading import facts as read_facts
+from ketools.io import write_atomic, write_json
+from ketools.models.model import EditableModel, load
+from ketools.probing.layers import suggest
+from ketools.runs.config import composed, settled
+from ketools.runs.panel import Panel, Sizes
+from ketools.runs.run import lifelong
+from ketools.runs.store import RunRecord
+
+MODEL, MAIN = "smollm2", ("encore", "memit", "alphaedit")
+OTHERS = ("sequential-memit", "memit+mpes", "memit+norm", "emmet+mpes")
+LOADS = {"Llama 3 8B": 0.70, "Llama 2 7B": 0.91, "GPT2-XL": 1.56}  # of 10,000 edits
+TOKENS = 100_000  # that C is over
+LAYERS, PUBLISHED = range(16), range(4, 9)  # that C is of; of Llama 2 and 3
+HELD, DEVELOPMENT = 300, 400  # known facts never edited; unknown ones set aside
+ARTICLES, CHARACTERS, OPENINGS = 20, 2000, 50  # of held-out text, of each; of free text, 100 tokens each
+BATCH = 100  # facts that settings are chosen on
+# Past edits are scored at the end: 2,400 facts take ten minutes.
+SIZES = Sizes(unedited=HELD, same_subject=0, per_task=0, documents=ARTICLES, past_edits=False)
+COLUMNS = (
+    "load", "ES", "PS", "NS", "S", "at_edit_ES", "at_edit_PS", "unedited_kept", "perplexity_ratio", "norm_ratio",
+    "spectral_ratio", "residual_share", "p_edited", "p_natural",
+)  # fmt: skip
+
+
+Found = tuple[Callable[[int | None], Targets], Editor]
+
+
+def plan() -> list[Planned]:
+    """The runs in their order: the methods of the paper's tables on seed 0 first."""
+    one = [Planned(MODEL, method, 0) for method in (*MAIN, *OTHERS)]
+    return one + [Planned(MODEL, method, seed) for seed in (1, 2) for method in MAIN]
+
+
+def articles(path: Path) -> list[str]:
+    """Wikitext by article; its headings are lines such as " = Title = "."""
+    text = (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8").read()
+    return [part for part in re.split(r"\n (?== [^=])", text) if part.strip()]
+
+
+def split(facts: FactSet, known: set[str]) -> tuple[FactSet, FactSet, FactSet, FactSet]:
+    """(to edit, held: known and never edited, development's to edit, development's known), by ids that the model knows."""
+    asked = facts.filter(lambda fact: fact.id in known)
+    right, other = asked.sample(len(asked), 0, unique_subjects=False), facts.filter(lambda fact: fact.id not in known)
+    aside = other.sample(DEVELOPMENT, 1000)
+    left = set(aside.ids)
+    return other.filter(lambda fact: fact.id not in left), right[:HELD], aside, right[HELD:]
+
+
+def stopped(facts: Sequence[Fact], editor: Editor) -> Callable[[int | None], Targets]:
+    """Targets of all facts as MPES with a patience would leave them (None: all steps), from one optimisation to the end."""
+    z: list[list[torch.Tensor]] = [[] for _ in facts]
+    first: list[int | None] = [None] * len(facts)
+
+    def hear(seen: Pass) -> None:
+        for fact, now, top in zip(seen.facts.tolist(), seen.z, seen.top.tolist(), strict=True):
+            if top and first[fact] is None:
+                first[fact] = len(z[fact])
+            z[fact].append(now.clone())
+
+    whole = editor.targets(facts, callback=hear)
+
+    def at(patience: int | None) -> Targets:
+        ends = [len(states) - 1 for states in z]
+        if patience is not None:
+            ends = [end if at is None else min(end, at + patience) for end, at in zip(ends, first, strict=True)]
+        kept = torch.stack([states[end] for states, end in zip(z, ends, strict=True)])
+        return replace(whole, z=kept, steps=torch.tensor(ends), delta_norm=(kept - whole.h0).norm(dim=1))
+
+    return at
+
+
+def develop(world: "World", out: Path) -> dict[str, dict[str, Any]]:
+    """The settings of each method, by the rule above; what was tried is written to `out` on the way."""
+    model, facts, rows = world.model, world.aside.sample(BATCH, 1000), []
+    picked = suggest(model, world.known, "encore", count=5, trials=3, statistics=world.statistics)
+    write_atomic(out / "layers.csv", picked.evidence.round(5).to_csv(index=False))
+
+    def tried(name: str, targets: Targets, editor: Editor, **setting: Any) -> float:
+        edit = Editor(
+            model, name, statistics=world.statistics, prefixes=editor.prefixes, layers=editor.layers,
+            **{key: value for key, value in setting.items() if key != "patience"},
+        ).apply(facts, targets=targets)  # fmt: skip
+        scores = summary(evaluate(model, facts))
+        kept = float(recall(model, world.known, prompts="prompt")["accuracy"].mean())
+        model.edits.pop()
+        score = harmonic_mean([scores["ES"], scores["PS"], kept])
+        about = {"steps": float(targets.steps.float().mean()), "update": max(edit.norms().values())}
+        about |= {"delta": float(targets.delta_norm.mean()), "h0": float(targets.h0.norm(dim=1).mean())}
+        about |= {short: scores[short] for short in ("ES", "PS", "NS", "p_new")} | {"kept": kept, "score": score}
+        rows.append({"method": name, "layers": str(editor.layers), **setting, **about})
+        write_atomic(out / "development.csv", pd.DataFrame(rows).round(4).to_csv(index=False))
+        return score
+
+    def best(name: str, patiences: Sequence[int | None], at: Found, **grid: Sequence[float]) -> dict[str, Any]:
+        """Of all combinations that with the largest score."""
+        settings = [
+            dict(zip(("patience", *grid), values, strict=True)) for values in product(patiences, *grid.values())
+        ]
+        scores = [tried(name, at[0](each["patience"]), at[1], **each) for each in settings]
+        return {key: value for key, value in settings[scores.index(max(scores))].items() if value is not None}
+
+    def found(layers: Sequence[int]) -> Found:
+        editor = Editor(model, "memit", statistics=world.statistics, layers=list(layers))
+        return stopped(facts, editor), editor
+
+    here, published = found(picked.layers), found(PUBLISHED)
+    shared = best("memit", [None], here, lambda_p_relative=[0.15, 0.5, 1.5, 5.0, 15.0, 50.0])
+    tried("memit", published[0](None), published[1], **shared)
+    chosen = {"memit": shared} | {
+        "encore": shared
+        | best("encore", [1, 2, 4], here, **{k: [v] for k, v in shared.items()}, lambda_n_relative=[1.0, 10.0, 100.0]),
+        "alphaedit": best(
+            "alphaedit", [None], here, null_threshold_relative=[0.3, 1.0, 3.0], l2_relative=[30.0, 300.0, 3000.0]
+        ),
+    }
+    both = chosen["encore"]  # patience and lambda_n are those of its parts too
+    chosen |= {"sequential-memit": shared, "memit+mpes": shared | {"patience": both["patience"]}, "memit+norm": shared}
+    chosen["memit+norm"] = shared | {"lambda_n_relative": both["lambda_n_relative"]}
+    chosen["emmet+mpes"] = chosen["memit+mpes"]
+    settings = {name: each | {"layers": list(picked.layers)} for name, each in chosen.items()}
+    settings["emmet+mpes"]["layers"] = [picked.layers[-1]]  # one layer, as published
+    return settings
+
+
+class World:
+    """Model, facts, C and texts; what takes minutes is kept in `out`."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.model: EditableModel = load(MODEL)
+        facts, path = settled(read_facts(str(options.facts))), options.out / "known.parquet"
+        if not path.is_file():
+            recall(self.model, facts, prompts="prompt").to_parquet(path)
+        right = pd.read_parquet(path).set_index("id")["accuracy"] == 1
+        self.pool, self.held, self.aside, self.known = split(facts, set(right.index[right]))
+        parts = articles(options.text)
+        self.texts, path = [part[:CHARACTERS] for part in parts[-ARTICLES:]], options.out / "statistics.safetensors"
+        if not path.is_file():
+            running = [
+                line.strip() for part in parts[:-ARTICLES] for line in part.split("\n") if len(line.strip()) > 200
+            ]
+            Statistics.compute(self.model, running, [*LAYERS], TOKENS, corpus=options.text.name).save(path)
+        self.statistics = Statistics.load(path)
+
+    def panel(self, todo: FactSet, seed: int) -> Panel:
+        """Taken of the unedited model, of the same facts and texts in all runs."""
+        return Panel.take(self.model, self.held, todo, sizes=SIZES, seed=seed, tasks=pd.DataFrame(), texts=self.texts)
+
+    def entropy(self) -> float:
+        """Generation entropy of what the model, as it stands, writes about subjects that are never edited."""
+        openings = [fact.subject for fact in self.held[:OPENINGS]]
+        return generation_entropy(continuations(self.model, openings, 100, top_k=5))
+
+
+def go(run: Planned, options: argparse.Namespace) -> None:
+    """Start or resume one run, and measure what only its end is asked."""
+    out = options.out / run.name
+    if done(out) and (out / "generation.json").is_file():
+        return
+    sys.stderr.write(f"{run.name}: {options.edits:,} edits\n")
+    world, before = World(options), options.out / "generation.json"
+    if not before.is_file():
+        write_json(before, {"GE": world.entropy(), "openings": OPENINGS})
+    path = options.out / "settings.json"
+    if not path.is_file():
+        write_json(path, develop(world, options.out))
+    settings = json.loads(path.read_text(encoding="utf-8"))[run.method]
+    todo = world.pool.sample(options.edits, run.seed)
+    lifelong(
+        world.model, world.pool, composed(run.method), edits=options.edits, batch=options.batch, seed=run.seed,
+        checkpoint_every=options.checkpoint_every, out=out, statistics=world.statistics,
+        panel=world.panel(todo, run.seed), overrides=settings, progress=not options.quiet,
+    )  # fmt: skip
+    write_json(out / "generation.json", {"GE": world.entropy(), "openings": OPENINGS})
+
+
+def table(runs: Sequence[Planned], out: Path) -> pd.DataFrame:
+    """A row per run and checkpoint, of finished and unfinished runs alike: method, seed, edits, COLUMNS, means over the batches
+    so far of steps and at_edit_p_new, seconds a fact, GE.
+    """
+    parts = []
+    for run in runs:
+        if state(out / run.name)[0] == "not started":
+            continue
+        record, entropy = RunRecord.load(out / run.name), out / run.name / "generation.json"
+        points, batches = record.checkpoints, record.batches.expanding().mean(numeric_only=True)
+        part = points[["edits", *(name for name in COLUMNS if name in points)]].assign(method=run.method, seed=run.seed)
+        if len(batches):
+            so_far = batches.assign(
+                edits=record.batches["edits"], seconds_per_edit=batches["seconds"] / batches["facts"]
+            )
+            part = part.merge(so_far[["edits", "steps_mean", "seconds_per_edit", "at_edit_p_new"]], "left", "edits")
+        if entropy.is_file():
+            part.loc[part["edits"] == part["edits"].max(), "GE"] = json.loads(entropy.read_text(encoding="utf-8"))["GE"]
+        parts.append(part[["method", "seed", *part.columns.drop(["method", "seed"])]])
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--facts", type=Path, required=True, help="CounterFact, in any layout that ketools reads")
+    parser.add_argument("--text", type=Path, required=True, help="wikitext, of C and of perplexity; may be .gz")
+    parser.add_argument("--edits", type=int, default=2400)
+    parser.add_argument("--batch", type=int, default=50)
+    parser.add_argument("--checkpoint-every", type=int, default=275, help="edits; by default up to load 0.2, 0.36, ...")
+    parser.add_argument("--out", type=Path, default=Path("build/real"), help="folder of the runs, with weights")
+    parser.add_argument("--results", type=Path, default=Path("data/real"), help="folder of the light records")
+    parser.add_argument("--list", action="store_true", help="say how far each run is, and leave")
+    parser.add_argument("--pack", action="store_true", help="start no run; pack what is finished")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run what is left, pack, write the table; returns the exit code."""
+    options = parse(words)
+    return ended(lambda: _made(options))
+
+
+def _made(options: argparse.Namespace) -> None:
+    runs = plan()
+    if options.list:
+        sys.stdout.write(f"{listing(runs, options.out)}\n{table(runs, options.out).round(3).to_string(index=False)}\n")
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    for run in () if options.pack else runs:
+        go(run, options)
+    for path in packed(runs, options.out, options.results):
+        sys.stdout.write(f"{path}\n")
+    frame = table(runs, options.out)
+    if len(frame):
+        write_atomic(options.results / "checkpoints.csv", frame.round(6).to_csv(index=False))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
