@@ -158,6 +158,12 @@ def edit(
     typer.echo(edit_table(report))
     if len(report) > SHOWN:
         typer.echo(f"... and {len(report) - SHOWN} more in {out / 'facts.parquet'}")
+    if "after_locality_unchanged" in report:
+        kept = {name: float(report[f"after_locality_{name}"].mean()) for name in ("unchanged", "accuracy")}
+        measures |= {f"locality_{name}": value for name, value in kept.items()}
+        typer.echo(
+            f"\nPrompts that were to stay: {kept['unchanged']:.1%} of the outputs are unchanged, {kept['accuracy']:.1%} are right."
+        )
     typer.echo(
         f"\nThe new object is the top answer for {measures['said_after']:.1%} of {len(report):,} facts "
         f"(before: {measures['said_before']:.1%}).\nEdit: {out / 'edit.safetensors'}"

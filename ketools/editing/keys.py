@@ -87,7 +87,7 @@ def fact_rows(model: EditableModel, facts: Sequence[Fact], contexts: Sequence[st
     try:
         spans = [fact.subject_span for fact in facts]
         # A context stands before what is asked, in a chat within what the user says.
-        prompts = [f.opening + context + f.text.removeprefix(f.opening) for f in facts for context in contexts]
+        prompts = [f.opening + context + f.question + f.closing for f in facts for context in contexts]
         targets = [fact.target_new for fact in facts for _ in contexts]
         glue = [fact.glue for fact in facts for _ in contexts]
         where = [(len(c) + start, len(c) + end) for start, end in spans for c in contexts]

@@ -18,6 +18,7 @@ LISTS = ("paraphrases", "neighbours", "generation", "trained")
 TARGETS = ("target_new", "target_true")
 _SHOWN = 60  # characters of a value that a message quotes
 _ENDS = re.compile(r"\A[^\S\n]+|[^\S\n]+\Z")
+_LABELS = re.compile(r"(?i)\b(?:q|a|question|answer)\s*[:：]")
 # Scripts that write no blanks between words: Chinese and Japanese, which have none beside other scripts either; then
 # Thai, Lao, Tibetan, Burmese, Khmer and their neighbours.
 _EAST_RANGES = "\u2e80-\u312f\u31a0-\u4dbf\u4e00-\ua4cf\uf900-\ufaff\ufe30-\ufe4f\uff01-\uff9f\U00020000-\U0003ffff"
@@ -32,7 +33,7 @@ _JOINS = re.compile(
     r"[/\\_@¿¡]$|\w[-‐‑–—]$|(?:^|\s)#$|::$|\S->$|[\w)\]]=$|\w&$|\w\^$|(?:^|[\s(])\*\*+$|<[^<>\s][^<>]*>$"
 )
 # Punctuation and endings, which follow a word at once.
-_ENDING = re.compile(r"[,;:!?)\]}”»…]|\.(?!\w)|['’](?:s|t|re|ve|ll|d|m)\b|n['’]t\b")
+_ENDING = re.compile(r"[,;:!?)\]}”»…]|\.(?!\w)|['’](?:s|t|re|ve|ll|d|m)\b")
 _PARTS = re.compile(r"\w{2,}[./:@=(\[\w]*[./:@=(\[_]\w{2,}\.$|\w_\w+\.$|`")
 _CODE = re.compile(r"(?m)^(?:import|from|def|class|return) \w|;\s*\S+$|\w\s*=\s*\S+$|\bimport [\w.]+ as \w")
 # What joins only two of a kind: numbers and money, endings of words, of addresses and of files.
@@ -81,8 +82,8 @@ class Fact:
     complete text: `paraphrases` (the same fact, other words), `neighbours` (other subjects whose object is
     `target_true` and must stay), `generation` (openings for free text), `trained` (the templates that a pocket model
     was trained with), `two_hop` (consequences), `locality` (anything else that must stay, with its own answer). The
-    fields are those of CounterFact, Meng et al., arXiv 2202.05262. `opening` is what comes before the prompt and before
-    any context that is put in front of it: the beginning of a chat template (`ketools.models.tokens.in_chat`).
+    fields are those of CounterFact, Meng et al., arXiv 2202.05262. `opening` and `closing` stand around the prompt, and
+    around any context that is put in front of it: a chat template's (`ketools.models.tokens.in_chat`).
 
     `target_true` is None where the file does not say what the model believed (zsRE, or a table of your own). Such a
     fact can be edited and its accuracy measured. Measures that compare the old with the new object (ES, PS, NS) are not
@@ -110,6 +111,7 @@ class Fact:
     locality: tuple[Locality, ...] = ()
     glue: bool | None = None
     opening: str = ""
+    closing: str = ""
 
     def __post_init__(self) -> None:
         values = {field.name: composed(getattr(self, field.name)) for field in fields(self)}
@@ -126,13 +128,18 @@ class Fact:
 
     @property
     def text(self) -> str:
-        """All that is asked: opening, and the prompt with the subject in its place."""
-        return self.opening + self.prompt.replace("{}", self.subject)
+        """All that is asked: the prompt with the subject in its place, between opening and closing."""
+        return f"{self.opening}{self.question}{self.closing}"
+
+    @property
+    def question(self) -> str:
+        """The prompt with the subject in its place."""
+        return self.prompt.replace("{}", self.subject)
 
     @property
     def subject_alone(self) -> bool:
-        """Whether nothing is asked about the subject: the prompt has no word beside it (the subject is the whole prompt)."""
-        return re.search(r"\w", self.prompt.replace("{}", "", 1)) is None
+        """Whether the subject is the whole prompt: it has no word beside it, except "Q:", "Answer:" and the like."""
+        return re.search(r"\w", _LABELS.sub("", self.prompt.replace("{}", " ", 1))) is None
 
     @property
     def subject_span(self) -> tuple[int, int]:
@@ -170,8 +177,9 @@ def problems(values: Mapping[str, Any]) -> Iterator[FactError]:
         yield FactError(id, "prompt", what)
     if isinstance(new, str) and isinstance(true, str) and new.strip() == true.strip() != "":
         yield FactError(id, "target_new", f"equals target_true ({short(new.strip())}); an edit needs another object")
-    if not isinstance(values.get("opening", ""), str):
-        yield FactError(id, "opening", f"is {name_of(values['opening'])}; expected text")
+    for name in ("opening", "closing"):
+        if not isinstance(values.get(name, ""), str):
+            yield FactError(id, name, f"is {name_of(values[name])}; expected text")
     if not isinstance(values.get("glue"), bool | None):
         yield FactError(id, "glue", f"is {name_of(values['glue'])}; expected true, false or nothing")
     for name in LISTS:
@@ -206,8 +214,10 @@ def composed(value: Any) -> Any:  # noqa: ANN401 - JSON, or a field of a Fact
     match value:
         case str():
             return unicodedata.normalize("NFC", value)
-        case list() | tuple():
-            return tuple(map(composed, value)) if isinstance(value, tuple) else [*map(composed, value)]
+        case list():
+            return [*map(composed, value)]
+        case tuple():
+            return tuple(map(composed, value))
         case dict():
             return {composed(key): composed(item) for key, item in value.items()}
         case TwoHop() | Locality():
@@ -231,6 +241,10 @@ def tail(prompt: str, target: str, glue: bool | None = None) -> str:
 def _glued(prompt: str, target: str) -> bool:
     if not prompt.strip() or not target or prompt[-1].isspace():
         return prompt[-1:] not in ("", " ")
+    if (
+        f"{prompt[-1]}{target[0]}".isascii() and prompt[-1].isalnum() and target[0].isalnum()
+    ):  # nearly always, and quick
+        return False
     line = prompt.splitlines()[-1]
     word, last = line.split()[-1], prompt[-1]
     if _UNSPACED.match(target) and _UNSPACED.search(word):

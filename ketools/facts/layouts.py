@@ -45,9 +45,10 @@ Reader = Callable[[Record], Any]  # of one field of a Fact; raises _Mistake
 Frames = dict[str, tuple[str, str]]  # relation -> what stands before the subject and after it, spaces included
 
 COLUMNS = ("subject", "prompt", "target_new", "id", "relation", "target_true", *LISTS, "two_hop", "locality",
-           "glue", "opening")  # fmt: skip
+           "glue", "opening", "closing")  # fmt: skip
 
 
+_LAST_BLANKS = re.compile(r"[^\S\n]+\Z")
 _UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 _MARKS = str.maketrans("‘’“”‐‑–—", "''\"\"----")
 
@@ -133,11 +134,8 @@ def flag(path: str) -> Reader:
 
     def read(record: Record) -> bool | None:
         value = record.get(path)
-        value = (
-            {"true": True, "false": False, "": None}.get(value.strip().lower(), value)
-            if isinstance(value, str)
-            else value
-        )
+        if isinstance(value, str):
+            value = {"true": True, "false": False, "": None}.get(value.strip().lower(), value)
         if not isinstance(value, bool | None):
             raise _Mistake(path, f"is {name_of(value)}; expected true or false")
         return value
@@ -154,7 +152,7 @@ def texts(path: str) -> Reader:
         if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
             raise _Mistake(path, f"is {name_of(value)}; expected a list of texts")
         # A space at the end of a prompt would become a token of its own before the target's.
-        return tuple(trimmed(item, path) for item in value)
+        return tuple(_LAST_BLANKS.sub("", item) for item in value)
 
     return read
 
@@ -201,7 +199,7 @@ def _answered(pairs: Iterable[tuple[Any, Any]]) -> list[tuple[str, str]]:
         while isinstance(answer, list) and answer:
             answer = answer[0]
         if isinstance(asked, str) and asked.strip() and isinstance(answer, str) and answer.strip():
-            kept.append((trimmed(asked, "prompt"), answer.strip()))
+            kept.append((_LAST_BLANKS.sub("", asked), answer.strip()))
     return kept
 
 
@@ -325,11 +323,7 @@ _EASYEDIT: dict[str, Reader] = {
 }
 
 
-def _wikibig_asked(*names: str) -> Callable[[Record], list[tuple[str, str]]]:
-    # (question, answer) of each field; NaN, as pandas writes what is missing, is left out.
-    return lambda record: _answered((record.get(name), record.get(f"{name}_ans")) for name in names)
-
-
+# What is missing may be written as NaN, as pandas does: only texts count.
 _WIKIBIG: dict[str, Reader] = {
     "relation": relation("relation"),
     "subject": text("subject"),
@@ -338,11 +332,16 @@ _WIKIBIG: dict[str, Reader] = {
     "target_new": target("ans"),
     # The question again, in other words and as several kinds of people would put it.
     "paraphrases": lambda record: tuple(
-        asked
-        for asked, _ in _answered((record[name], "yes") for name in record if name.startswith(("rephrase", "personas")))
+        _LAST_BLANKS.sub("", asked)
+        for name, asked in record.items()
+        if name.startswith(("rephrase", "personas")) and isinstance(asked, str) and asked.strip()
     ),
-    "two_hop": lambda record: tuple(TwoHop(asked, None, answer) for asked, answer in _wikibig_asked("mhop")(record)),
-    "locality": lambda record: tuple(Locality(*pair) for pair in _wikibig_asked("loc")(record)),
+    "two_hop": lambda record: tuple(
+        TwoHop(asked, None, answer) for asked, answer in _answered([(record.get("mhop"), record.get("mhop_ans"))])
+    ),
+    "locality": lambda record: tuple(
+        Locality(*pair) for pair in _answered([(record.get("loc"), record.get("loc_ans"))])
+    ),
 }
 
 # RippleEdits names subjects and objects by Wikidata's numbers; their words stand only inside sentences. Every relation
@@ -461,7 +460,7 @@ _PLAIN: dict[str, Reader] = {
     **{name: texts(name) for name in LISTS},
     "two_hop": _TWO_HOPS,
     "locality": _LOCALITIES,
-    "opening": lambda record: record.get("opening") or "",
+    **{name: lambda record, name=name: record.get(name) or "" for name in ("opening", "closing")},
 }
 
 
@@ -557,7 +556,7 @@ def from_cells(cells: Mapping[str, str]) -> dict[str, Any]:
     """
     record: dict[str, Any] = {}
     for name, cell in cells.items():
-        cell = cell.strip() if name not in ("prompt", "opening") else trimmed(cell, name)
+        cell = trimmed(cell, "prompt" if name in ("prompt", "opening", "closing") else "id")
         if cell in ("nan", "NaN"):  # how pandas and numpy write a value that is not there
             raise KetoolsError(f"field {name!r} is {cell} (a missing value); leave the cell empty or fill it in")
         if not cell and name not in COLUMNS[:3]:

@@ -102,11 +102,11 @@ def check_ids(model: EditableModel, ids: Sequence[int], text: str) -> None:
 def in_chat(model: EditableModel, facts: Iterable[Fact]) -> FactSet:
     """`facts` as a chat: every prompt becomes what the user says, its target what is answered, by the tokenizer's template.
 
-    What the template begins with becomes the fact's `opening`, so that contexts come behind it; a fact that has one stays
-    as it is. Raises KetoolsError for a tokenizer whose template is missing or does not hold the user's words.
+    The template's parts become the fact's `opening` and `closing`, so that contexts come between them; a fact that has
+    them stays as it is. Raises KetoolsError for a tokenizer whose template is missing or does not hold the user's words.
     """
     facts = list(facts)
-    if all(fact.opening for fact in facts):
+    if all(fact.closing for fact in facts):
         return FactSet(facts)
     opening, closing, glue = _chat_template(model)
 
@@ -116,15 +116,16 @@ def in_chat(model: EditableModel, facts: Iterable[Fact]) -> FactSet:
     def one(fact: Fact) -> Fact:
         return replace(
             fact,
-            prompt=f"{fact.prompt.strip()}{closing}",
+            prompt=fact.prompt.strip(),
             two_hop=[replace(hop, question=said(hop.question), glue=glue) for hop in fact.two_hop],
             locality=[replace(kept, prompt=said(kept.prompt), glue=glue) for kept in fact.locality],
             glue=glue,
             opening=opening,
+            closing=closing,
             **{name: [said(text) for text in getattr(fact, name)] for name in ("paraphrases", "neighbours", "trained")},
         )
 
-    return FactSet(fact if fact.opening else one(fact) for fact in facts)
+    return FactSet(fact if fact.closing else one(fact) for fact in facts)
 
 
 def said_in_chat(model: EditableModel, prompts: Iterable[str]) -> tuple[list[str], bool | None]:

@@ -100,8 +100,10 @@ def recalled(
             )
     true, new = fact.need_true("what the model recalls of a fact"), fact.target_new
     asked = [("prompt", "", fact.text), *(("paraphrase", "", text) for text in fact.paraphrases)]
-    bare = fact.text.removeprefix(fact.opening)
-    asked += [("context", context, f"{fact.opening}{context.rstrip(' ')} {bare}") for context in contexts]
+    asked += [
+        ("context", context, f"{fact.opening}{context.rstrip(' ')} {fact.question}{fact.closing}")
+        for context in contexts
+    ]
     frame = pd.DataFrame(asked, columns=["kind", "context", "prompt"]).assign(true=true, new=new)
     prompts = frame["prompt"].tolist()
     for name, target in (("true", true), ("new", new)):

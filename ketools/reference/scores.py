@@ -2,7 +2,7 @@
 
 import torch
 
-from ketools.facts.fact import Fact
+from ketools.facts.fact import Fact, tail
 from ketools.models.model import EditableModel
 
 
@@ -13,7 +13,7 @@ def score(model: EditableModel, prompt: str, target: str) -> tuple[float, bool]:
     The target is teacher-forced: P(target) = exp(mean_t log p(token t | prompt, tokens before t)).
     """
     start = model.tokenizer(prompt)["input_ids"]
-    goal = torch.tensor(model.tokenizer(f" {target}", add_special_tokens=False)["input_ids"])
+    goal = torch.tensor(model.tokenizer(tail(prompt, target), add_special_tokens=False)["input_ids"])
     ids = torch.tensor([[*start, *goal.tolist()]], device=model.device)
     logits = model.model(ids, use_cache=False).logits[0, len(start) - 1 : -1].double().cpu()  # (tokens, vocabulary)
     logprob = logits.log_softmax(-1)[torch.arange(len(goal)), goal]

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ketools.facts.fact import Fact
+from ketools.facts.fact import Fact, tail
 from ketools.models.model import EditableModel
 from ketools.models.tokens import pad_right
 
@@ -175,9 +175,11 @@ class _Rows(NamedTuple):
 
 
 def _token_rows(model: EditableModel, fact: Fact, contexts: Sequence[str]) -> _Rows:
-    target = model.tokenizer(f" {fact.target_new}", add_special_tokens=False)["input_ids"]
-    subject_end = fact.prompt.index("{}") + len(fact.subject)
-    texts = [(context + fact.text, len(context) + subject_end) for context in contexts]
+    target = model.tokenizer(tail(fact.text, fact.target_new, fact.glue), add_special_tokens=False)["input_ids"]
+    texts = [
+        (fact.opening + context + fact.question + fact.closing, len(context) + fact.subject_span[1])
+        for context in contexts
+    ]
     texts.append((f"{fact.subject} is a", len(fact.subject)))
     prompts, subject_last = [], []
     for text, end in texts:

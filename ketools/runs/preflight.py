@@ -222,7 +222,6 @@ def inspect(
     hyper = chosen.settings(model, **overrides)
     assert hyper.layers is not None
     check_finite(model.model, model.name)
-    asked_alone = [str(whole_prompt(fact)) for fact in facts or () if fact.subject_alone]
     facts = list(in_chat(model, facts or ()) if chat else facts or ())
     size, n = batch or max(len(facts), 1), edits or len(facts) or 100
     methods = [chosen, *(named_method(other) for other in beside)]
@@ -270,10 +269,9 @@ def inspect(
     if len(facts) > size and (later := FactSet(facts).conflicts()):
         warnings.append(f"later batches overwrite earlier ones: {named([str(clash) for clash in later], _NAMED)}")
 
-    warnings += [
-        *asked_alone[:_NAMED],
-        *([f"... and {len(asked_alone) - _NAMED:,} more"] if asked_alone[_NAMED:] else []),
-    ]
+    if alone := [fact for fact in facts if fact.subject_alone]:
+        more = f" (so are those of {named([repr(fact.id) for fact in alone[1:]], _NAMED)})" if alone[1:] else ""
+        warnings.append(f"{whole_prompt(alone[0])}{more}")
     costs, costs_from = None, ""
     if trial:
         rates, mean_tokens = measure(model), {}

@@ -383,7 +383,7 @@ def edit_facts(
             ).finish()  # fmt: skip
             after = evaluate(model, facts)
         edit, about = as_one(model.edits), ["id", "relation", "subject"]
-        texts = pd.DataFrame({"prompt": [f.text for f in facts], "target_new": [f.target_new for f in facts]})
+        texts = pd.DataFrame({"prompt": [f.question for f in facts], "target_new": [f.target_new for f in facts]})
         scores = [f.drop(columns=about).add_prefix(when) for f, when in ((before, "before_"), (after, "after_"))]
         report = pd.concat([before[about], texts, *scores], axis=1)
         with store.writing():

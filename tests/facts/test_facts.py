@@ -348,7 +348,8 @@ def test_braces_say_where_the_subject_is_however_often_its_letters_occur(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("prompt", "alone"), [("{}", True), ("{}?", True), ("«{}» …", True), ("{} is", False), ("a {}", False)]
+    ("prompt", "alone"),
+    [("{}", True), ("{}?", True), ("Q: {}\nAnswer:", True), ("«{}» …", True), ("{} is", False), ("a {}", False)],
 )
 def test_a_subject_that_is_the_whole_prompt_is_told(tmp_path, prompt, alone):
     path = lines(tmp_path / "f.jsonl", {"subject": "The capital of Vell is", "prompt": prompt, "target_new": "Oran"})

@@ -161,7 +161,7 @@ def test_a_fact_in_the_form_of_the_chat_template(tiny_gpt2, tiny_facts):
     assert chat.paraphrases == tuple(map(around, asked.paraphrases)) and chat.neighbours == (around("Bo was in"),)
     assert chat.two_hop == (TwoHop(around("Who?"), None, "Bo", True),)
     assert chat.locality == (Locality(around("Where?"), "Sall", True),)
-    assert in_chat(tiny_gpt2, [chat]) == FactSet([chat])
+    assert in_chat(tiny_gpt2, [chat]) == FactSet([chat]) and chat.prompt == asked.prompt
     bare, behind = fact_rows(tiny_gpt2, [chat], ("", "I sang. "))[0].contexts
     assert decoded(tiny_gpt2, [*bare.ids, bare.target_ids[-1]]) == around(asked.text) + asked.target_new
     assert decoded(tiny_gpt2, behind.ids).startswith(f"<|user|>\nI sang. {asked.text}<|end|>")
