@@ -108,14 +108,6 @@ def _made(lab: Lab, answer: Callable[..., Edit], facts: object) -> Edit:
         return answer(lab, facts)
 
 
-def _is_edit(answer: Gentle, lab: Lab, fact: Fact) -> bool:
-    return isinstance(_made(lab, answer, fact), Edit)
-
-
-def _holds(answer: Gentle, lab: Lab, fact: Fact) -> bool:
-    return _wins(lab, _made(lab, answer, fact), [fact])[0]
-
-
 def _gentler(answer: Gentle, lab: Lab, fact: Fact) -> bool:
     memit = _made(lab, lambda lab, fact: lab.editor("memit").apply([fact]), fact)
     return _wins(lab, _made(lab, answer, fact), [fact])[1] < _wins(lab, memit, [fact])[1]
@@ -132,19 +124,19 @@ def _one_batch(answer: Both, lab: Lab, facts: list[Fact]) -> bool:
     return set(made.record.get("facts", ())) == {fact.id for fact in facts}
 
 
-def _all_hold(answer: Both, lab: Lab, facts: list[Fact]) -> bool:
-    return _wins(lab, _made(lab, answer, facts), facts)[0]
-
-
 gentle = Exercise(
     "Edit without shouting",
     "easy",
     3,
     properties=(
-        Property("an Edit comes back", _is_edit, "Return what editor.apply([fact]) returns, not a table or a text."),
+        Property(
+            "an Edit comes back",
+            lambda answer, lab, fact: isinstance(_made(lab, answer, fact), Edit),
+            "Return what editor.apply([fact]) returns, not a table or a text.",
+        ),
         Property(
             "the new answer beats the old one",
-            _holds,
+            lambda answer, lab, fact: _wins(lab, _made(lab, answer, fact), [fact])[0],
             "With your edit in the weights the old answer is still the more probable one. Was it made for this fact, with its "
             "target_new?",
         ),
@@ -176,7 +168,7 @@ both = Exercise(
         ),
         Property(
             "every new answer beats the old one",
-            _all_hold,
+            lambda answer, lab, facts: _wins(lab, _made(lab, answer, facts), facts)[0],
             "At least one fact did not take. Are all facts in the batch?",
         ),
     ),

@@ -178,18 +178,6 @@ def explorer(model: EditableModel, facts: Sequence[Fact], context: str) -> LensE
     return LensExplorer({fact.text: lens(model, fact.text) for fact in facts}, context=context)
 
 
-def _equal_tokens(answer: Score) -> bool:
-    return math.isclose(answer([math.log(0.25)] * 3), 0.25, rel_tol=1e-9)
-
-
-def _one_token(answer: Score) -> bool:
-    return math.isclose(answer([math.log(0.4)]), 0.4, rel_tol=1e-9)
-
-
-def _geometric(answer: Score) -> bool:
-    return math.isclose(answer([math.log(0.5), math.log(0.02)]), 0.1, rel_tol=1e-9)
-
-
 score = Exercise(
     "Score an answer of several tokens",
     "easy",
@@ -197,18 +185,18 @@ score = Exercise(
     properties=(
         Property(
             "one token keeps its probability",
-            _one_token,
+            lambda answer: math.isclose(answer([math.log(0.4)]), 0.4, rel_tol=1e-9),
             "With one token the score is its probability: exp of its log.",
         ),
         Property(
             "three tokens of probability 1/4 score 1/4",
-            _equal_tokens,
+            lambda answer: math.isclose(answer([math.log(0.25)] * 3), 0.25, rel_tol=1e-9),
             "Your score shrinks with the answer's length: a product of probabilities compares lengths, not answers. Take "
             "the mean of the log-probabilities, not their sum.",
         ),
         Property(
             "the mean is taken of logarithms",
-            _geometric,
+            lambda answer: math.isclose(answer([math.log(0.5), math.log(0.02)]), 0.1, rel_tol=1e-9),
             "Tokens of probability 0.5 and 0.02 should score 0.1, their geometric mean: one improbable token must count. "
             "Take the mean first, then exp.",
         ),

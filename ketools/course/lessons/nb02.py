@@ -153,18 +153,6 @@ def _next(model: EditableModel, row: Row, layer: int, state: Tensor | None) -> T
             handle.remove()
 
 
-def _all_back(answer: Share) -> bool:
-    return abs(answer(0.6, 0.1, 0.6) - 1) < 1e-9
-
-
-def _none_back(answer: Share) -> bool:
-    return abs(answer(0.6, 0.1, 0.1)) < 1e-9
-
-
-def _half_back(answer: Share) -> bool:
-    return abs(answer(0.5, 0.1, 0.3) - 0.5) < 1e-9 and answer(0.5, 0.1, 0.05) < 0
-
-
 share = Exercise(
     "Say how much came back",
     "easy",
@@ -172,17 +160,17 @@ share = Exercise(
     properties=(
         Property(
             "1 if all came back",
-            _all_back,
+            lambda answer: abs(answer(0.6, 0.1, 0.6) - 1) < 1e-9,
             "Restored to the clean probability, the whole loss is made good: that is a share of 1.",
         ),
         Property(
             "0 if nothing came back",
-            _none_back,
+            lambda answer: abs(answer(0.6, 0.1, 0.1)) < 1e-9,
             "Restored and still as low as the corrupted run: nothing came back. Count from the corrupted run, not from 0.",
         ),
         Property(
             "half if half of the loss came back",
-            _half_back,
+            lambda answer: abs(answer(0.5, 0.1, 0.3) - 0.5) < 1e-9 and answer(0.5, 0.1, 0.05) < 0,
             "The noise took p_clean - p_corrupted; the restoration gave p - p_corrupted of it back. Divide one by the other.",
         ),
     ),

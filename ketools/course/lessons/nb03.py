@@ -124,10 +124,6 @@ def _shape(answer: RankOne, editor: Editor, fact: Fact) -> bool:
     return answer(weight, *rest).shape == weight.shape
 
 
-def _rank(answer: RankOne, editor: Editor, fact: Fact) -> bool:
-    return int(torch.linalg.matrix_rank(answer(*_problem()), rtol=1e-8)) == 1
-
-
 def _maps(answer: RankOne, editor: Editor, fact: Fact) -> bool:
     weight, key, value, covariance = _problem()
     return torch.allclose((weight + answer(weight, key, value, covariance)) @ key, value)
@@ -167,7 +163,11 @@ rank_one = Exercise(
             "Delta is added to W (d_model, d_mlp): an outer product of something in d_model (what is written) with "
             "something in d_mlp (which keys receive it).",
         ),
-        Property("the update has rank one", _rank, "One outer product has rank one. Did you add a second term?"),
+        Property(
+            "the update has rank one",
+            lambda answer, editor, fact: int(torch.linalg.matrix_rank(answer(*_problem()), rtol=1e-8)) == 1,
+            "One outer product has rank one. Did you add a second term?",
+        ),
         Property(
             "the key maps to the value",
             _maps,

@@ -221,14 +221,6 @@ many = Exercise(
 Asked = Callable[[float, Sequence[float]], Sequence[float]]
 
 
-def _first(answer: Asked) -> bool:
-    return abs(float(answer(12.0, [1.0, 1.0, 1.0])[0]) - 4.0) < 1e-9
-
-
-def _even(answer: Asked) -> bool:
-    return np.allclose(np.asarray(answer(12.0, [1.0, 1.0, 1.0]), dtype=float), 4.0)
-
-
 def _behind(answer: Asked) -> bool:
     found = np.asarray(answer(12.0, [0.5, 0.5, 1.0]), dtype=float)
     return len(found) == 3 and np.allclose(found, [4.0, 5.0, 7.5])
@@ -239,10 +231,14 @@ asked = Exercise(
     "easy",
     8,
     properties=(
-        Property("the first of three layers is asked for a third", _first, "Three layers are still to come: 12 / 3."),
+        Property(
+            "the first of three layers is asked for a third",
+            lambda answer: abs(float(answer(12.0, [1.0, 1.0, 1.0])[0]) - 4.0) < 1e-9,
+            "Three layers are still to come: 12 / 3.",
+        ),
         Property(
             "layers that deliver all are asked for equal parts",
-            _even,
+            lambda answer: np.allclose(np.asarray(answer(12.0, [1.0, 1.0, 1.0]), dtype=float), 4.0),
             "12 is missing, then 8, then 4. The divisor is the number of layers still to come, this one included: 3, 2, 1.",
         ),
         Property(

@@ -183,10 +183,6 @@ def _covariance() -> tuple[Tensor, Tensor, Tensor]:
     return (q * values) @ q.T, q[:, :3], q[:, 3:]
 
 
-def _square(answer: Project) -> bool:
-    return answer(_covariance()[0], 0.1).shape == (7, 7)
-
-
 def _strong(answer: Project) -> bool:
     covariance, _, strong = _covariance()
     return bool((answer(covariance, 0.1) @ strong).norm() < 1e-8)
@@ -208,7 +204,7 @@ project = Exercise(
     "easy",
     8,
     properties=(
-        Property("P is a square matrix", _square, "U holds the chosen eigenvectors as columns, (d_mlp, r); P = U U^T is (d_mlp, d_mlp)."),
+        Property("P is a square matrix", lambda answer: answer(_covariance()[0], 0.1).shape == (7, 7), "U holds the chosen eigenvectors as columns, (d_mlp, r); P = U U^T is (d_mlp, d_mlp)."),
         Property(
             "directions that prose uses are taken out",
             _strong,

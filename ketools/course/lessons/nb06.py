@@ -193,31 +193,25 @@ disturbance = Exercise(
     ),
 )
 
-Kept = Callable[[Sequence[bool], Sequence[bool]], float]
-
-
-def _all_kept(answer: Kept) -> bool:
-    return float(answer([True, True, False], [True, True, False])) == 1.0
-
-
-def _half(answer: Kept) -> bool:
-    return float(answer([True, True, False, False], [True, False, False, False])) == 0.5
-
-
-def _no_gain(answer: Kept) -> bool:
-    return float(answer([True, True, False, False], [True, False, True, True])) == 0.5
-
 
 kept = Exercise(
     "What is kept",
     "easy",
     5,
     properties=(
-        Property("nothing lost is 1", _all_kept, "What was wrong before cannot be lost: it does not count."),
-        Property("one of two lost is one half", _half, "Of those right before, the share that is still right."),
+        Property(
+            "nothing lost is 1",
+            lambda answer: float(answer([True, True, False], [True, True, False])) == 1.0,
+            "What was wrong before cannot be lost: it does not count.",
+        ),
+        Property(
+            "one of two lost is one half",
+            lambda answer: float(answer([True, True, False, False], [True, False, False, False])) == 0.5,
+            "Of those right before, the share that is still right.",
+        ),
         Property(
             "facts that became right make up for nothing",
-            _no_gain,
+            lambda answer: float(answer([True, True, False, False], [True, False, True, True])) == 0.5,
             "A fact that is right now and was not before hides a loss. Look only at facts that were right before.",
         ),
     ),

@@ -148,33 +148,25 @@ _TRACE = np.array([[0.1, 0.5, 0.8, 0.9], [0.1, 0.2, 0.3, 0.4], [0.9, 0.2, 0.9, 0
 Stop = Callable[[np.ndarray, float], np.ndarray]
 
 
-def _per_fact(answer: Stop) -> bool:
-    return np.shape(answer(_TRACE, 0.7)) == (3,)
-
-
-def _first_above(answer: Stop) -> bool:
-    return list(np.asarray(answer(_TRACE, 0.7))[[0, 2]]) == [2, 0]
-
-
-def _never_above(answer: Stop) -> bool:
-    return int(answer(_TRACE, 0.7)[1]) == 3
-
-
 at_level = Exercise(
     "Stop at the natural level",
     "medium",
     10,
     properties=(
-        Property("one number of steps a fact", _per_fact, "p is (facts, passes): the answer has one entry a fact."),
+        Property(
+            "one number of steps a fact",
+            lambda answer: np.shape(answer(_TRACE, 0.7)) == (3,),
+            "p is (facts, passes): the answer has one entry a fact.",
+        ),
         Property(
             "a fact stops at the first pass above the level",
-            _first_above,
+            lambda answer: list(np.asarray(answer(_TRACE, 0.7))[[0, 2]]) == [2, 0],
             "A fact may begin above the level and dip below it later. It stops at the first pass above: argmax of a "
             "boolean row gives the place of its first True.",
         ),
         Property(
             "a fact that never gets there takes all steps",
-            _never_above,
+            lambda answer: int(answer(_TRACE, 0.7)[1]) == 3,
             "argmax of a row without any True is 0: no step at all, and nothing is written. Such a fact has to go on to "
             "the last pass, p.shape[1] - 1.",
         ),
@@ -188,14 +180,6 @@ def _apart(answer: Chance) -> bool:
     return float(answer([0.8, 0.9], [0.1, 0.2, 0.3])) == 1.0 and float(answer([0.1], [0.5, 0.6])) == 0.0
 
 
-def _alike(answer: Chance) -> bool:
-    return abs(float(answer([0.1, 0.4, 0.7], [0.1, 0.4, 0.7])) - 0.5) < 1e-12
-
-
-def _pairs(answer: Chance) -> bool:
-    return abs(float(answer([0.2, 0.9], [0.1, 0.3, 0.5, 0.7])) - 0.625) < 1e-12
-
-
 chance = Exercise(
     "How often is an edited fact the surer one",
     "easy",
@@ -206,10 +190,14 @@ chance = Exercise(
         ),
         Property(
             "all pairs count",
-            _pairs,
+            lambda answer: abs(float(answer([0.2, 0.9], [0.1, 0.3, 0.5, 0.7])) - 0.625) < 1e-12,
             "Compare every edited fact with every natural one and take the share of pairs that the edited fact wins: a "
             "comparison of two means is one bit.",
         ),
-        Property("equal sides come to one half", _alike, "Ties count one half: p > q, plus half of p == q."),
+        Property(
+            "equal sides come to one half",
+            lambda answer: abs(float(answer([0.1, 0.4, 0.7], [0.1, 0.4, 0.7])) - 0.5) < 1e-12,
+            "Ties count one half: p > q, plus half of p == q.",
+        ),
     ),
 )

@@ -229,31 +229,25 @@ norm_after = Exercise(
     ),
 )
 
-Rank = Callable[[Tensor], float]
-
-
-def _flat(answer: Rank) -> bool:
-    return abs(float(answer(torch.ones(7, dtype=torch.float64))) - 7) < 1e-9
-
-
-def _single(answer: Rank) -> bool:
-    return abs(float(answer(torch.tensor([3.0, 0.0, 0.0]))) - 1) < 1e-9
-
-
-def _between(answer: Rank) -> bool:
-    return abs(float(answer(torch.tensor([2.0, 1.0, 1.0]))) - 1.5) < 1e-6
-
 
 stable_rank = Exercise(
     "Count directions",
     "easy",
     5,
     properties=(
-        Property("seven equal values count as seven", _flat, "Seven directions of equal strength: the rank is 7."),
-        Property("one value counts as one", _single, "Zeros do not count, and the scale does not matter."),
+        Property(
+            "seven equal values count as seven",
+            lambda answer: abs(float(answer(torch.ones(7, dtype=torch.float64))) - 7) < 1e-9,
+            "Seven directions of equal strength: the rank is 7.",
+        ),
+        Property(
+            "one value counts as one",
+            lambda answer: abs(float(answer(torch.tensor([3.0, 0.0, 0.0]))) - 1) < 1e-9,
+            "Zeros do not count, and the scale does not matter.",
+        ),
         Property(
             "weak directions count for less",
-            _between,
+            lambda answer: abs(float(answer(torch.tensor([2.0, 1.0, 1.0]))) - 1.5) < 1e-6,
             "Values 2, 1, 1 come to (4 + 1 + 1) / 4 = 1.5: the sum of the squares over the largest square.",
         ),
     ),

@@ -50,10 +50,6 @@ def closed_form(
     return torch.linalg.solve(a, keys @ residuals.T).T
 
 
-def _shape(answer: Update) -> bool:
-    return tuple(answer(*_problem(), 2.0, 0.5).shape) == (4, 6)
-
-
 def _memit(answer: Update) -> bool:
     keys, residuals, covariance, past = _problem()
     got = answer(keys, residuals, covariance, past[:, :0], 2.0, 0.0)
@@ -77,7 +73,7 @@ update = Exercise(
     "medium",
     10,
     properties=(
-        Property("the update has the matrix's shape", _shape, "Delta is added to W (d_model, d_mlp): R K1^T A^-1, in that order."),
+        Property("the update has the matrix's shape", lambda answer: tuple(answer(*_problem(), 2.0, 0.5).shape) == (4, 6), "Delta is added to W (d_model, d_mlp): R K1^T A^-1, in that order."),
         Property(
             "without past keys and with lambda_n = 0 it is MEMIT's",
             _memit,
@@ -116,10 +112,6 @@ def _holds(answer: Choose) -> bool:
     return float(answer(_GRID, 0.9)["accuracy"]) >= 0.9 and float(answer(_GRID, 0.99)["accuracy"]) >= 0.99
 
 
-def _least(answer: Choose) -> bool:
-    return float(answer(_GRID, 0.9)["moved"]) == 0.2 and float(answer(_GRID, 0.2)["moved"]) == 0.05
-
-
 choose = Exercise(
     "Choose the knobs",
     "easy",
@@ -132,7 +124,7 @@ choose = Exercise(
         ),
         Property(
             "of these the change is smallest",
-            _least,
+            lambda answer: float(answer(_GRID, 0.9)["moved"]) == 0.2 and float(answer(_GRID, 0.2)["moved"]) == 0.05,
             "Any row that meets the bar will do; among them take the smallest `moved`, not the largest accuracy.",
         ),
     ),

@@ -161,23 +161,15 @@ def same_tables(one: RunRecord, two: RunRecord) -> float:
 Forecast = Callable[[Sequence[float], int, int], float]
 
 
-def _constant(answer: Forecast) -> bool:
-    return abs(float(answer([2.0, 2.0, 2.0, 2.0], 10, 100)) - 20.0) < 1e-6
-
-
-def _growing(answer: Forecast) -> bool:
-    return abs(float(answer([1.0, 2.0, 3.0, 4.0], 10, 100)) - 55.0) < 1e-6
-
-
 forecast = Exercise(
     "Forecast the long run",
     "medium",
     10,
     properties=(
-        Property("equal batches cost alike", _constant, "`seconds` are of batches, not of edits: 100 edits are 10 batches of 10."),
+        Property("equal batches cost alike", lambda answer: abs(float(answer([2.0, 2.0, 2.0, 2.0], 10, 100)) - 20.0) < 1e-6, "`seconds` are of batches, not of edits: 100 edits are 10 batches of 10."),
         Property(
             "growth is carried on",
-            _growing,
+            lambda answer: abs(float(answer([1.0, 2.0, 3.0, 4.0], 10, 100)) - 55.0) < 1e-6,
             "Batches get dearer as past keys pile up. Fit a line over the batches (np.polyfit) and sum it over all of them.",
         ),
     ),
@@ -186,23 +178,19 @@ forecast = Exercise(
 Lost = Callable[[Sequence[float], Sequence[float]], float]
 
 
-def _some(answer: Lost) -> bool:
-    return abs(float(answer([1, 1, 1, 1], [1, 0, 1, 0])) - 0.5) < 1e-12
-
-
-def _took(answer: Lost) -> bool:
-    return abs(float(answer([1, 1, 0, 0, 0], [1, 0, 0, 1, 0])) - 0.5) < 1e-12
-
-
 forgotten = Exercise(
     "Count what was forgotten",
     "easy",
     5,
     properties=(
-        Property("half of what took is lost", _some, "Compare fact by fact: 1 at edit time and 0 at the end."),
+        Property(
+            "half of what took is lost",
+            lambda answer: abs(float(answer([1, 1, 1, 1], [1, 0, 1, 0])) - 0.5) < 1e-12,
+            "Compare fact by fact: 1 at edit time and 0 at the end.",
+        ),
         Property(
             "what never took cannot be forgotten",
-            _took,
+            lambda answer: abs(float(answer([1, 1, 0, 0, 0], [1, 0, 0, 1, 0])) - 0.5) < 1e-12,
             "An edit that failed at once is no loss later, and one that comes by luck makes up for none. Keep those with 1 at "
             "edit time, then ask how many of them are 0.",
         ),

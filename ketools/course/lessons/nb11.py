@@ -201,10 +201,6 @@ def _all(answer: Reader) -> bool:
     ]
 
 
-def _ids(answer: Reader) -> bool:
-    return len({fact.id for fact in answer(_ROWS)}) == len(_ROWS)
-
-
 def _relation(answer: Reader) -> bool:
     twice = [*_ROWS, {"who": "Ada Ruun", "town": "Orrin"}]
     return len(answer(twice).conflicts()) == 1
@@ -216,7 +212,7 @@ own_rows = Exercise(
     8,
     properties=(
         Property("every row becomes a fact", _all, "Fact(id, relation, prompt, subject, None, target_new) for each row, in order."),
-        Property("ids differ", _ids, "Reports name facts by id: two facts of one id cannot be told apart."),
+        Property("ids differ", lambda answer: len({fact.id for fact in answer(_ROWS)}) == len(_ROWS), "Reports name facts by id: two facts of one id cannot be told apart."),
         Property(
             "contradictions are noticed",
             _relation,
@@ -225,7 +221,6 @@ own_rows = Exercise(
     ),
     )  # fmt: skip
 
-Sort = Callable[[pd.DataFrame], list[str]]
 _SCORES = pd.DataFrame(
     {
         "id": ["a", "b", "c", "d"], "efficacy_accuracy": [1.0, 1.0, 0.0, 1.0], "paraphrase_accuracy": [1.0, 0.5, 0.0, 1.0],
@@ -234,25 +229,13 @@ _SCORES = pd.DataFrame(
 )  # fmt: skip
 
 
-def _takes_failed(answer: Sort) -> bool:
-    return "c" in answer(_SCORES) and "b" in answer(_SCORES)
-
-
-def _takes_spilled(answer: Sort) -> bool:
-    return "d" in answer(_SCORES)
-
-
-def _leaves_good(answer: Sort) -> bool:
-    return sorted(answer(_SCORES)) == ["b", "c", "d"]
-
-
 to_review = Exercise(
     "Find the edits to look at",
     "easy",
     5,
     properties=(
-        Property("edits that did not take, in any words", _takes_failed, "An edit that misses a paraphrase did not take either."),
-        Property("edits that spilled over", _takes_spilled, "Who loses a neighbour is to be looked at too, however well the edit took."),
-        Property("no others", _leaves_good, "Edits that took and left their neighbours alone are fine."),
+        Property("edits that did not take, in any words", lambda answer: "c" in answer(_SCORES) and "b" in answer(_SCORES), "An edit that misses a paraphrase did not take either."),
+        Property("edits that spilled over", lambda answer: "d" in answer(_SCORES), "Who loses a neighbour is to be looked at too, however well the edit took."),
+        Property("no others", lambda answer: sorted(answer(_SCORES)) == ["b", "c", "d"], "Edits that took and left their neighbours alone are fine."),
     ),
     )  # fmt: skip
