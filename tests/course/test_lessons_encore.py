@@ -9,7 +9,7 @@ import ketools as ke
 from benchmarks.dial import keep
 from ketools.course.lessons import nb09, nb10, nb11
 from ketools.editing.update import Protection, least_squares
-from tests.course.test_widgets_dial import made_up_grid
+from tests.course.test_widgets_explorers import made_up_grid
 
 
 def test_the_written_out_update_is_the_packages():

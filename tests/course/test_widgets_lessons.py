@@ -1,7 +1,5 @@
 """Widgets of single lessons: every control drives the data and the picture, from tables that are there already."""
 
-import itertools
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,53 +7,16 @@ import pytest
 from ketools import KetoolsError
 from ketools.course.lessons import nb08, nb11
 from ketools.course.lessons.sequence import Sequence
-from ketools.course.widgets import SpectrumScrubber
 from ketools.editing.edit import Edit
 from ketools.evaluation.edits import evaluate
 from ketools.facts.fact import FactSet
 from ketools.models.weights import fresh
 from ketools.norms.spectra import singular_values
-from ketools.plots.style import words
-
-METHODS, EDITS = ("memit", "encore"), (0, 20, 40)
-
-
-def made_up_values():
-    rows = [
-        (method, edits, 3, index, 10.0 / index + (edits / 10) * (index == 1) * (1 + METHODS.index(method)))
-        for method, edits, index in itertools.product(METHODS, EDITS, range(1, 9))
-    ]
-    return pd.DataFrame(rows, columns=["method", "edits", "layer", "index", "value"])
 
 
 def drawn(view):
     (output,) = view._picture.outputs
     return output["data"]["application/vnd.plotly.v1+json"]
-
-
-def test_every_control_of_the_spectrum_scrubber_drives_the_picture():
-    values, said = made_up_values(), set()
-    with SpectrumScrubber(values, context="Mode test, seed 3.") as view:
-        assert (view.controls["method"].value, view.controls["edits"].value) == ("memit", 40)
-        for method, edits in itertools.product(METHODS, EDITS):
-            view.controls["method"].value, view.controls["edits"].value = method, edits
-            at = (values["method"] == method) & (values["edits"] == edits)
-            now = view.data[view.data["state"] == "now"]["value"].tolist()
-            assert now == values[at]["value"].tolist() == list(drawn(view)["data"][1]["y"])
-            assert f"after {edits} edits" in view._below.value and "seed 3" in words(view.figure())["caption"]
-            said.add(view.sentence())
-        assert len(said) == 4, "as before at 0 edits; 20 of one are like 40 of the other"
-        assert view.message == ""
-
-
-def test_the_spectrum_scrubber_refuses_what_it_cannot_compare():
-    values = made_up_values()
-    with pytest.raises(KetoolsError, match="one"):
-        SpectrumScrubber(pd.concat([values, values.assign(layer=4)]))
-    with pytest.raises(KetoolsError, match="0 edits"):
-        SpectrumScrubber(values[values["edits"] > 0])
-    with pytest.raises(KetoolsError, match="lacks value"):
-        SpectrumScrubber(values.drop(columns="value"))
 
 
 def test_singular_values_on_the_way_are_those_of_the_sums(tiny_model, lab_of):

@@ -1,12 +1,13 @@
-"""The lifelong scrubber shows each run's last measurement up to the slider."""
+"""Scrubbers: two stored runs, and one matrix's singular values, at the slider."""
 
+import itertools
 import math
 
 import pandas as pd
 import pytest
 
 from ketools import KetoolsError
-from ketools.course.widgets import LifelongScrubber
+from ketools.course.widgets import LifelongScrubber, SpectrumScrubber
 from ketools.plots.style import words
 from tests.plots.sample import record, records
 
@@ -140,3 +141,39 @@ def test_words_and_refusals():
     odd["memit"].spectra = odd["memit"].spectra.drop(columns="condition")
     with pytest.raises(KetoolsError, match="lacks condition"):
         LifelongScrubber(odd)
+
+
+METHODS, EDITS = ("memit", "encore"), (0, 20, 40)
+
+
+def made_up_values():
+    rows = [
+        (method, edits, 3, index, 10.0 / index + (edits / 10) * (index == 1) * (1 + METHODS.index(method)))
+        for method, edits, index in itertools.product(METHODS, EDITS, range(1, 9))
+    ]
+    return pd.DataFrame(rows, columns=["method", "edits", "layer", "index", "value"])
+
+
+def test_every_control_of_the_spectrum_scrubber_drives_the_picture():
+    values, said = made_up_values(), set()
+    with SpectrumScrubber(values, context="Mode test, seed 3.") as view:
+        assert (view.controls["method"].value, view.controls["edits"].value) == ("memit", 40)
+        for method, edits in itertools.product(METHODS, EDITS):
+            view.controls["method"].value, view.controls["edits"].value = method, edits
+            at = (values["method"] == method) & (values["edits"] == edits)
+            now = view.data[view.data["state"] == "now"]["value"].tolist()
+            assert now == values[at]["value"].tolist() == list(drawn(view)["data"][1]["y"])
+            assert f"after {edits} edits" in view._below.value and "seed 3" in words(view.figure())["caption"]
+            said.add(view.sentence())
+        assert len(said) == 4, "as before at 0 edits; 20 of one are like 40 of the other"
+        assert view.message == ""
+
+
+def test_the_spectrum_scrubber_refuses_what_it_cannot_compare():
+    values = made_up_values()
+    with pytest.raises(KetoolsError, match="one"):
+        SpectrumScrubber(pd.concat([values, values.assign(layer=4)]))
+    with pytest.raises(KetoolsError, match="0 edits"):
+        SpectrumScrubber(values[values["edits"] > 0])
+    with pytest.raises(KetoolsError, match="lacks value"):
+        SpectrumScrubber(values.drop(columns="value"))
