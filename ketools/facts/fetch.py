@@ -12,11 +12,13 @@ import os
 import shutil
 import ssl
 import time
+import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
 
@@ -26,6 +28,7 @@ from ketools.io import expanded, write_json
 Progress = Callable[[int, int | None], None]  # bytes so far, bytes in all (None: the server does not say)
 LOCK = "checksums.json"
 _BLOCK, _PATIENCE, _TRIES = 1 << 18, 30.0, 3
+_LIST = files("ketools.facts").joinpath("sources.toml")
 
 
 @dataclass(frozen=True)
@@ -43,38 +46,10 @@ class Source:
         return f"{self.name}.json"
 
 
-_ROME, _MEMIT = "https://rome.baulab.info/data/dsets", "https://memit.baulab.info/data/dsets"
-_MQUAKE = "https://raw.githubusercontent.com/princeton-nlp/MQuAKE/main/datasets"
-_RIPPLE = "https://raw.githubusercontent.com/edenbiran/RippleEdits/main/data/benchmark"
-_KNOWEDIT = "https://huggingface.co/datasets/zjunlp/KnowEdit/resolve/main/benchmark"
-# The two checksums are those that independent projects pin for files from the same addresses.
-_COUNTERFACT = "d017056125178a13728594e66a801357a8db9ed7973a7425554bb4271de9fc6f"
-_KNOWN = "61daca55318bb5260c1e62e133debef9102c7b278bbc7b19dd2ac655543f333a"
-_ALL = (
-    ("counterfact", f"{_ROME}/counterfact.json", "CounterFact, 21,919 counterfactual edits (2202.05262)", _COUNTERFACT),
-    (
-        "multi-counterfact",
-        f"{_MEMIT}/multi_counterfact.json",
-        "CounterFact without contradictions, for batches (2210.07229)",
-    ),
-    ("zsre", f"{_ROME}/zsre_mend_eval.json", "zsRE, question answering (1706.04115, 2110.11309)"),
-    (
-        "known",
-        f"{_ROME}/known_1000.json",
-        "facts that GPT-2 XL knows, for causal tracing; nothing to edit (2202.05262)",
-        _KNOWN,
-    ),
-    ("mquake", f"{_MQUAKE}/MQuAKE-CF-3k-v2.json", "MQuAKE-CF-3k-v2, multi-hop questions (2305.14795)"),
-    ("mquake-full", f"{_MQUAKE}/MQuAKE-CF.json", "MQuAKE-CF, all 9,218 cases (2305.14795)"),
-    ("mquake-t", f"{_MQUAKE}/MQuAKE-T.json", "MQuAKE-T, facts that changed (2305.14795)"),
-    ("ripple-popular", f"{_RIPPLE}/popular.json", "RippleEdits, well-known subjects (2307.12976)"),
-    ("ripple-random", f"{_RIPPLE}/random.json", "RippleEdits, subjects at random (2307.12976)"),
-    ("ripple-recent", f"{_RIPPLE}/recent.json", "RippleEdits, facts that are new (2307.12976)"),
-    ("wiki-counterfact", f"{_KNOWEDIT}/wiki_counterfact/test_cf.json", "KnowEdit, wiki_counterfact (2401.01286)"),
-    ("wiki-recent", f"{_KNOWEDIT}/wiki_recent/recent_test.json", "KnowEdit, wiki_recent (2401.01286)"),
-    ("knowedit-zsre", f"{_KNOWEDIT}/ZsRE/ZsRE-test-all.json", "KnowEdit, zsRE towards false answers (2401.01286)"),
+SOURCES: Mapping[str, Source] = MappingProxyType(
+    {name: Source(name, **entry) for name, entry in tomllib.loads(_LIST.read_text(encoding="utf-8")).items()}
 )
-SOURCES: Mapping[str, Source] = MappingProxyType({row[0]: Source(*row) for row in _ALL})
+"""All sets, by name, in the order of sources.toml."""
 
 
 def folder() -> Path:

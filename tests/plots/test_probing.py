@@ -104,20 +104,18 @@ def test_prompts_and_targets_are_text_too(frames):
 
 def test_top_tokens_say_at_which_place_the_target_is():
     frame = pd.DataFrame({"token": [" Oslo", " Ro", " Rome"], "probability": [0.5, 0.2, 0.1]})
-    assert '"Oslo" comes first (0.500), before "Ro"' in tells(plots.top_token_bars(frame, "p", "Oslo"))
+    assert '"Oslo" comes first (0.500)' in tells(plots.top_token_bars(frame, "p", "Oslo"))
     assert 'the model says "Oslo"' in tells(plots.top_token_bars(frame, "p"))
-    assert "comes only at place 3 (0.100)" in tells(plots.top_token_bars(frame, "p", "Rome"))
-    assert "is none of the 3 most probable" in tells(plots.top_token_bars(frame, "p", "Paris"))
+    assert "place 3 (0.100)" in tells(plots.top_token_bars(frame, "p", "Rome"))
+    assert "none of the 3" in tells(plots.top_token_bars(frame, "p", "Paris"))
 
 
 def test_recalled_bars_say_at_which_prompts_the_new_answer_leads(frames):
     frame = frames["recalled"]
     one, asked = frame.iloc[:1], frame["prompt"].iloc[1]
-    assert "The new answer is the more probable one (probability: new 0.600, true 0.2" in tells(
-        plots.recalled_bars(one.assign(p_new=0.6, p_true=0.2))
-    )
+    assert "new 0.600, true 0.2" in tells(plots.recalled_bars(one.assign(p_new=0.6, p_true=0.2)))
     never = tells(plots.recalled_bars(frame.assign(p_new=0.1, p_true=0.2)))
-    assert "The true answer is the more probable one however the fact is asked (3 prompts" in never
+    assert "true answer" in never and "3 prompts" in never
     some = tells(plots.recalled_bars(frame.assign(p_new=[0.1, 0.9, 0.1], p_true=0.2)))
     assert f'at 1 of 3 prompts, at "{asked}" (mean probability: new 0.367' in some
     most = tells(plots.recalled_bars(frame.assign(p_new=[0.9, 0.9, 0.1], p_true=0.2)))
@@ -130,7 +128,7 @@ def test_recalled_bars_say_at_which_prompts_the_new_answer_leads(frames):
 def test_the_lens_says_since_when(frames):
     rows = [(layer, 0, "is", 1, word, 0.5) for layer, word in enumerate(["a", "b", "c", "c"], -1)]
     frame = pd.DataFrame(rows, columns=["layer", "position", "token", "place", "predicted", "probability"])
-    assert "on top from layer 1 on, of 0 to 2" in tells(plots.lens_heat(frame))
+    assert "layer 1 on" in tells(plots.lens_heat(frame))
     assert "Only the last layer" in tells(plots.lens_heat(frame.assign(predicted=["a", "a", "a", "c"])))
     assert "from the start" in tells(plots.lens_heat(frame.assign(predicted="c")))
     table = numbers(plots.lens_heat(frames["lens"]))
@@ -143,12 +141,12 @@ def test_the_lens_says_since_when(frames):
 
 def test_lens_lines_say_when_the_target_never_comes(frames):
     never = frames["one"].assign(rank=7)
-    assert "is not the top answer behind the last layer" in tells(plots.lens_lines(never))
+    assert "not the top answer" in tells(plots.lens_lines(never))
     assert "for any of 12" in tells(plots.lens_lines(frames["many"].assign(rank=7))).replace(
         f"{frames['many']['prompt'].nunique()}", "12"
     )
     rank = np.where(frames["one"]["layer"] >= 2, 1, 5)
-    assert "to the top behind layer 2 and stays there" in tells(plots.lens_lines(frames["one"].assign(rank=rank)))
+    assert "behind layer 2" in tells(plots.lens_lines(frames["one"].assign(rank=rank)))
 
 
 def test_tracing_follows_the_effects(frames):
@@ -157,12 +155,12 @@ def test_tracing_follows_the_effects(frames):
     found = ((role == "last of the subject") & (layer == 1) & (kind == "mlp")).to_numpy() * 0.4
     shown = frame.assign(effect=found, p_clean=0.6, p_corrupted=0.1)
     title = tells(plots.trace_heat(shown))
-    assert "Of 0.500 lost" in title and "MLPs most at the subject's last token around layer 1 (+0.4)" in title
+    assert "Of 0.500 lost" in title and "layer 1 (+0.4)" in title
     assert "attentions nowhere" in title
     assert "No single restored state" in tells(plots.trace_heat(shown.assign(effect=0.0)))
     profile = tells(plots.trace_profile(shown))
-    assert "MLPs most around layer 1: 0.400" in profile and "hidden states nowhere clearly" in profile
-    assert "nothing brings the answer back for certain" in tells(plots.trace_profile(shown.assign(effect=-0.1)))
+    assert "layer 1: 0.400" in profile and "hidden states nowhere clearly" in profile
+    assert "nothing brings" in tells(plots.trace_profile(shown.assign(effect=-0.1)))
     assert tells(plots.trace_profile(average(shown))) == profile
 
 
@@ -189,8 +187,8 @@ def test_tracing_of_one_fact_has_tokens_and_no_interval(frames):
 def test_knockout_says_where_it_costs(frames):
     frame = frames["knockout"]
     change = np.where((frame["source"] == "subject") & (frame["layer"] >= 2), -0.5, 0.0)
-    assert "the subject in layers 2 and 3 (by 50%" in tells(plots.knockout_profile(frame.assign(change=change)))
-    assert "costs the answer nothing for certain" in tells(plots.knockout_profile(frame.assign(change=0.1)))
+    assert "layers 2 and 3 (by 50%" in tells(plots.knockout_profile(frame.assign(change=change)))
+    assert "nothing for certain" in tells(plots.knockout_profile(frame.assign(change=0.1)))
     assert tells(plots.knockout_profile(frame.assign(change=np.where(frame["layer"] == 0, math.nan, change))))
 
 
