@@ -30,7 +30,7 @@ _KINDS = {"anonymous": "RssAnon", "files": "RssFile"}
 
 def command(args: argparse.Namespace, out: Path) -> list[str]:
     """The run as a command line of this Python."""
-    words = [sys.executable, "-c", "from ketools.cli import main; raise SystemExit(main())", "run", "--quiet"]
+    words = [sys.executable, "-c", "from ketools.__main__ import main; raise SystemExit(main())", "run", "--quiet"]
     options = {"model": args.model, "facts": args.source, "method": args.method, "edits": args.edits,
                "batch": args.batch, "seed": args.seed, "device": args.device, "dtype": args.dtype,
                "checkpoint-every": args.edits, "out": out}  # fmt: skip

@@ -35,7 +35,7 @@ def stop(editor, facts, progress=None):
     sys.stdout.flush()
     raise SystemExit(0)
 Editor.apply = stop
-from ketools.cli import main
+from ketools.__main__ import main
 raise SystemExit(main())
 """
 

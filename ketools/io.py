@@ -145,11 +145,16 @@ def write_tensors(path: str | Path, tensors: "Mapping[str, Tensor]", about: Mapp
     with _replacing(Path(path)) as part:
         try:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, dict(about))
-        except SafetensorError as error:  # a full disk among others: the library wraps what the system said in words
-            found = re.search(r"os error (\d+)", str(error))
-            number = int(found[1]) if found else errno.EIO
-            raise OSError(number, os.strerror(number), str(path)) from error
+        except SafetensorError as error:
+            raise _of_the_disk(error, path) from error
     return Path(path)
+
+
+def _of_the_disk(error: SafetensorError, path: str | Path) -> OSError:
+    # A full disk among others: the library wraps what the system said in words.
+    found = re.search(r"os error (\d+)", str(error))
+    number = int(found[1]) if found else errno.EIO
+    return OSError(number, os.strerror(number), str(path))
 
 
 def read_tensors(
@@ -221,8 +226,10 @@ def new_folder(path: str | Path) -> Iterator[Path]:
             path.rmdir()  # not every system renames onto an empty folder
         part.replace(path)
         _flush_names(path.parent)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, SafetensorError):
+            raise _of_the_disk(error, path) from error
         raise
 
 

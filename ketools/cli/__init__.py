@@ -83,8 +83,3 @@ app.command()(edit.stats)
 app.command()(report.glossary)
 app.add_typer(data.data_app, name="data")
 app.add_typer(data.models_app, name="models")
-
-
-def main() -> None:
-    """The console script."""
-    app()

@@ -97,10 +97,7 @@ def load_model(name: str, device: str | None, dtype: str | None) -> "EditableMod
     types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype is not None and dtype not in types:
         raise KetoolsError(f"--dtype {dtype!r}: expected one of {', '.join(types)}")
-    try:
-        return load(name, device=device, dtype=types[dtype] if dtype else None)
-    except RuntimeError as error:
-        raise KetoolsError(f"model {name!r} cannot be put on device {device!r}: {error}") from error
+    return load(name, device=device, dtype=types[dtype] if dtype else None)
 
 
 def no_loading_bars() -> None:
@@ -129,8 +126,10 @@ def confirm(preflight: "Preflight", count: int, name: str, yes: bool, quiet: boo
         return
     try:
         agreed = typer.confirm(f"\nEdit {count:,} facts into {name}?")
-    except typer.Abort:
-        agreed = False
+    except typer.Abort as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt("interrupted, nothing was changed") from None
+        agreed = False  # nobody is there to answer
     if not agreed:
         raise KetoolsError("not confirmed, nothing was changed; --yes skips the question")
 

@@ -15,7 +15,10 @@ from dataclasses import dataclass, field, fields, replace
 from importlib.resources import files
 from numbers import Integral, Real
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import torch
+from pydantic import Field
 
 from ketools.editing.postprocess import Nas, Post
 from ketools.editing.postprocess import Prune as Prune
@@ -23,7 +26,9 @@ from ketools.editing.postprocess import Rect as Rect
 from ketools.editing.postprocess import Sphere as Sphere
 from ketools.editing.stopping import MPES, FixedSteps, Stopping
 from ketools.editing.stopping import ProbabilityThreshold as ProbabilityThreshold
-from ketools.errors import KetoolsError
+from ketools.errors import Damaged, KetoolsError
+from ketools.facts.fact import short
+from ketools.io import checked
 from ketools.models.model import EditableModel
 
 if TYPE_CHECKING:
@@ -40,6 +45,8 @@ _LEAST = {"steps": 1, "prefix_tokens": 1, "facts_at_once": 1, "ft_steps": 1, "lo
 _ABOVE = ("lr", "clamp_norm_factor", "null_threshold", "null_threshold_relative", "shift_lr", "shift_lr_relative", "ft_lr",
           "ft_epsilon")  # fmt: skip
 _ENDLESS = ("null_threshold", "null_threshold_relative")
+_LARGEST = 1e300  # of a number; whole ones can be larger than any float
+_Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -135,19 +142,39 @@ def check_value(name: str, value: Any) -> None:  # noqa: ANN401
     if name in _WORDS and value not in _WORDS[name]:
         raise KetoolsError(f"setting {name} is {value!r}; expected one of {', '.join(_WORDS[name])}")
     kind = Hyper.__dataclass_fields__[name].type
-    if name == "layers_depth" and not (isinstance(value, tuple) and len(value) == 2):
-        raise KetoolsError(f"setting {name} is {value!r}; expected two shares of the depth, such as (0.2, 0.35)")
+    expected = {
+        "layers": (tuple[Annotated[int, Field(ge=0)], ...] | None, "layer numbers, such as [4, 5, 6]"),
+        "layers_depth": (tuple[_Share, _Share], "two shares of the depth in ascending order, such as (0.2, 0.35)"),
+        "compile": (str | None, "a backend of torch.compile, such as inductor"),
+    }
+    if name in expected:
+        schema, words = expected[name]
+        try:
+            checked(value, schema, name)
+            right = name != "layers_depth" or value[0] <= value[1]
+            if name == "compile" and value is not None:
+                right = value in torch.compiler.list_backends(exclude_tags=())
+        except Damaged:
+            right = False
+        if not right:
+            raise KetoolsError(f"setting {name} is {short(value)}; expected {words}")
+        return
     whole = kind in (int, int | None)
     if not (whole or kind in (float, float | None)) or (value is None and kind in (int | None, float | None)):
         return
     right = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
     least = _LEAST.get(name, 0)
-    if right and (value > 0 if name in _ABOVE else value >= least) and (math.isfinite(value) or name in _ENDLESS):
+    finite = right and -_LARGEST <= value <= _LARGEST
+    if (
+        right
+        and (value > 0 if name in _ABOVE else value >= least)
+        and (finite or (value == math.inf and name in _ENDLESS))
+    ):
         return
     wanted = ["whole number" if whole else "number"]
     wanted += ["above 0"] if name in _ABOVE else [] if least == -math.inf else [f"of at least {least}"]
-    wanted += ["that is finite"] if right and not math.isfinite(value) else []
-    raise KetoolsError(f"setting {name} is {value!r}; expected a {' '.join(wanted)}")
+    wanted += ["that is finite"] if right and not finite else []
+    raise KetoolsError(f"setting {name} is {short(value)}; expected a {' '.join(wanted)}")
 
 
 def _from_table(model_name: str, name: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ Scores say nothing without the moment at which they were taken: *at edit time* (
 end* (all past edits on the final model) differ widely. `evaluate` scores the model as it stands; runs name the moment.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -98,6 +98,31 @@ def evaluate(
             before = argmaxes(model, rows)
         scored.loc[kept, "unchanged"] = [float(a == b) for a, b in zip(now, before, strict=True)]
     return _per_fact(facts, scored)
+
+
+def unscorable(model: EditableModel, facts: Iterable[Fact], *, chat: bool = False) -> list[str]:
+    """Which of the prompts that `evaluate` asks of `facts` the model cannot read (longer than its window, no tokens): a line
+    each with fact and kind; nothing is run.
+    """
+    facts = list(in_chat(model, facts) if chat else facts)
+    limits = dict.fromkeys(("paraphrases", "neighbours", "two_hop", "locality"))
+    asked = [(i, kind, prompt, goal, glue) for i, kind, prompt, *goals, glue in _prompts(facts, limits)
+             for goal in goals if goal is not None]  # fmt: skip
+
+    def read(rows: Sequence[tuple[int, str, str, str, bool | None]]) -> None:
+        make_rows(model, [row[2] for row in rows], [row[3] for row in rows], glue=[row[4] for row in rows])
+
+    try:
+        read(asked)
+    except KetoolsError:  # one by one, to name them all
+        found: dict[str, None] = {}
+        for row in asked:
+            try:
+                read([row])
+            except KetoolsError as error:
+                found.setdefault(f"fact {facts[row[0]].id!r}: {row[1]}: {error}")
+        return list(found)
+    return []
 
 
 def _prompts(

@@ -114,6 +114,9 @@ class Fact:
     closing: str = ""
 
     def __post_init__(self) -> None:
+        for name in (*LISTS, "two_hop", "locality"):  # checking a generator would empty it
+            if isinstance(getattr(self, name), Iterator):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         values = {field.name: composed(getattr(self, field.name)) for field in fields(self)}
         for error in problems(values):
             raise error

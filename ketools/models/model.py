@@ -10,9 +10,10 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, Field
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -20,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import find_adapter_config_file
 
 from ketools.errors import KetoolsError, named
-from ketools.io import expanded, model_dir, model_names
+from ketools.io import expanded, model_dir, model_names, read_json
 from ketools.models import smollm2
 from ketools.models.anatomy import (
     Anatomy,
@@ -205,6 +206,29 @@ class EditableModel:
         return export(self, path)
 
 
+_Size = Annotated[int, Field(ge=1, le=1 << 24)] | None
+
+
+class _Index(BaseModel):
+    weight_map: dict[str, str]
+
+
+class _Config(BaseModel):
+    # What decides how large a model is built before a weight is read, under the names that architectures have for it.
+    model_type: str
+    architectures: list[str] | None = None
+    num_hidden_layers: Annotated[int, Field(ge=1, le=4096)] | None = None
+    n_layer: Annotated[int, Field(ge=1, le=4096)] | None = None
+    num_layers: Annotated[int, Field(ge=1, le=4096)] | None = None
+    hidden_size: _Size = None
+    n_embd: _Size = None
+    intermediate_size: _Size = None
+    n_inner: _Size = None
+    num_attention_heads: _Size = None
+    n_head: _Size = None
+    vocab_size: _Size = None
+
+
 def load(
     source: str | Path | nn.Module,
     *,
@@ -249,7 +273,12 @@ def load(
                 f"model {name!r} is spread over several devices by its device_map; leave out device={device!r}, or load "
                 "it without a device_map"
             )
-        nn.Module.to(model, device=device)
+        try:
+            if (place := torch.device(device)).type == "cpu" and place.index:
+                raise RuntimeError("there is one CPU; leave out its number")
+            nn.Module.to(model, device=device)
+        except (RuntimeError, TypeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
+            raise KetoolsError(f"model {name!r} cannot be put on device {device!r}: {error}") from error
     if dtype is not None and model.dtype != dtype:
         # As from_pretrained does: what a model computes for itself and stores in no file (frequencies of rotary
         # positions) keeps its precision.
@@ -287,6 +316,7 @@ def _read(where: str | Path, name: str, dtype: torch.dtype | None, spread: Mappi
         if find_adapter_config_file(where) is not None:
             refuse_adapter(name, "its folder holds an adapter_config.json")
         if isinstance(where, Path):
+            read_json(where / "config.json", _Config, "the config of a model", most=1 << 24)
             _check_files(where, name)
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         refuse_config(config, name)
@@ -304,8 +334,8 @@ def _read(where: str | Path, name: str, dtype: torch.dtype | None, spread: Mappi
         )
     except KetoolsError:
         raise
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        why = str(error)
+    except Exception as error:  # for a folder from outside transformers may raise anything
+        why = str(error) or type(error).__name__
         if "trust_remote_code" in why:
             why = (
                 "its architecture is code in its own folder, which ketools does not run; take a version of the model whose "
@@ -324,7 +354,7 @@ def _check_files(folder: Path, name: str) -> None:
     """Raise KetoolsError for weights in pickles, outside the folder, or in a type of too few bits."""
     index, files = folder / "model.safetensors.index.json", ["model.safetensors"]
     if index.is_file():
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        files = sorted(set(read_json(index, _Index, "the index of a model's shards")["weight_map"].values()))
     elif not any(folder.glob("*.safetensors")) and any(folder.glob("*.bin")):
         raise KetoolsError(
             f"model {name!r} has its weights in a pickle ({next(folder.glob('*.bin')).name}), which can run code; convert "
@@ -381,7 +411,7 @@ def _exported_from(path: Path | None) -> tuple[str | None, dict[str, str]]:
     if file is None or not file.is_file():
         return None, {}
     try:
-        about = json.loads(file.read_text(encoding="utf-8"))
+        about = read_json(file, dict[str, Any], "the record of an export")
         base = about.get("base", {})
         bases = about.get("bases", {}) | ({base["fingerprint"]: base["name"]} if "fingerprint" in base else {})
         return str(about.get("known_as") or base["name"]), {str(key): str(value) for key, value in bases.items()}
@@ -397,7 +427,7 @@ def _tokenizer(
     if isinstance(given, str | Path) and str(given):
         try:
             given = AutoTokenizer.from_pretrained(given, use_fast=True, trust_remote_code=False)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # the library tokenizers raises Exception itself
             way_out = (
                 "give one with tokenizer=" if given != folder else f"save one in {folder} (tokenizer.save_pretrained)"
             )

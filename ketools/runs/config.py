@@ -16,7 +16,7 @@ from ketools.editing.methods import MPES, Hyper, LeastSquares, Method, Nas, Prun
 from ketools.editing.methods import method as named_method
 from ketools.errors import Damaged, KetoolsError, named
 from ketools.facts.fact import UNKNOWN, Fact, FactSet
-from ketools.io import read_toml
+from ketools.io import model_names, read_toml
 from ketools.runs.panel import Sizes
 
 POLICIES = ("last wins", "refuse")
@@ -154,8 +154,12 @@ class RunConfig:
         return self.made(asdict(self) | given)
 
     def as_dict(self) -> dict[str, Any]:
-        """As it is kept in run.json: `made` gives the same config."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """As it is kept in run.json: `made` gives the same config, and paths are whole, to resume from any folder."""
+        content = {name: value for name, value in asdict(self).items() if value is not None}
+        for name, known in (("model", model_names()), ("facts", ["world"]), ("statistics", [])):
+            if (value := content.get(name)) and value not in known and Path(value).exists():
+                content[name] = str(Path(value).resolve())
+        return content
 
 
 def check_seed(seed: int) -> None:

@@ -21,6 +21,7 @@ from ketools.editing.keys import FactRows, checked_rows
 from ketools.editing.methods import ALL, ENCORE, FineTune, Method, NullSpace, Shift
 from ketools.editing.methods import method as named_method
 from ketools.errors import KetoolsError, named
+from ketools.evaluation.edits import unscorable
 from ketools.facts.check import whole_prompt
 from ketools.facts.fact import Fact, FactSet, tail
 from ketools.models.anatomy import check_finite
@@ -242,6 +243,7 @@ def inspect(
                     f"fact {fact.id!r}: its prompt after a prefix of {settings.prefix_tokens} tokens takes about {longest} "
                     f"tokens; the model's context window holds {model.window}; shorten it, or set prefix_tokens"
                 )
+    problems += unscorable(model, known)
     for part in (FactSet(facts[start : start + size]) for start in range(0, len(facts), size)):
         problems += [str(clash) for clash in (*part.conflicts(), *part.duplicates())]
 

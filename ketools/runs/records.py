@@ -38,7 +38,7 @@ _PARTS = {"mpes": "MPES", "norm": "norm constraint", "past": "past keys"}
 _PACKAGES = ("torch", "transformers", "numpy", "pandas", "scikit-learn")
 # Settings that seeds of one method may differ in, or that a label shows in another way.
 _FREE = ("seed", "facts", "checkpoint_every", "method", "model", "type", "layers_depth", "facts_at_once",
-         "contents", "left_out")  # fmt: skip
+         "contents", "left_out", "reads")  # fmt: skip
 # Settings with these prefixes count only with this stopping rule or update.
 _USED_BY = {
     "patience": "MPES",

@@ -25,7 +25,7 @@ from ketools.runs.panel import Panel
 from ketools.runs.store import Damaged, Store, cut, digest, file_digest, survey
 
 # What is on disk was made with these: no --force can make it fit others.
-FIXED = ("kind", "model", "facts", "edits", "batch", "seed")
+FIXED = ("kind", "model", "reads", "facts", "edits", "batch", "seed")
 DECISIVE = ("ketools", "torch", "transformers")
 
 
@@ -57,7 +57,7 @@ def begin(store: Store, settings: Mapping[str, Any], about: Mapping[str, Any], *
     compared["device"] = (stored.get("device"), about.get("device"))
     changed = {}
     for name, (was, now) in compared.items():
-        if was == now:
+        if was == now or (name == "reads" and was is None):  # runs of earlier versions do not say
             continue
         refusal = (
             f"{store.out} holds a run with {name} = {was!r}, asked for is {now!r}; give the same settings to resume it"

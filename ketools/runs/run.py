@@ -5,6 +5,7 @@
 """
 
 import hashlib
+import json
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from ketools.editing.keys import checked_rows
 from ketools.editing.methods import Method
 from ketools.editing.methods import method as named_method
 from ketools.errors import KetoolsError, NotFinite
-from ketools.evaluation.edits import evaluate
+from ketools.evaluation.edits import evaluate, unscorable
 from ketools.facts.fact import FactSet
 from ketools.facts.reading import facts as read_facts
 from ketools.io import write_atomic
@@ -33,7 +34,7 @@ from ketools.runs.config import RunConfig, check_seed, composed, settled
 from ketools.runs.panel import Panel, Sizes
 from ketools.runs.records import plain, provenance
 from ketools.runs.resume import begin, note_facts, restore, same_facts, statistics_digest, weights_digest
-from ketools.runs.store import Damaged, RunRecord, Store, due, read_sealed
+from ketools.runs.store import Damaged, RunRecord, Store, digest, due, read_sealed
 
 _ENOUGH = 0.5  # share of facts that say the new object below which `advice` speaks
 _REACHED = 0.2  # mean probability of targets after the target optimisation; MPES may stop well below one half
@@ -198,8 +199,21 @@ def _identity(model: EditableModel, method: Method, hyper: object, todo: FactSet
         "model": model.fingerprint,
         "method": plain(method),
         "hyper": plain(hyper),
-        "facts": hashlib.sha256(texts.encode()).hexdigest(),
+        "facts": hashlib.sha256(texts.encode("utf-8", "surrogatepass")).hexdigest(),
+        "reads": _reads(model),
     }
+
+
+def _reads(model: EditableModel) -> str:
+    """sha256 of what decides the numbers beside the weights in the fingerprint: the tokenizer, and the model's buffers."""
+    tokenizer = json.loads(model.tokenizer.backend_tokenizer.to_str())
+    for name in ("truncation", "padding"):  # what the last call asked for
+        tokenizer.pop(name, None)
+    known = hashlib.sha256(digest(tokenizer).encode())
+    for name, buffer in sorted(model.model.named_buffers()):
+        known.update(f"{name} {buffer.dtype} {tuple(buffer.shape)}\n".encode())
+        known.update(buffer.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return known.hexdigest()
 
 
 def lifelong(
@@ -285,11 +299,15 @@ def lifelong(
     }
     store, about = Store(Path(out)), provenance(model, seed, chosen) | {"config": plain(config)}
     with store.locked():
+        if (
+            not store.exists()
+        ):  # a fact that cannot be edited or scored is found now, not after hours, and leaves no folder
+            for first in range(0, edits, batch):
+                checked_rows(model, todo[first : first + batch], ("",))
+            if wrong := unscorable(model, todo):
+                raise KetoolsError(wrong[0])
         done = begin(store, settings | same_facts(store, settings, todo, facts, force=force), about, force=force)
         with _says_what_is_kept(store, chosen, edits):
-            if not done:  # a fact that cannot be edited is found now, not after hours
-                for first in range(0, edits, batch):
-                    checked_rows(model, todo[first : first + batch], ("",))
             if panel is None:
                 try:  # as the run took it before its first edit
                     panel = Panel.again(store.commit(0)["panel"], facts, sizes, seed)

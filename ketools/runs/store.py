@@ -371,6 +371,7 @@ class Store:
         Raises KetoolsError at once if another process holds it.
         """
         self.check_files()
+        made = not self.out.exists()
         with self.writing():
             self.out.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.out / "lock", timeout=0)
@@ -384,6 +385,10 @@ class Store:
             yield
         finally:
             lock.release()
+            if made and not self.exists():  # refused: nothing stays
+                (self.out / "lock").unlink(missing_ok=True)
+                with suppress(OSError):
+                    self.out.rmdir()
 
     def about(self) -> dict[str, Any]:
         """run.json, or its copy if the file itself is damaged. Raises Damaged if both are, or belong to two runs."""

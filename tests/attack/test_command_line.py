@@ -12,12 +12,14 @@ import pickle
 import shutil
 import signal
 import struct
+from dataclasses import fields
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from ketools import cli
+from ketools.editing.methods import Hyper
 from ketools.io import write_tensors
 from ketools.runs.store import read_sealed, write_sealed
 from tests.cli.test_cli_whole import home  # noqa: F401 - a fixture
@@ -93,9 +95,7 @@ def fact(**changes):
 
 
 RUN = ("run", "--model", "tiny", "--edits", "2", "--batch", "2", "--quiet")
-SETTINGS = ("lr", "steps", "kl_factor", "weight_decay", "clamp_norm_factor", "layers", "layers_depth", "lambda_p",
-            "prefix_count", "prefix_tokens", "patience", "facts_at_once", "compat", "lambda_n_relative", "loss_floor",
-            "kl_direction", "compile")  # fmt: skip
+SETTINGS = [field.name for field in fields(Hyper)]
 SET_VALUES = ("", "text", "null", "NaN", "-1", "true", "[]", '["a","b"]', "[0.9,0.1]", "[-1,0.5]", "[NaN,1]", "{}", "1" * 400,
               "1e999", "[" * 5000, '"\\ud800"', "0x10")  # fmt: skip
 
@@ -170,13 +170,17 @@ def _():
         yield f"{key} = {value}", prepare
 
 
+ALLOWED = {("loss_floor", "-1"), ("null_threshold_relative", "1e999")}
+
+
 @cases("a setting")
 def _():
     for name, value in itertools.product(SETTINGS, SET_VALUES):
-        if (name, value) in (("compat", "null"), ("facts_at_once", "null"), ("layers", "null")):
-            continue
-        yield f"{name}={value[:12]}", lambda folder, _, name=name, value=value: (
-            "inspect", "tiny", "--method", "encore", "--set", f"{name}={value}", "--set", "unknown=1")  # fmt: skip
+        if (name, value) not in ALLOWED and not (
+            value == "null" and name in ("layers", "lambda_p", "facts_at_once", "compile")
+        ):
+            words = ("inspect", "tiny", "--method", "encore", "--set", f"{name}={value}")
+            yield f"{name}={value[:12]}", lambda folder, _, words=words: words
 
 
 @cases("an option")

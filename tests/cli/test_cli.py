@@ -252,12 +252,12 @@ def test_a_real_ctrl_c_in_a_process_of_its_own(tmp_path):
         "import signal, sys, time\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         "from ketools.runs import sweep\n"
-        "import ketools.cli as cli\n"
+        "from ketools.__main__ import main\n"
         "def slow(**_):\n"
         "    sys.stdout.write('ready\\n'); sys.stdout.flush(); time.sleep(600)\n"
         "sweep.demo = slow\n"
         "sys.argv = ['ketools', 'demo', '--out', 'my results']\n"
-        "cli.main()\n"
+        "main()\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path

@@ -55,9 +55,7 @@ def record(fact):
 
 def start(home, command):
     environment = {**os.environ, "KETOOLS_DATA": str(home / "data"), "OMP_NUM_THREADS": "1"}
-    code = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from ketools.cli import main; main()"
-    )
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from ketools.__main__ import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", code, *command.split()],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=home, env=environment,
