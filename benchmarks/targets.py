@@ -11,8 +11,10 @@ All in one process, interleaved, `--repeats` times, medians; ratios against (c).
 agreement of z and steps compare (a) with (c) on the same facts. The share of the FLOP bound is the time that the needed
 products (live suffix tokens in the layers above the edit, forward and backward with respect to the states, head at
 the read positions, no padding) would take at the measured rate of a large matrix product, over the time taken.
-`flops_plain_over_needed` is what the ratio would be if both ran at that rate; `padding_share` that of the places that
-replay computes. Float32 models run replay once more with its layers in bfloat16, and say what that does to z. Replay with
+`flops_plain_over_needed` is what the ratio would be if both ran at that rate; `needed_in_*` where the needed products lie
+(beginnings of prompts, layers up to the edited one, layers above it, head); `padding_share` that of the places that
+replay computes. Where the processor has matrix units, float32 models run replay once more with its layers in bfloat16, and
+say what that does to z. Replay with
 all its steps, as MEMIT takes them, says what MPES is worth (`seconds_saved_by_mpes`, a share of those seconds).
 """
 
@@ -45,13 +47,13 @@ REFINEMENTS = (
 ROUGH, ALL_STEPS = "replay in bfloat16", "replay with all steps"
 SAID = (
     "flops_plain_over_needed", "max_relative_error_z", "same_steps_share", "mean_steps", "padding_share",
-    "flop_bound_share", "bfloat16_max_relative_error_z", "bfloat16_same_steps_share", "seconds_saved_by_mpes",
+    "flop_bound_share", "needed_in_beginnings", "needed_in_below", "needed_in_above", "needed_in_head", "bfloat16_max_relative_error_z", "bfloat16_same_steps_share", "seconds_saved_by_mpes",
     "mean_steps_without_mpes",
 )  # fmt: skip
 
 
-def needed_flops(model: EditableModel, rows: Sequence[FactRows], steps: Sequence[int], layer: int) -> float:
-    """FLOPs that step 1 cannot do without, given the updates each fact took (attention's products left out).
+def needed_flops(model: EditableModel, rows: Sequence[FactRows], steps: Sequence[int], layer: int) -> dict[str, float]:
+    """FLOPs that step 1 cannot do without, given the updates each fact took (attention's products left out), by part.
 
     A pass forward costs 2 a weight and token, its backward with respect to the states as much again. Every different
     beginning of a prompt counts once, forward only, and so do the layers up to `layer`; of the top layer's MLP only
@@ -61,16 +63,22 @@ def needed_flops(model: EditableModel, rows: Sequence[FactRows], steps: Sequence
     flat = [row for fact in rows for row in fact.contexts]
     begun = {row.ids[: i + 1] for row in flat for i in range(row.subject_last)}
     begun |= {fact.kl[: i + 1] for fact in rows if not fact.shares_kl for i in range(len(fact.kl) - 1)}
-    total = 2.0 * (below + above - mlp) * len(begun)
+    parts = {"beginnings": 2.0 * (below + above - mlp) * len(begun), "below": 0.0, "above": 0.0, "head": 0.0}
     for fact, taken in zip(rows, steps, strict=True):
         extra = 0 if fact.shares_kl else 1
         suffix = sum(len(row.ids) - row.subject_last for row in fact.contexts) + extra
         asked = sum(len(row.target_ids) for row in fact.contexts) + 1
         places = {(c, p) for c, row in enumerate(fact.contexts) for p in row.target_positions}
         places |= {(-1, 0)} if extra else {(0, fact.contexts[0].subject_last)}
-        once = above * suffix - mlp * (suffix - len(places)) + head * asked
-        total += 2 * below * suffix + (4 * taken + 2) * once
-    return total
+        parts["below"] += 2 * below * suffix
+        parts["above"] += (4 * taken + 2) * (above * suffix - mlp * (suffix - len(places)))
+        parts["head"] += (4 * taken + 2) * head * asked
+    return parts
+
+
+def has_matrix_units(device: torch.device) -> bool:
+    """Whether products in bfloat16 are quicker than in float32: on accelerators, and processors with AMX or AVX-512 BF16."""
+    return device.type != "cpu" or any(torch.cpu.get_capabilities().get(name) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def plain_flops(model: EditableModel, rows: Sequence[FactRows], steps: Sequence[int], layer: int) -> float:
@@ -145,7 +153,7 @@ def variants(
         "replay one fact at a time": lambda: replayed(facts_at_once=1),
         ALL_STEPS: lambda: compute_targets(model, chosen, contexts, FixedSteps(), hyper),
     }
-    if model.dtype == torch.float32:
+    if model.dtype == torch.float32 and has_matrix_units(model.device):
         work[ROUGH] = lambda: replayed(precision="bfloat16")
     for what in REFINEMENTS:
         work[f"replay without {what}"] = lambda what=what: lacking(what)
@@ -198,12 +206,14 @@ def _figures(
     if "replay" in results:
         targets, base = results["replay"], middle["replay"]
         rate = matmul_rate(model.device, model.dtype)
-        flops = needed_flops(model, rows, targets.steps.tolist(), hyper.layers[-1])
+        parts = needed_flops(model, rows, targets.steps.tolist(), hyper.layers[-1])
+        flops = sum(parts.values())
         out |= {
             "ratio_over_replay": {name: s / base for name, s in middle.items()},
             "mean_steps": float(targets.steps.float().mean()),
             "padding_share": targets.padding,
             "flop_bound_share": flops / rate / base,
+            **{f"needed_in_{part}": value / flops for part, value in parts.items()},
             "matmul_tflops": rate / 1e12,
         }
         if "plain" in results:
@@ -237,6 +247,8 @@ def table(figures: dict[str, Any]) -> list[str]:
         ratio = figures.get("ratio_over_replay", {}).get(name, float("nan"))
         peak = figures["peak_mib_above_weights"][name]
         lines.append(f"{name:40} {seconds:9.4f} s/edit {ratio:7.2f} x replay {peak:9.0f} MiB")
+    if ROUGH not in figures["seconds_per_edit"]:
+        lines.append(f"{ROUGH:40} skipped: not asked for, or the processor has no matrix units")
     return lines + [f"{name:40} {figures[name]:9.3g}" for name in SAID if name in figures]
 
 
