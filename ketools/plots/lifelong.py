@@ -13,7 +13,6 @@ from ketools.errors import KetoolsError
 from ketools.evaluation.forgetting import half_life
 from ketools.evaluation.metrics import metric, number, percent, times
 from ketools.norms.weights import growing, growth
-from ketools.plots import style
 from ketools.plots.drawers import (
     EDITS,
     add_line,
@@ -25,7 +24,19 @@ from ketools.plots.drawers import (
     need,
     over_edits,
 )
-from ketools.plots.style import NEUTRAL, Outcome, dress, every, joined, label, last, left_of, listed_values, styles
+from ketools.plots.style import (
+    NEUTRAL,
+    OUTCOMES,
+    Outcome,
+    dress,
+    every,
+    joined,
+    label,
+    last,
+    left_of,
+    listed_values,
+    styles,
+)
 from ketools.runs.records import listed
 
 _PHASES = {  # column: (name, hatching)
@@ -76,7 +87,13 @@ def norm_growth(norms: pd.DataFrame) -> go.Figure:
     others = norms[~norms["edited"].astype(bool)].groupby("edits", as_index=False)["ratio"].max()
     reference = ("unedited matrices", others["edits"], others["ratio"]) if len(others) else None
     return over_edits(
-        most, metric("norm_ratio"), style.NORM.sentence, caption, column="ratio", reference=reference, note="layer"
+        most,
+        metric("norm_ratio"),
+        OUTCOMES["norm_ratio"].sentence,
+        caption,
+        column="ratio",
+        reference=reference,
+        note="layer",
     )
 
 
@@ -134,25 +151,25 @@ def _law(law: pd.Series) -> str:
 def unedited_kept(checkpoints: pd.DataFrame) -> go.Figure:
     """Retention of unedited facts (of other subjects; right before) over edits; columns method, edits, unedited_kept."""
     caption = "Facts about subjects that no edit names, of those that the model answered right before the first edit."
-    return over_edits(checkpoints, metric("unedited_kept"), style.UNEDITED.sentence, caption)
+    return over_edits(checkpoints, metric("unedited_kept"), OUTCOMES["unedited_kept"].sentence, caption)
 
 
 def same_subject_kept(checkpoints: pd.DataFrame) -> go.Figure:
     """Retention of the *other* facts of edited subjects over edits; columns method, edits, same_subject_kept."""
     caption = "Facts about the subjects edited so far, other than the edited ones, of those answered right before."
-    return over_edits(checkpoints, metric("same_subject_kept"), style.SAME_SUBJECT.sentence, caption)
+    return over_edits(checkpoints, metric("same_subject_kept"), OUTCOMES["same_subject_kept"].sentence, caption)
 
 
 def downstream_kept(checkpoints: pd.DataFrame) -> go.Figure:
     """Mean F1 over the downstream tasks relative to before any edit; columns method, edits, downstream_kept."""
     caption = "Weighted F1, mean over the downstream tasks, divided by its value before the first edit."
-    return over_edits(checkpoints, metric("downstream_kept"), style.DOWNSTREAM.sentence, caption)
+    return over_edits(checkpoints, metric("downstream_kept"), OUTCOMES["downstream_kept"].sentence, caption)
 
 
 def perplexity(checkpoints: pd.DataFrame) -> go.Figure:
     """Perplexity on held-out text relative to before any edit (ratio); columns method, edits, perplexity_ratio."""
     caption = "Perplexity on held-out documents; 1 is the unedited model, lower is better."
-    return over_edits(checkpoints, metric("perplexity_ratio"), style.PERPLEXITY.sentence, caption)
+    return over_edits(checkpoints, metric("perplexity_ratio"), OUTCOMES["perplexity_ratio"].sentence, caption)
 
 
 def edit_scores(checkpoints: pd.DataFrame) -> go.Figure:
@@ -177,7 +194,7 @@ def edit_scores(checkpoints: pd.DataFrame) -> go.Figure:
     )
     text = " ".join(describe(rows, score.key, score.label, score.brief) for score in scores)
     caption += holes(checkpoints, *(score.key for score in scores))
-    return dress(fig, style.EFFICACY.sentence(ends, span), caption, text).update_layout(legend={"y": 1.09})
+    return dress(fig, OUTCOMES["ES"].sentence(ends, span), caption, text).update_layout(legend={"y": 1.09})
 
 
 def probability(checkpoints: pd.DataFrame) -> go.Figure:
@@ -220,15 +237,9 @@ def target_probability_lines(batches: pd.DataFrame) -> go.Figure:
 
     def finding(ends: dict[str, float], span: str) -> str:
         if natural is not None:
-            verdict = Outcome(
-                "Step 1",
-                "stops no surer of its targets than of natural facts",
-                "grows surer of its targets than of natural facts",
-                f"natural facts {number(natural)}; targets",
-                lambda v: v <= natural,
-                number,
-            )
-            return verdict.sentence(ends, span)
+            good, bad = (f"{verb} surer of its targets than of natural facts" for verb in ("stops no", "grows"))
+            measure = f"natural facts {number(natural)}; targets"
+            return Outcome("Step 1", good, bad, measure, at_most=natural, unit="probability").sentence(ends, span)
         values = ", ".join(f"{label(method)} {number(value)}" for method, value in ends.items())
         *_, high = order = sorted(ends, key=lambda method: ends[method])
         if len(ends) == 1:

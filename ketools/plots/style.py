@@ -6,16 +6,18 @@ see it).
 """
 
 import math
+import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from html import escape, unescape
+from importlib.resources import files
 from itertools import count
 from textwrap import wrap
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from ketools.evaluation.metrics import hover_texts, number, percent, times
+from ketools.evaluation.metrics import UNITS, hover_texts, number
 from ketools.runs.records import key, listed, title
 
 # Okabe & Ito, "Color Universal Design" (2008).
@@ -206,42 +208,34 @@ _NAMED = 4  # methods whose values a sentence names one by one
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one measure is judged and worded: `what` is `good` with the methods for which `ok` holds, else `bad`.
-
-    `measure` names the values that follow in brackets, written by `show`. The bounds in `ok` are those of the project's
-    main claim (norm at most 1.5 times, 95% of unedited facts, 97% of downstream F1, 95% of the edits).
-    """
+    """How one measure is judged and worded (see outcomes.toml): `what` is `good` from `at_least` to `at_most`, else `bad`."""
 
     what: str
     good: str
     bad: str
     measure: str
-    ok: Callable[[float], bool]
-    show: Callable[[float], str]
+    at_least: float = -math.inf
+    at_most: float = math.inf
+    unit: str = "%"
 
     def sentence(self, ends: Values, edits: str) -> str:
         """One sentence about `ends` (method -> value after `edits` edits; NaN counts as bad)."""
-        good = [label(m) for m, value in ends.items() if self.ok(value)]
-        bad = [label(m) for m, value in ends.items() if not self.ok(value)]
+        good = [label(m) for m, value in ends.items() if self.at_least <= value <= self.at_most]
+        bad = [label(m) for m in ends if label(m) not in good]
         if good and bad:
             head = f"{self.what} {self.bad} with {listed(bad)}, {self.good} with {listed(good)}"
         else:
             head = f"{self.what} {self.good if good else self.bad} with {every(ends)}"
-        return f"{head} ({self.measure} after {edits} edits: {listed_values(ends, self.show)})"
+        return f"{head} ({self.measure} after {edits} edits: {listed_values(ends, UNITS[self.unit].brief)})"
 
 
-NORM = Outcome(
-    "Edited matrices", "keep near their original norm", "outgrow their norm", "largest ratio", lambda v: v <= 1.5, times
-)
-UNEDITED = Outcome("Unedited facts", "survive", "get lost", "still right", lambda v: v >= 0.95, percent)
-SAME_SUBJECT = Outcome(
-    "Other facts about edited subjects", "survive", "get lost", "still right", lambda v: v >= 0.95, percent
-)
-DOWNSTREAM = Outcome("Downstream skill", "survives", "declines", "F1 of before", lambda v: v >= 0.97, percent)
-PERPLEXITY = Outcome(
-    "Ordinary text", "is predicted as before", "is predicted worse", "perplexity ratio", lambda v: v <= 1.1, times
-)
-EFFICACY = Outcome("Edits", "hold", "fail in part", "efficacy", lambda v: v >= 0.95, percent)
+OUTCOMES = {
+    name: Outcome(**entry)
+    for name, entry in tomllib.loads(
+        files("ketools.plots").joinpath("outcomes.toml").read_text(encoding="utf-8")
+    ).items()
+}
+"""By metric, or by what a figure makes of it."""
 
 
 def every(ends: Values) -> str:

@@ -15,9 +15,9 @@ from plotly.subplots import make_subplots
 from ketools import plots
 from ketools.errors import KetoolsError
 from ketools.evaluation.forgetting import forgetting_by_age, forgetting_curve
-from ketools.evaluation.metrics import hover_text, metric, percent, times
+from ketools.evaluation.metrics import hover_text, metric, percent
 from ketools.plots.drawers import HIGH, LOW, SEEDS, add_lines, add_load, describe, holes, measured, over_edits, scale
-from ketools.plots.style import Outcome, dress, label, plain, words
+from ketools.plots.style import OUTCOMES, dress, label, plain, words
 from ketools.runs.records import Group, listed, title
 from ketools.runs.store import RunRecord
 
@@ -108,24 +108,6 @@ def about_seeds(frame: pd.DataFrame, columns: Sequence[str]) -> str:
     return text + left_out(frame, columns or partly)
 
 
-SHARE = Outcome(
-    "The edited layers' part of the residual stream", "grows by a quarter at most", "grows by more than a quarter",
-    "share relative to before", lambda v: v <= 1.25, times,
-)  # fmt: skip
-KEPT = Outcome(
-    "What took", "is still there", "is undone in part by later edits", "share right, relative to right after each batch",
-    lambda v: v >= 0.95, percent,
-)  # fmt: skip
-OLD = Outcome(
-    "The oldest tenth of the edits", "holds", "is lost in part", "share right, relative to right after each batch",
-    lambda v: v >= 0.95, percent,
-)  # fmt: skip
-PACE = Outcome(
-    "An edit's time", "grows by a quarter at most", "grows by more than a quarter",
-    "last tenth of the run relative to the first", lambda v: v <= 1.25, times,
-)  # fmt: skip
-
-
 def residual_share(frame: pd.DataFrame) -> go.Figure:
     """Share (fraction) of the edited layers' MLPs in the residual stream, over edits; columns method, edits, share.
 
@@ -134,7 +116,9 @@ def residual_share(frame: pd.DataFrame) -> go.Figure:
 
     def finding(ends: dict[str, float], span: str) -> str:
         first = measured(frame, "share").sort_values("edits").groupby("method", sort=False)["share"].first()
-        return SHARE.sentence({method: value / first[method] for method, value in ends.items()}, span)
+        return OUTCOMES["residual_share"].sentence(
+            {method: value / first[method] for method, value in ends.items()}, span
+        )
 
     caption = (
         "Norms of what the edited layers' MLPs add to the residual stream, together, over the sum of the norms of all that "
@@ -150,7 +134,7 @@ def forgetting(frame: pd.DataFrame) -> go.Figure:
         "Efficacy of all edits so far, scored now, divided by that of the same edits right after their own batches: 100% "
         "where later edits undo nothing."
     )
-    return over_edits(frame, metric("kept", "forgetting"), KEPT.sentence, caption)
+    return over_edits(frame, metric("kept", "forgetting"), OUTCOMES["kept"].sentence, caption)
 
 
 def by_age(frame: pd.DataFrame) -> go.Figure:
@@ -158,7 +142,7 @@ def by_age(frame: pd.DataFrame) -> go.Figure:
 
     def finding(_: dict[str, float], span: str) -> str:
         oldest = frame[frame["edits"] >= 0.9 * frame.groupby("method")["edits"].transform("max")]
-        return OLD.sentence(oldest.groupby("method", sort=False)["kept"].mean().to_dict(), span)
+        return OUTCOMES["oldest_kept"].sentence(oldest.groupby("method", sort=False)["kept"].mean().to_dict(), span)
 
     caption = (
         "Efficacy at the end of the run over that right after the batch, by how many edits came after it; each point is "
@@ -183,7 +167,7 @@ def pace(frame: pd.DataFrame) -> go.Figure:
             values = part.sort_values("edits")["seconds_per_edit"].dropna().to_numpy()  # a gap in the line is no time
             n = max(1, len(values) // 10)
             grown[str(method)] = float(values[-n:].mean() / values[:n].mean()) if len(values) > 1 else float("nan")
-        return PACE.sentence(grown, span)
+        return OUTCOMES["pace"].sentence(grown, span)
 
     caption = "Wall time of the edits alone, without any measuring; each point is the mean over neighbouring batches."
     axis = {"rangemode": "tozero"} | scale(frame["seconds_per_edit"].dropna(), 50.0)

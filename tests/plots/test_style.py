@@ -38,11 +38,11 @@ def test_a_method_looks_the_same_alone_and_in_company():
 
 def test_of_many_methods_the_two_at_the_ends_are_named():
     ends = {f"method-{i}": i / 10 for i in (3, 1, 9, 2, 5)}
-    many = style.UNEDITED.sentence(ends, "100")
+    many = style.OUTCOMES["unedited_kept"].sentence(ends, "100")
     assert {m for m in ends if f"{m} " in many.split(": ")[1]} == {"method-1", "method-9"}
-    few = style.UNEDITED.sentence(dict(list(ends.items())[:4]), "100")
+    few = style.OUTCOMES["unedited_kept"].sentence(dict(list(ends.items())[:4]), "100")
     assert re.findall(r"(\d+)%", few) == ["30", "10", "90", "20"]
-    broken = style.NORM.sentence({**ends, "method-1": math.inf}, "100")
+    broken = style.OUTCOMES["norm_ratio"].sentence({**ends, "method-1": math.inf}, "100")
     assert all(m in broken for m in ends), "an infinite value has no place in a range"
 
 

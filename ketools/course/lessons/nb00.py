@@ -11,10 +11,11 @@ from ketools.course.mode import Lab
 from ketools.course.widgets.base import View
 from ketools.editing.edit import Edit
 from ketools.errors import KetoolsError
+from ketools.evaluation.metrics import number
 from ketools.facts.fact import Fact
 from ketools.models.weights import fresh
 from ketools.plots.drawers import checked
-from ketools.plots.style import NEUTRAL, OKABE_ITO, dress, joined, left_of, number, plain
+from ketools.plots.style import NEUTRAL, OKABE_ITO, dress, joined, left_of, plain
 from ketools.probing.recall import answers
 
 Gentle = Callable[[Lab, Fact], Edit]

@@ -14,11 +14,11 @@ from ketools.course.lessons.points import kind_points
 from ketools.course.mode import Lab
 from ketools.course.widgets.base import View
 from ketools.errors import KetoolsError
+from ketools.evaluation.metrics import number
 from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
 from ketools.models.tokens import make_rows
 from ketools.plots import lens_heat
-from ketools.plots.style import number
 from ketools.probing.lens import lens, lens_trace
 from ketools.probing.recall import answers
 

@@ -13,9 +13,9 @@ from ketools.course.lessons.points import kind_points
 from ketools.course.mode import Lab
 from ketools.editing.edit import Edit
 from ketools.editing.editor import Editor
+from ketools.evaluation.metrics import number
 from ketools.facts.fact import Fact
 from ketools.models.weights import edited
-from ketools.plots.style import number
 from ketools.probing.recall import answers
 
 RankOne = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]

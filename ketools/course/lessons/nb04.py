@@ -18,9 +18,9 @@ from ketools.editing.editor import Editor
 from ketools.editing.targets import Targets
 from ketools.evaluation.downstream import perplexity
 from ketools.evaluation.edits import evaluate
+from ketools.evaluation.metrics import times
 from ketools.facts.fact import Fact, FactSet
 from ketools.models.weights import edited
-from ketools.plots.style import times
 from ketools.probing.recall import answers
 
 Closed = Callable[[Tensor, Tensor, Tensor, float], Tensor]

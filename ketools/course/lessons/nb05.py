@@ -18,11 +18,12 @@ from ketools.editing.editor import Editor
 from ketools.editing.methods import Method
 from ketools.editing.targets import Targets
 from ketools.evaluation.edits import recall
+from ketools.evaluation.metrics import percent
 from ketools.facts.fact import Fact
 from ketools.models.weights import edited
 from ketools.norms.drift import KeyBasis
 from ketools.plots.drawers import add_line
-from ketools.plots.style import NEUTRAL, OKABE_ITO, Style, dress, joined, percent
+from ketools.plots.style import NEUTRAL, OKABE_ITO, Style, dress, joined
 
 Exact = Callable[[Tensor, Tensor, Tensor], Tensor]
 Project = Callable[[Tensor, float], Tensor]

@@ -10,11 +10,11 @@ import pandas as pd
 
 from ketools.course.claims import Exercise, Property
 from ketools.course.mode import Lab
+from ketools.evaluation.metrics import percent
 from ketools.facts.fact import Fact, FactSet
 from ketools.io import data_root
 from ketools.models.model import EditableModel
 from ketools.models.weights import fresh
-from ketools.plots.style import percent
 from ketools.runs.panel import Panel, Sizes
 from ketools.runs.records import Run, gather, title
 from ketools.runs.resume import weights_digest

@@ -3,8 +3,9 @@
 import pandas as pd
 import plotly.graph_objects as go
 
+from ketools.evaluation.metrics import number
 from ketools.plots.drawers import checked
-from ketools.plots.style import NEUTRAL, OKABE_ITO, dress, joined, left_of, number, plain
+from ketools.plots.style import NEUTRAL, OKABE_ITO, dress, joined, left_of, plain
 
 _COLOURS = ("blue", "sky", "orange", "vermillion", "purple", "green")
 _SYMBOLS = ("circle", "diamond", "square", "x", "star", "cross")

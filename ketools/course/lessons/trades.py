@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ketools.course.widgets.base import View
+from ketools.evaluation.metrics import percent, times
 from ketools.norms.drift import KeyBasis
 from ketools.plots.drawers import add_line, checked
-from ketools.plots.style import NEUTRAL, OKABE_ITO, Style, dress, joined, label, percent, times
+from ketools.plots.style import NEUTRAL, OKABE_ITO, Style, dress, joined, label
 
 C_LINE, FLAT_LINE, NULL_LINE = "with the covariance", "without it", "null space"
 _LOOKS = {

@@ -9,11 +9,11 @@ from plotly.subplots import make_subplots
 
 from ketools.course.widgets.base import View, dropdown, slider
 from ketools.errors import KetoolsError
-from ketools.evaluation.metrics import metric
+from ketools.evaluation.metrics import metric, percent, times
 from ketools.plots import spectra_lines, stack
 from ketools.plots.drawers import EDITS, LAYER, add_line, checked, gaps, layer_axis
 from ketools.plots.lifelong import Tables
-from ketools.plots.style import NEUTRAL, Style, dress, joined, label, percent, styles, times
+from ketools.plots.style import NEUTRAL, Style, dress, joined, label, styles
 from ketools.runs.records import title
 
 _METRICS = ("ES", "PS", "NS", "unedited_kept", "same_subject_kept", "downstream_kept")

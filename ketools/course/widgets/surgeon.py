@@ -17,12 +17,13 @@ from ketools.editing.edit import Edit
 from ketools.editing.editor import Editor
 from ketools.editing.methods import method as named_method
 from ketools.errors import KetoolsError
+from ketools.evaluation.metrics import percent
 from ketools.facts.fact import UNKNOWN, Fact, FactSet
 from ketools.models.model import EditableModel
 from ketools.models.tokens import make_rows
 from ketools.norms.weights import norms
 from ketools.plots import before_after, surroundings_bars
-from ketools.plots.style import label, percent, plain
+from ketools.plots.style import label, plain
 from ketools.probing.recall import surroundings, top_tokens
 from ketools.runs.records import title
 
