@@ -24,7 +24,10 @@ MODEL = "A pocket model, a model folder, or a Hugging Face model id."
 Batch = Annotated[int, typer.Option(min=1, help="Facts per batch.")]
 Seed = Annotated[int, typer.Option(help="Decides which facts are drawn, and every random choice.")]
 Layers = Annotated[str | None, typer.Option(help="Layers separated by commas, such as 4,5,6; default: the method's.")]
-Statistics = Annotated[Path | None, typer.Option(help="Covariance of keys, a file written by `ketools stats`.")]
+Statistics = Annotated[
+    list[Path] | None,
+    typer.Option(help="Covariance of keys, a file written by `ketools stats`; repeatable, for layers computed apart."),
+]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="A setting of the method, such as lr=0.1; repeatable.")
 ]

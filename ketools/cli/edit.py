@@ -1,5 +1,6 @@
 """One's own model and facts: `ketools methods`, `inspect`, `edit`, `stats`."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -99,10 +100,10 @@ def edit(
     Interrupt it with Ctrl-C; run it again to resume.
     """
     chosen = common.overrides(layers, set_)
-    if text is not None and statistics is not None:
+    if text is not None and statistics:
         raise KetoolsError("--text and --statistics are two ways to the covariance; give one")
     for path in (out / "edit.safetensors", *([json] if json is not None else [])):
-        common.writable(path, model, facts, text, statistics)
+        common.writable(path, model, facts, text, *(statistics or ()))
     from ketools.runs.store import Store
 
     Store(out).check_files()
@@ -246,12 +247,12 @@ def stats(
     typer.echo(f"Covariance: {out}")
 
 
-def stored_covariance(model: "EditableModel", file: Path | None) -> "covariance.Statistics":
-    """The covariance in `file`, else the one in the model's folder; KetoolsError if there is none."""
+def stored_covariance(model: "EditableModel", files: list[Path] | None) -> "covariance.Statistics":
+    """The covariance in `files`, else the one in the model's folder; KetoolsError if there is none."""
     from ketools.editing.covariance import Statistics, load_statistics, own_file
 
-    if file is not None:
-        return Statistics.load(file).of(model, ())
+    if files:
+        return Statistics.load(os.pathsep.join(map(str, files))).of(model, ())
     if own_file(model) is None:
         raise KetoolsError(
             f"model {model.name!r} comes without the covariance of its keys; give running text (--text FILE) or a file "

@@ -153,7 +153,7 @@ def run(
         "seed": seed,
         "checkpoint_every": checkpoint_every,
         "conflicts": conflicts,
-        "statistics": None if statistics is None else str(statistics),
+        "statistics": os.pathsep.join(map(str, statistics)) if statistics else None,
         "settings": common.settings(set_),
         "measures": common.settings(measure, "--measure"),
         "chat": chat or None,

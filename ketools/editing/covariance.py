@@ -8,10 +8,12 @@ same bits. `corpus` opens running text, `import_moments` reads the files that RO
 import gzip
 import hashlib
 import json
+import os
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -23,15 +25,24 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ketools.editing.update import cholesky
-from ketools.errors import Damaged, KetoolsError, NotFinite
+from ketools.errors import Damaged, KetoolsError, NotFinite, enough_memory
 from ketools.io import data_root, expanded, parsed, read_tensors, regular, write_tensors
-from ketools.models.model import EditableModel
+from ketools.models.model import EditableModel, load
 from ketools.models.replay import run_until
 from ketools.models.tokens import batches, check_ids, pad_right
 
 _PARTIAL = "ketools-moments-1"  # format of a file of partial sums
+_DTYPES = ("float32", "bfloat16", "float16", "float64")  # of a model, as the provenance names them
 _TOKENS_AT_ONCE = 4096
 _POOL = 8  # texts are sorted by length within so many batches, which keeps padding small
+
+
+class OtherStatistics(UserWarning):
+    """C of the same model in another dtype, or of the model that it was edited from."""
+
+
+class TooLittleText(UserWarning):
+    """C of fewer tokens than it has rows."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +76,9 @@ class Statistics:
         `partial`, sums are written to this file about every `every` tokens, and a pass that finds the file goes on from
         there, to the same bits; remove it once the result is saved.
 
-        Raises KetoolsError if the texts hold no tokens, if keys are not finite, for settings out of range, for an edited
-        model, and for a `partial` that belongs to another pass.
+        Warns (TooLittleText), naming the rank, if fewer than d_mlp tokens were read. Raises KetoolsError if the texts hold
+        no tokens, if keys are not finite, if memory runs out, for settings out of range, for an edited model, and for a
+        `partial` that belongs to another pass.
         """
         max_tokens = default_tokens(model) if max_tokens is None else max_tokens
         if not layers:
@@ -92,19 +104,26 @@ class Statistics:
             "positions": positions,
         }
         source, progress = _Hashed(texts), progress or (lambda _: None)
-        zero = {i: torch.zeros((model.anatomy.d_mlp,) * 2, dtype=torch.float64) for i in layers}
-        sums, tokens = _resume(partial, about, source) if partial and Path(partial).exists() else (zero, 0)
-        saved = tokens
-        if tokens:
-            progress(tokens)
-        while tokens < max_tokens and (pool := _read_pool(model, source, max_tokens - tokens, length, last=last)):
-            for batch in batches(map(len, pool), _TOKENS_AT_ONCE):
-                count = _add_keys(model, [pool[i] for i in batch], sums, last=last)
-                tokens += count
-                progress(count)
-            if partial is not None and tokens - saved >= every:
-                _save_partial(partial, about, source, sums, tokens)
+        gib = len(layers) * 8 * model.anatomy.d_mlp**2 / 2**30
+        with enough_memory(
+            f"summing C of {len(layers)} layers on {model.device} ({gib:.1f} GiB of sums in the memory of the CPU)",
+            "compute fewer layers at a time (--layers) into files of their own, which are used together (--statistics, "
+            "Statistics.joined); or read shorter texts (length)",
+        ):
+            sums = {i: torch.zeros((model.anatomy.d_mlp,) * 2, dtype=torch.float64) for i in layers}
+            tokens = saved = 0
+            if partial and Path(partial).exists():
+                sums, tokens = _resume(partial, about, source)
                 saved = tokens
+                progress(tokens)
+            while tokens < max_tokens and (pool := _read_pool(model, source, max_tokens - tokens, length, last=last)):
+                for batch in batches(map(len, pool), _TOKENS_AT_ONCE):
+                    count = _add_keys(model, [pool[i] for i in batch], sums, last=last)
+                    tokens += count
+                    progress(count)
+                if partial is not None and tokens - saved >= every:
+                    _save_partial(partial, about, source, sums, tokens)
+                    saved = tokens
         if partial is not None and tokens > saved:
             _save_partial(partial, about, source, sums, tokens)
         if tokens == 0:
@@ -114,6 +133,16 @@ class Statistics:
                 raise NotFinite(
                     f"keys of layer {i} hold NaN or Inf: the model's weights are not finite, or overflow in {model.dtype}"
                 )
+        if tokens < model.anatomy.d_mlp:
+            rank, i = int(torch.linalg.matrix_rank(sums[min(layers)], hermitian=True)), min(layers)
+            ended = (
+                f"the text ended after {tokens:,}" if tokens < max_tokens else f"max_tokens stopped it after {tokens:,}"
+            )
+            warnings.warn(
+                f"C of layer {i} has rank {rank:,} of {model.anatomy.d_mlp:,}: {ended} of {max_tokens:,} tokens; read more",
+                TooLittleText,
+                stacklevel=2,
+            )
         provenance = {
             "fingerprint": model.fingerprint,
             "model": model.name,
@@ -127,12 +156,31 @@ class Statistics:
         return cls({i: total / tokens for i, total in sums.items()}, tokens, provenance)
 
     def of(self, model: EditableModel, layers: Sequence[int]) -> "Statistics":
-        """Checked for use with `model` at `layers`. Raises KetoolsError for another model's, or a layer left out."""
-        made_for = self.provenance.get("fingerprint")
+        """Checked for use with `model` at `layers`.
+
+        Warns (OtherStatistics) of C of the same model in another dtype or of the model that it was edited from, which is
+        found out by loading that one once more; and (TooLittleText) of fewer than d_mlp tokens, from which C protects
+        little: MEMIT and its kin then fail, ENCORE and AlphaEdit do not. Raises KetoolsError for another model's, or a
+        layer left out.
+        """
+        made_for, dtype = self.provenance.get("fingerprint"), self.provenance.get("dtype")
         if made_for is not None and made_for != model.fingerprint:
-            raise KetoolsError(
-                f"these statistics belong to another model ({self.provenance.get('model', 'unnamed')}, fingerprint "
-                f"{made_for[:12]}) than {model.name} ({model.fingerprint[:12]}); compute them for this model"
+            if (kin := _kin(model, made_for, dtype)) is None:
+                raise KetoolsError(
+                    f"these statistics belong to another model ({self.provenance.get('model', 'unnamed')}, fingerprint "
+                    f"{made_for[:12]}) than {model.name} ({model.fingerprint[:12]}); compute them for this model"
+                )
+            warnings.warn(
+                f"these statistics are of {kin}, those of {model.name} itself differ a little",
+                OtherStatistics,
+                stacklevel=2,
+            )
+        if layers and self.tokens < model.anatomy.d_mlp:
+            warnings.warn(
+                f"C is a mean over {self.tokens:,} tokens, fewer than d_mlp = {model.anatomy.d_mlp:,}: most keys are not "
+                f"protected; compute it from more text (ketools stats; ten times d_mlp is the default)",
+                TooLittleText,
+                stacklevel=2,
             )
         for i in layers:
             if i not in self.layers:
@@ -169,6 +217,26 @@ class Statistics:
         }
         return Statistics(c, self.tokens + other.tokens, self.provenance | about)
 
+    def joined(self, *others: "Statistics") -> "Statistics":
+        """These and `others`, which hold other layers of the same model: for layers that were computed apart.
+
+        Raises KetoolsError for another model's, and for a layer that two of them hold.
+        """
+        layers: dict[int, Tensor] = {}
+        for part in (self, *others):
+            if part.provenance.get("fingerprint") != self.provenance.get("fingerprint"):
+                names = [p.provenance.get("model", "unnamed") for p in (self, part)]
+                raise KetoolsError(
+                    f"statistics of two models ({names[0]}, {names[1]}) cannot be joined; compute both for one"
+                )
+            if both := sorted(layers.keys() & set(part.layers)):
+                raise KetoolsError(f"two of the statistics hold layer {both[0]}; give one of them")
+            layers |= {i: part.layers[i] for i in part.layers}
+        if not others:
+            return self
+        about = {"parts": [part.provenance for part in (self, *others)]}
+        return Statistics(layers, min(part.tokens for part in (self, *others)), self.provenance | about)
+
     def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> Path:
         """Write one triangle a layer as safetensors in `dtype`, with the provenance; returns the path.
 
@@ -188,7 +256,13 @@ class Statistics:
 
     @classmethod
     def load(cls, path: str | Path) -> "Statistics":
-        """Read what `save` wrote. Raises KetoolsError for a file that is missing or something else."""
+        """Read what `save` wrote, of several files (joined by `os.pathsep`, as in PATH) all layers together (`joined`).
+
+        Raises KetoolsError for a file that is missing or something else.
+        """
+        if os.pathsep in str(path) and not Path(path).exists():
+            first, *others = map(cls.load, str(path).split(os.pathsep))
+            return first.joined(*others)
         stored, about = read_tensors(path, "statistics", made_by="Statistics.save")
         expected = "a file written by Statistics.save"
         tokens = parsed(about.get("tokens", ""), Annotated[int, Field(ge=1)], f"{path}: field tokens", expected)
@@ -203,6 +277,18 @@ class Statistics:
                     f"{path}: tensor {name} of shape {tuple(tensor.shape)} and {tensor.dtype}; expected {expected}"
                 )
         return cls(_Unpacked(stored), tokens, provenance)
+
+
+def _kin(model: EditableModel, made_for: str, dtype: str | None) -> str | None:
+    # What the model of that fingerprint is to this one: its base, or itself or its base in another dtype; None: a stranger.
+    if made_for in model.bases:
+        return f"{model.bases[made_for]}, from which it was edited"
+    sources = [("the same model", model.path), *((name, name) for name in model.bases.values())]
+    for name, source in sources if dtype in _DTYPES else ():
+        with suppress(KetoolsError):  # a base that is not at hand any more
+            if source is not None and load(source, dtype=getattr(torch, dtype or "")).fingerprint == made_for:
+                return f"{name} in {dtype}"
+    return None
 
 
 def default_tokens(model: EditableModel) -> int:

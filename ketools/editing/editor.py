@@ -7,7 +7,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, MutableSequence, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,13 +27,14 @@ from ketools.editing.keys import (
     contexts_of,
     generate_prefixes,
     keys_and_states,
+    near_subjects,
     read_subjects,
 )
 from ketools.editing.methods import Constraint, FineTune, Method, Nas, Shift, method
 from ketools.editing.postprocess import Post, Prune, processed
 from ketools.editing.targets import Callback, Targets, compute_targets
 from ketools.editing.update import Protection, constrained, frobenius, least_squares, quadratic_form
-from ketools.errors import Damaged, KetoolsError, NotFinite, named
+from ketools.errors import Damaged, KetoolsError, NotFinite, enough_memory, named
 from ketools.facts.fact import Fact
 from ketools.io import parsed, read_tensors, write_tensors
 from ketools.models.model import EditableModel
@@ -44,6 +45,11 @@ from ketools.models.weights import Checkpoint, edited
 _STRIDE = 1_000_003  # between the seeds of two sequences: longer than any of them
 _NAMED = 8  # facts that a warning names
 _TOLD = ("steps", "p_target", "delta_norm", "known")  # of the targets, in an edit's record
+_SAME_SUBJECT = {
+    "shared": "they share one target",
+    "apart": "they go in one after another, and later ones may overwrite earlier ones",
+    "alone": "each has its own target, and few of them will take",
+}
 
 Progress = Callable[[int], None]
 Factors = tuple[Tensor, Tensor]
@@ -51,6 +57,10 @@ Factors = tuple[Tensor, Tensor]
 
 class AlreadyKnown(UserWarning):
     """Facts of an edit needed none: their target was the model's top answer already (`edit.record["known"]`)."""
+
+
+class SameSubject(UserWarning):
+    """Facts of one subject whose keys are nearly one: in one batch, or edited before. The message names them."""
 
 
 @dataclass
@@ -73,6 +83,11 @@ class Change:
         """Lengthen the lists of the record."""
         for name, each in values.items():
             self.record.setdefault(name, []).extend(each)
+
+    def sort(self, order: Sequence[int]) -> None:
+        """Put the lists of the record, which came in this order of the facts, into that of the batch."""
+        for name, each in self.record.items():
+            self.record[name] = [value for _, value in sorted(zip(order, each, strict=True), key=lambda pair: pair[0])]
 
     def merged(self, layer: int) -> Factors:
         """The factors of all parts as one pair: side by side, or as a dense matrix if that is smaller."""
@@ -294,7 +309,8 @@ class Editor:
         facts = in_chat(self.model, facts) if self.chat else facts
         rows = self._rows(facts)
         with self._memory_hint(len(facts)):
-            return self._targets(facts, rows, progress, callback)
+            near = self._near(facts, rows) if self.hyper.same_subject == "shared" else []
+            return self._targets(facts, rows, progress, callback, near)
 
     def apply(
         self,
@@ -313,32 +329,41 @@ class Editor:
         weights and state as they were. Raises KetoolsError for a fact that cannot be edited, two facts of the batch
         that contradict or repeat each other, numbers that are not finite, and when memory runs out. Warns, once, of
         facts whose target is the model's top answer already; edit.record["known"] says of each fact whether it is.
+
+        Facts of one subject whose keys are nearly one are named (SameSubject), as are facts whose subject was edited
+        before. In one batch they share a target ("shared"), go in one after another ("apart"; with past keys protected
+        the later ones fail more often), or each has its own ("alone", as published), which none of them reaches: the
+        setting same_subject.
         """
         facts = in_chat(self.model, facts) if self.chat else facts
         rows = self._rows(facts)
+        _warn_of_edited(facts, self.model.edits)
         if targets is not None and len(targets.z) != len(facts):
             raise KetoolsError(f"targets of {len(targets.z)} facts for {len(facts)} facts; give one for each")
         seconds = dict.fromkeys(("targets", "keys", "solve", "write"), 0.0)
-        change, anchor = Change(), None
+        change, anchor, order = Change(), None, []
         with _AllOrNothing(self) as before:
             with self._memory_hint(len(facts)):
                 if not self._searches:
                     self._by_gradient(facts, rows, change, before, progress, seconds)
-                for part in self._parts(len(facts)):
+                for part, around, shared in self._parts(facts, rows):
+                    some, read = [facts[i] for i in part], [rows[i] for i in part]
                     with _timed(seconds, "targets"):
                         if targets is None:
-                            found = self._targets(facts[part], rows[part], progress, callback)
+                            among = [facts[i] for i in around], [rows[i] for i in around]
+                            found = self._targets(*among, progress, callback, shared)
+                            found = found.pick(torch.tensor([around.index(i) for i in part]))
                         else:
-                            found = targets.pick(part)
-                        Z, anchor = self._anchored(found, facts[part], rows[part], anchor)
+                            found = targets.pick(torch.tensor(part))
+                        Z, anchor = self._anchored(found, some, read, anchor)
                     for at, layer in enumerate(self.layers):
                         # The weights of the layers below have changed: keys and states are read anew.
                         with _timed(seconds, "keys"):
-                            K1, Z_now = keys_and_states(self.model, rows[part], layer, self.layers[-1])
+                            K1, Z_now = keys_and_states(self.model, read, layer, self.layers[-1])
                             R = (Z.double().T - Z_now) / (len(self.layers) - at)
-                            R = before_norm(self.model, rows[part], layer, R)
+                            R = before_norm(self.model, read, layer, R)
                         with _timed(seconds, "solve"):
-                            factors = self._finished(layer, *self._solve(layer, K1, R, rows[part]), before)
+                            factors = self._finished(layer, *self._solve(layer, K1, R, read), before)
                         with _timed(seconds, "write"):
                             self.model.edits.add(layer, *factors)
                         change.note(layer, factors, K1.float())
@@ -346,6 +371,8 @@ class Editor:
                     change.tell(padding=(1 - found.tokens / found.positions).tolist())
                     if anchor is not None:  # NAS
                         change.tell(nas_anchor=[anchor] * len(found.z))
+                    order += part
+            change.sort(order)
             _warn_of_known(facts, change.record["known"])
             edit = Edit({layer: change.merged(layer) for layer in self.layers}, self._record(facts, change, seconds))
             with _timed(seconds, "write"):
@@ -408,17 +435,49 @@ class Editor:
         return checked_rows(self.model, facts, contexts_of(self.prefixes if self._searches else ()))
 
     def _targets(
-        self, facts: Sequence[Fact], rows: list[FactRows], progress: Progress | None, callback: Callback | None
+        self,
+        facts: Sequence[Fact],
+        rows: list[FactRows],
+        progress: Progress | None,
+        callback: Callback | None,
+        shared: Sequence[Sequence[int]] = (),
     ) -> Targets:
-        contexts = contexts_of(self.prefixes)
-        return compute_targets(self.model, facts, contexts, self.method.stopping, self.hyper, progress, rows, callback)
+        contexts, how = contexts_of(self.prefixes), self.method.stopping
+        return compute_targets(self.model, facts, contexts, how, self.hyper, progress, rows, callback, shared)
 
-    def _parts(self, n: int) -> list[slice]:
-        # What is solved for together: the whole batch, or fact by fact, each on top of the one before.
+    def _near(self, facts: Sequence[Fact], rows: list[FactRows]) -> list[list[int]]:
+        # Places of the facts of one subject with nearly one key; they are named.
+        near = near_subjects(self.model, facts, rows, self.layers[0])
+        if near:
+            groups = [f"{facts[group[0]].subject} ({', '.join(facts[i].id for i in group)})" for group in near]
+            warnings.warn(
+                f"facts of one subject have nearly the same key, which can lead to one value only: {named(groups, _NAMED)}; "
+                f"{_SAME_SUBJECT[self.hyper.same_subject]} (same_subject={self.hyper.same_subject!r})",
+                SameSubject,
+                stacklevel=3,
+            )
+        return near
+
+    def _parts(
+        self, facts: Sequence[Fact], rows: list[FactRows]
+    ) -> Iterator[tuple[list[int], list[int], list[list[int]]]]:
+        # Places of the facts that are solved for together, each part on top of the one before; those whose targets are
+        # computed along with them; and, by their order in these, the facts that share a target.
         if not self._searches:
-            return []
-        one_by_one = getattr(self.method.update, "one_at_a_time", False)
-        return [slice(i, i + 1) for i in range(n)] if one_by_one else [slice(0, n)]
+            return
+        near, how, n = self._near(facts, rows), self.hyper.same_subject, len(facts)
+        parts = [[*range(n)]]
+        if one_by_one := getattr(self.method.update, "one_at_a_time", False):
+            parts = [[i] for i in range(n)]
+        elif how == "apart" and near:
+            turn = {i: at for group in near for at, i in enumerate(group)}
+            parts = [[i for i in range(n) if turn.get(i, 0) == at] for at in range(max(turn.values()) + 1)]
+        for part in parts:
+            groups = near if how == "shared" else []
+            if one_by_one:  # the target is that of the subject's facts so far
+                groups = [[i for i in group if i <= part[0]] for group in groups if part[0] in group]
+            around = [*dict.fromkeys([*(i for group in groups for i in group if one_by_one), *part])]
+            yield part, around, [[around.index(i) for i in group] for group in groups if len(group) > 1]
 
     def _solve(self, layer: int, K1: Tensor, R: Tensor, rows: list[FactRows]) -> Factors:
         A, slack = self.protection(layer), 1.0
@@ -531,30 +590,23 @@ class Editor:
             "hyper": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.hyper).items()},
             "mean_eigenvalue_of_c": self._mean_eigenvalue,
             "facts": [fact.id for fact in facts],
+            "subjects": {fact.subject: fact.id for fact in facts},
             "fingerprint": self.model.fingerprint,
             "on_top_of": len(self.model.edits),
             "seconds": seconds,
         } | change.record
 
-    @contextmanager
-    def _memory_hint(self, facts: int) -> Iterator[None]:
-        # Within the block, running out of memory is a KetoolsError that says which settings need less.
-        try:
-            yield
-        except (RuntimeError, MemoryError) as error:
-            # torch has a class for accelerators only; the CPU's allocator raises RuntimeError.
-            hints = ("out of memory", "not enough memory", "can't allocate memory")
-            known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-            if not known and not any(hint in str(error).lower() for hint in hints):
-                raise
-            given = self.hyper.facts_at_once
-            raise KetoolsError(
-                f"out of memory on {self.model.device} while editing {facts} facts; the weights were not touched. Run fewer "
-                f"facts at a time ({f'facts_at_once={given}' if given else 'facts_at_once is not set'}; try "
-                f"facts_at_once={max(1, (given or min(facts, 16)) // 2)}), load the model in a smaller type (now "
-                f"{self.model.dtype}; dtype=torch.bfloat16), or edit fewer or higher layers (now {list(self.layers)}; "
-                "layers above the last edited one are kept for the gradient)"
-            ) from error
+    def _memory_hint(self, facts: int) -> AbstractContextManager[None]:
+        # Says which settings need less.
+        given = self.hyper.facts_at_once
+        return enough_memory(
+            f"editing {facts} facts on {self.model.device}",
+            f"the weights were not touched. Run fewer "
+            f"facts at a time ({f'facts_at_once={given}' if given else 'facts_at_once is not set'}; try "
+            f"facts_at_once={max(1, (given or min(facts, 16)) // 2)}), load the model in a smaller type (now "
+            f"{self.model.dtype}; dtype=torch.bfloat16), or edit fewer or higher layers (now {list(self.layers)}; "
+            "layers above the last edited one are kept for the gradient)",
+        )
 
 
 class _AllOrNothing:
@@ -592,6 +644,19 @@ def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[phase] += time.perf_counter() - start
+
+
+def _warn_of_edited(facts: Sequence[Fact], edits: Sequence[Edit]) -> None:
+    before = {name.lower(): id for edit in edits for name, id in edit.record.get("subjects", {}).items()}
+    pairs = [(fact, before[fact.subject.lower()]) for fact in facts if fact.subject.lower() in before]
+    if pairs:
+        names = [f"{fact.id!r} ({fact.subject}, edited by {earlier!r})" for fact, earlier in pairs]
+        warnings.warn(
+            f"subjects that were edited before, whose earlier edits these may overwrite: {named(names, _NAMED)}; facts of "
+            "one subject in one batch keep each other",
+            SameSubject,
+            stacklevel=3,
+        )
 
 
 def _warn_of_known(facts: Sequence[Fact], known: Sequence[bool]) -> None:

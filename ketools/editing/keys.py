@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from ketools.errors import KetoolsError, NotFinite
 from ketools.facts.fact import Fact, check_conflicts
@@ -18,6 +19,7 @@ from ketools.models.tokens import Row, batches, make_rows
 
 _OPENINGS = ("The", "Therefore", "Because", "I", "You")
 _TOP = 5  # sampled from the five most probable tokens, as the published code does
+_NEAR = 0.9  # cosine of two keys from which on they are nearly one
 _LONGEST_TARGET = 32  # tokens; a target of a sentence or more is no object of a fact
 
 
@@ -51,10 +53,21 @@ def contexts_of(prefixes: Sequence[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class FactRows:
-    """Rows of one fact: one per context, the bare prompt first, and "{subject} is a" cut at the subject's last token."""
+    """Rows of one fact: one per context, the bare prompt first, and "{subject} is a" cut at the subject's last token.
+
+    Or of several `facts` of one subject, one after another (`joined`): a unit that the target optimisation moves as one.
+    """
 
     contexts: list[Row]
     kl: tuple[int, ...]
+    facts: int = 1
+
+    @classmethod
+    def joined(cls, rows: Sequence["FactRows"]) -> "FactRows":
+        """The rows of facts of one subject together."""
+        return (
+            rows[0] if len(rows) == 1 else cls([row for fact in rows for row in fact.contexts], rows[0].kl, len(rows))
+        )
 
     @property
     def starts(self) -> list[int]:
@@ -143,6 +156,30 @@ def keys_and_states(model: EditableModel, rows: Sequence[FactRows], layer: int, 
             raise NotFinite(f"{what} hold NaN or Inf: the model's weights are not finite, or overflow in {model.dtype}")
     # Rounded once, so that keys kept in float32 for later batches are the very ones that were used.
     return keys.float().double().T.contiguous().cpu(), states.double().T.contiguous().cpu()
+
+
+def near_subjects(model: EditableModel, facts: Sequence[Fact], rows: Sequence[FactRows], layer: int) -> list[list[int]]:
+    """Places of the facts of one subject (case ignored) whose bare prompts' keys at `layer` are nearly one.
+
+    One matrix maps such keys to nearly one value. Nothing is computed where every fact has its own subject.
+    """
+    places: dict[str, list[int]] = {}
+    for place, fact in enumerate(facts):
+        places.setdefault(fact.subject.lower(), []).append(place)
+    near: list[list[int]] = []
+    if repeated := [place for same in places.values() if len(same) > 1 for place in same]:
+        keys, _ = read_subjects(model, [rows[place].subjects[0] for place in repeated], layer)
+        unit = dict(zip(repeated, normalize(keys.double(), dim=1), strict=True))
+        for same in places.values():
+            groups: list[list[int]] = []
+            for place in same if len(same) > 1 else ():
+                alike = (group for group in groups if float(unit[group[0]] @ unit[place]) > _NEAR)
+                if (group := next(alike, None)) is None:
+                    groups.append([place])
+                else:
+                    group.append(place)
+            near += [group for group in groups if len(group) > 1]
+    return near
 
 
 def read_subjects(

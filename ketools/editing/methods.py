@@ -39,6 +39,7 @@ _WORDS = {
     "kl_direction": ("reference", "edited"),
     "compat": ("exact", "official"),
     "precision": ("weights", "bfloat16"),
+    "same_subject": ("shared", "apart", "alone"),
 }
 # Numbers that have a least value other than 0, that have to be above 0, and that may be infinite.
 _LEAST = {"steps": 1, "prefix_tokens": 1, "facts_at_once": 1, "ft_steps": 1, "lora_rank": 1, "loss_floor": -math.inf}
@@ -84,6 +85,7 @@ class Hyper:
     facts_at_once: int | None = None
     precision: str = "weights"
     compile: str | None = None
+    same_subject: str = "shared"
 
     def value(self, name: str, unit: float) -> float:
         """`name` as given in absolute terms, else `name`_relative times `unit`."""

@@ -10,7 +10,9 @@ minimises (Meng et al., arXiv 2210.07229, equation 15; Gupta et al., arXiv 2502.
 with Adam, projected onto ||delta|| <= clamp_norm_factor ||h_0|| after every step. z = h_0 + delta, h_0 read from the
 bare prompt. When a fact stops is the method's choice (ketools.editing.stopping).
 
-Facts are independent problems: they share a batch and nothing else. Facts of like length form a pool, which is frozen at
+Facts are independent problems: they share a batch and nothing else. The exception are facts of one subject whose keys are
+nearly one: no matrix maps one key to two values, so that they share one delta, whose loss is the mean of theirs (Dong et
+al., arXiv 2502.07322, MEMIT-Merge); what follows calls such facts, and a fact alone, a unit. Units of like length form a pool, which is frozen at
 once (ketools.models.replay); some of it is computed on at a time. A fact's state is its own, so that its result does not
 depend on its companions. Finished facts leave, waiting ones take their place. A fact whose next pass is certain to be its
 last leaves too: only its probability and loss are left to find, for many such facts together and without a gradient.
@@ -134,11 +136,13 @@ def compute_targets(
     progress: Callable[[int], None] | None = None,
     rows: Sequence[FactRows] | None = None,
     callback: Callback | None = None,
+    shared: Sequence[Sequence[int]] = (),
 ) -> Targets:
     """Targets of all `facts` at layer L = hyper.layers[-1]; `contexts` are texts put before the prompt, "" first.
 
     `rows` are those of `fact_rows`, if they are at hand already. `progress` is called with the number of facts done since
-    the last call, `callback` with every forward pass (see `Pass`). The weights are only read.
+    the last call, `callback` with every forward pass (see `Pass`). `shared` holds the places of facts of one subject that
+    get one delta, a list a subject. The weights are only read.
     Warns (UserWarning, once) of a model whose prompts cannot be replayed.
     Raises KetoolsError for a fact that cannot be edited or whose optimisation leaves the finite numbers.
     """
@@ -148,10 +152,14 @@ def compute_targets(
     warn_if_slow(model)
     order: list[int] = []
     parts: list[Targets] = []
-    for chosen, at_once in _pools(rows, hyper.facts_at_once, tokens_at_once(model, hyper.layers[-1])):
-        heard = None if callback is None else _renumbered(callback, chosen)
-        parts.append(Descent(model, [rows[i] for i in chosen], stopping, hyper, at_once).run(progress, heard))
-        order += chosen
+    together = {place for group in shared for place in group}
+    groups = [*([i] for i in range(len(rows)) if i not in together), *shared]
+    units = [FactRows.joined([rows[i] for i in group]) for group in groups]
+    for chosen, at_once in _pools(units, hyper.facts_at_once, tokens_at_once(model, hyper.layers[-1])):
+        places = [place for unit in chosen for place in groups[unit]]
+        heard = None if callback is None else _renumbered(callback, places)
+        parts.append(Descent(model, [units[i] for i in chosen], stopping, hyper, at_once).run(progress, heard))
+        order += places
     whole = Targets(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Targets)})
     targets = whole.pick(torch.tensor(order).argsort())
     bad = ~(targets.z.isfinite().all(1) & targets.loss.isfinite())
@@ -168,15 +176,17 @@ def _renumbered(callback: Callback, chosen: Sequence[int]) -> Callback:
 
 
 def _pools(rows: Sequence[FactRows], facts_at_once: int | None, tokens: int) -> list[tuple[list[int], int]]:
-    # Facts of like suffix length together, and how many of them at once; a pool ends where padding would cost more
+    # Units of like suffix length together, and how many of them at once; a pool ends where padding would cost more
     # than its size gains.
     pools: list[tuple[list[int], int]] = []
-    for i in sorted(range(len(rows)), key=lambda i: (rows[i].shares_kl, rows[i].suffix)):
+    for i in sorted(range(len(rows)), key=lambda i: (rows[i].facts, rows[i].shares_kl, rows[i].suffix)):
         pool = pools[-1][0] if pools else []
         longest, n = rows[i].suffix, len(pool) + 1
-        at_once = facts_at_once or max(1, tokens // (longest * len(rows[i].contexts)))
+        at_once = max(
+            1, (facts_at_once or tokens * rows[i].facts // (longest * len(rows[i].contexts))) // rows[i].facts
+        )
         live = sum(rows[j].suffix for j in pool) + longest
-        like = bool(pool) and rows[pool[0]].shares_kl == rows[i].shares_kl
+        like = bool(pool) and all(getattr(rows[pool[0]], k) == getattr(rows[i], k) for k in ("facts", "shares_kl"))
         if like and n <= _POOL * at_once and longest * n - live <= _PADDING * longest * n:
             pools[-1] = ([*pool, i], at_once)
         else:
@@ -185,9 +195,9 @@ def _pools(rows: Sequence[FactRows], facts_at_once: int | None, tokens: int) -> 
 
 
 class Descent:
-    """Projected Adam on the deltas of one pool of facts, `at_once` at a time.
+    """Projected Adam on the deltas of one pool of units, `at_once` at a time; each of as many facts as the first.
 
-    Nothing is read back from the device within a pass; every few passes on an accelerator, and in each on a CPU, it is
+    `h0` of a unit is the mean over its facts; the result has an entry a fact, with its own h0 and z. Nothing is read back from the device within a pass; every few passes on an accelerator, and in each on a CPU, it is
     asked who is done. A finished fact that is still in the batch is not updated any more, so that this changes no result.
     """
 
@@ -200,7 +210,7 @@ class Descent:
         at_once: int | None = None,
     ) -> None:
         self.model, self.stopping, self.hyper = model, stopping, hyper
-        self.n, self.width = len(rows), len(rows[0].contexts)
+        self.n, self.width, self.each = len(rows), len(rows[0].contexts), rows[0].facts
         self.at_once, self.passes = min(at_once or self.n, self.n), max(1, hyper.steps)
         flat = [row for fact in rows for row in fact.contexts]
         starts = [start for fact in rows for start in fact.starts]
@@ -216,12 +226,12 @@ class Descent:
         self.pool.backend = hyper.compile
         self.device = self.pool.hidden.device
         self.reads = Reads.of(flat, self.device, starts)
-        h0 = self.pool.begin[:: self.width].float()
-        self.all = State.of(h0)
-        number, count = h0.new_zeros(self.n), self._tensor([0] * self.n)
+        self.h0 = h0 = self.pool.begin[:: self.width // self.each].float()  # of each fact
+        self.all = State.of(h0.view(self.n, self.each, -1).mean(1))
+        number, count = h0.new_zeros(len(h0)), self._tensor([0] * len(h0))
         self.out = Targets(
             z=torch.zeros_like(h0), h0=h0, delta_norm=number.clone(), steps=count.clone(), p_target=number.clone(),
-            loss=number.clone(), trace=h0.new_full((self.n, self.passes), torch.nan), known=count > 0,
+            loss=number.clone(), trace=h0.new_full((len(h0), self.passes), torch.nan), known=count > 0,
         )  # fmt: skip
         # Adam's corrections of its moments by the number of updates, computed in double precision.
         self.corrections = [
@@ -246,7 +256,7 @@ class Descent:
             if len(stay) == len(done):
                 continue
             if progress is not None and any(done):
-                progress(sum(done))
+                progress(sum(done) * self.each)
             closing += [fact for fact, gone, ends in zip(self.active, done, last, strict=True) if ends and not gone]
             free = len(done) - len(stay)
             new, waiting = waiting[:free], waiting[free:]
@@ -258,9 +268,9 @@ class Descent:
             self._take(closing[start : start + self.at_once], None)
             self._pass(slope=False)
             if progress is not None:
-                progress(len(self.active))
-        tokens = self.pool.lengths.view(self.n, self.width).sum(1)
-        places = torch.full_like(tokens, self.width * self.pool.hidden.shape[1])
+                progress(len(self.active) * self.each)
+        tokens = self.pool.lengths.view(len(self.h0), -1).sum(1)
+        places = torch.full_like(tokens, self.width // self.each * self.pool.hidden.shape[1])
         spent = {name: (self.out.steps + 1) * each for name, each in (("positions", places), ("tokens", tokens))}
         found = {f.name: getattr(self.out, f.name) for f in fields(Targets)} | spent
         return Targets(**{name: value.cpu() for name, value in found.items()})
@@ -277,32 +287,33 @@ class Descent:
         # One forward pass, the stopping test, and the update of those that go on.
         state, facts, out = self.state, self.facts, self.out
         loss, p, best, slopes = self._evaluate(slope)
-        bare = self.row % self.width == 0
+        bare = self.row % (self.width // self.each) == 0
         wrong = self._count(~best)
-        state.see(p, wrong, self._count(best & ~bare))
+        state.see(p.view(len(facts), -1).amin(1), wrong, self._count(best & ~bare))
         stop = (loss < self.hyper.loss_floor) | self._last_pass(state.taken) | self.stopping.stops(state, self.hyper)
         ends = stop & ~state.done
-        z = state.h0 + state.delta
-        self._note(out.z, z, ends[:, None])
-        for table, value in (
-            (out.delta_norm, state.delta.norm(dim=1)), (out.p_target, p), (out.loss, loss), (out.steps, state.taken)
+        # What is noted has an entry a fact, what is optimised one a unit.
+        facts = (facts[:, None] * self.each + torch.arange(self.each, device=self.device)).flatten()
+        taken, done, delta, loss, top, ends = (
+            value.repeat_interleave(self.each, 0)
+            for value in (state.taken, state.done, state.delta, loss, wrong == 0, ends)
+        )
+        z, known = self.h0[facts] + delta, self._count(~best & bare, self.each) == 0
+        for table, value, where in (
+            (out.z, z, ends[:, None]), (out.delta_norm, delta.norm(dim=1), ends), (out.p_target, p, ends),
+            (out.loss, loss, ends), (out.steps, taken, ends), (out.known, known, taken == 0),
         ):  # fmt: skip
-            self._note(table, value, ends)
-        at = state.taken.clamp_max(self.passes - 1)
-        out.trace[facts, at] = torch.where(state.done, out.trace[facts, at], p)
-        self._note(out.known, self._count(~best & bare) == 0, state.taken == 0)
+            table[facts] = torch.where(where, value, table[facts])
+        at = taken.clamp_max(self.passes - 1)
+        out.trace[facts, at] = torch.where(done, out.trace[facts, at], p)
         if self.callback is not None:
-            seen = (facts, state.taken, z, p, loss, wrong == 0)
-            self.callback(Pass(*(value[~state.done].detach().cpu() for value in seen)))
+            self.callback(Pass(*(value[~done].detach().cpu() for value in (facts, taken, z, p, loss, top))))
         state.done = state.done | stop
         if slope:
             self._update(slopes)
 
-    def _note(self, table: Tensor, value: Tensor, where: Tensor) -> None:
-        table[self.facts] = torch.where(where, value, table[self.facts])
-
     def _evaluate(self, with_slope: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        # Loss and probability per fact at the present delta, whether each entry is argmax, and the loss's gradient.
+        # Loss per unit and probability per fact at the present delta, whether each entry is argmax, and the loss's gradient.
         n, width, h0 = len(self.active), self.width, self.state.h0
         with torch.set_grad_enabled(with_slope):
             delta = self.state.delta.detach().requires_grad_(with_slope)
@@ -322,7 +333,7 @@ class Descent:
         delta = delta.detach()
         norm, scale = delta.norm(dim=1), self.hyper.weight_decay / h0.square().sum(1)
         slope = slope + (scale / norm.clamp_min(1e-30))[:, None] * delta
-        return fit.detach() + scale * norm, (-per_row.detach()).exp().view(n, width).mean(1), best, slope
+        return fit.detach() + scale * norm, (-per_row.detach()).exp().view(n * self.each, -1).mean(1), best, slope
 
     def _precision(self) -> AbstractContextManager[object]:
         # Of the layers' products; norm, head and losses keep the weights' type.
@@ -345,11 +356,10 @@ class Descent:
         assert self.reference is not None
         return self.reference
 
-    def _count(self, entries: Tensor) -> Tensor:
-        # How many of a fact's entries are marked, (facts,) int64.
-        return torch.zeros(len(self.active), dtype=torch.long, device=entries.device).index_add(
-            0, self.row // self.width, entries.long()
-        )
+    def _count(self, entries: Tensor, parts: int = 1) -> Tensor:
+        # How many entries are marked of a unit's, or of each of its `parts`, (units * parts,) int64.
+        counts = torch.zeros(len(self.active) * parts, dtype=torch.long, device=entries.device)
+        return counts.index_add(0, self.row // (self.width // parts), entries.long())
 
     def _update(self, slope: Tensor) -> None:
         # Adam (Kingma and Ba, arXiv 1412.6980, algorithm 1), then the projection onto the ball.

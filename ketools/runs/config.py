@@ -83,7 +83,8 @@ class RunConfig:
     model: a pocket model, the folder of a model, or an id of the hub; facts: "world", a data set or a file; method:
     "encore", or a method with what is added to it, "memit+mpes" (`composed`); edits, batch, seed, checkpoint_every,
     consolidate_every, conflicts: as in `ketools.runs.run.lifelong`; out: the run's folder; statistics: file of the
-    covariance (None: the model's own); chat: ask in the form of the tokenizer's chat template; device, dtype: of the model; settings: of the method (a table, [settings]);
+    covariance, or several as in PATH (None: the model's own); chat: ask in the form of the tokenizer's chat template;
+    device, dtype: of the model; settings: of the method (a table, [settings]);
     measures: what checkpoints measure and how much of it (a table, [measures]: `ketools.runs.panel.Sizes`).
     """
 

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from ketools.editing.covariance import own_file
-from ketools.editing.keys import FactRows, checked_rows
+from ketools.editing.keys import FactRows, checked_rows, near_subjects
 from ketools.editing.methods import ALL, ENCORE, FineTune, Method, NullSpace, Shift
 from ketools.editing.methods import method as named_method
 from ketools.errors import KetoolsError, named
@@ -274,6 +274,19 @@ def inspect(
     if alone := [fact for fact in facts if fact.subject_alone]:
         more = f" (so are those of {named([repr(fact.id) for fact in alone[1:]], _NAMED)})" if alone[1:] else ""
         warnings.append(f"{whole_prompt(alone[0])}{more}")
+    near = near_subjects(model, known, known_rows, hyper.layers[0]) if chosen.has_targets else []
+    for same, what in (
+        (
+            True,
+            f"share a batch and have nearly one key, which can lead to one value only (same_subject={hyper.same_subject!r})",
+        ),
+        (False, "are in different batches, of which the later may overwrite the earlier"),
+    ):
+        groups = [g for g in near if (len({i // size for i in g}) < len(g) if same else g[0] // size != g[-1] // size)]
+        if groups:
+            names = [f"{known[g[0]].subject} ({', '.join(known[i].id for i in g)})" for g in groups]
+            warnings.append(f"facts of one subject {what}: {named(names, _NAMED)}")
+
     costs, costs_from = None, ""
     if trial:
         rates, mean_tokens = measure(model), {}

@@ -1,13 +1,15 @@
 """Second moments of keys: exact, complete, refused where they do not fit."""
 
 import json
+import os
 
 import pytest
 import torch
 
-from ketools import Edit, KetoolsError, edited
+from ketools import Edit, KetoolsError, edited, load
 from ketools.editing import covariance
-from ketools.editing.covariance import Statistics, default_tokens, load_statistics
+from ketools.editing.covariance import OtherStatistics, Statistics, TooLittleText, default_tokens, load_statistics
+from ketools.editing.editor import Editor
 from ketools.editing.update import cholesky
 from ketools.errors import NotFinite
 from ketools.io import read_tensors
@@ -180,3 +182,64 @@ def test_mixed_statistics(tiny_model):
         running.mixed(ends, 1.5)
     with pytest.raises(KetoolsError, match="two models"):
         running.mixed(Statistics(ends.layers, 1, {"fingerprint": "another"}), 0.5)
+
+
+def test_a_covariance_of_too_little_text(tiny_model):
+    d_mlp = tiny_model.anatomy.d_mlp
+    with pytest.warns(TooLittleText, match=rf"layer 0 has rank 20 of {d_mlp}: the text ended after 20 of 1,000 tokens"):
+        got = Statistics.compute(tiny_model, SENTENCES, [0, 1], max_tokens=1000, length=5)
+    with pytest.warns(TooLittleText, match=r"max_tokens stopped it after 25 of 25"):
+        Statistics.compute(tiny_model, SENTENCES, [0], max_tokens=25)
+    for method in ("encore", "alphaedit"):
+        with pytest.warns(TooLittleText, match=rf"20 tokens, fewer than d_mlp = {d_mlp}"):
+            Editor(tiny_model, method, statistics=got, layers=[0, 1])
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), MemoryError()]
+)
+def test_out_of_memory_is_one_line_with_the_way_out(tiny_model, monkeypatch, error):
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr(covariance, "_add_keys", full)
+    with pytest.raises(KetoolsError, match=r"out of memory while summing C of 2 layers.*Statistics.joined"):
+        Statistics.compute(tiny_model, SENTENCES, [0, 1], 100)
+    error = RuntimeError("a fault of ours")
+    with pytest.raises(RuntimeError, match="ours"):
+        Statistics.compute(tiny_model, SENTENCES, [0, 1], 100)
+
+
+def test_statistics_of_layers_computed_apart_are_used_together(tiny_gpt2, tiny_llama, tmp_path):
+    whole = Statistics.compute(tiny_gpt2, SENTENCES, [0, 1, 3], 1000)
+    files = [
+        Statistics.compute(tiny_gpt2, SENTENCES, layers, tokens).save(tmp_path / f"{layers[0]}")
+        for layers, tokens in (([0, 3], 1000), ([1], 90))
+    ]
+    joined = Statistics.load(os.pathsep.join(map(str, files))).of(tiny_gpt2, [0, 1, 3])
+    assert sorted(joined.layers) == [0, 1, 3] and joined.tokens == 90 and len(joined.provenance["parts"]) == 2
+    assert (joined.layers[3] - whole.layers[3]).norm() <= 1e-6 * whole.layers[3].norm()
+    with pytest.raises(KetoolsError, match="two of the statistics hold layer 1"):
+        joined.joined(Statistics.load(files[1]))
+    with pytest.raises(KetoolsError, match="two models"):
+        joined.joined(Statistics.compute(tiny_llama, SENTENCES, [2], 1000))
+
+
+def test_statistics_of_another_dtype_or_of_the_base_are_taken_with_a_warning(tiny_llama, tmp_path):
+    path = tiny_llama.export(tmp_path / "base")
+    base = load(path)
+    of_base = Statistics.compute(base, SENTENCES, [0], 1000)
+    half = load(path, dtype=torch.bfloat16)
+    with pytest.warns(OtherStatistics, match="of the same model in float32"):
+        assert of_base.of(half, [0]) is of_base
+    base.weight(0)[0, 0] += 1  # any edit
+    first = load(base.export(tmp_path / "first"))
+    second = load(first.export(tmp_path / "second"))
+    for model in (first, second):
+        with pytest.warns(OtherStatistics, match=f"of {path}, from which it was edited"):
+            of_base.of(model, [0])
+    with pytest.warns(OtherStatistics, match=f"of {path} in bfloat16"):
+        Statistics.compute(half, SENTENCES, [0], 1000).of(first, [0])
+    for stranger in (tiny_llama, load(tiny_llama.model, tokenizer=tiny_llama.tokenizer)):
+        with pytest.raises(KetoolsError, match="another model"):
+            Statistics.compute(first, SENTENCES, [0], 1000).of(stranger, [0])
