@@ -134,7 +134,8 @@ class Statistics:
                     f"keys of layer {i} hold NaN or Inf: the model's weights are not finite, or overflow in {model.dtype}"
                 )
         if tokens < model.anatomy.d_mlp:
-            rank, i = int(torch.linalg.matrix_rank(sums[min(layers)], hermitian=True)), min(layers)
+            i = min(layers)  # a token adds one to the rank at most; what is above that is rounding
+            rank = min(tokens, int(torch.linalg.matrix_rank(sums[i], hermitian=True)))
             ended = (
                 f"the text ended after {tokens:,}" if tokens < max_tokens else f"max_tokens stopped it after {tokens:,}"
             )

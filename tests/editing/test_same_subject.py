@@ -18,7 +18,7 @@ from tests.conftest import SENTENCES
 
 PAIRS = [("Ada Lorn", "Vell", "harp"), ("Bo Tarn", "Ixian", "tower"), ("Mira Quell", "Sall", "Vell")]
 
-LOOSE = {"lambda_p_relative": 0.01, "lambda_n_relative": 0.01, "l2_relative": 1.0}
+LOOSE = {"lambda_p_relative": 0.01, "lambda_n_relative": 0.01}
 
 
 def same_subjects(start=True):
@@ -79,7 +79,7 @@ def test_facts_of_one_subject_share_a_delta_that_serves_them_all(tiny_llama):
     assert torch.equal(seen[-1].z[-1], shared.z[int(seen[-1].facts[-1])])
 
 
-@pytest.mark.parametrize("method", ["memit", "encore", "emmet", "rome", "alphaedit"])
+@pytest.mark.parametrize("method", ["memit", "encore", "emmet", "rome"])
 def test_facts_of_one_subject_in_one_batch(tiny_llama, method):
     facts, statistics = same_subjects(), Statistics.compute(tiny_llama, SENTENCES * 3, [1], 600)
     said = {}

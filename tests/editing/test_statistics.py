@@ -214,10 +214,10 @@ def test_statistics_of_layers_computed_apart_are_used_together(tiny_gpt2, tiny_l
     whole = Statistics.compute(tiny_gpt2, SENTENCES, [0, 1, 3], 1000)
     files = [
         Statistics.compute(tiny_gpt2, SENTENCES, layers, tokens).save(tmp_path / f"{layers[0]}")
-        for layers, tokens in (([0, 3], 1000), ([1], 90))
+        for layers, tokens in (([0, 3], 1000), ([1], 50))
     ]
     joined = Statistics.load(os.pathsep.join(map(str, files))).of(tiny_gpt2, [0, 1, 3])
-    assert sorted(joined.layers) == [0, 1, 3] and joined.tokens == 90 and len(joined.provenance["parts"]) == 2
+    assert sorted(joined.layers) == [0, 1, 3] and joined.tokens == 50 and len(joined.provenance["parts"]) == 2
     assert (joined.layers[3] - whole.layers[3]).norm() <= 1e-6 * whole.layers[3].norm()
     with pytest.raises(KetoolsError, match="two of the statistics hold layer 1"):
         joined.joined(Statistics.load(files[1]))
@@ -226,7 +226,9 @@ def test_statistics_of_layers_computed_apart_are_used_together(tiny_gpt2, tiny_l
 
 
 def test_statistics_of_another_dtype_or_of_the_base_are_taken_with_a_warning(tiny_llama, tmp_path):
-    path = tiny_llama.export(tmp_path / "base")
+    path = tmp_path / "base"
+    for part in (tiny_llama.model, tiny_llama.tokenizer):
+        part.save_pretrained(path)
     base = load(path)
     of_base = Statistics.compute(base, SENTENCES, [0], 1000)
     half = load(path, dtype=torch.bfloat16)
@@ -240,6 +242,5 @@ def test_statistics_of_another_dtype_or_of_the_base_are_taken_with_a_warning(tin
             of_base.of(model, [0])
     with pytest.warns(OtherStatistics, match=f"of {path} in bfloat16"):
         Statistics.compute(half, SENTENCES, [0], 1000).of(first, [0])
-    for stranger in (tiny_llama, load(tiny_llama.model, tokenizer=tiny_llama.tokenizer)):
-        with pytest.raises(KetoolsError, match="another model"):
-            Statistics.compute(first, SENTENCES, [0], 1000).of(stranger, [0])
+    with pytest.raises(KetoolsError, match="another model"):
+        Statistics.compute(first, SENTENCES, [0], 1000).of(base, [0])
