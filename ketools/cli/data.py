@@ -1,7 +1,11 @@
-"""Files of facts and models to fetch: `ketools data check|get|list`, `ketools models get`."""
+"""Files of facts, models to fetch, and what is installed: `ketools data check|get|list`, `models get`, `doctor`."""
 
 import json as json_text
+import os
+import re
+import shutil
 import sys
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +14,7 @@ import typer
 from ketools.cli.common import FAILED, Quiet, writable
 from ketools.errors import KetoolsError
 from ketools.facts import fetch
-from ketools.io import write_atomic, write_json
+from ketools.io import data_root, model_names, write_atomic, write_json
 
 data_app = typer.Typer(no_args_is_help=True, help="Check a file of facts, or fetch public data sets.")
 models_app = typer.Typer(no_args_is_help=True, help="Fetch a real language model.")
@@ -104,3 +108,77 @@ def get_model(
     folder = smollm2.fetch(source)
     about = ", ".join(f"{key} {value}" for key, value in smollm2.provenance(folder).items())
     typer.echo(f"{name}: {folder} ({about})")
+
+
+_EXTRA = re.compile(r"""^([\w.-]+).*extra == ['"](\w+)['"]""")  # of a line of the package's requirements
+_FOR = {
+    "notebooks": "the course and its widgets",
+    "eval": "tasks of lm-evaluation-harness",
+    "lora": "edits as LoRA adapters",
+    "corpora": "wikitext and wikipedia by name",
+    "ray": "runs side by side with Ray",
+    "docs": "the site that `make docs` builds",
+    "dev": "tests",
+}
+
+
+def doctor(json: Annotated[Path | None, typer.Option(help="Also write the findings to this file.")] = None) -> None:
+    """Show versions, devices, memory and caches, and what is missing with the way to get it.
+
+    Exit code 0: the core works; 2: its models or facts are missing.
+    """
+    import torch
+
+    from ketools.models import smollm2
+    from ketools.plots.pictures import chromium
+    from ketools.runs.records import versions
+
+    if json is not None:
+        writable(json)
+    rows = {"versions": ", ".join(f"{name} {number}" for name, number in versions().items())}
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
+    memory = "" if pages is None else f", {pages / 2**30:.1f} GiB of memory"
+    rows["processor"] = f"{os.cpu_count()} cores, {torch.get_num_threads()} used{memory}"
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    name = "" if device is None else getattr(torch.get_device_module(device), "get_device_name", str)(device)
+    rows["accelerator"] = (
+        f"{torch.accelerator.device_count()} x {device} {name}" if device else "none: models run on the CPU"
+    )
+    rows["disk"] = f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB free here"
+    broken = False
+    try:
+        world = data_root() / "world"
+        rows["data"] = f"{world.parent}: {', '.join(model_names())}{'' if world.is_dir() else '; no world'}"
+        broken = not (model_names() and world.is_dir())
+    except KetoolsError as error:
+        rows["data"], broken = str(error), True
+    for kind, folder in {"facts": fetch.folder(), "models": smollm2.folder()}.items():
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        rows[f"cache of {kind}"] = f"{folder}: {size / 2**20:,.0f} MiB" if size else f"{folder}: nothing yet"
+    try:
+        rows["Chromium"] = chromium()
+    except KetoolsError as error:
+        rows["Chromium"] = f"pictures of figures need it: {error}"
+    missing: dict[str, list[str]] = {}
+    for line in requires("ketools") or ():
+        if found := _EXTRA.match(line):
+            missing.setdefault(found[2], []).extend([] if _installed(found[1]) else [found[1]])
+    for extra in (extra for extra in _FOR if extra in missing):
+        names = ", ".join(missing[extra])
+        state = f"missing {names}: pip install '.[{extra}]'" if names else "installed"
+        rows[f"extra {extra}"] = f"{state} ({_FOR[extra]})"
+    width = max(map(len, rows))
+    typer.echo("\n".join(f"{name:<{width}}  {state}" for name, state in rows.items()))
+    if json is not None:
+        write_json(
+            json, rows | {"missing": {extra: names for extra, names in missing.items() if names}, "works": not broken}
+        )
+    if broken:
+        raise typer.Exit(FAILED)
+
+
+def _installed(name: str) -> bool:
+    try:
+        return bool(version(name))
+    except PackageNotFoundError:
+        return False

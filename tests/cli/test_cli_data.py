@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from importlib.metadata import version
 
 import pytest
 import typer
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 
 import ketools as ke
 from ketools import Fact, FactSet, KetoolsError
+from ketools.cli import app, data
 from ketools.cli.data import data_app
 from ketools.facts import fetch as download
 from ketools.facts.check import check
@@ -204,3 +206,19 @@ def test_get_and_list(run, tmp_path, monkeypatch):
     assert run("check", "zsre").exit_code == 0
     wrong = run("get", "zsre", "nothing")
     assert isinstance(wrong.exception, KetoolsError) and "no data set named 'nothing'" in str(wrong.exception)
+
+
+def test_the_doctor_says_what_is_there_and_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "_installed", lambda name: name != "lm-eval")
+    monkeypatch.setenv("KETOOLS_DOWNLOADS", str(tmp_path / "facts"))
+    result = CliRunner().invoke(app, ["doctor", "--json", str(tmp_path / "doctor.json")])
+    found = json.loads((tmp_path / "doctor.json").read_text("utf-8"))
+    assert result.exit_code == 0 and found["works"] and found["missing"] == {"eval": ["lm-eval"]}
+    assert f"torch {version('torch').split('+')[0]}" in found["versions"] and "pocket" in found["data"]
+    assert found["cache of facts"] == f"{tmp_path / 'facts'}: nothing yet"
+    (tmp_path / "facts").mkdir()
+    (tmp_path / "facts" / "set.json").write_bytes(bytes(3 << 20))
+    monkeypatch.setenv("KETOOLS_DATA", str(tmp_path))
+    result = CliRunner().invoke(app, ["doctor", "--json", str(tmp_path / "doctor.json")])
+    found = json.loads((tmp_path / "doctor.json").read_text("utf-8"))
+    assert result.exit_code == 2 and not found["works"] and found["cache of facts"].endswith(": 3 MiB")
