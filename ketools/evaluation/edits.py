@@ -92,7 +92,7 @@ def evaluate(
         unchanged=np.nan,
     )
     if (kept := asked["kind"] == "locality").any() and model.edits:
-        rows = make_rows(model, *(list(asked.loc[kept, name]) for name in ("prompt", "wanted")), glue=[*glue[kept]])
+        rows = make_rows(model, list(asked.loc[kept, "prompt"]), list(asked.loc[kept, "wanted"]), glue=[*glue[kept]])
         now = argmaxes(model, rows)
         with model.edits.at(0):
             before = argmaxes(model, rows)

@@ -460,7 +460,8 @@ _PLAIN: dict[str, Reader] = {
     **{name: texts(name) for name in LISTS},
     "two_hop": _TWO_HOPS,
     "locality": _LOCALITIES,
-    **{name: lambda record, name=name: record.get(name) or "" for name in ("opening", "closing")},
+    "opening": lambda record: record.get("opening") or "",
+    "closing": lambda record: record.get("closing") or "",
 }
 
 

@@ -110,19 +110,21 @@ def in_chat(model: EditableModel, facts: Iterable[Fact]) -> FactSet:
         return FactSet(facts)
     opening, closing, glue = _chat_template(model)
 
-    def said(text: str) -> str:
-        return f"{opening}{text.strip()}{closing}"
+    def said(*texts: str) -> tuple[str, ...]:
+        return tuple(f"{opening}{text.strip()}{closing}" for text in texts)
 
     def one(fact: Fact) -> Fact:
         return replace(
             fact,
             prompt=fact.prompt.strip(),
-            two_hop=[replace(hop, question=said(hop.question), glue=glue) for hop in fact.two_hop],
-            locality=[replace(kept, prompt=said(kept.prompt), glue=glue) for kept in fact.locality],
+            paraphrases=said(*fact.paraphrases),
+            neighbours=said(*fact.neighbours),
+            trained=said(*fact.trained),
+            two_hop=tuple(replace(hop, question=said(hop.question)[0], glue=glue) for hop in fact.two_hop),
+            locality=tuple(replace(kept, prompt=said(kept.prompt)[0], glue=glue) for kept in fact.locality),
             glue=glue,
             opening=opening,
             closing=closing,
-            **{name: [said(text) for text in getattr(fact, name)] for name in ("paraphrases", "neighbours", "trained")},
         )
 
     return FactSet(fact if fact.closing else one(fact) for fact in facts)
