@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
+from benchmarks.light import pack
 from ketools.course.lessons import nb10
-from ketools.runs.records import gather, pack
+from ketools.runs.records import gather
 from tests.runs.fakes import fake_record, fake_run
 
 LAB = SimpleNamespace(model=SimpleNamespace(fingerprint="pocket-fingerprint"), seed=0)
