@@ -1,7 +1,6 @@
 """The exceptions that users meet, and how messages name many things."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 
 class KetoolsError(ValueError):
@@ -35,17 +34,3 @@ def named(names: Sequence[str], most: int) -> str:
     """The first `most` of `names` with commas, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f"{', '.join(names[:most])}{more}"
-
-
-@contextmanager
-def enough_memory(doing: str, way_out: str) -> Iterator[None]:
-    """Within the block, running out of memory is a KetoolsError: "out of memory while {doing}; {way_out}"."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        # torch has a class for accelerators only; the CPU's allocator raises RuntimeError.
-        hints = ("out of memory", "not enough memory", "can't allocate memory")
-        known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-        if not known and not any(hint in str(error).lower() for hint in hints):
-            raise
-        raise KetoolsError(f"out of memory while {doing}; {way_out}") from error

@@ -25,10 +25,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ketools.editing.update import cholesky
-from ketools.errors import Damaged, KetoolsError, NotFinite, enough_memory
+from ketools.errors import Damaged, KetoolsError, NotFinite
 from ketools.io import data_root, expanded, parsed, read_tensors, regular, write_tensors
 from ketools.models.model import EditableModel, load
-from ketools.models.replay import run_until
+from ketools.models.replay import enough_memory, run_until
 from ketools.models.tokens import batches, check_ids, pad_right
 
 _PARTIAL = "ketools-moments-1"  # format of a file of partial sums

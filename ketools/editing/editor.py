@@ -34,10 +34,11 @@ from ketools.editing.methods import Constraint, FineTune, Method, Nas, Shift, me
 from ketools.editing.postprocess import Post, Prune, processed
 from ketools.editing.targets import Callback, Targets, compute_targets
 from ketools.editing.update import Protection, constrained, frobenius, least_squares, quadratic_form
-from ketools.errors import Damaged, KetoolsError, NotFinite, enough_memory, named
+from ketools.errors import Damaged, KetoolsError, NotFinite, named
 from ketools.facts.fact import Fact
 from ketools.io import parsed, read_tensors, write_tensors
 from ketools.models.model import EditableModel
+from ketools.models.replay import enough_memory
 from ketools.models.scoring import target_logprobs
 from ketools.models.tokens import in_chat
 from ketools.models.weights import Checkpoint, edited
@@ -372,7 +373,8 @@ class Editor:
                     if anchor is not None:  # NAS
                         change.tell(nas_anchor=[anchor] * len(found.z))
                     order += part
-            change.sort(order)
+            if order != sorted(order):
+                change.sort(order)
             _warn_of_known(facts, change.record["known"])
             edit = Edit({layer: change.merged(layer) for layer in self.layers}, self._record(facts, change, seconds))
             with _timed(seconds, "write"):

@@ -414,3 +414,17 @@ def tokens_at_once(model: EditableModel, layer: int) -> int:
     free, _ = torch.accelerator.get_memory_info(model.device)
     one = max(1, above) * (12 * about.d_model + 5 * about.d_mlp) * model.dtype.itemsize
     return int(min(max(_SHARE * free / one, _TOKENS[0]), _TOKENS[1]))
+
+
+@contextmanager
+def enough_memory(doing: str, way_out: str) -> Iterator[None]:
+    """Within the block, running out of memory is a KetoolsError: "out of memory while {doing}; {way_out}"."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # torch has a class for accelerators only; the CPU's allocator raises RuntimeError.
+        hints = ("out of memory", "not enough memory", "can't allocate memory")
+        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not known and not any(hint in str(error).lower() for hint in hints):
+            raise
+        raise KetoolsError(f"out of memory while {doing}; {way_out}") from error
