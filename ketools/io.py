@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-LARGEST = 1 << 31  # bytes of a text that are read: a gzip file of a megabyte can hold a thousand
+LARGEST = 1 << 29  # bytes of a text that are read: a gzip file of a megabyte can hold a thousand
 
 
 def read_bytes(path: str | Path, expected: str = "a file", most: int = LARGEST) -> bytes:

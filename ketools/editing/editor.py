@@ -35,8 +35,8 @@ from ketools.editing.postprocess import Post, Prune, processed
 from ketools.editing.targets import Callback, Targets, compute_targets
 from ketools.editing.update import Protection, constrained, frobenius, least_squares, quadratic_form
 from ketools.errors import Damaged, KetoolsError, NotFinite, named
-from ketools.facts.fact import Fact
-from ketools.io import parsed, read_tensors, write_tensors
+from ketools.facts.fact import Fact, short
+from ketools.io import checked, parsed, read_tensors, write_tensors
 from ketools.models.model import EditableModel
 from ketools.models.replay import enough_memory
 from ketools.models.scoring import target_logprobs
@@ -273,6 +273,7 @@ class Editor:
                         f"keeps {height} rows: it belongs to another kind of method; start a fresh one"
                     )
         if prefixes is not None:
+            checked(list(prefixes), list[str], "prefixes")
             self.state.prefixes = tuple(prefixes)
         self.history: list[Edit] = []
         self._protections: dict[int, Protection] = {}
@@ -431,6 +432,8 @@ class Editor:
         return self._protections[layer]
 
     def _rows(self, facts: Sequence[Fact]) -> list[FactRows]:
+        if not isinstance(facts, Sequence) or not all(isinstance(fact, Fact) for fact in facts):
+            raise KetoolsError(f"got {short(facts)} to edit; expected a FactSet or a list of Fact")
         if not len(facts):  # before the model writes prefixes
             raise KetoolsError("no facts to edit; give at least one")
         # Without targets nothing reads prefixed prompts.

@@ -274,7 +274,7 @@ def load(
                 "it without a device_map"
             )
         try:
-            if (place := torch.device(device)).type == "cpu" and place.index:
+            if (wanted := torch.device(device)).type == "cpu" and wanted.index:
                 raise RuntimeError("there is one CPU; leave out its number")
             nn.Module.to(model, device=device)
         except (RuntimeError, TypeError, AssertionError) as error:  # AssertionError: torch was built without CUDA

@@ -372,6 +372,14 @@ def _():
                 return *words, "--facts", facts_file(folder), "--out", folder / "o"
 
             yield f"{name}, {command}", prepare
+    for name in ("demo.json", "report.html"):
+
+        def own(folder, _, name=name):
+            (folder / "o").mkdir()
+            (folder / "o" / name).write_text("mine")
+            return "demo", "--model", "tiny", "--edits", "2", "--batch", "2", "--out", folder / "o", "--quiet"
+
+        yield f"{name}, demo", own
     yield (
         "edit --json onto its facts",
         lambda f, h: ("edit", "--model", "tiny", "--facts", facts_file(f), "--out", f / "o", "--json", f / "two.jsonl"),

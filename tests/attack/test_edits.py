@@ -28,6 +28,20 @@ def test_factors_are_floats(tiny_gpt2, dtype):
     assert all(map(torch.equal, before, weights(tiny_gpt2))) and not tiny_gpt2.edits
 
 
+@pytest.mark.parametrize("facts", ["text", None, 5, [], [None], ["text"], {"a": 1}, iter(small_facts())])
+def test_what_is_edited_are_facts(tiny_gpt2, statistics, facts):
+    before, editor = weights(tiny_gpt2), Editor(tiny_gpt2, "memit", statistics=statistics, **CHEAP)
+    with pytest.raises(KetoolsError):
+        editor.apply(facts)
+    assert all(map(torch.equal, before, weights(tiny_gpt2))) and not editor.history
+
+
+@pytest.mark.parametrize("prefixes", [[1], [None], [["a"]]])
+def test_prefixes_are_texts(tiny_gpt2, statistics, prefixes):
+    with pytest.raises(KetoolsError, match="prefixes"):
+        Editor(tiny_gpt2, "memit", statistics=statistics, prefixes=prefixes, **CHEAP)
+
+
 @pytest.mark.parametrize("size", [1e38, float("inf"), float("nan")])
 def test_a_sum_is_finite_or_not_made(tiny_gpt2, size):
     before, edit = weights(tiny_gpt2), some_edit(tiny_gpt2)
