@@ -127,6 +127,8 @@ class RunConfig:
             value = content.get(each.name)
             if value is not None and (not isinstance(value, wanted) or isinstance(value, bool) != (wanted is bool)):
                 raise KetoolsError(f"{each.name} = {value!r}: expected {_KINDS[wanted]}")
+            if isinstance(value, str) and "\0" in value:
+                raise KetoolsError(f"{each.name} = {value!r}: a null byte is in no name")
         made = cls(**{name: value for name, value in content.items() if value is not None})
         for name in _WHOLE:
             if getattr(made, name) < 1:
