@@ -13,7 +13,7 @@ from ketools.runs import sweep as module
 from ketools.runs.panel import Panel
 from ketools.runs.store import RunRecord
 from ketools.runs.sweep import ALL_STEPS, figures, stored
-from tests.runs.conftest import SIZES, TASKS, TEXTS
+from tests.runs.conftest import SIZES, TASKS, TEXTS, facts, statistics  # noqa: F401 - fixtures
 
 CHANGED = {"steps": 3, "prefix_count": 2, "prefix_tokens": 3, "layers": (1, 2)}
 
