@@ -187,12 +187,12 @@ def edit_table(report: "pd.DataFrame") -> str:
 
 def discard(out: Path) -> None:
     """Remove what an earlier `ketools edit` wrote to `out`, and nothing else."""
-    from ketools.runs.store import Store
+    from ketools.runs.store import About, Store, read_sealed
 
     store = Store(out)
     if not store.exists():
         return
-    if store.about()["settings"].get("kind") != "edit":
+    if read_sealed(out / "run.json", About)["settings"].get("kind") != "edit":  # not its copy: this is what is removed
         raise KetoolsError(f"{out} holds the run of another command; give another --out")
     if (out / "model" / "ketools.json").is_file():  # which `export` wrote
         shutil.rmtree(out / "model")

@@ -17,6 +17,7 @@ from ketools.editing.covariance import Statistics
 from ketools.editing.editor import Editor
 from ketools.editing.methods import FT, MEMIT
 from ketools.runs.run import advice, as_one
+from ketools.runs.store import write_sealed
 from tests.cli.test_cli import one_line
 from tests.conftest import SENTENCES
 from tests.small_world import small_facts
@@ -226,7 +227,10 @@ def test_again_clears_only_what_edit_wrote(home, finished, run, tmp_path):
     assert (out / "mine.txt").exists() and not (out / "model").exists()
     assert len(pd.read_parquet(out / "facts.parquet")) == 1
     (out / "run.json").write_text('{"settings": {}}', encoding="utf-8")
+    assert "run.json" in one_line(run(*edit_command(home, out, "--yes", "--again")), 2)
+    write_sealed(out / "run.json", {"settings": {"kind": "run"}})
     assert "another command" in one_line(run(*edit_command(home, out, "--yes", "--again")), 2)
+    assert (out / "facts.parquet").exists()
 
 
 def test_inspect(home, run, tmp_path):
