@@ -19,7 +19,7 @@ CHANGED = {"steps": 3, "prefix_count": 2, "prefix_tokens": 3, "layers": (1, 2)}
 
 
 @pytest.fixture
-def make(tiny_gpt2, facts, statistics, tmp_path):
+def make(tiny_gpt2, facts, statistics, tmp_path):  # noqa: F811
     """Compute a grid of runs of 4 edits."""
     panel = Panel.take(tiny_gpt2, facts, facts.sample(4, 0), sizes=SIZES, tasks=TASKS, texts=TEXTS)
 
