@@ -341,6 +341,19 @@ def model_names() -> list[str]:
     return sorted(p.name for p in folder.iterdir() if (p / "config.json").is_file())
 
 
+def knows_world(model: str | Path) -> bool:
+    """Whether the model of that name or folder knows the fictional world: a pocket model, or one exported from it."""
+    path = Path(model).expanduser()
+    if not (path / "config.json").is_file():
+        return str(model) in model_names()
+    if path.resolve().parent == (data_root() / "models").resolve():
+        return True
+    try:  # what export wrote beside the weights
+        return json.loads((path / "ketools.json").read_text(encoding="utf-8")).get("known_as") in model_names()
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 def model_dir(name: str) -> Path:
     """The folder of the pocket model `name`.
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ketools.runs.preflight import Preflight
 
 FAILED = 2  # exit code of a check that found something
-FACTS = '"world", a data set, or a file of facts (.csv, .jsonl, .json, .gz).'
+FACTS = '"world", "real", a data set, or a file of facts (.csv, .jsonl, .json, .gz); default: what the model knows.'
 MODEL = "A pocket model, a model folder, or a Hugging Face model id."
 Batch = Annotated[int, typer.Option(min=1, help="Facts per batch.")]
 Seed = Annotated[int, typer.Option(help="Decides which facts are drawn, and every random choice.")]
@@ -32,6 +32,11 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", help="A setting of the method, such as lr=0.1; repeatable.")
 ]
 Chat = Annotated[bool, typer.Option("--chat", help="Ask in the form of the tokenizer's chat template.")]
+Tasks = Annotated[
+    str | None,
+    typer.Option(help="Downstream tasks: a file of items (.jsonl, .yaml), or names of lm-eval's, with commas."),
+]
+Text = Annotated[str | None, typer.Option(help="Held-out text for perplexity, a file.")]
 Device = Annotated[str | None, typer.Option(help='Device of the model ("cpu", "auto", ...).')]
 Dtype = Annotated[str | None, typer.Option(help="Type of the weights: float32, bfloat16 or float16.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]

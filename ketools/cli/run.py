@@ -37,17 +37,25 @@ runs_app = typer.Typer(help="Maintain run folders.", no_args_is_help=True)
 
 
 def demo(
-    edits: Annotated[int, typer.Option(min=1, help="How many facts to edit, one batch after another.")] = 1000,
+    edits: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="How many facts to edit, batch after batch; default: 1000, on a model without the built-in world 100.",
+        ),
+    ] = None,
     methods: Annotated[
         str, typer.Option(help="Methods, separated by commas; `ketools methods` lists them.")
     ] = DEMO_METHODS,
-    model: Annotated[str, typer.Option(help="Name of a pocket model, or a model folder.")] = DEMO_MODEL,
+    model: Annotated[str, typer.Option(help=common.MODEL)] = DEMO_MODEL,
     seed: common.Seed = 0,
     out: Annotated[Path, typer.Option(help="Folder for the report and the records.")] = Path("build/demo"),
     json: Annotated[Path | None, typer.Option(help="Also write the final measures to this file.")] = None,
     batch: common.Batch = 50,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Edits between two checkpoints.")] = 250,
-    facts: Annotated[str, typer.Option(help=common.FACTS)] = "world",
+    facts: Annotated[str | None, typer.Option(help=common.FACTS)] = None,
+    tasks: common.Tasks = None,
+    text: common.Text = None,
     again: Annotated[bool, typer.Option("--again", help="Discard an unfinished run in the folder.")] = False,
     yes: common.Yes = False,
     quiet: common.Quiet = False,
@@ -61,9 +69,11 @@ def demo(
     if not names:
         raise KetoolsError(f"--methods {methods!r} names no method; expected names with commas, such as {DEMO_METHODS}")
     if json is not None:
-        common.writable(json, model, facts)
+        common.writable(json, model, facts, text, tasks)
+    from ketools.evaluation.downstream import load_heldout, tasks_named
     from ketools.report.page import write_report
     from ketools.runs import preflight, sweep  # after the checks that need no torch
+    from ketools.runs.panel import Sizes
 
     def check(model: "EditableModel", facts: "FactSet", methods: "Sequence[Method]", statistics: bool) -> None:
         first, *others = methods
@@ -86,6 +96,8 @@ def demo(
             batch=batch,
             checkpoint_every=checkpoint_every,
             facts=facts,
+            tasks=None if tasks is None else tasks_named(tasks),
+            texts=None if text is None else load_heldout(text, Sizes.documents),
             progress=not quiet,
             again=again,
             report=write_report,
@@ -117,6 +129,8 @@ def run(
     method: Annotated[str | None, typer.Option(help='Such as "encore", or "memit+mpes".')] = None,
     model: Annotated[str | None, typer.Option(help=common.MODEL)] = None,
     facts: Annotated[str | None, typer.Option(help=common.FACTS)] = None,
+    tasks: common.Tasks = None,
+    text: common.Text = None,
     edits: Annotated[int | None, typer.Option(help="How many facts to edit.")] = None,
     batch: Annotated[int | None, typer.Option(help="Facts per batch.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides which facts are drawn, and every random choice.")] = None,
@@ -148,6 +162,8 @@ def run(
         "method": method,
         "model": model,
         "facts": facts,
+        "tasks": tasks,
+        "text": text,
         "edits": edits,
         "batch": batch,
         "seed": seed,

@@ -23,10 +23,12 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from ketools.editing.update import cholesky
 from ketools.errors import Damaged, KetoolsError, NotFinite
 from ketools.io import data_root, expanded, parsed, read_tensors, regular, write_tensors
+from ketools.models import smollm2
 from ketools.models.model import EditableModel, load
 from ketools.models.replay import enough_memory, run_until
 from ketools.models.tokens import batches, check_ids, pad_right
@@ -302,19 +304,32 @@ def default_tokens(model: EditableModel) -> int:
 
 
 def own_file(model: EditableModel) -> Path | None:
-    """The covariance file in the model's own folder; None if there is none."""
+    """The covariance file in the model's own folder, that of SmolLM2 made on first use; None if there is none."""
     path = model.path / "covariance.safetensors" if model.path is not None else None
-    return path if path is not None and path.is_file() else None
+    return path if path is not None and (path.is_file() or model.path == smollm2.folder()) else None
 
 
 def load_statistics(model: EditableModel) -> Statistics:
-    """The covariance file in the model's own folder (pocket models have one). Raises KetoolsError if there is none."""
+    """The covariance file in the model's own folder (pocket models have one). Raises KetoolsError if there is none.
+
+    That of SmolLM2 is computed when it is first asked for, over the text of `smollm2.text`, and kept in its folder.
+    """
     path = own_file(model)
     if path is None:
         raise KetoolsError(
             f"model {model.name!r} comes without covariance.safetensors; give statistics=Statistics.compute(model, texts, "
             "layers, max_tokens) with running text"
         )
+    if not path.is_file():
+        source, budget, partial = corpus(smollm2.text()), default_tokens(model), path.with_suffix(".partial")
+        layers = range(model.anatomy.n_layer // 2 + 1)  # no method's own layers are higher
+        with tqdm(desc=f"covariance of {model.name}", total=budget, unit="token", unit_scale=True) as bar:
+            made = Statistics.compute(
+                model, source, layers, budget, corpus="English Wikipedia, 96 articles (gensim's test data)",
+                progress=bar.update, partial=partial, every=5_000,
+            )  # fmt: skip
+        made.save(path)
+        partial.unlink(missing_ok=True)
     return Statistics.load(path).of(model, ())
 
 

@@ -18,19 +18,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
+import yaml
 from sklearn.metrics import accuracy_score, f1_score
 from torch.nn.functional import cross_entropy
 
+from ketools.editing.covariance import corpus
 from ketools.errors import KetoolsError, named
 from ketools.io import data_root, expanded
 from ketools.models.model import EditableModel
-from ketools.models.scoring import choice_logprobs
+from ketools.models.scoring import LOGITS, choice_logprobs
 from ketools.models.tokens import batches, pad_right
 
 if TYPE_CHECKING:
@@ -40,16 +43,17 @@ if TYPE_CHECKING:
 FIELDS: dict[str, type | tuple[type, ...]] = {
     "task": str, "split": str, "id": (str, int), "prompt": str, "choices": list, "answer": int,
 }  # fmt: skip
+_TABLES = (".jsonl", ".jsonl.gz", ".yaml", ".yml")
 _LARGEST = 700.0  # nats a token: beyond it exp overflows
 _RESAMPLES = 2000
 
 
 def load_tasks(path: str | Path | None = None, split: str = "test") -> pd.DataFrame:
-    """Read task items, one JSON object a line.
+    """Read task items: one JSON object a line (.jsonl, .jsonl.gz), or a list of them in YAML.
 
     Args:
-        path: .jsonl or .jsonl.gz; None: the world's own, data/world/tasks.jsonl.gz.
-        split: "train" or "test".
+        path: the file; None: the world's own, data/world/tasks.jsonl.gz.
+        split: "train" or "test". An item without a split is one of the test's, one without an id gets its number.
 
     Returns:
         task, split, id, prompt (ends where the choice comes), choices (list of str), answer (index into choices).
@@ -57,30 +61,77 @@ def load_tasks(path: str | Path | None = None, split: str = "test") -> pd.DataFr
     Raises:
         KetoolsError: no such file, broken line, missing field, answer outside the choices, no item of that split.
     """
-    path = Path(path) if path is not None else data_root() / "world" / "tasks.jsonl.gz"
+    path = Path(path).expanduser() if path is not None else data_root() / "world" / "tasks.jsonl.gz"
     if not path.is_file():
-        raise KetoolsError(f"no tasks file at {path}; the world's own is made with data/make/world.py")
+        raise KetoolsError(f"no tasks file at {path}; expected {', '.join(_TABLES)}")
     opened = gzip.open if path.suffix == ".gz" else open
     try:
         with opened(path, "rt", encoding="utf-8") as stream:
-            items = [_item(line, f"{path.name}, line {k}") for k, line in enumerate(stream, 1) if line.strip()]
+            if path.suffix in (".yaml", ".yml"):
+                listed = yaml.safe_load(stream)
+                if not isinstance(listed, list):
+                    raise KetoolsError(f"{path}: expected a list of items with {', '.join(FIELDS)}")
+                items = [_item(item, f"{path.name}, item {k}", k) for k, item in enumerate(listed, 1)]
+            else:
+                items = [
+                    _item(_parsed(line, where := f"{path.name}, line {k}"), where, k)
+                    for k, line in enumerate(stream, 1)
+                    if line.strip()
+                ]
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise KetoolsError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    except yaml.YAMLError as error:
+        raise KetoolsError(f"{path}: broken YAML ({' '.join(str(error).split())})") from error
     chosen = pd.DataFrame([item for item in items if item["split"] == split], columns=list(FIELDS))
     if chosen.empty:
         raise KetoolsError(f"{path}: no item of split {split!r}; it has {sorted({item['split'] for item in items})}")
     return chosen
 
 
-def _item(line: str, where: str) -> dict[str, Any]:
-    """One line, checked."""
+def tasks_named(source: str) -> pd.DataFrame | tuple[str, ...]:
+    """What `--tasks` names: "world", a file of items (`load_tasks`), or tasks of lm-eval, separated by commas.
+
+    Raises KetoolsError as `load_tasks` does; for tasks of the harness if it is not installed or has no such task.
+    """
+    if source == "world" or source.lower().endswith(_TABLES):
+        return load_tasks(None if source == "world" else source)
+    names = tuple(name.strip() for name in source.split(",") if name.strip())
     try:
-        item = json.loads(line)
+        _installed()
+    except KetoolsError as error:
+        raise KetoolsError(f"tasks {source!r}: no file of items ({', '.join(_TABLES)}), and {error}") from error
+    if not (len(names) == 1 and names[0] in PRESETS):
+        _found(names, None)
+    return names
+
+
+def f1_of(
+    model: EditableModel, tasks: pd.DataFrame | tuple[str, ...], n_per_task: int, seed: int = 0
+) -> dict[str, float]:
+    """{task: weighted F1} of items, as `downstream`; of tasks of lm-eval {"task metric": value} of their first metric."""
+    if not n_per_task or not len(tasks):
+        return {}
+    if isinstance(tasks, pd.DataFrame):
+        return downstream(model, tasks, n_per_task, seed).set_index("task")["f1"].to_dict()
+    scores = harness(model, tasks, limit=n_per_task, seed=seed).drop_duplicates("task")
+    return {f"{row.task} {row.metric}": row.value for row in scores.itertuples()}
+
+
+def _parsed(line: str, where: str) -> object:
+    try:
+        return json.loads(line)
     except json.JSONDecodeError as error:
         raise KetoolsError(f"{where}: broken JSON ({error.msg} at column {error.colno})") from error
+
+
+def _item(item: object, where: str, number: int) -> dict[str, Any]:
+    """One item, checked."""
+    item = {"split": "test", "id": number} | item if isinstance(item, dict) else {}
     for name, kind in FIELDS.items():
-        if not isinstance(item, dict) or not isinstance(item.get(name), kind):
+        if not isinstance(item.get(name), kind):
             raise KetoolsError(f"{where}: field {name!r} is missing or of the wrong type; expected {list(FIELDS)}")
+    if not all(isinstance(choice, str) and choice.strip() for choice in item["choices"]):
+        raise KetoolsError(f"{where}: choices {item['choices']!r}; expected a list of texts, none of them empty")
     if len(item["choices"]) < 2 or not 0 <= item["answer"] < len(item["choices"]):
         raise KetoolsError(
             f"{where}: answer {item['answer']} with {len(item['choices'])} choices; expected an index into them"
@@ -105,7 +156,7 @@ def sample_tasks(tasks: pd.DataFrame, n_per_task: int | None, seed: int = 0) -> 
 def downstream(
     model: EditableModel, tasks: pd.DataFrame | None = None, n_per_task: int | None = 100, seed: int = 0
 ) -> pd.DataFrame:
-    """Multiple choice, zero-shot: the model's choice is the one whose first token has the largest logit.
+    """Multiple choice, zero-shot: the model's choice is the one whose tokens together are the most probable.
 
     Args:
         model: the model as it stands.
@@ -119,7 +170,7 @@ def downstream(
         95% bootstrap interval of f1 over the items (percentile).
 
     Raises:
-        KetoolsError: two choices of an item begin with the same token.
+        KetoolsError: two choices of an item are the same.
     """
     items = sample_tasks(load_tasks() if tasks is None else tasks, n_per_task, seed)
     scores = choice_logprobs(model, list(items["prompt"]), [tuple(choices) for choices in items["choices"]])
@@ -154,13 +205,15 @@ def f1_interval(gold: pd.Series, answered: pd.Series, seed: int, level: float = 
     return float(low), float(high)
 
 
-def load_heldout(path: str | Path | None = None, documents: int | None = None) -> list[str]:
-    """Documents for perplexity, one a line, blank lines left out (None: data/world/heldout.txt)."""
-    path = Path(path) if path is not None else data_root() / "world" / "heldout.txt"
-    if not path.is_file():
-        raise KetoolsError(f"no held-out text at {path}; the world's own is made with data/make/world.py")
-    texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return texts[:documents]
+def load_heldout(source: str | Path = "world", documents: int | None = None) -> list[str]:
+    """The first documents for perplexity: "world" (data/world/heldout.txt), or a text file as `corpus` reads it.
+
+    Raises KetoolsError for a file that is missing, not text, or holds none.
+    """
+    texts = list(islice(corpus(data_root() / "world" / "heldout.txt" if source == "world" else source), documents))
+    if not texts and documents != 0:
+        raise KetoolsError(f"{source} holds no text; expected running text")
+    return texts
 
 
 def perplexity(model: EditableModel, texts: Iterable[str], *, batch_tokens: int = 4096) -> float:
@@ -185,8 +238,9 @@ def perplexity(model: EditableModel, texts: Iterable[str], *, batch_tokens: int 
         live = mask[:, 1:].bool()
         with torch.inference_mode():
             states = model.body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-            logits = model.logits(states[:, :-1][live]).float()
-            nll += float(cross_entropy(logits, ids[:, 1:][live], reduction="none").double().sum())
+            step = max(1, LOGITS // model.config.vocab_size)  # with a vocabulary of 49,152, 4,096 rows are 0.8 GB
+            for some, wanted in zip(states[:, :-1][live].split(step), ids[:, 1:][live].split(step), strict=True):
+                nll += float(cross_entropy(model.logits(some).float(), wanted, reduction="none").double().sum())
     mean = nll / count
     return math.exp(mean) if mean < _LARGEST else math.inf  # NaN compares false
 

@@ -35,7 +35,8 @@ class Converted(NamedTuple):
 
 
 def facts(source: str | Path) -> FactSet:
-    """Read facts: "world" (the built-in fictional world), the name of a data set that `ketools data get` has fetched
+    """Read facts: "world" (the built-in fictional world), "real" (facts of the real world that SmolLM2-135M knows), the
+    name of a data set that `ketools data get` has fetched
     ("counterfact", "zsre", ...), or a file (.jsonl, .json, .csv, each also with .gz).
 
     The layouts that are known, and what becomes of their fields, stand in `ketools.facts.layouts`.
@@ -59,13 +60,13 @@ def facts(source: str | Path) -> FactSet:
 
 def source_path(source: str | Path) -> Path:
     """The file that `facts(source)` reads; raises KetoolsError if a data set of that name is not on this machine."""
-    if str(source) == "world":
-        folder = data_root() / "world"
+    if str(source) in ("world", "real"):
+        folder = data_root() / str(source)
         for name in ("facts.jsonl.gz", "facts.jsonl"):
             if (folder / name).is_file():
                 return folder / name
         raise KetoolsError(
-            f"the built-in world is not there: no facts.jsonl.gz in {folder}; check out the data folder whole"
+            f"the built-in facts {source!r} are not there: no facts.jsonl.gz in {folder}; check out the data folder whole"
         )
     if str(source) in SOURCES and not Path(source).exists():
         return local(str(source))
@@ -116,7 +117,7 @@ def records(path: Path) -> Iterator[tuple[str, Record | KetoolsError]]:
         raise KetoolsError(f"{path} is a folder; name a file of facts in it ({_FORMATS})")
     if not path.exists():
         raise KetoolsError(
-            f'no facts file {path}; give "world" for the built-in world or the path of a file ({_FORMATS})'
+            f'no facts file {path}; give "world" or "real" for the built-in facts or the path of a file ({_FORMATS})'
         )
     readers = {".json": _from_list, ".jsonl": _from_lines, ".csv": _from_rows}
     kind = (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()

@@ -83,7 +83,7 @@ def score_pairs(
 
 
 def choice_logprobs(model: EditableModel, prompts: Sequence[str], choices: Sequence[Sequence[str]]) -> list[np.ndarray]:
-    """Log-probability of each choice's first token right after its prompt; ordered as the logits are.
+    """Log-probability of each choice, all its tokens, right after its prompt.
 
     Args:
         model: the model as it stands.
@@ -91,21 +91,20 @@ def choice_logprobs(model: EditableModel, prompts: Sequence[str], choices: Seque
         choices: for each prompt its choices, with or without their leading space.
 
     Returns:
-        n arrays float64 (nats), one entry per choice.
+        n arrays float64 (nats, the sum over a choice's tokens), one entry per choice.
 
     Raises:
-        KetoolsError: two choices of a prompt begin with the same token.
+        KetoolsError: two choices of a prompt are the same tokens.
     """
     asked = [(prompt, choice.strip()) for prompt, options in zip(prompts, choices, strict=True) for choice in options]
-    rows = [row.first_token() for row in make_rows(model, [p for p, _ in asked], [c for _, c in asked])]
+    rows = make_rows(model, [p for p, _ in asked], [c for _, c in asked])
     logprob, _ = row_scores(model, rows)
     scores, start = [], 0
     for prompt, options in zip(prompts, choices, strict=True):
         end = start + len(options)
         if len({row.target_ids for row in rows[start:end]}) < len(options):
             raise KetoolsError(
-                f"prompt {prompt!r}: two of the choices {list(options)} begin with the same token; "
-                "expected choices that differ from their first token on"
+                f"prompt {prompt!r}: two of the choices {list(options)} are the same to the model; expected choices that differ"
             )
         scores.append(logprob[start:end])
         start = end

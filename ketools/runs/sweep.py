@@ -16,7 +16,7 @@ from ketools.editing.methods import method as named_method
 from ketools.errors import KetoolsError
 from ketools.facts.fact import FactSet
 from ketools.facts.reading import facts as read_facts
-from ketools.io import data_root, read_json, write_json
+from ketools.io import data_root, knows_world, read_json, write_json
 from ketools.models.model import EditableModel, load
 from ketools.models.weights import fresh
 from ketools.norms.weights import growing
@@ -29,6 +29,8 @@ from ketools.runs.store import RunRecord, Store
 METHODS = ("memit", "alphaedit", "encore")
 MODEL = "pocket-llama-v2"
 """The pocket model on which a thousand edits show what the paper shows (data/README.md: the others, and why less)."""
+REAL_SIZES = Sizes(unedited=200, same_subject=100, documents=20, neighbours_end=1)
+"""What a demo measures on a real language model: three methods in minutes on two cores."""
 ALL_STEPS = -1
 """How a table says that no patience stops the target optimisation."""
 Report = Callable[[Mapping[str, RunRecord], Path], object]
@@ -76,16 +78,16 @@ class _Demo(BaseModel):
 def demo(
     methods: Sequence[str] = METHODS,
     model: str | EditableModel = MODEL,
-    edits: int = 1000,
+    edits: int | None = None,
     seed: int = 0,
     out: str | Path = "build/demo",
     *,
     batch: int = 50,
     checkpoint_every: int = 250,
-    facts: str | Path | FactSet = "world",
+    facts: str | Path | FactSet | None = None,
     statistics: Statistics | None = None,
     sizes: Sizes | None = None,
-    tasks: pd.DataFrame | None = None,
+    tasks: pd.DataFrame | tuple[str, ...] | None = None,
     texts: Sequence[str] | None = None,
     progress: bool = True,
     report: Report | None = None,
@@ -100,9 +102,10 @@ def demo(
     Args:
         methods: names ("memit", "alphaedit", "encore", ...).
         model: name, path, or a loaded, unedited model; it comes back bit for bit as it was.
-        edits, batch, checkpoint_every, seed: as in `ketools.runs.run.lifelong`.
+        edits, batch, checkpoint_every, seed: as in `ketools.runs.run.lifelong`; edits None: 1,000, and 100 with the smaller
+            `REAL_SIZES` on a model that does not know the built-in world.
         out: folder for demo.json, report.html and a folder per method.
-        facts: "world", a file, or a FactSet.
+        facts: "world", "real", a file, or a FactSet; None: "world" for a model that knows it, else "real".
         statistics: covariances of the keys; None: those stored with the model.
         sizes, tasks, texts: as in `ketools.runs.panel.Panel.take`.
         progress: show progress bars; report: writes report.html (`ketools.report.page.write_report`); None: there is none.
@@ -120,6 +123,9 @@ def demo(
     if not chosen:
         raise KetoolsError(f"no methods given, expected some of {', '.join(METHODS)}")
     check_seed(seed)
+    world = knows_world(model if isinstance(model, str) else model.path or model.known_as)
+    facts = ("world" if world else "real") if facts is None else facts
+    edits, sizes = edits or (1000 if world else 100), sizes or (Sizes() if world else REAL_SIZES)
     known = settled(facts if isinstance(facts, FactSet) else read_facts(facts))
     todo = known.sample(edits, seed)
     loaded = model if isinstance(model, EditableModel) else load(model)
@@ -131,15 +137,18 @@ def demo(
         raise KetoolsError(f"{out / 'report.html'} is there, but no demo (demo.json is missing); give another folder")
     if look is not None and (again or done or not begun):  # a stopped job passed its checks when it began
         look(loaded, todo, tuple(chosen.values()), given)
-    store = Store(out)
-    with store.writing():  # is the folder writable? Only now: a mistyped model must not cost an earlier run
+    store, new = Store(out), not out.exists()
+    with store.writing():  # is the folder writable?
         write_json(out / "demo.json.tmp", {})
         (out / "demo.json.tmp").unlink()
+        if new:
+            out.rmdir()
+    start = time.perf_counter()
+    panel = Panel.take(loaded, known, todo, sizes=sizes, seed=seed, tasks=tasks, texts=texts)
+    with store.writing():  # only now: a mistyped model or task must not cost an earlier run
         for name in begun if done or again else ():
             Store(out / name).clear()
         (out / "demo.json").unlink(missing_ok=True)
-    start = time.perf_counter()
-    panel = Panel.take(loaded, known, todo, sizes=sizes, seed=seed, tasks=tasks, texts=texts)
     records = sweep(
         loaded, known, {name: {"method": method} for name, method in chosen.items()}, out, edits=edits, batch=batch,
         checkpoint_every=checkpoint_every, seed=seed, statistics=statistics, panel=panel, progress=progress,

@@ -88,7 +88,9 @@ def test_demo_passes_everything_on_and_prints_table_and_sentences(run, job, tmp_
         "out": tmp_path / "o",
         "batch": 20,
         "checkpoint_every": 40,
-        "facts": "world",
+        "facts": None,
+        "tasks": None,
+        "texts": None,
         "progress": False,
         "again": False,
         "report": write_report,
@@ -107,7 +109,7 @@ def test_the_defaults_are_the_jobs_own(run, job):
     from ketools.runs.sweep import METHODS, MODEL
 
     assert run("demo").exit_code == 0
-    assert job.got["methods"] == list(METHODS) and job.got["model"] == MODEL and job.got["edits"] == 1000
+    assert job.got["methods"] == list(METHODS) and job.got["model"] == MODEL and job.got["edits"] is None
     assert job.got["batch"] == inspect.signature(lifelong).parameters["batch"].default
     assert job.got["checkpoint_every"] == inspect.signature(lifelong).parameters["checkpoint_every"].default
 

