@@ -283,20 +283,21 @@ def load(
         # As from_pretrained does: what a model computes for itself and stores in no file (frequencies of rotary
         # positions) keeps its precision.
         stored = model.state_dict().keys()
-        own = {place: buffer for place, buffer in model.named_buffers() if place not in stored}
+        own = {where: buffer for where, buffer in model.named_buffers() if where not in stored}
         nn.Module.to(model, dtype=dtype)
-        for place, buffer in own.items():
-            module, _, buffer_name = place.rpartition(".")
+        for where, buffer in own.items():
+            module, _, buffer_name = where.rpartition(".")
             model.get_submodule(module).register_buffer(buffer_name, buffer, persistent=False)
     model.eval().requires_grad_(False)
     anatomy = anatomy_of(model, name)
     check_finite(model, name)
     tokenizer = _tokenizer(tokenizer, name, path)
-    _check_vocabulary(tokenizer, len(model.get_input_embeddings().weight), name)
-    return EditableModel(model, tokenizer, anatomy, fingerprint_of(model), name, path, *_exported_from(path))
+    made = EditableModel(model, tokenizer, anatomy, fingerprint_of(model), name, path, *_exported_from(path))
+    _check_vocabulary(tokenizer, len(made.embedding), name)
+    return made
 
 
-def _unwrapped(source: object) -> PreTrainedModel:
+def _unwrapped(source: Any) -> PreTrainedModel:  # noqa: ANN401 - whatever a user passes
     while isinstance(source, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(source, "_orig_mod"):
         source = source._orig_mod if hasattr(source, "_orig_mod") else source.module
     if isinstance(source, PreTrainedModel):
@@ -313,7 +314,7 @@ def _unwrapped(source: object) -> PreTrainedModel:
 def _read(where: str | Path, name: str, dtype: torch.dtype | None, spread: Mapping[str, str]) -> PreTrainedModel:
     pocket = isinstance(where, Path) and where.resolve().parent.name == "models" and where.name in model_names()
     try:
-        if find_adapter_config_file(where) is not None:
+        if find_adapter_config_file(str(where)) is not None:
             refuse_adapter(name, "its folder holds an adapter_config.json")
         if isinstance(where, Path):
             read_json(where / "config.json", _Config, "the config of a model", most=1 << 24)
@@ -323,7 +324,7 @@ def _read(where: str | Path, name: str, dtype: torch.dtype | None, spread: Mappi
         parts = (config, *(getattr(config, part, None) for part in config.sub_configs))
         if any(getattr(part, "_attn_implementation", None) not in (None, *_ATTENTIONS) for part in parts):
             config._attn_implementation = None  # any other name may be a kernel, which is fetched from the hub and run
-        model, report = AutoModelForCausalLM.from_pretrained(
+        read: Any = AutoModelForCausalLM.from_pretrained(
             where,
             config=config,
             dtype=dtype or (torch.float32 if pocket else "auto"),
@@ -342,6 +343,7 @@ def _read(where: str | Path, name: str, dtype: torch.dtype | None, spread: Mappi
                 "architecture is part of transformers"
             )
         raise KetoolsError(f"model {name!r} could not be loaded: {why}") from error
+    model, report = read
     if missing := sorted(report["missing_keys"]):
         raise KetoolsError(
             f"model {name!r}: its files lack {len(missing)} of the tensors that its config asks for "
