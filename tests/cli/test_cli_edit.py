@@ -217,6 +217,14 @@ def test_advice(how, said, reached, expected):
     assert told is None if expected is None else re.search(expected, told)
 
 
+def test_the_advice_for_subjects_that_are_whole_prompts():
+    report = pd.DataFrame(
+        {"after_efficacy_accuracy": [0, 0], "prompt": ["Who is it?", "Bo is"], "subject": ["Who is it", "Bo is"]}
+    )
+    told = advice(Edit({}, {"p_target": [0.9, 0.9]}), report, MEMIT)
+    assert "2 of 2 facts is the whole prompt" in told and "lambda_p" not in told
+
+
 def test_again_clears_only_what_edit_wrote(home, finished, run, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(finished[0], out)

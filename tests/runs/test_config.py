@@ -44,6 +44,9 @@ def test_a_file_is_read_and_options_win_over_it(tmp_path):
     assert (changed.edits, changed.seed, changed.settings) == (10, 0, {"lr": 1.0, "layers": [1, 2]})
     assert changed.measures == {"unedited": 50, "spectra": False}
     assert RunConfig.made(config.as_dict()) == config
+    assert config.changed(chat=True).chat and not config.chat
+    with pytest.raises(KetoolsError, match="chat = 1: expected true or false"):
+        RunConfig.made({"chat": 1})
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 """The look before the leap: what it says of models and facts, and that it changes nothing."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import torch
 
 from ketools import Fact, KetoolsError, load
 from ketools.editing.methods import ALL, ENCORE, MEMIT, ROME
+from ketools.facts.check import whole_prompt
 from ketools.models.model import fingerprint_of
 from ketools.runs.preflight import estimate, inspect, measure
 from tests import tokenizers
@@ -150,3 +153,19 @@ def test_methods_beside_each_other_tell_their_costs_and_what_is_wrong_for_each(t
     assert sorted(w.split()[0] for w in found.warnings if "needs the covariance" in w) == ["encore", "memit"]
     twice = inspect(tiny_gpt2, [facts[0], facts[0]], "memit", beside=("encore",), trial=False)
     assert len(twice.problems) == len(set(twice.problems)) > 0
+
+
+def test_how_targets_join_their_prompts_is_shown(tiny_gpt2):
+    facts = [fact(), fact("2", '{} is called "'), fact("3", "{} was in", "Bo Tarn")]
+    about = inspect(tiny_gpt2, facts, trial=False).about["before targets"]
+    assert "a blank (2 facts)" in about and repr('Ada Lorn is called "') in about and "'Oran Bay'" in about
+    assert (
+        "a blank (0 facts)" in inspect(tiny_gpt2, [replace(facts[0], glue=True)], trial=False).about["before targets"]
+    )
+
+
+def test_a_subject_that_is_the_whole_prompt_is_warned_of_as_a_check_of_the_file_does(tiny_gpt2):
+    whole = fact("9", "{}?", "The song of Ada Lorn")
+    found = inspect(tiny_gpt2, [fact(), whole], trial=False)
+    assert str(whole_prompt(whole)) in found.warnings and found.problems == ()
+    assert not any("whole prompt" in text for text in inspect(tiny_gpt2, [fact()], trial=False).warnings)
