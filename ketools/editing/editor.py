@@ -436,6 +436,10 @@ class Editor:
             raise KetoolsError(f"got {short(facts)} to edit; expected a FactSet or a list of Fact")
         if not len(facts):  # before the model writes prefixes
             raise KetoolsError("no facts to edit; give at least one")
+        if torch.is_inference_mode_enabled():
+            raise KetoolsError(
+                "an edit takes gradients, and torch.inference_mode() is on; leave it, torch.no_grad() does no harm"
+            )
         # Without targets nothing reads prefixed prompts.
         return checked_rows(self.model, facts, contexts_of(self.prefixes if self._searches else ()))
 

@@ -158,6 +158,25 @@ class EditableModel:
         """The number that a layer multiplies its summands with before adding them (Granite's; 1 elsewhere)."""
         return float(getattr(self.config, "residual_multiplier", 1.0))
 
+    def check_state(self) -> None:
+        """Raise KetoolsError where the same question would get another answer: in training mode (dropout), and under
+        defaults of torch that tensors of ours would take.
+        """
+        if any(module.training for module in self.model.modules()):
+            raise KetoolsError(
+                f"model {self.name!r} is in training mode, where dropout makes every pass another; call .eval() on the "
+                "model of transformers (model.model.eval())"
+            )
+        if torch.get_default_dtype() != torch.float32:
+            raise KetoolsError(
+                f"torch's default dtype is {torch.get_default_dtype()}, expected torch.float32: call "
+                "torch.set_default_dtype(torch.float32); the type of the weights is a matter of ke.load(dtype=...)"
+            )
+        if torch.get_default_device().type == "meta":
+            raise KetoolsError(
+                'torch\'s default device is "meta", which holds no numbers; call torch.set_default_device(None)'
+            )
+
     def weight(self, index: int) -> Tensor:
         """The MLP's output matrix of layer `index` as a view (d_model, d_mlp): writing to it edits the model."""
         return self.edits.weight(index)

@@ -50,9 +50,10 @@ def make_rows(
 
     What stands between prompt and target, a blank or nothing, is said by `glue` or by the texts: `ketools.facts.fact.tail`.
     Warns (UserWarning) of texts that bring a beginning-of-text token which the tokenizer adds too; one of the two goes.
-    Raises KetoolsError for a target without tokens, a subject without tokens, or a row longer than the model's
-    context window.
+    Raises KetoolsError for a target without tokens, a subject without tokens, a row longer than the model's context
+    window, and a model or a torch that is not in the state in which a pass can be repeated (`EditableModel.check_state`).
     """
+    model.check_state()
     tails = [""] * len(prompts)
     if targets is not None:
         tails = [tail(*each) for each in zip(prompts, targets, glue or [None] * len(prompts), strict=True)]

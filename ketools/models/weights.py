@@ -51,6 +51,7 @@ class EditStack(Sequence["Edit"]):
     def __init__(self, network: nn.Module, anatomy: Anatomy, fingerprint: str, name: str) -> None:
         self.network, self.anatomy, self.fingerprint, self.name = network, anatomy, fingerprint, name
         self._contents = _Contents()
+        self._written: dict[int, int] = {}  # layer -> the sum of its bits as this stack left them
 
     @overload
     def __getitem__(self, at: int) -> Edit: ...
@@ -89,9 +90,11 @@ class EditStack(Sequence["Edit"]):
         """Add `edit` to the weights, on top of those that are there.
 
         `edit.record["rounding"]` then says per layer what the type of the weights took from the update (see `add`).
-        Raises KetoolsError for an edit of another model, other shapes, or numbers that are not finite.
+        Raises KetoolsError for an edit of another model, other shapes, numbers that are not finite, and if an edited
+        matrix was written to by something else since the last edit.
         """
         self.check(edit)
+        self._check_own()
         before, old = now = self.checkpoint(edit.layers)
         try:
             edit.record["rounding"] = {layer: self.add(layer, *pair) for layer, pair in edit.layers.items()}
@@ -109,6 +112,7 @@ class EditStack(Sequence["Edit"]):
         The last edit's bits before are copied back while they are kept; else the other edits are added up anew from the
         original bits, which gives the bits that pushing them alone gives.
         """
+        self._check_own()
         old = self._contents
         at = range(len(old.edits))[at]
         edit, before, last = old.edits[at], old.before[at], at == len(old.edits) - 1
@@ -195,7 +199,7 @@ class EditStack(Sequence["Edit"]):
     def restore(self, bits: Mapping[int, Tensor]) -> None:
         """Write copies back; what the stack holds does not change."""
         for layer, weight in bits.items():
-            self.weight(layer).copy_(weight)
+            self._written[layer] = _sum_of_bits(self.weight(layer).copy_(weight))
 
     def add(self, layer: int, left: Tensor, right: Tensor) -> float:
         """W += left right^T, summed in float64 and rounded once to the type of the weights; the stack does not change.
@@ -213,7 +217,7 @@ class EditStack(Sequence["Edit"]):
             )
         norm = float(delta.norm())
         del delta
-        weight.copy_(wanted)
+        self._written[layer] = _sum_of_bits(weight.copy_(wanted))
         lost = float(wanted.sub_(weight).norm())  # (W' - W) - Delta = W' - (W + Delta)
         return lost / norm if norm else 0.0
 
@@ -237,12 +241,26 @@ class EditStack(Sequence["Edit"]):
             if not (left.isfinite().all() and right.isfinite().all()):
                 raise NotFinite(f"layer {layer} of the edit holds NaN or Inf; the weights were not touched")
 
+    def _check_own(self) -> None:
+        for layer in self.originals:
+            if _sum_of_bits(self.weight(layer)) != self._written[layer]:
+                raise KetoolsError(
+                    f"the edited matrix of layer {layer} of {self.name!r} was changed by something else since the last edit "
+                    "(load_state_dict, training?), so that edits can neither be added nor taken out exactly; load the model "
+                    "again and put the edits into that"
+                )
+
     def _add_up(self, edits: Iterable[Edit], layers: Iterable[int]) -> None:
         touched = set(layers)
         self.restore({layer: self.originals[layer] for layer in touched})
         for edit in edits:
             for layer in touched & set(edit.layers):
                 self.add(layer, *edit.layers[layer])
+
+
+def _sum_of_bits(weight: Tensor) -> int:
+    # As whole numbers: exact, in any order.
+    return int(weight.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]).sum())
 
 
 def check_layer(layer: int, anatomy: Anatomy, name: str) -> None:

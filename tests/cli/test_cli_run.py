@@ -70,7 +70,10 @@ def test_killed_resumed_verified_and_exported(home, run, tmp_path):  # noqa: F81
         ("run --out o --edits 0", "edits = 0"),
         ("run --out o --model tiny --edits 5 --seed -1", "seed = -1: expected a whole number from 0"),
         ("demo --out o --model tiny --edits 5 --seed -1 --quiet", "seed = -1: expected a whole number from 0"),
-        ("run --out o --model huge --facts world --edits 5 --set lr=Infinity", "setting lr is inf; expected a number above 0"),
+        (
+            "run --out o --model huge --facts world --edits 5 --set lr=Infinity",
+            "setting lr is inf; expected a number above 0",
+        ),
         ("run --out o --model tiny --edits 500", "asked for 500 facts, there are 20"),
         ("run --out o --model tiny --edits 5 --set lamda_n=3", "did you mean 'lambda_n'"),
         ("run --out o --model tiny --edits 5 --measure unedit=3", "did you mean 'unedited'"),

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from contextlib import ExitStack
 
 import peft
 import pytest
@@ -22,6 +23,7 @@ from transformers import (
 
 from ketools import KetoolsError, load
 from ketools.editing.covariance import Statistics
+from ketools.editing.editor import Editor
 from ketools.models.anatomy import refuse_config
 from ketools.models.model import anatomy_of, fingerprint_of
 from ketools.models.tokens import make_rows
@@ -439,3 +441,29 @@ def test_a_tokenizer_larger_than_the_embeddings(tiny_llama):
         make_rows(model, ["Ada sang", "Ada <pad> sang"])
     with pytest.raises(KetoolsError, match="holds the token '<pad>'"):
         Statistics.compute(model, ["Ada <pad> sang"], [0], 10)
+
+
+@pytest.mark.parametrize("state", ["training", "checkpointing", "inference", "float64", "meta"])
+def test_a_state_in_which_no_pass_can_be_repeated_is_refused(tiny_llama, tiny_facts, state):
+    network, before = tiny_llama.model, tiny_llama.weight(1).clone()
+    with ExitStack() as stack:
+        if state in ("training", "checkpointing"):
+            network.train()
+            stack.callback(network.eval)
+        if state == "checkpointing":
+            network.gradient_checkpointing_enable()
+            stack.callback(network.gradient_checkpointing_disable)
+        if state == "inference":
+            stack.enter_context(torch.inference_mode())
+        if state == "float64":
+            torch.set_default_dtype(torch.float64)
+            stack.callback(torch.set_default_dtype, torch.float32)
+        if state == "meta":
+            torch.set_default_device("meta")
+            stack.callback(torch.set_default_device, None)
+        word = {"training": "training mode", "checkpointing": "training mode", "inference": "inference_mode"}.get(
+            state, state
+        )
+        with pytest.raises(KetoolsError, match=word):
+            Editor(tiny_llama, "ft", layers=[1]).apply(tiny_facts[:1])
+    assert torch.equal(tiny_llama.weight(1), before) and not tiny_llama.edits

@@ -52,9 +52,9 @@ def test_refilling_gives_the_bits_of_pushing(stacked):
 def test_fresh_and_edited_restore_on_an_error(stacked):
     model, after, edits = stacked
     with pytest.raises(RuntimeError), fresh(model):
-        model.weight(2).mul_(3.0)
         model.edits.pop()
         model.edits.pop(0)
+        model.weight(2).mul_(3.0)
         raise RuntimeError
     assert same(after[4], bits(model)) and model.edits == edits
     with pytest.raises(RuntimeError), edited(model, edits[0], edits[1]):
@@ -91,3 +91,14 @@ def test_an_interrupt_at_any_line_leaves_all_or_nothing(stacked, change):
             assert any(same(now[0], want[0]) and now[1] == want[1] for want in ((after[4], edits), done))
             assert EditStack.__len__(model.edits) == len(now[1])
     assert line > 10
+
+
+def test_weights_that_something_else_wrote_are_noticed(stacked):
+    model, after, edits = stacked
+    unedited = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
+    model.edits.push(made(model, [0], seed=9))
+    model.model.load_state_dict(unedited)
+    for change in (lambda: model.edits.push(edits[0]), model.edits.pop):
+        with pytest.raises(KetoolsError, match="layer 0"):
+            change()
+    assert len(model.edits) == 5 and same(after[4], bits(model))
