@@ -124,9 +124,9 @@ def _parsed(line: str, where: str) -> object:
         raise KetoolsError(f"{where}: broken JSON ({error.msg} at column {error.colno})") from error
 
 
-def _item(item: object, where: str, number: int) -> dict[str, Any]:
+def _item(given: object, where: str, number: int) -> dict[str, Any]:
     """One item, checked."""
-    item = {"split": "test", "id": number} | item if isinstance(item, dict) else {}
+    item: dict[str, Any] = {"split": "test", "id": number} | given if isinstance(given, dict) else {}
     for name, kind in FIELDS.items():
         if not isinstance(item.get(name), kind):
             raise KetoolsError(f"{where}: field {name!r} is missing or of the wrong type; expected {list(FIELDS)}")

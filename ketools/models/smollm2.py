@@ -22,7 +22,7 @@ import sys
 import tempfile
 import urllib.request
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -202,16 +202,12 @@ def prose(dump: str) -> list[list[str]]:
             r"<!--.*?-->|<ref[^>]*/>|<(ref|math|gallery|table|source|code)\b.*?</\1>", "", wiki, flags=re.DOTALL
         )
         for inner in (r"\{\{[^{}]*\}\}", r"\{\|[^{}]*?\|\}", r"\[\[(?:File|Image|Category):[^\[\]]*\]\]"):
-            wiki = _until_same(lambda text, inner=inner: re.sub(inner, "", text), wiki)
+            found = 1
+            while found:  # they nest: from the inside out
+                wiki, found = re.subn(inner, "", wiki)
             wiki = re.sub(r"\[\[(?!File:|Image:|Category:)(?:[^\[\]|]*\|)?([^\[\]|]*)\]\]", r"\1", wiki)
         wiki = re.sub(r"\[https?://\S+ ?([^\]]*)\]|<[^>]+>|'{2,}", r"\1", wiki)
         lines = (re.sub(r"\s+", " ", line).strip() for line in wiki.splitlines())
-        found = [line for line in lines if len(line) >= _PARAGRAPH and line[0] not in "*#|!:;={[" and "|" not in line]
-        articles += [found] if found else []
+        kept = [line for line in lines if len(line) >= _PARAGRAPH and line[0] not in "*#|!:;={[" and "|" not in line]
+        articles += [kept] if kept else []
     return articles
-
-
-def _until_same(change: Callable[[str], str], text: str) -> str:
-    while (after := change(text)) != text:
-        text = after
-    return text

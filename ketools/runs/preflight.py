@@ -310,8 +310,7 @@ def inspect(
         start, end = fact.subject_span
         ((_, offsets),) = encode(model.tokenizer, [fact.text])
         subject = {i for i, (first, last) in enumerate(offsets) if first < end and last > max(start, first)}
-        names = model.tokenizer.convert_ids_to_tokens([*bare.ids, bare.target_ids[-1]])
-        for place, token in enumerate(names):
+        for place, token in enumerate(map(model.tokenizer.convert_ids_to_tokens, (*bare.ids, bare.target_ids[-1]))):
             mark = "target" if place in targets else "subject" if place in subject else ""
             tokens.append(
                 {
