@@ -294,8 +294,8 @@ def gather(folders: Iterable[str | Path]) -> list[Run]:
             paths = [path for path in sorted(folder.iterdir()) if Store(path).exists()] if folder.is_dir() else []
             # An earlier demo of other methods may have left its runs beside those of the last, which demo.json names.
             try:
-                last = read_json(folder / "demo.json", dict[str, Any]).get("methods") or {}
-                paths = [path for path in paths if path.name in last] or paths
+                last = read_json(folder / "demo.json", dict[str, Any]).get("methods")
+                paths = [path for path in paths if isinstance(last, dict) and path.name in last] or paths
             except Damaged:  # no finished demo, or one that cannot be read
                 pass
             if not paths:

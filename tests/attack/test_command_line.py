@@ -266,7 +266,7 @@ def _():
         "a deep provenance": ({"triangle.1": triangle}, texts | {"provenance": "[" * 9999}),
         "no layer": ({"triangle.x": triangle}, texts),
         "a short triangle": ({"triangle.1": triangle[:-1]}, texts),
-        "another width": ({f"triangle.{i}": triangle[:6] for i in range(4)}, texts),
+        "another width": ({f"triangle.{i}": triangle[:6].clone() for i in range(4)}, texts),
         "a matrix": ({"triangle.1": triangle[None]}, texts),
         "whole numbers": ({"triangle.1": triangle.long()}, texts),
         "scale alone": ({"scale.1": torch.ones(64)}, texts),

@@ -96,7 +96,7 @@ def test_stopped_continued_and_reported(home):
 
 
 def test_an_unknown_model_costs_nothing_that_was_finished(home):
-    process = start(home, "demo --model huge --edits 2 --out other --quiet")
+    process = start(home, "demo --model huge --facts world --edits 2 --out other --quiet")
     _, err = process.communicate(timeout=300)
     assert process.returncode == 2 and "'huge'" in err and "tiny" in err and "Traceback" not in err
 

@@ -1,5 +1,6 @@
 """Factors and keys that stay in their files: the same numbers, read when asked for, and errors that name the file."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,7 @@ def test_errors_name_the_file_and_weights_stay(pair, tiny_model, damage):
     else:
         Edit({5: (torch.zeros(3, 1), torch.zeros(4, 1))}).save(path)
     before = tiny_model.weight(0).clone()
-    with pytest.raises(KetoolsError, match=f"no edit in {path}"):
+    with pytest.raises(KetoolsError, match=re.escape(str(path))):
         stored.apply_to(tiny_model)
     assert torch.equal(tiny_model.weight(0), before) and not tiny_model.edits
 
@@ -93,7 +94,7 @@ def test_blocks_are_read_when_asked_for(tmp_path):
     with pytest.raises(KetoolsError, match=r"no state in .*1: it holds no past\.3\.7"):
         list(state.past[3])
     (tmp_path / "1").unlink()
-    with pytest.raises(KetoolsError, match="no state in .*1: there is no such file"):
+    with pytest.raises(KetoolsError, match="1: there is no such file"):
         state.past[3][0]
 
 

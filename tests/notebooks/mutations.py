@@ -150,8 +150,8 @@ def _residue():
 def _swapped():
     def make(old):
         def prompts(*args):
-            for i, kind, prompt, wanted, unwanted in old(*args):
-                yield (i, kind, prompt, unwanted, wanted) if unwanted else (i, kind, prompt, wanted, unwanted)
+            for i, kind, prompt, wanted, unwanted, glue in old(*args):
+                yield (i, kind, prompt, *((unwanted, wanted) if unwanted else (wanted, unwanted)), glue)
 
         return prompts
 
@@ -202,8 +202,8 @@ def _wrong_prompt():
     asking = {"known": False}
 
     def scored(old):
-        def wrong(model, prompts, targets):
-            return old(model, prompts if asking["known"] else [p.split()[0] for p in prompts], targets)
+        def wrong(model, prompts, *others):
+            return old(model, prompts if asking["known"] else [p.split()[0] for p in prompts], *others)
 
         return wrong
 

@@ -210,10 +210,10 @@ def test_a_record_with_a_damaged_file_is_not_read_in_part(whole, tmp_path):
 
 
 def test_leftovers_of_a_killed_process_are_named_and_swept(run, tiny_gpt2, whole, tmp_path):
-    (tmp_path / "whole" / "edits" / ".00004.safetensors.x.part").write_bytes(b"half")
+    (tmp_path / "whole" / "edits" / ".00004.safetensors.0123abcd.part").write_bytes(b"half")
     (tmp_path / "whole" / "edits" / "00004.safetensors").write_bytes(b"without its commit")
     found = survey(tmp_path / "whole")
-    assert found.sound and set(found.leftovers) == {"edits/.00004.safetensors.x.part", "edits/00004.safetensors"}
+    assert found.sound and set(found.leftovers) == {"edits/.00004.safetensors.0123abcd.part", "edits/00004.safetensors"}
     goes_on_to_the_same(run, tiny_gpt2, whole, "whole")
     assert not survey(tmp_path / "whole").leftovers
 

@@ -111,8 +111,9 @@ def together(lab: Lab, two: FactSet, editor: Editor, targets: Targets | None = N
     if not len(two):
         return pd.DataFrame(columns=["batch", "p_new", "says_new", "size"])
     settings: dict[str, Any] = {"prefixes": editor.prefixes, "layers": editor.layers, "statistics": lab.statistics}
+    settings["same_subject"] = "alone"  # each fact with a target of its own, as published
     writer, rows = Editor(lab.model, editor.method, seed=lab.seed, **settings), []
-    targets = editor.targets(two) if targets is None else targets
+    targets = writer.targets(two) if targets is None else targets
     for name, part in (("one fact a subject", slice(0, None, 2)), ("two facts a subject", slice(None))):
         some = two[part]
         edit = writer.apply(some, targets=targets.pick(part))
