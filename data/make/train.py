@@ -1,6 +1,6 @@
 """Trains a pocket model: `python data/make/train.py pocket` (or pocket-llama); resumes after a kill, exports HF format.
 
-bf16 autocast, torch.compile and a fused AdamW on CPU; a GPU is used if there is one. Every few hundred steps it
+bf16 autocast where the processor has matrix units, torch.compile, a fused AdamW; a GPU is used if there is one. Every few hundred steps it
 measures recall (bare, held-out templates, behind prose) and where recall happens, and appends to the training log.
 """
 
@@ -155,11 +155,13 @@ class Trainer:
     def run(self, every: int) -> None:
         """Trains to the end of the last stage; measures and saves every `every` steps."""
 
+        # Without matrix units bfloat16 products are emulated: 51 s a step instead of 4 (AMD EPYC, d_mlp 6,400).
+        fast = self.device.type == "cuda" or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        dtype = torch.bfloat16 if fast else torch.float32
+
         def loss_of(b: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            low, high = (
-                torch.zeros(m.shape, dtype=torch.bfloat16, device=m.device).masked_fill(~m, -1e30) for m in masks(b)
-            )
-            with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            low, high = (torch.zeros(m.shape, dtype=dtype, device=m.device).masked_fill(~m, -1e30) for m in masks(b))
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=fast):
                 logits, states = self.network(b["ids"], b["positions"], low, high, b["read"], b["probed"])
                 loss = F.cross_entropy(logits, b["target"], reduction="none")
                 held = self.probe(states, b["relation"], self.network.embed.weight)
