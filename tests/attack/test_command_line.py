@@ -274,42 +274,23 @@ def _():
         "NaN": ({f"triangle.{i}": triangle * float("nan") for i in range(4)}, texts),
         "a number alone": ({"triangle.1": torch.tensor(1.0)}, texts),
     }  # fmt: skip
+
+    def command(folder):
+        words = ("edit", "--model", "tiny", "--yes", "--quiet", "--facts", facts_file(folder), "--out", folder / "o")
+        return (*words, "--statistics", folder / "c.safetensors")
+
     for name, (tensors, about) in wrong.items():
 
         def prepare(folder, root, tensors=tensors, about=about):
             write_tensors(folder / "c.safetensors", tensors, about)
-            return (
-                "edit",
-                "--model",
-                "tiny",
-                "--facts",
-                facts_file(folder),
-                "--out",
-                folder / "o",
-                "--statistics",
-                folder / "c.safetensors",
-                "--yes",
-                "--quiet",
-            )
+            return command(folder)
 
         yield name, prepare
     for kind in (*BYTES, *FILES):
 
         def prepare(folder, root, kind=kind):
             put(folder / "c.safetensors", kind)
-            return (
-                "edit",
-                "--model",
-                "tiny",
-                "--facts",
-                facts_file(folder),
-                "--out",
-                folder / "o",
-                "--statistics",
-                folder / "c.safetensors",
-                "--yes",
-                "--quiet",
-            )
+            return command(folder)
 
         yield f"is {kind}", prepare
 
