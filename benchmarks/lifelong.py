@@ -259,6 +259,18 @@ def publish(runs: Sequence[Planned], options: argparse.Namespace) -> list[Path]:
     return [*written, *write_headline(first, options.results)]
 
 
+def run_options(parser: argparse.ArgumentParser, *, edits: int, batch: int, every: int, out: str, results: str) -> None:
+    """What every script with a plan of long runs takes, with its own defaults."""
+    parser.add_argument("--edits", type=int, default=edits)
+    parser.add_argument("--batch", type=int, default=batch)
+    parser.add_argument("--checkpoint-every", type=int, default=every, help="edits between two checkpoints")
+    parser.add_argument("--out", type=Path, default=Path(out), help="folder of the runs, with weights")
+    parser.add_argument("--results", type=Path, default=Path(results), help="folder of the light records")
+    parser.add_argument("--list", action="store_true", help="say how far each run is, and leave")
+    parser.add_argument("--pack", action="store_true", help="start no run; pack what is finished")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -266,15 +278,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         "--only", type=lambda s: s.split(","), default=[], help="encore,seed0: runs with one of these words"
     )
     parser.add_argument("--models", type=lambda s: s.split(","), default=None, help="others than pocket, pocket-llama")
-    parser.add_argument("--edits", type=int, default=10_000)
-    parser.add_argument("--batch", type=int, default=100)
-    parser.add_argument("--checkpoint-every", type=int, default=1000)
-    parser.add_argument("--out", type=Path, default=Path("build/lifelong"), help="folder of the runs, with weights")
-    parser.add_argument("--results", type=Path, default=Path("data/results"), help="folder of the light records")
+    run_options(parser, edits=10_000, batch=100, every=1000, out="build/lifelong", results="data/results")
     parser.add_argument("--all", action="store_true", help="go on with the next run until all are done")
-    parser.add_argument("--list", action="store_true", help="say how far each run is, and leave")
-    parser.add_argument("--pack", action="store_true", help="start no run; pack what is finished")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
     return parser.parse_args(words)
 
 

@@ -29,7 +29,7 @@ import pandas as pd
 import torch
 
 from benchmarks.command import ended
-from benchmarks.lifelong import Planned, done, listing, packed, state
+from benchmarks.lifelong import Planned, done, listing, packed, run_options, state
 from ketools.editing.covariance import Statistics
 from ketools.editing.editor import Editor
 from ketools.editing.targets import Pass, Targets
@@ -239,14 +239,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--facts", type=Path, required=True, help="CounterFact, in any layout that ketools reads")
     parser.add_argument("--text", type=Path, required=True, help="wikitext, of C and of perplexity; may be .gz")
-    parser.add_argument("--edits", type=int, default=2400)
-    parser.add_argument("--batch", type=int, default=50)
-    parser.add_argument("--checkpoint-every", type=int, default=275, help="edits; by default up to load 0.2, 0.36, ...")
-    parser.add_argument("--out", type=Path, default=Path("build/real"), help="folder of the runs, with weights")
-    parser.add_argument("--results", type=Path, default=Path("data/real"), help="folder of the light records")
-    parser.add_argument("--list", action="store_true", help="say how far each run is, and leave")
-    parser.add_argument("--pack", action="store_true", help="start no run; pack what is finished")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    # A checkpoint about every 0.18 of load.
+    run_options(parser, edits=2400, batch=50, every=275, out="build/real", results="data/real")
     return parser.parse_args(words)
 
 
