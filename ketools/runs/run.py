@@ -302,16 +302,15 @@ def lifelong(
         "sizes": plain(sizes),
     }
     if tasks is not None:
-        settings["tasks"] = tasks.to_json(orient="records") if isinstance(tasks, pd.DataFrame) else list(tasks)
-        settings["tasks"] = hashlib.sha256(json.dumps(settings["tasks"]).encode()).hexdigest()
+        named_or_items = tasks.to_json(orient="records") if isinstance(tasks, pd.DataFrame) else list(tasks)
+        settings["tasks"] = hashlib.sha256(json.dumps(named_or_items).encode()).hexdigest()
     if texts is not None:
         settings["texts"] = hashlib.sha256("\0".join(texts).encode()).hexdigest()
     store, about = Store(Path(out)), provenance(model, seed, chosen) | {"config": plain(config)}
     asked: dict[str, Any] = {"sizes": sizes, "seed": seed, "tasks": tasks, "texts": texts}
     with store.locked():
-        if (
-            not store.exists()
-        ):  # what cannot be edited, scored, or asked at a checkpoint is found now, and leaves no folder
+        # What cannot be edited, scored, or asked at a checkpoint is found now, and leaves no folder.
+        if not store.exists():
             for first in range(0, edits, batch):
                 checked_rows(model, todo[first : first + batch], ("",))
             if wrong := unscorable(model, todo):
