@@ -42,7 +42,7 @@ class EncoreDial(View):
         self.grid, self.context = grid, context
         self._weights = sorted(set(grid["lambda_n"].astype(float)))
         self._steps = sorted(set(grid["patience"].astype(int)), key=lambda n: math.inf if n == ALL_STEPS else n)
-        offered = [(metric(key).axis, key) for key in MEASURES if key in grid and grid[key].notna().any()]
+        offered = [(metric(key).label, key) for key in MEASURES if key in grid and grid[key].notna().any()]
         size = {"width": "30rem", "indent": "8rem"}
         controls = {
             "lambda_n": slider(
