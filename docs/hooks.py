@@ -71,21 +71,47 @@ def published(kind: str) -> str:
     return table(("model", "method", *columns), rows) + f"\n\nSource: {data['source']}."
 
 
-def ours() -> str:
-    """The ends of the stored reference runs (data/results), mean over seeds, with their load."""
+def ends(folders: Iterable[Path], keys: Sequence[str], names: Sequence[str]) -> str:
+    """Unedited model and last checkpoints of stored runs, mean (lowest to highest) over seeds; `names`: columns in front."""
     from ketools.evaluation.metrics import metric
-    from ketools.io import data_root
-    from ketools.runs.compare import compare
+    from ketools.runs.compare import by_method, compare
     from ketools.runs.records import gather, title
 
-    frame = compare(gather(sorted((data_root() / "results").iterdir())))
+    rows: list[list[str]] = []
+    for model, part in by_method(compare(gather(folders))).groupby("model", sort=False):
+        front = {"model": model, "method": "*unedited*", "load": "0"}
+        before = [metric(key).format(1.0) if key.endswith(("_kept", "_ratio")) else "-" for key in keys]
+        rows.append([*(front.get(name, "") for name in names), *before])
+        for _, row in part.iterrows():
+            front = {"method": title(row["method"]), "load": f"{row['load']:.2f}"}
+            cells = [front.get(name, str(row[name])) for name in names]
+            for key in keys:
+                mean, low, high = (metric(key).format(row[f"{key}{end}"]) for end in ("", "_min", "_max"))
+                cells.append(mean if low == high else f"{mean} ({low} to {high})")
+            rows.append(cells)
+    return table((*names, *(metric(key).short or metric(key).label for key in keys)), rows)
+
+
+def ours() -> str:
+    """The reference runs (data/results)."""
+    from ketools.io import data_root
+
     keys = ("ES", "PS", "NS", "S", "unedited_kept", "downstream_kept", "norm_ratio")
-    rows = []
-    for (model, method), group in frame.groupby(["model", "method"], sort=False):
-        shown = [metric(key).format(group[key].mean()) for key in keys]
-        rows.append((model, title(str(method)), len(group), f"{group['load'].max():.2f}", *shown))
-    heads = [metric(key).short or metric(key).label for key in keys]
-    return table(("model", "method", "seeds", "load", *heads), rows)
+    return ends(sorted((data_root() / "results").iterdir()), keys, ("model", "method", "seeds", "load"))
+
+
+def demo_runs() -> list[Path]:
+    """Folders of what `make demo` does, over three seeds."""
+    from ketools.io import data_root
+
+    names = ("memit", "alphaedit", "encore")
+    return [data_root() / "findings" / f"pocket-llama-v2-{name}-seed{seed}" for name in names for seed in range(3)]
+
+
+def demo() -> str:
+    """The demo's table, which the README shows too."""
+    keys = ("norm_ratio", "unedited_kept", "same_subject_kept", "downstream_kept", "ES", "NS", "p_edited")
+    return ends(demo_runs(), keys, ("method",))
 
 
 def drawing(name: str, *highlight: str) -> str:
@@ -102,6 +128,7 @@ MADE = {
     "zsre": lambda: published("zsre"),
     "overfitting": lambda: published("overfitting"),
     "ours": ours,
+    "demo": demo,
     "transformer": lambda: drawing("transformer"),
     "update": lambda: drawing("transformer", "key", "W", "delta", "value"),
     "form": lambda: drawing("quadratic_form"),

@@ -220,7 +220,7 @@ class LeastSquares:
     @property
     def protects(self) -> str:
         """What it protects, as in all updates, for `methods()`."""
-        return "prose keys" + (", past edits" if self.past_keys else "") + (", the weights' norm" if self.norm else "")
+        return "background text" + (", past edits" if self.past_keys else "") + (", the weights' norm" if self.norm else "")
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ class NullSpace:
 
     @property
     def protects(self) -> str:
-        return "the span of prose keys, exactly" + (", past edits" if self.past_keys else "")
+        return "the span of background text, exactly" + (", past edits" if self.past_keys else "")
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ class Constraint:
 
     @property
     def protects(self) -> str:
-        return f"prose keys; the new facts hold exactly{' (on the bare prompt)' if self.bare_key else ''}"
+        return f"background text; the new facts hold exactly{' (on the bare prompt)' if self.bare_key else ''}"
 
 
 @dataclass(frozen=True)
@@ -427,7 +427,7 @@ def methods() -> "pd.DataFrame":
         {
             "name": m.name,
             "year": m.year,
-            "stopping": str(m.stopping) if m.has_targets else "no step 1",
+            "stopping": str(m.stopping) if m.has_targets else "no target optimisation",
             "protects": m.update.protects,
             "post": "none" if m.post is None else str(m.post),
             "source": m.source,

@@ -144,16 +144,6 @@ def test_published_tables_are_complete_and_consistent():
             assert abs(3 / (1 / es + 1 / ps + 1 / ns) - s) < 0.03
 
 
-def test_our_table_is_that_of_the_records(hooks):
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in hooks.ours().splitlines()]
-    head, *body = rows[:1] + rows[2:]
-    readme = (ROOT / "data" / "results" / "README.md").read_text("utf-8").split("## All measures")[1]
-    for row in body:
-        named = dict(zip(head, row))
-        line = next(x for x in readme.splitlines() if x.startswith(f"| {named['model']} | {named['method']} |"))
-        assert abs(float(named["ES"].rstrip("%")) - float(line.split("|")[4].split("(")[0])) < 0.06
-
-
 def test_mathematics_and_figures_are_made_for_a_reader_without_network(hooks):
     html = hooks.on_page_content(r'<p><span class="arithmatex">\(\lambda_n\)</span></p>')
     assert "<math" in html and "arithmatex" not in html
