@@ -6,7 +6,7 @@ from collections.abc import Sequence
 class KetoolsError(ValueError):
     """A mistake in what the user gave: a facts file, a model name, a setting, a folder.
 
-    The message says what was got, what was expected and the way out; the command line prints it as one line
+    The message says what was given, what was expected and how to proceed; the command line prints it as one line
     (exit code 2). Broken invariants of our own are `assert`ed instead.
 
     Examples:
@@ -20,13 +20,13 @@ class KetoolsError(ValueError):
 
 
 class Damaged(KetoolsError):
-    """A file is missing, or not what was expected there: the message names the file, and the field where it is one."""
+    """A file is missing or not what was expected: the message names the file and, where there is one, the field."""
 
 
 class NotFinite(KetoolsError):
-    """Numbers left the finite ones: in weights, a covariance, keys, targets or a solve; the message names the layer.
+    """NaN or Inf in weights, a covariance, keys, targets or a solve; the message names the layer.
 
-    A long run takes it for the model's collapse, records it and ends; it is told by this type, not by its words.
+    A long run treats it as the model's collapse, records it and ends; it recognises this type, not the wording.
     """
 
 

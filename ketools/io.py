@@ -1,7 +1,7 @@
-"""Files and folders that are either wholly written or not there at all; the one reader of files from outside; where data
-lies.
+"""Files and folders that are either written completely or not at all; the one reader of files from outside; the data
+folder.
 
-Whatever is wrong with a file that is read here is one error, Damaged: which file, which field, what was found, and what
+Whatever is wrong with a file that is read here raises one error, Damaged: which file, which field, what was found and what
 was expected.
 """
 
@@ -78,7 +78,7 @@ def read_toml(path: str | Path, expected: str = "TOML") -> dict[str, Any]:
     try:
         return tomllib.loads(read_bytes(path, expected).decode("utf-8"))
     except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, thousands of brackets
-        raise Damaged(f"{path}: no TOML ({_reason(error)}); expected {expected}") from error
+        raise Damaged(f"{path}: not TOML ({_reason(error)}); expected {expected}") from error
 
 
 def table_of(data: bytes, where: str) -> "pd.DataFrame":
@@ -89,7 +89,7 @@ def table_of(data: bytes, where: str) -> "pd.DataFrame":
     try:
         return pd.read_parquet(BytesIO(data))
     except (ArrowException, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Damaged(f"{where}: no table in parquet ({_reason(error)})") from error
+        raise Damaged(f"{where}: not a parquet table ({_reason(error)})") from error
 
 
 def parsed(text: str | bytes, schema: Any, where: str, expected: str = "JSON") -> Any:  # noqa: ANN401
@@ -100,7 +100,7 @@ def parsed(text: str | bytes, schema: Any, where: str, expected: str = "JSON") -
         ValueError,
         RecursionError,
     ) as error:  # not UTF-8, not JSON, a number of 5,000 digits, thousands of brackets
-        raise Damaged(f"{where}: no JSON ({_reason(error)}); expected {expected}") from error
+        raise Damaged(f"{where}: not JSON ({_reason(error)}); expected {expected}") from error
     return checked(value, schema, where)
 
 
@@ -312,7 +312,7 @@ def finite(value: object) -> object:
 def data_root() -> Path:
     """The folder with `world/` and `models/`.
 
-    KETOOLS_DATA if set, else `data/` of the checkout beside the package, else what the wheel brought along.
+    KETOOLS_DATA if set, else `data/` of the checkout beside the package, else the copy in the wheel.
     Raises KetoolsError if there is no such folder.
     """
     named = os.environ.get("KETOOLS_DATA")

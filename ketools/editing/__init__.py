@@ -1,1 +1,1 @@
-"""Step 1 and step 2 of locate-then-edit: targets, keys, closed-form updates, and edits as objects."""
+"""Locate-then-edit: target optimisation, keys, closed-form weight updates, and edits as objects."""

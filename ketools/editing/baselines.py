@@ -130,7 +130,7 @@ def fine_tune(
 def _losses(model: EditableModel, trial: _Trial, ids: Tensor, mask: Tensor, reads: Reads) -> Tensor:
     """Mean token NLL of each fact's target, (facts,)."""
     inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
-    states = functional_call(model.body, trial.weights(), (), inputs).last_hidden_state  # behind the final norm
+    states = functional_call(model.body, trial.weights(), (), inputs).last_hidden_state  # after the final norm
     picked = states[reads.row.to(states.device), reads.position.to(states.device)]
     logits = model.logits(picked).float()
     losses = nn.functional.cross_entropy(logits, reads.token.to(logits.device), reduction="none")
@@ -282,7 +282,7 @@ def moments(features: Tensor) -> Tensor:
 def joined(blocks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and unbiased deviation (features,), float64, over everything in `blocks` of moments.
 
-    Pairwise, in order (Chan, Golub and LeVeque, 1983), hence to the same bits from a state that was saved.
+    Pairwise, in order (Chan, Golub and LeVeque, 1983), hence bit for bit from a saved state.
     """
     mean, square, count = (column.clone() for column in blocks[0].double().T)
     for block in blocks[1:]:

@@ -1,8 +1,8 @@
-"""C = E[k k^T], the second moment of a layer's MLP keys over running text: what every closed form protects.
+"""C = E[k k^T], the uncentred covariance of a layer's MLP keys over background text: what every closed form protects.
 
 `Statistics` holds C of some layers. It is computed in one pass over text, for all layers at once: memory is a float64 matrix
-(d_mlp, d_mlp) a layer and some 32,000 tokens, the corpus is read as a stream, and a pass that was stopped can go on to the
-same bits. `corpus` opens running text, `import_moments` reads the files that ROME's and MEMIT's authors published.
+(d_mlp, d_mlp) a layer and some 32,000 tokens, the corpus is read as a stream, and an interrupted pass resumes
+bit for bit. `corpus` opens running text, `import_moments` reads the files that ROME's and MEMIT's authors published.
 """
 
 import gzip
@@ -75,8 +75,8 @@ class Statistics:
         A text counts up to its first `length` tokens (at most the model's context window). With `positions="last"` only
         the last token of each text counts: texts that end with a subject then give the keys that edits write to.
         `progress` is called with the number of tokens read since the last call, those of an earlier pass first. With
-        `partial`, sums are written to this file about every `every` tokens, and a pass that finds the file goes on from
-        there, to the same bits; remove it once the result is saved.
+        `partial`, sums are written to this file about every `every` tokens, and a pass that finds the file resumes
+        from it, bit for bit; remove it once the result is saved.
 
         Warns (TooLittleText), naming the rank, if fewer than d_mlp tokens were read. Raises KetoolsError if the texts hold
         no tokens, if keys are not finite, if memory runs out, for settings out of range, for an edited model, and for a
@@ -202,7 +202,7 @@ class Statistics:
         """(1 - share) of this C plus `share` of the other's, for the layers that both hold.
 
         A mean over running text weighs a key by how often keys like it occur, and few tokens are the last of a subject,
-        where facts are recalled. Mixing in the second moments of those tokens decides how much they count.
+        where facts are recalled. Mixing in the covariance of those tokens decides how much they count.
 
         Raises KetoolsError for a share outside 0 .. 1, another model's statistics, and no layer in common.
         """
@@ -288,7 +288,7 @@ def _kin(model: EditableModel, made_for: str, dtype: str | None) -> str | None:
         return f"{model.bases[made_for]}, from which it was edited"
     sources = [("the same model", model.path), *((name, name) for name in model.bases.values())]
     for name, source in sources if dtype in _DTYPES else ():
-        with suppress(KetoolsError):  # a base that is not at hand any more
+        with suppress(KetoolsError):  # a base that is no longer available
             if source is not None and load(source, dtype=getattr(torch, dtype or "")).fingerprint == made_for:
                 return f"{name} in {dtype}"
     return None
@@ -346,7 +346,7 @@ class _Done(BaseModel):
 
 
 class _Hashed(Iterator[str]):
-    """Texts, counted (`read`) and hashed as they are read: a pass that goes on must be given the same ones."""
+    """Texts, counted (`read`) and hashed as they are read: a pass that resumes must be given the same ones."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts, self.read, self.digest = iter(texts), 0, hashlib.sha256()
@@ -410,7 +410,7 @@ def _resume(path: str | Path, about: Mapping[str, Any], source: _Hashed) -> tupl
         if stored.get(name) != json.dumps(value):
             raise KetoolsError(
                 f"{path} holds partial sums with {name} = {stored.get(name)}, asked for is {json.dumps(value)}; give the "
-                "same settings to go on with it, or remove the file to start anew"
+                "same settings to resume, or remove the file to start again"
             )
     done = parsed(stored.get("done", ""), _Done, f"{path}: field done", "partial sums")
     sizes = {i: tensors.get(f"triangle.{i}", torch.empty(0)).numel() for i in about["layers"]}
@@ -421,7 +421,7 @@ def _resume(path: str | Path, about: Mapping[str, Any], source: _Hashed) -> tupl
     if source.read < done["texts"] or (done["texts"] and source.digest.hexdigest() != done["digest"]):
         raise KetoolsError(
             f"{path} holds partial sums over {done['texts']} texts, and these texts begin differently; give the same "
-            "text to go on with it, or remove the file to start anew"
+            "text to resume, or remove the file to start again"
         )
     return {i: _symmetric(_upper(tensors[f"triangle.{i}"])) for i in about["layers"]}, done["tokens"]
 
@@ -448,7 +448,7 @@ class _Unpacked(Mapping[int, Tensor]):
             if scale is not None:
                 factor = half * scale.double()
                 product = factor.T @ factor
-            self._made[layer] = _symmetric(half) if scale is None else (product + product.T) / 2  # symmetric to the bit
+            self._made[layer] = _symmetric(half) if scale is None else (product + product.T) / 2  # exactly symmetric
         return self._made[layer]
 
 
@@ -471,7 +471,7 @@ def _symmetric(half: Tensor) -> Tensor:
     return half + half.triu(1).T
 
 
-# Name: repository, configuration. English Wikipedia is what ROME and MEMIT took their second moments from.
+# Name: repository, configuration. English Wikipedia is what ROME and MEMIT took their covariances from.
 HUB = {
     "wikitext": ("Salesforce/wikitext", "wikitext-103-raw-v1"),
     "wikipedia": ("wikimedia/wikipedia", "20231101.en"),
@@ -482,7 +482,7 @@ _LONGEST = 1 << 16  # characters of one text: its first tokens are all that coun
 
 @dataclass(frozen=True)
 class Corpus:
-    """Texts in a fixed order, read anew by each loop over them; `name` goes into the provenance of what is made."""
+    """Texts in a fixed order, read again by each loop over them; `name` goes into the provenance of what is made."""
 
     name: str
     _open: Callable[[], Iterator[str]] = field(repr=False)
@@ -492,7 +492,7 @@ class Corpus:
 
 
 def corpus(source: str | Path) -> Corpus:
-    """The corpus "world" (the built-in world's prose), "wikitext" or "wikipedia" (streamed, need the package datasets
+    """The corpus "world" (the text of the built-in world), "wikitext" or "wikipedia" (streamed, need the package datasets
     and a connection), or the text file at `source` (UTF-8, .gz too).
 
     A file's texts are separated by blank lines; in a file that has none every line is a text. Raises KetoolsError for
@@ -566,10 +566,10 @@ def import_moments(model: EditableModel, files: Mapping[int, str | Path], corpus
     a file is executed: arrays of objects (pickles) are refused.
 
     Raises KetoolsError for no files, a layer that is not there, and a file that is missing, of another layout, of
-    another width, or holds numbers that no second moments can have.
+    another width, or holds numbers that no covariance can have.
     """
     if not files:
-        raise KetoolsError("no files of second moments; give one .npz for each edited layer")
+        raise KetoolsError("no covariance files; give one .npz for each edited layer")
     layers: dict[int, Tensor] = {}
     sources: dict[str, dict[str, object]] = {}
     counts: list[int] = []
@@ -580,8 +580,8 @@ def import_moments(model: EditableModel, files: Mapping[int, str | Path], corpus
         where = f"{path} (layer {index})"
         if total.shape != (d_mlp, d_mlp):
             raise KetoolsError(
-                f"{where}: second moments of shape {total.shape}, the model's keys need {(d_mlp, d_mlp)}; "
-                "these belong to another model"
+                f"{where}: a covariance of shape {total.shape}, the model's keys need {(d_mlp, d_mlp)}; "
+                "it belongs to another model"
             )
         if not np.issubdtype(total.dtype, np.floating) or count < 1:
             raise KetoolsError(
@@ -591,7 +591,7 @@ def import_moments(model: EditableModel, files: Mapping[int, str | Path], corpus
         if not c.isfinite().all():
             raise NotFinite(f"{where}: holds NaN or Inf; copy it again from its publisher")
         if (c - c.T).norm() > 1e-3 * c.norm() or (c.diagonal() < 0).any():
-            raise KetoolsError(f"{where}: is not symmetric with a positive diagonal, hence no second moments")
+            raise KetoolsError(f"{where}: is not symmetric with a positive diagonal, hence not a covariance")
         layers[index] = (c + c.T) / 2  # summed in float32 by its publisher: symmetric but for rounding
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -608,7 +608,7 @@ def import_moments(model: EditableModel, files: Mapping[int, str | Path], corpus
 
 
 def _published_sums(path: Path) -> tuple[np.ndarray, int]:
-    regular(path, "a .npz of second moments")
+    regular(path, "a covariance in .npz")
     try:
         with np.load(path, allow_pickle=False) as archive:
             missing = [key for key in ("mom2.mom2", "mom2.count") if key not in archive]
@@ -634,6 +634,6 @@ def _published_sums(path: Path) -> tuple[np.ndarray, int]:
         zipfile.BadZipFile,
     ) as error:
         raise KetoolsError(
-            f"{path} is no .npz of second moments that can be read without running code: {error}; copy it again from its "
+            f"{path} is not a covariance in .npz that can be read without running code: {error}; copy it again from its "
             "publisher"
         ) from error

@@ -1,8 +1,8 @@
 """An edit as an object: a low-rank change per layer, and the record of how it was made.
 
 How edits go into the weights and come out again is `ketools.models.weights`. What a long sequence leaves in its files,
-factors (`StoredFactors`) and keys (`StoredBlock`), takes memory only while somebody looks at it: each look reads the file
-anew, and what it returns is a copy, so that neither the resident memory nor the number of mappings grows with the edits.
+factors (`StoredFactors`) and keys (`StoredBlock`), takes memory only while it is in use: each access reads the file
+again, and what it returns is a copy, so that neither the resident memory nor the number of mappings grows with the edits.
 """
 
 import json
@@ -134,7 +134,7 @@ class Edit:
     record: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        what = f"{self.record.get('method', 'by hand')}, {len(self.record.get('facts', ()))} facts"
+        what = f"{self.record.get('method', 'made elsewhere')}, {len(self.record.get('facts', ()))} facts"
         return f"Edit({what}, rank by layer {self.ranks}{', dense' if self.dense else ''})"
 
     def delta(self, layer: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The Editor: facts in, an Edit out, the weights changed by exactly that.
+"""The Editor: facts in, an Edit out, the weights changed by exactly that Edit.
 
 `Editor.apply` is the whole of it, in the order of the paper: target states, then layer by layer keys, residuals, update.
 """
@@ -66,7 +66,7 @@ class SameSubject(UserWarning):
 
 @dataclass
 class Change:
-    """What a batch comes to: per layer the factors of its parts, float32 on the CPU, and what the state is to remember
+    """The result of a batch: per layer the factors of its parts, float32 on the CPU, and what the state is to remember
     (keys, or moments of UltraEdit's features); lists for the record with one entry a fact.
     """
 
@@ -109,10 +109,10 @@ class _Carried(BaseModel):
 
 @dataclass
 class SequentialState:
-    """What a sequence of edits carries from batch to batch: state of one Editor on one model, restored to the bit.
+    """What a sequence of edits carries from batch to batch: state of one Editor on one model, restored bit for bit.
 
     `past[layer]` holds a block of keys (d_mlp, n), float32, for each batch so far, in order: factors are rebuilt from
-    them block by block, hence to the same bits. `prefixes` are None until they are first needed.
+    them block by block, hence bit for bit. `prefixes` are None until they are first needed.
     """
 
     fingerprint: str
@@ -210,7 +210,7 @@ def finished(model: EditableModel, post: Post | None, layers: Sequence[int]) -> 
 
 
 class Editor:
-    """Edits `model` by one method, batch after batch; what it carries along is in `state`, and nowhere else.
+    """Edits `model` by one method, batch after batch; all it carries from batch to batch is in `state`.
 
     Examples:
         >>> import ketools as ke
@@ -307,7 +307,9 @@ class Editor:
         method without targets.
         """
         if not self._searches:
-            raise KetoolsError(f"method {self.method.name!r} has no step 1, hence no targets; it edits by gradients")
+            raise KetoolsError(
+                f"method {self.method.name!r} has no target optimisation, hence no targets; it edits by gradients"
+            )
         facts = in_chat(self.model, facts) if self.chat else facts
         rows = self._rows(facts)
         with self._memory_hint(len(facts)):
@@ -324,8 +326,8 @@ class Editor:
     ) -> Edit:
         """Edit `facts` into the weights as one batch and return the Edit.
 
-        `targets`: those of `facts`, if they are at hand (`Editor.targets`); else they are found. `progress` hears of facts
-        whose target is found, `callback` sees every pass of the search (targets.Pass).
+        `targets`: those of `facts`, if already computed (`Editor.targets`). `progress` is called with the number of facts
+        whose target was found since the last call, `callback` with every pass of the optimisation (targets.Pass).
 
         All or nothing: every check comes before the first weight changes, and an error or interrupt on the way leaves
         weights and state as they were. Raises KetoolsError for a fact that cannot be edited, two facts of the batch
@@ -359,7 +361,7 @@ class Editor:
                             found = targets.pick(torch.tensor(part))
                         Z, anchor = self._anchored(found, some, read, anchor)
                     for at, layer in enumerate(self.layers):
-                        # The weights of the layers below have changed: keys and states are read anew.
+                        # The weights of the layers below have changed: keys and states are read again.
                         with _timed(seconds, "keys"):
                             K1, Z_now = keys_and_states(self.model, read, layer, self.layers[-1])
                             R = (Z.double().T - Z_now) / (len(self.layers) - at)
@@ -401,7 +403,7 @@ class Editor:
             if self._keeps_past and not edit.record.get("finishes"):
                 for i in self.layers:
                     if i in self._protections and not self._protections[i].drop():
-                        del self._protections[i]  # built anew from the state's keys
+                        del self._protections[i]  # rebuilt from the state's keys
                 self.state.past = self.state.past | {i: self.state.past[i][:-1] for i in self.layers}
             del self.history[-1]
         return edit
@@ -409,7 +411,7 @@ class Editor:
     def finish(self) -> Edit | None:
         """What the method's post-processing does once, when all batches are in: one more Edit, in the weights; or None.
 
-        Only PRUNE does (`postprocess.Prune`). To go on with the sequence, take it out first (`undo`).
+        Only PRUNE does (`postprocess.Prune`). To continue the sequence, take it out first (`undo`).
         """
         edit = finishing(self.model, self.method.post, self.layers)
         if edit is not None:
@@ -551,7 +553,7 @@ class Editor:
                 self.model, [f.text for f in facts], [f.target_new for f in facts], [f.glue for f in facts]
             )[1]
             with _timed(seconds, "targets"):
-                # Drawn from the seed and the place in the sequence: the same after an undo, or in a run that goes on.
+                # Drawn from the seed and the place in the sequence: the same after an undo, or in a resumed run.
                 generator = torch.Generator().manual_seed(_STRIDE * self.state.seed + len(self.model.edits))
                 factors, record = baselines.fine_tune(
                     self.model, rows, self.method.update, self.hyper, progress, generator
@@ -622,7 +624,7 @@ class _AllOrNothing:
     """On an error or interrupt within the block weights, stack, state and history are as on entering, and no hook stays on
     the model. Blocks of the state are replaced in it, never written to. The block is given the weights on entering.
 
-    A class, not a generator: between its block and the code behind `yield` lie lines of contextlib, and an interrupt there
+    A class, not a generator: between its block and the code after `yield` lie lines of contextlib, and an interrupt there
     would leave the block without its end.
     """
 
@@ -641,7 +643,7 @@ class _AllOrNothing:
         editor = self.editor
         editor.model.edits.roll_back(self.weights)
         editor.state.past, editor.history[:] = self.past, self.history
-        editor._protections = {}  # built anew from the state's keys
+        editor._protections = {}  # rebuilt from the state's keys
         for on, before in self.hooks:
             for handle in set(on) - before:
                 del on[handle]

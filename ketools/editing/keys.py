@@ -1,6 +1,6 @@
 """What an edit reads: each fact's prompts as rows of tokens, its key at a layer, and the state that it leads to now.
 
-An edit should hold wherever its prompt stands. So a prompt is read alone and behind a few texts in the model's own words
+An edit should hold in any context. So a prompt is read alone and after a few texts in the model's own words
 (the prefixes): all of them count for the target, and all of them for the key.
 """
 
@@ -47,7 +47,7 @@ def generate_prefixes(model: EditableModel, count: int, tokens: int, generator: 
 
 
 def contexts_of(prefixes: Sequence[str]) -> tuple[str, ...]:
-    """Texts to put before a prompt: nothing, and each prefix with ". " behind."""
+    """Texts to put before a prompt: nothing, and each prefix followed by ". "."""
     return ("", *(prefix if prefix.endswith(". ") else f"{prefix}. " for prefix in prefixes))
 
 
@@ -76,7 +76,7 @@ class FactRows:
 
     @property
     def subjects(self) -> list[tuple[int, ...]]:
-        """The rows cut behind the subject's last token: keys are read at their ends."""
+        """The rows cut after the subject's last token: keys are read at their ends."""
         return [row.ids[: _last(row) + 1] for row in self.contexts]
 
     @property
@@ -138,7 +138,7 @@ def keys_and_states(model: EditableModel, rows: Sequence[FactRows], layer: int, 
     """Keys K1 (d_mlp, n) at `layer` and states (d_model, n) at the output of layer `top`, float64 on the CPU.
 
     Both at the subject's last token. A key is half the bare prompt's and half the mean of the prefixed prompts' (MEMIT,
-    arXiv 2210.07229, equation 19); states are the bare prompt's. Tokens behind the subject are not run, nor layers
+    arXiv 2210.07229, equation 19); states are the bare prompt's. Tokens after the subject are not run, nor layers
     above `layer` for the prefixed prompts or above `top` for the bare ones.
 
     Warns (UserWarning) of a model whose prompts cannot be replayed. Raises KetoolsError if either is not finite.

@@ -220,7 +220,11 @@ class LeastSquares:
     @property
     def protects(self) -> str:
         """What it protects, as in all updates, for `methods()`."""
-        return "background text" + (", past edits" if self.past_keys else "") + (", the weights' norm" if self.norm else "")
+        return (
+            "background text"
+            + (", past edits" if self.past_keys else "")
+            + (", the weights' norm" if self.norm else "")
+        )
 
 
 @dataclass(frozen=True)
@@ -271,7 +275,7 @@ class Shift:
 
 @dataclass(frozen=True)
 class FineTune:
-    """Adam on the edited matrices and the target's NLL, no step 1 ("ft"; "ft-l": |Delta| <= ft_epsilon; "lora": rank
+    """Adam on the edited matrices and the target's NLL, without target optimisation ("ft"; "ft-l": |Delta| <= ft_epsilon; "lora": rank
     lora_rank).
     """
 
@@ -323,16 +327,16 @@ class Method:
 
     def __post_init__(self) -> None:
         if isinstance(self.post, Nas) and not self.has_targets:
-            raise KetoolsError(f"method {self.name!r}: Nas rescales the targets of step 1, and this method has none")
+            raise KetoolsError(f"method {self.name!r}: Nas rescales optimised targets, and this method has none")
 
     @property
     def has_targets(self) -> bool:
-        """Whether there is a step 1 that finds a target state for each fact."""
+        """Whether there is a target optimisation, which finds a target state for each fact."""
         return not isinstance(self.update, Shift | FineTune)
 
     @property
     def needs_statistics(self) -> bool:
-        """Whether the update asks for C, the second moments of keys over running text."""
+        """Whether the update asks for C, the covariance of keys over background text."""
         return self.has_targets
 
     @property
@@ -351,12 +355,16 @@ class Method:
         (hyperparameters.toml says how, and where they come from).
         """
         lines = [f"{self.name} ({self.year}), {self.source}"]
-        parts = {"step 1": self.stopping if self.has_targets else None, "step 2": self.update, "afterwards": self.post}
+        parts = {
+            "target optimisation": self.stopping if self.has_targets else None,
+            "weight update": self.update,
+            "afterwards": self.post,
+        }
         for title, part in parts.items():
             if part is not None:
                 lines += [f"{title}: {part}", "  " + " ".join((type(part).__doc__ or "").split())]
-            elif title == "step 1":
-                lines += ["step 1: none"]
+            elif title == "target optimisation":
+                lines += ["target optimisation: none"]
         hyper = scaled(self.name, self.hyper) if model is None else self.settings(model)
         lines += ["settings, scaled to the model:" if model is None else f"settings for {model.name}:"]
         for name, value in self._set(hyper).items():

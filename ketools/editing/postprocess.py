@@ -76,7 +76,7 @@ class Rect:
 class Sphere:
     """SPHERE: Delta (I - strength U U^T), U the principal directions of W's rows on the unit sphere.
 
-    U are the leading eigenvectors of the rows' second moment, rows scaled to length one: the first whose eigenvalues
+    U are the leading eigenvectors of the rows' uncentred covariance, rows scaled to length one: the first whose eigenvalues
     sum to more than the share `top` of the trace (Liu et al., arXiv 2510.01172, and its code: W is the matrix before
     this update; 0.5 and 0.5 with AlphaEdit, strength 0.8 with MEMIT).
     """

@@ -51,7 +51,7 @@ class Targets:
 
     z, h0 (n, d_model); delta_norm (n,); steps (n,) int64, updates taken; p_target (n,), the target's probability when
     stopped, mean over contexts of exp(-mean token NLL); loss (n,); trace (n, passes): p_target before each update,
-    NaN behind the last one; known (n,) bool: the target was the most probable answer to the bare prompt before.
+    NaN after the last one; known (n,) bool: the target was the most probable answer to the bare prompt before.
     positions, tokens (n,) int64: places that were computed for the fact, over all passes, and how many of them hold a
     token of its prompts; the others are padding to the longest prompt of its pool.
     """
@@ -140,7 +140,7 @@ def compute_targets(
 ) -> Targets:
     """Targets of all `facts` at layer L = hyper.layers[-1]; `contexts` are texts put before the prompt, "" first.
 
-    `rows` are those of `fact_rows`, if they are at hand already. `progress` is called with the number of facts done since
+    `rows` are those of `fact_rows`, if they were computed already. `progress` is called with the number of facts done since
     the last call, `callback` with every forward pass (see `Pass`). `shared` holds the places of facts of one subject that
     get one delta, a list a subject. The weights are only read.
     Warns (UserWarning, once) of a model whose prompts cannot be replayed.
@@ -284,7 +284,7 @@ class Descent:
         return taken >= self.passes - 1
 
     def _pass(self, slope: bool) -> None:
-        # One forward pass, the stopping test, and the update of those that go on.
+        # One forward pass, the stopping test, and the update of those that continue.
         state, facts, out = self.state, self.facts, self.out
         loss, p, best, slopes = self._evaluate(slope)
         bare = self.row % (self.width // self.each) == 0
@@ -495,7 +495,7 @@ def not_finite(model: EditableModel) -> str:
         if not weight.isfinite().all():
             inside = path.removeprefix(f"{model.anatomy.layers}.")
             layer = f"layer {inside.partition('.')[0]}: " if inside != path else ""
-            return f"{layer}{path} holds NaN or Inf; load the model anew, or undo the edit that broke it"
+            return f"{layer}{path} holds NaN or Inf; load the model again, or undo the edit that broke it"
     return (
         f"no parameter holds NaN or Inf, so states overflow in {model.dtype}: earlier edits have made the weights grow "
         "(check their norms), or the model needs float32"

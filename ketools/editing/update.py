@@ -23,7 +23,7 @@ from torch import Tensor
 from ketools.editing.methods import Absolute, LeastSquares, NullSpace, Update
 from ketools.errors import KetoolsError, NotFinite
 
-_DRIFT = 1e-9  # relative residual of a solve from which on the factors are built anew
+_DRIFT = 1e-9  # relative residual of a solve above which the factors are built again
 
 
 def quadratic_form(
@@ -60,7 +60,7 @@ class Protection:
 
     With base = L L^T and whitened keys Y = L^-1 K_p (d, m), A^-1 k = L^-T (I - Y (I + Y^T Y)^-1 Y^T) L^-1 k: a batch
     of n keys costs O(d^2 n + d m n) instead of O(d^3). Once m exceeds half of d the keys are folded: K_p K_p^T goes into
-    `base`, which is factored anew, and the keys are let go. What is held is at most 3.25 d^2 numbers, however many keys
+    `base`, which is factored again, and the keys are released. It holds at most 3.25 d^2 numbers, however many keys
     there were. `basis` (d_mlp, r) restricts everything to its columns' span (d = r). `own`: `base` is written to when keys are
     folded; otherwise it is copied first.
 
@@ -74,14 +74,14 @@ class Protection:
     _loose: list[Tensor] = field(default_factory=list)  # keys since the last fold, in the basis' coordinates
     _lower: Tensor | None = None
     # Room for all keys between two folds, Y^T (d / 2, d) and the factor of I + Y^T Y: made once, because memory of tensors
-    # that are made anew for every batch, each a little larger, is not given back to the system.
+    # that are allocated for every batch, each a little larger, is not given back to the system.
     _white: Tensor | None = None
     _gram: Tensor | None = None
 
     def add(self, *blocks: Tensor) -> None:
         """Protect `blocks` of keys (d_mlp, n) of edits that were made, a block a batch, in their order.
 
-        The same bits whether blocks come one by one or together; together they are factored only behind the last fold.
+        Bit for bit the same whether blocks come one by one or together; together they are factored only after the last fold.
         """
         folded = self._last_fold([block.shape[1] for block in blocks])
         if folded:
@@ -92,7 +92,7 @@ class Protection:
             self._grow(self._coordinates(block))
 
     def drop(self) -> bool:
-        """Forget the keys added last, to the bit. False, with nothing done, where they were folded: who has all the
+        """Forget the keys added last, bit for bit. False, with nothing done, where they were folded: who has all the
         other keys then makes another Protection of them, which has the bits of one that never saw these.
         """
         if not self._loose:

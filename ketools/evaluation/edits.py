@@ -183,7 +183,7 @@ def summary(frame: pd.DataFrame) -> dict[str, float]:
     scores |= {name: float(frame[name].mean()) for name in others}
     columns |= {name: name for name in others}
     counts = {name: int(frame[column].count()) for name, column in columns.items()}
-    # A measure of no fact at all is NaN, which says so itself.
+    # A measure of no fact at all is NaN.
     partly = {f"measured_{name}": count for name, count in counts.items() if 0 < count < len(frame)}
     return scores | {"n": len(frame)} | partly
 

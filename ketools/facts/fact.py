@@ -19,8 +19,8 @@ TARGETS = ("target_new", "target_true")
 _SHOWN = 60  # characters of a value that a message quotes
 _ENDS = re.compile(r"\A[^\S\n]+|[^\S\n]+\Z")
 _LABELS = re.compile(r"(?i)\b(?:q|a|question|answer)\s*[:：]")
-# Scripts that write no blanks between words: Chinese and Japanese, which have none beside other scripts either; then
-# Thai, Lao, Tibetan, Burmese, Khmer and their neighbours.
+# Scripts without spaces between words: Chinese and Japanese, which have none beside other scripts either; then
+# Thai, Lao, Tibetan, Burmese, Khmer and related ones.
 _EAST_RANGES = "\u2e80-\u312f\u31a0-\u4dbf\u4e00-\ua4cf\uf900-\ufaff\ufe30-\ufe4f\uff01-\uff9f\U00020000-\U0003ffff"
 _SOUTH_RANGES = "\u0e00-\u109f\u1780-\u17ff\u1950-\u19ff\u1a20-\u1aaf\u1b00-\u1b7f\ua980-\ua9ff\uaa60-\uaadf"
 _EAST, _UNSPACED = re.compile(f"[{_EAST_RANGES}]"), re.compile(f"[{_EAST_RANGES}{_SOUTH_RANGES}]")
@@ -76,9 +76,9 @@ class Locality:
 class Fact:
     """One fact and what it is to become: `prompt` holds "{}" once, where `subject` goes.
 
-    `tail` says what stands between a prompt and its target: a blank, or nothing where the text has none there. `glue`
-    (True: nothing, False: a blank) overrules it for the fact's prompt, paraphrases and neighbours; a target that begins
-    with a blank sets it to False. Texts are kept in Unicode's composed form (NFC). All prompts other than `prompt` are
+    `tail` decides what separates a prompt from its target: a space, or nothing where the text has none there. `glue`
+    (True: nothing, False: a space) overrides it for the fact's prompt, paraphrases and neighbours; a target that begins
+    with a space sets it to False. Texts are kept in Unicode's composed form (NFC). All prompts other than `prompt` are
     complete text: `paraphrases` (the same fact, other words), `neighbours` (other subjects whose object is
     `target_true` and must stay), `generation` (openings for free text), `trained` (the templates that a pocket model
     was trained with), `two_hop` (consequences), `locality` (anything else that must stay, with its own answer). The
@@ -229,11 +229,11 @@ def composed(value: Any) -> Any:  # noqa: ANN401 - JSON, or a field of a Fact
 
 
 def tail(prompt: str, target: str, glue: bool | None = None) -> str:
-    """What follows `prompt`: `target`, behind a blank unless `glue`. None: the texts decide.
+    """What follows `prompt`: `target`, after a space unless `glue`. None: the texts decide.
 
-    Nothing stands between them after white space other than a blank, an opening bracket or quotation mark, and a character
-    that joins words or parts of code; before punctuation and endings ("-year-old", "'s"); and in scripts that write no
-    blanks (Chinese, Japanese, Thai, ...). A target that begins with a blank keeps it, a prompt that ends with one gives it.
+    Nothing separates them after white space other than a space, an opening bracket or quotation mark, and a character
+    that joins words or parts of code; before punctuation and endings ("-year-old", "'s"); and in scripts written
+    without spaces (Chinese, Japanese, Thai, ...). A target that begins with a space keeps it, a prompt that ends with one gives it.
     """
     bare = target.lstrip(" ")
     if glue is None:
@@ -284,7 +284,7 @@ def short(value: object) -> str:
 
 
 class Clash(NamedTuple):
-    """Two facts that cannot stand in one batch: `second` came later in the sequence."""
+    """Two facts that cannot share a batch: `second` came later in the sequence."""
 
     first: Fact
     second: Fact
@@ -413,7 +413,7 @@ class FactSet(Sequence[Fact]):
 
 
 def check_conflicts(facts: Iterable[Fact]) -> None:
-    """Raise KetoolsError, naming both ids, for the first two facts that cannot stand in one batch.
+    """Raise KetoolsError, naming both ids, for the first two facts that cannot share a batch.
 
     That is a contradiction (see FactSet.conflicts) or the same edit twice (see FactSet.duplicates).
     """

@@ -1,4 +1,4 @@
-"""Fetching the public sets of facts: resumable, checked, and either wholly there or not at all.
+"""Fetching the public sets of facts: resumable, checked, and either complete or absent.
 
 A file whose checksum others have published is compared with it. For the others, the checksum of the first download is
 written to `checksums.json` beside the files, and whatever comes later under the same name must agree with it.
@@ -81,9 +81,9 @@ def get(name: str, to: Path | None = None, progress: Progress | None = None) -> 
     A file that is already there, perhaps put there manually, is checked and not fetched again. What an interrupted
     download left is continued, if the server still has the same version of the file.
 
-    Raises KetoolsError: no such set; no network; the server's refusal; a connection cut again and again; no space;
-    something that is no list of records; another checksum than before or than published. The message says what to
-    do; the file of that name is then as it was before.
+    Raises KetoolsError, which says what to do: no such set; no network; the server refuses; the connection keeps failing;
+    no space; a download that is not a list of records; a checksum that differs from the earlier or published one. The
+    file of that name is then as it was before.
     """
     source, place = known(name), to or folder()
     path = place / source.file
@@ -99,18 +99,18 @@ def get(name: str, to: Path | None = None, progress: Progress | None = None) -> 
                 part.receive(source.url, progress)
                 break
             except urllib.error.HTTPError as error:
-                hint = "try again later" if error.code >= 500 else f"if the file has moved, put it at {path} by hand"
+                hint = "try again later" if error.code >= 500 else f"if the file has moved, put it at {path} yourself"
                 raise KetoolsError(f"{source.url}: the server answers {error.code} ({error.reason}); {hint}") from None
             except urllib.error.URLError as error:
                 raise KetoolsError(
-                    f"{source.url} is out of reach ({error.reason}); without a network, fetch it on another machine "
+                    f"{source.url} cannot be reached ({error.reason}); without a network, fetch it on another machine "
                     f"and put it at {path}"
                 ) from None
             except (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
                 if attempt == _TRIES:
                     raise KetoolsError(
                         f"{source.url}: the connection was cut {_TRIES} times ({error}); {part.size:,} bytes are kept: "
-                        "run it again, it goes on from there"
+                        "run it again to resume"
                     ) from None
                 time.sleep(0.05 * 4**attempt)
         checked = _check(source, part.file, path)
@@ -118,7 +118,7 @@ def get(name: str, to: Path | None = None, progress: Progress | None = None) -> 
         part.forget()
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            why = "no space left; make room, or choose another folder, and run it again: it goes on where it stopped"
+            why = "no space left; make room, or choose another folder, and run it again: it resumes where it stopped"
         else:
             why = f"{error.strerror or error}; choose another folder"
         raise KetoolsError(f"{place}, {source.name}: {why}") from None
@@ -196,7 +196,7 @@ def _check(source: Source, file: Path, path: Path) -> str:
         records = json.loads(data)
         why = None if isinstance(records, list) and records and isinstance(records[0], dict) else "no list of records"
     except (ValueError, RecursionError):
-        why = f"no JSON; it begins {data[:40]!r}"  # an error page must not pass for the first download
+        why = f"not JSON; it begins {data[:40]!r}"  # an error page must not pass for the first download
     expected = source.sha256 or before
     if why is None and expected in (None, digest):
         if before is None:
@@ -209,7 +209,7 @@ def _check(source: Source, file: Path, path: Path) -> str:
         _Part(path).forget()
     if why is not None:
         raise KetoolsError(
-            f"{source.url}: what came is not the data ({why}); try again later, or put the file at {path} by hand"
+            f"{source.url}: the download is not the data ({why}); try again later, or put the file at {path} yourself"
         )
     origin, way_out = "published", "try again"
     if not source.sha256:

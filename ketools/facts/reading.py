@@ -1,7 +1,7 @@
 """Reading files of facts: bytes -> records -> Facts, with every mistake named by its place and field.
 
 Files are .jsonl (one record a line), .json (a list of records) or .csv (a header, then one fact a row), each also with
-.gz, in UTF-8. What a record means is told by its fields: `ketools.facts.layouts`.
+.gz, in UTF-8. A record's fields decide what it means: `ketools.facts.layouts`.
 """
 
 import csv
@@ -39,7 +39,7 @@ def facts(source: str | Path) -> FactSet:
     name of a data set that `ketools data get` has fetched
     ("counterfact", "zsre", ...), or a file (.jsonl, .json, .csv, each also with .gz).
 
-    The layouts that are known, and what becomes of their fields, stand in `ketools.facts.layouts`.
+    `ketools.facts.layouts` lists the layouts that are known and what becomes of their fields.
     Raises KetoolsError naming file, line or record, and field of the first mistake; `ketools data check` lists all.
 
     Examples:
@@ -66,7 +66,7 @@ def source_path(source: str | Path) -> Path:
             if (folder / name).is_file():
                 return folder / name
         raise KetoolsError(
-            f"the built-in facts {source!r} are not there: no facts.jsonl.gz in {folder}; check out the data folder whole"
+            f"the built-in facts {source!r} are missing: no facts.jsonl.gz in {folder}; check out the data folder whole"
         )
     if str(source) in SOURCES and not Path(source).exists():
         return local(str(source))
@@ -231,7 +231,7 @@ def _header(names: list[str]) -> list[str]:
     if error := _not_utf8("\n".join(names)):
         raise error
     needed, others = COLUMNS[:3], COLUMNS[3:]
-    expected = f"expected a first line with the columns {', '.join(needed)} and at will {', '.join(others)}"
+    expected = f"expected a first line with the columns {', '.join(needed)} and optionally {', '.join(others)}"
     if not set(names) & set(COLUMNS):
         other = next((mark for mark in ";\t" if len(names) == 1 and mark in names[0]), None)
         why = f"the cells are separated by {other!r}, not by commas" if other else "there is no header"

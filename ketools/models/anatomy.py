@@ -155,7 +155,7 @@ def refuse_config(config: PretrainedConfig, name: str) -> None:
 
 
 def refuse_weights(model: PreTrainedModel, name: str) -> None:
-    """Raise KetoolsError for weights that cannot be edited: behind an adapter, quantised, routed to experts, or left on
+    """Raise KetoolsError for weights that cannot be edited: wrapped by an adapter, quantised, routed to experts, or left on
     the disk.
     """
     refuse_adapters(model, name)

@@ -41,7 +41,7 @@ __all__ = ["Anatomy", "EditableModel", "anatomy_of", "fingerprint_of", "load"]
 
 
 SUBLAYERS = ("attention", "mlp")
-# The norm behind the attention, by the norm behind the MLP that the anatomy names.
+# The norm after the attention, by the norm after the MLP that the anatomy names.
 _POST_ATTENTION = {
     "post_feedforward_layernorm": "post_attention_layernorm",
     "post_mlp_layernorm": "post_self_attn_layernorm",
@@ -76,7 +76,9 @@ class EditableModel:
     base_name: str | None = None  # of the model that was exported to `path`
     bases: Mapping[str, str] = field(default_factory=dict)  # fingerprint -> name of each model that it was edited from
     edits: EditStack = field(init=False)
-    replays: bool = field(init=False)  # a pass can go on from frozen keys and values: layers carry no recurrent state
+    replays: bool = field(
+        init=False
+    )  # a pass can continue from frozen keys and values: layers carry no recurrent state
 
     def __post_init__(self) -> None:
         self.edits = EditStack(self.model, self.anatomy, self.fingerprint, self.name)
@@ -128,7 +130,7 @@ class EditableModel:
     def sublayer(self, index: int, name: str) -> nn.Module:
         """The module of layer `index` whose output its "attention" or "mlp" adds to the residual stream.
 
-        That is the last matrix of the part, or the norm behind it where an architecture has one (Gemma 2 and 3, OLMo 2
+        That is the last matrix of the part, or the norm after it where an architecture has one (Gemma 2 and 3, OLMo 2
         and 3). Raises KetoolsError for a layer that is not there or has no attention that writes to the stream.
         """
         assert name in SUBLAYERS, f"no sublayer {name!r}"
@@ -164,7 +166,7 @@ class EditableModel:
         """
         if any(module.training for module in self.model.modules()):
             raise KetoolsError(
-                f"model {self.name!r} is in training mode, where dropout makes every pass another; call .eval() on the "
+                f"model {self.name!r} is in training mode, where dropout makes every pass different; call .eval() on the "
                 "model of transformers (model.model.eval())"
             )
         if torch.get_default_dtype() != torch.float32:
@@ -262,10 +264,10 @@ def load(
     is put in evaluation mode and its parameters stop requiring gradients (a wrapped model too). Only safetensors are
     read; no code from the model's folder is run, nor kernels that its config names. `device="auto"` spreads a model over
     the devices there are (as transformers' device_map="auto", needs accelerate); a wrapped model that is spread already
-    stays as it is. Of a model behind torch.compile or DataParallel the model inside is taken: its weights are the same.
+    stays as it is. Of a model wrapped by torch.compile or DataParallel the inner model is used: its weights are the same.
 
-    Warns of a tokenizer with added tokens that the model has no embeddings for. Raises KetoolsError for a name that is
-    nowhere (listing what there is), for anything else than a model of transformers, for a model with an adapter that is
+    Warns of a tokenizer with added tokens that the model has no embeddings for. Raises KetoolsError for an
+    unknown name (listing what there is), for anything but a transformers model, for a model with an adapter that is
     not merged, that is quantised, a mixture of experts, partly offloaded, incomplete, with NaN or Inf in its weights, or
     without an MLP output matrix of its own in each layer, and for a tokenizer that is another model's or cannot give
     character offsets.

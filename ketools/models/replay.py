@@ -1,7 +1,7 @@
 """Run a model from the middle: frozen prefixes, captured states, the layers above replayed.
 
-Attention is causal. So whatever one changes at one token, the keys and values of all tokens before it stay; and a
-change to the output of layer L leaves all layers up to L alone. The engine therefore
+Attention is causal: a change at one token leaves the keys and values of all tokens before it as they were, and a
+change to the output of layer L does not affect the layers up to L. The engine therefore
 
 1. runs each row up to `start` once, keeping keys and values of every layer,
 2. runs the suffix from `start` on against that cache, frozen, and records what the model passes to each layer above L.
@@ -9,8 +9,8 @@ change to the output of layer L leaves all layers up to L alone. The engine ther
 `Frozen.run` then calls the model's own layers above L with the model's own arguments, as often as one likes. Nothing
 of an architecture is written again here: masks, rotations and caches are those that transformers made.
 
-A model that carries a recurrent state beside keys and values (LFM2, Falcon-H1, RecurrentGemma) cannot go on from a cache
-that stays as it is: its rows are kept whole, and only the layers up to L are spared; `first` says where a row's change
+A model that carries a recurrent state beside keys and values (LFM2, Falcon-H1, RecurrentGemma) cannot continue from a
+cache that stays fixed: its rows are kept whole, and only the layers up to L are skipped; `first` says where a row's change
 begins, and `warn_if_slow` warns of it.
 """
 
@@ -32,7 +32,7 @@ from ketools.models.tokens import pad_right
 
 
 class FrozenLayer(DynamicLayer):
-    """Keys and values of the prefix; `update` returns them with the new ones behind and keeps nothing."""
+    """Keys and values of the prefix; `update` returns them with the new ones appended and keeps nothing."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Enough(Exception):
 
 def extend(model: EditableModel, cache: Cache, mask: Tensor, rows: Sequence[Sequence[int]], *, left: bool) -> Tensor:
     """Run `rows` (token ids) on top of `cache`, padded on the left or the right; a hook may end the pass by raising
-    `Enough`. `mask` (rows, cached columns) is 1 at tokens and 0 at padding; returns it with the new columns behind.
+    `Enough`. `mask` (rows, cached columns) is 1 at tokens and 0 at padding; returns it with the new columns appended.
 
     Padding never reaches a token: it is masked, and its keys and values are zeroed, since whatever a fully masked
     place computes may be no number.
@@ -268,7 +268,7 @@ def freeze(
 ) -> Frozen:
     """Freeze `rows` (token ids) before position `starts[i]` and at the output of `layer`.
 
-    A model with a recurrent state is refused (KetoolsError), unless `whole` says that the caller minds `Frozen.first`.
+    A model with a recurrent state is refused (KetoolsError), unless `whole` says that the caller heeds `Frozen.first`.
     """
     if not model.replays:
         return _freeze_whole(model, rows, starts, layer, whole)
@@ -356,7 +356,7 @@ def read_last(
 
 @torch.no_grad()
 def run_until(model: EditableModel, layer: int, **inputs: Tensor) -> None:
-    """A forward pass of the model's body that ends behind `layer`; hooks see what they want to see."""
+    """A forward pass of the model's body that ends after `layer`; hooks see what they need."""
 
     def stop(*_: object) -> None:
         raise Enough
@@ -406,7 +406,7 @@ _SHARE = 0.5  # of an accelerator's free memory that a pass may take
 def tokens_at_once(model: EditableModel, layer: int) -> int:
     """Tokens to compute on at once when `layer` is the last edited one: fixed on a CPU, from the free memory elsewhere.
 
-    By what one token leaves behind for the gradient in the layers above; passes without a gradient need less.
+    Estimated from what one token stores for the gradient in the layers above; passes without a gradient need less.
     """
     if model.device.type == "cpu":
         return _TOKENS_ON_CPU

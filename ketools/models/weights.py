@@ -109,7 +109,7 @@ class EditStack(Sequence["Edit"]):
     def pop(self, at: int = -1) -> Edit:
         """Take the edit at place `at` out of the weights and return it.
 
-        The last edit's bits before are copied back while they are kept; else the other edits are added up anew from the
+        The last edit's bits before are copied back while they are kept; else the other edits are added up again from the
         original bits, which gives the bits that pushing them alone gives.
         """
         self._check_own()
@@ -139,7 +139,7 @@ class EditStack(Sequence["Edit"]):
         self._contents = _Contents(tuple(edits), self._contents.before, self._contents.originals)
 
     def refill(self, edits: Iterable[Edit], start: int = 0, bits: Mapping[int, Tensor] | None = None) -> None:
-        """Put `edits`, one after another, in the place of those that are there, to the bits of that many pushes.
+        """Put `edits`, one after another, in the place of those that are there, with the bits of that many pushes.
 
         `bits` are the matrices as they were after the first `start` of `edits`, which are then copied, not added up.
         """
@@ -273,7 +273,7 @@ def check_layer(layer: int, anatomy: Anatomy, name: str) -> None:
 
 @contextmanager
 def edited(model: EditableModel, *edits: Edit) -> Iterator[EditableModel]:
-    """Within the block `edits` are in the weights; on leaving, on an error too, the bits are those from before.
+    """Within the block `edits` are in the weights; on leaving it, even by an error, every bit is restored.
 
     Examples:
         >>> import ketools as ke
@@ -295,7 +295,7 @@ def edited(model: EditableModel, *edits: Edit) -> Iterator[EditableModel]:
 
 @contextmanager
 def fresh(model: EditableModel) -> Iterator[EditableModel]:
-    """Within the block the model may be edited at will; on leaving, on error and Ctrl-C too, the bits are those from before.
+    """Within the block the model may be edited freely; on leaving it, even by an error or Ctrl-C, every bit is restored.
 
     Copies the MLP output matrices of all layers, the only weights that editing touches.
     """

@@ -32,7 +32,7 @@ def singular_values(matrix: Tensor) -> Tensor:
     if not matrix.isfinite().all():
         raise KetoolsError(
             f"a matrix of shape {tuple(matrix.shape)} holds NaN or Inf and has no singular values; undo the edit that "
-            "broke it, or load the model anew"
+            "broke it, or load the model again"
         )
     if min(matrix.shape) <= DIRECT:
         return torch.linalg.svdvals(matrix).cpu()
@@ -53,7 +53,7 @@ def update_values(left: Tensor, right: Tensor) -> Tensor:
 
 
 def shape_of(values: Tensor) -> dict[str, float]:
-    """What a spectrum (descending singular values s) comes to.
+    """Summary of a spectrum (descending singular values s).
 
     Returns:
         frobenius, sqrt(sum s^2); spectral_norm, s_1; effective_rank, exp(-sum p ln p) with p = s / sum s (Roy and

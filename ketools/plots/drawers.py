@@ -195,7 +195,7 @@ def add_lines(
     """Add `column` over edits, one line a method in its style; `show` formats y on hover.
 
     Where `rows` say that a method's line is the mean of several seeds (columns seeds, COLUMN_low, COLUMN_high and, where
-    the mean is of fewer at some points, COLUMN_seeds), the range of its seeds is a band behind the lines.
+    the mean is of fewer at some points, COLUMN_seeds), the range of its seeds is a band below the lines.
 
     panel: column of a figure with several (only the first shows in the legend); note: a column shown on hover as
     "(note value)". Infinite values are gaps in the line, not points.

@@ -165,11 +165,9 @@ def probability_curve(
     over = [label(name) for name, row in apart.items() if row["auroc"] > 0.5 and row["ks_p"] < 0.05]
     under = [name for name, row in apart.items() if row["auroc"] < 0.5 and row["ks_p"] < 0.05]
     if over:
-        head = (
-            f"Edited facts are surer than natural ones{f' with {listed(over)} only' if len(over) < len(apart) else ''}"
-        )
+        head = f"Edited facts are more probable than natural ones{f' with {listed(over)} only' if len(over) < len(apart) else ''}"
     else:
-        head = f"Edited facts are {'less sure than' if len(under) == len(apart) else 'no surer than'} natural ones"
+        head = f"Edited facts are {'less probable than' if len(under) == len(apart) else 'no more probable than'} natural ones"
     values = "; ".join(
         f"{label(name)}: median {number(median[name])}, {percent(row['above_natural'])} beyond 95% of natural facts"
         for name, row in apart.items()
@@ -177,7 +175,7 @@ def probability_curve(
     fig.update_xaxes(title="probability (0 to 1)", range=[-0.02, 1.02])
     fig.update_yaxes(title="facts up to this probability (%)", tickformat=".0%", range=[0, 1.02])
     facts = int(next(iter(apart.values()))["n_natural"])
-    caption = f"Further right is surer; {facts} natural facts, median {number(median['natural facts'])}."
+    caption = f"Further right: more probable; {facts} natural facts, median {number(median['natural facts'])}."
     if excluded := max(int(row["excluded"]) for row in apart.values()):
         caption += f" Left out, not finite: {excluded}."
     fig = dress(fig, f"{head} ({values})", joined(caption, context), f"Cumulative distributions. {values}.")
@@ -304,7 +302,7 @@ def spectra_lines(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
             top, middle = float(now[0] / before[0]), float(np.median(now) / np.median(before))
         if abs(top - 1) > 0.01 or abs(middle - 1) > 0.01:
             lines.append(
-                f"layer {layer}: the largest singular value is {times(top)} of before, the median {times(middle)}"
+                f"layer {layer}: the largest singular value is {times(top)} its original value, the median {times(middle)}"
             )
         else:
             unmoved.append(layer)

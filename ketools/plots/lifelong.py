@@ -74,7 +74,7 @@ def _most_grown(norms: pd.DataFrame) -> pd.DataFrame:
 
 
 def norm_growth(norms: pd.DataFrame) -> go.Figure:
-    """Frobenius norm of the most grown edited matrix, relative to before any edit (ratio), over edits, by method.
+    """Frobenius norm of the most-changed edited matrix, relative to the unedited model (ratio), over edits, by method.
 
     Needs columns method, edits, layer, edited (bool), ratio. The unedited matrices are one grey line: their largest
     ratio. Raises KetoolsError if a column is missing or nothing was measured. Gupta et al., 2502.01636, figure 1.
@@ -212,9 +212,9 @@ def probability(checkpoints: pd.DataFrame) -> go.Figure:
         over = [label(method) for method, value in ends.items() if value > natural]
         if not over:
             methods = every(ends).replace("every", "any")
-            return f"The model is no surer of edited facts than of natural ones with {methods} {values}"
+            return f"The model is no more confident in edited facts than in natural ones with {methods} {values}"
         methods = listed(over) if len(over) < len(ends) else every(ends)
-        return f"The model is surer of edited facts than of natural ones with {methods} {values}"
+        return f"The model is more confident in edited facts than in natural ones with {methods} {values}"
 
     caption = (
         "Edited facts: probability of the new object on the edit's own prompt, all edits so far. Natural facts: that of "
@@ -237,18 +237,22 @@ def target_probability_lines(batches: pd.DataFrame) -> go.Figure:
 
     def finding(ends: dict[str, float], span: str) -> str:
         if natural is not None:
-            good, bad = (f"{verb} surer of its targets than of natural facts" for verb in ("stops no", "grows"))
+            good, bad = (
+                f"{verb} more confident in its targets than in natural facts" for verb in ("stops no", "grows")
+            )
             measure = f"natural facts {number(natural)}; targets"
-            return Outcome("Step 1", good, bad, measure, at_most=natural, unit="probability").sentence(ends, span)
+            return Outcome("Target optimisation", good, bad, measure, at_most=natural, unit="probability").sentence(
+                ends, span
+            )
         values = ", ".join(f"{label(method)} {number(value)}" for method, value in ends.items())
         *_, high = order = sorted(ends, key=lambda method: ends[method])
         if len(ends) == 1:
-            return (
-                f"Step 1 stops at a target probability of {number(ends[high])} with {label(high)} (after {span} edits)"
-            )
+            return f"Target optimisation stops at a probability of {number(ends[high])} with {label(high)} (after {span} edits)"
         if ends[high] - ends[order[0]] < 0.01:
-            return f"Step 1 stops at like target probabilities with every method (after {span} edits: {values})"
-        return f"Step 1 stops surest of its targets with {label(high)}, least sure with {label(order[0])} (after {span} edits: {values})"
+            return (
+                f"Target optimisation stops at similar probabilities with every method (after {span} edits: {values})"
+            )
+        return f"Target optimisation stops most confident with {label(high)}, least confident with {label(order[0])} (after {span} edits: {values})"
 
     caption = (
         "Probability of the new object at the last step of the target's optimisation, mean over the contexts it is "
@@ -301,7 +305,7 @@ def cost(batches: pd.DataFrame) -> go.Figure:
     fig.update_xaxes(title=metric("steps_mean").axis, row=1, col=1)
     fig.update_xaxes(title="time per fact (s)", row=1, col=2)
     fig.update_yaxes(title="method (name)", autorange="reversed", col=1)
-    caption = "Means over all batches: steps of step 1, and time by phase, which compares runs of one machine only."
+    caption = "Means over all batches: optimisation steps, and time by phase (comparable on one machine only)."
     steps, seconds = means["steps"], means["seconds"]
     each = (f"{label(m)}: {number(steps[m])} steps and {number(seconds[m])} s per fact." for m in means.index)
     # Only the steps are compared: seconds belong to a machine.

@@ -44,7 +44,7 @@ _PROMPTS = {
     "same subject": "same subject",
 }
 _ENTERED = {-1: "in"}
-_STATES = "state behind layer (number; in: what enters layer 0)"
+_STATES = "state after layer (number; in: what enters layer 0)"
 _NAMED = 4  # prompts that a title names one by one
 _DRAWN = 6  # prompts that a figure draws one by one
 
@@ -226,7 +226,7 @@ def lens_heat(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
     )
     answers = predicted.iloc[-1].tolist()  # at the last position, by layer
     since = next(i for i in range(len(answers)) if set(answers[i:]) == {answers[-1]})
-    end = f'"{answers[-1]}" ({number(float(p.iloc[-1, -1]))} behind the last layer)'
+    end = f'"{answers[-1]}" ({number(float(p.iloc[-1, -1]))} after the last layer)'
     if since == len(answers) - 1:
         finding = f"Only the last layer puts the answer {end} on top"
     elif since == 0:
@@ -294,13 +294,13 @@ def lens_lines(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
     many = len(prompts) > 1
     end = rows[rows["layer"] == layers[-1]]
     values = f"probability {number(float(end['p'].median()))}, rank {int(end['rank'].median()):,}"
-    close = f"(behind the last layer: {'median ' if many else ''}{values})"
+    close = f"(after the last layer: {'median ' if many else ''}{values})"
     if not since:
-        who = f"Targets are not the top answer behind the last layer for any of {len(prompts)} prompts"
-        finding = f"{who if many else 'The target is not the top answer behind the last layer'} {close}"
+        who = f"Targets are not the top answer after the last layer for any of {len(prompts)} prompts"
+        finding = f"{who if many else 'The target is not the top answer after the last layer'} {close}"
     else:
         layer = int(pd.Series(since).median())
-        where = f"{'at the median ' if many else ''}behind layer {layer}" if layer >= 0 else "before any layer"
+        where = f"{'at the median ' if many else ''}after layer {layer}" if layer >= 0 else "before any layer"
         finding = (
             f"Targets come to the top {where} and stay there for {len(since)} of {len(prompts)} prompts {close}"
             if many
@@ -320,11 +320,11 @@ def lens_lines(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
 
 _TRACE = "probing.tracing.trace"
 RESTORED = {  # kind of restored state: (name, where it stands to the layer named)
-    "hidden": ("hidden states", "behind"),
+    "hidden": ("hidden states", "after"),
     "mlp": ("MLPs", "around"),
     "attention": ("attentions", "around"),
-    "hidden, mlp severed": ("hidden, MLPs severed", "behind"),
-    "hidden, attention severed": ("hidden, attentions severed", "behind"),
+    "hidden, mlp severed": ("hidden, MLPs severed", "after"),
+    "hidden, attention severed": ("hidden, attentions severed", "after"),
 }
 _ROLES = {
     "before the subject": "what stands before the subject",
@@ -414,7 +414,7 @@ def trace_heat(frame: pd.DataFrame, fact: str | None = None, *, context: str = "
     texts, clear = [], False
     for kind in kinds:
         values, (name, where) = effects[kind], RESTORED[kind]
-        if where == "behind":  # the state that the answer is read from brings it back whatever the model is like
+        if where == "after":  # the state that the answer is read from brings it back whatever the model is like
             others = values[[called[place] != _ROLES["last token"] for place, _ in values.index]]
             values = others if len(others) else values
         (place, layer), effect = values.idxmax(), float(values.max())

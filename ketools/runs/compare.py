@@ -24,7 +24,7 @@ _BEFORE, _ROUNDING = ("p_natural", "perplexity", "downstream_f1"), 1e-3
 
 
 def compare(runs: Sequence[Run], at: int | None = None) -> pd.DataFrame:
-    """A row per run: what it had come to after `at` edits.
+    """A row per run: its measures after `at` edits.
 
     Args:
         runs: from `ketools.runs.records.gather`.
@@ -172,7 +172,7 @@ def _common(runs: Sequence[Run], at: int | None) -> int:
     shared = sorted(int(n) for n in set.intersection(*points) if n > 0)
     if not shared:
         ends = ", ".join(f"{run.name} up to {run.edits:,}" for run in runs)
-        raise KetoolsError(f"the runs have no checkpoint after an edit in common ({ends}); let them go on")
+        raise KetoolsError(f"the runs have no checkpoint after an edit in common ({ends}); resume them")
     if at is not None and at not in shared:
         raise KetoolsError(
             f"not all runs were measured after {at:,} edits; all were after {', '.join(f'{n:,}' for n in shared)}"

@@ -104,7 +104,7 @@ class Panel:
             tasks: downstream items, or names of lm-eval's tasks; None: `asked_of`; an empty table: none.
             texts: documents for perplexity; None: `asked_of`; empty: none.
 
-        Whatever a checkpoint asks is asked here, so that what cannot be asked is found before the first edit.
+        Every measure of a checkpoint is taken once here, so that one that cannot be taken is found before the first edit.
         """
         sizes = sizes or Sizes()
         pairs = {(_subject(fact), fact.relation) for fact in edited}
@@ -353,7 +353,7 @@ class Panel:
                 row["effective_rank_ratio"] = float(ratios["effective_rank"].min())
                 now = frame[frame["state"] == "now"]
                 tables["spectra"] = now.drop(columns=["state", "edited"]).reset_index(drop=True)
-            except KetoolsError as error:  # the run goes on without
+            except KetoolsError as error:  # the run continues without
                 warnings.warn(f"spectra not measured: {error}", stacklevel=2)
         if self.sizes.residual_tokens and self.texts:
             try:

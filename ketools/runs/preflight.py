@@ -212,7 +212,7 @@ def inspect(
         edits: how many to estimate costs for (None: the facts, or 100).
         beside: methods that are to edit the same facts, each on its own; their problems and costs are reported too.
         chat: ask in the form of the tokenizer's chat template.
-        statistics: covariances are at hand, whatever the model's folder holds.
+        statistics: covariances are given, whatever the model's folder holds.
         trial: measure two short trials for the costs; without it there are none.
         overrides: settings as for an Editor.
 
@@ -353,7 +353,7 @@ def inspect(
         parts.append((matrix, f"{a.layers}.{i}.{a.mlp_out}", model.mlp_out(i).weight))
     if a.post_norm is not None:
         path = f"{a.layers}.{hyper.layers[-1]}.{a.post_norm}"
-        parts.append(("norm behind the MLP", path, model.model.get_submodule(path).weight))
+        parts.append(("norm after the MLP", path, model.model.get_submodule(path).weight))
     parts += [("final norm", a.final_norm, model.final_norm.weight), ("head", a.head, model.head.weight)]
     modules = pd.DataFrame(
         {

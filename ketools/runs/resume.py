@@ -1,4 +1,4 @@
-"""Where a run resumes: is it the same run, which batches of it are whole, and the model as it was after a batch, to the bit."""
+"""Where a run resumes: is it the same run, which batches of it are whole, and the model as it was after a batch, bit for bit."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _contents(todo: FactSet, panel: Iterable[str], facts: FactSet) -> str | None
 
 
 def restore(store: Store, model: EditableModel, batch: int) -> SequentialState | None:
-    """Put the edits of batches 1 .. `batch` into the weights, in place of those that are there, to the bit.
+    """Put the edits of batches 1 .. `batch` into the weights, in place of those that are there, bit for bit.
 
     The latest snapshot that fits is copied, the updates after it are added. Returns the editor's state after that batch
     (None for batch 0), its keys read from their files when asked for.
@@ -233,7 +233,7 @@ def model_of(out: str | Path) -> dict[str, str | None]:
 
 
 def export_at(out: str | Path, at: int, to: str | Path, model: EditableModel) -> Path:
-    """Write the model of a run as it was after `at` edits, to the bit, as a folder of transformers; returns the folder.
+    """Write the model of a run as it was after `at` edits, bit for bit, as a folder of transformers; returns the folder.
 
     Args:
         out: the run's folder.

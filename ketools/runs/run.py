@@ -244,7 +244,7 @@ def lifelong(
     At each checkpoint all edits so far are scored again (ES, PS, NS, S and accuracies: "at the end" once it is the last
     one), beside everything that the panel asks of the rest of the model. Right after each batch its own facts are scored
     ("at edit time"). After each batch the edit, the editor's state and the records are on disk; a run on a CPU that was
-    killed at any moment and resumed ends with the same bits as one that was never stopped.
+    killed at any moment and resumed ends bit for bit as one that was never stopped.
 
     An update that is not finite ends the run: `RunRecord.collapse` says at which edits, and the last checkpoint is of the
     weights before them.

@@ -599,7 +599,7 @@ def due(edits: int, before: int, every: int) -> bool:
 class Survey:
     """What `survey` found.
 
-    batches: batches that can be restored to the bit; the run resumes after them. last: the highest batch that has a file.
+    batches: batches that can be restored bit for bit; the run resumes after them. last: the highest batch that has a file.
     damaged: {file (relative): what is wrong}; files: how many were checked. leftovers: temporary files of a process that
     was killed, files after the last commit, and files that are not the run's. light: only the tables of a run.
     unsealed: tables.json, with the checksums of the tables, is missing.

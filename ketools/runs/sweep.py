@@ -36,7 +36,7 @@ ALL_STEPS = -1
 Report = Callable[[Mapping[str, RunRecord], Path], object]
 """Draws records (method -> record) into a file; the page lies in a folder above this one, so the caller brings it."""
 Look = Callable[[EditableModel, FactSet, Sequence[Method], bool], object]
-"""Looks at model, facts, methods and whether statistics are at hand before anything is written; raises to stop the job."""
+"""Looks at model, facts, methods and whether statistics exist before anything is written; raises to stop the job."""
 
 
 def sweep(

@@ -124,7 +124,10 @@ def test_an_interrupt_on_the_way_out_leaves_all_edits_in(tiny_model, monkeypatch
 
 def test_an_edit_says_what_it_is(tiny_model):
     assert repr(made(tiny_model, [1], method="memit", facts=["a"])) == "Edit(memit, 1 facts, rank by layer {1: 3})"
-    assert repr(Edit({0: (torch.eye(2), torch.ones(3, 2))})) == "Edit(by hand, 0 facts, rank by layer {0: 2}, dense)"
+    assert (
+        repr(Edit({0: (torch.eye(2), torch.ones(3, 2))}))
+        == "Edit(made elsewhere, 0 facts, rank by layer {0: 2}, dense)"
+    )
 
 
 @settings(max_examples=25, deadline=None)

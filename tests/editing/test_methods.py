@@ -54,8 +54,11 @@ def test_the_table():
                                   "ultraedit", "ft", "ft-l", "lora"}  # fmt: skip
     assert (table["year"] > 2020).all() and table["source"].str.contains("arXiv").all()
     by_name = table.set_index("name")
-    assert by_name.loc["encore", "protects"] == "prose keys, past edits, the weights' norm"
-    assert by_name.loc["memit", "protects"] == "prose keys" and by_name.loc["ultraedit", "stopping"] == "no step 1"
+    assert by_name.loc["encore", "protects"] == "background text, past edits, the weights' norm"
+    assert (
+        by_name.loc["memit", "protects"] == "background text"
+        and by_name.loc["ultraedit", "stopping"] == "no target optimisation"
+    )
     assert (table["post"] == "none").all()
 
 

@@ -119,7 +119,7 @@ def test_an_edit_says_its_targets_and_carries_moments_only(tiny_model, tiny_fact
 
 def test_what_does_not_go(tiny_gpt2, tiny_facts):
     it = Editor(tiny_gpt2, "ultraedit", layers=[1])
-    with pytest.raises(KetoolsError, match="no step 1"):
+    with pytest.raises(KetoolsError, match="no target optimisation"):
         it.targets(tiny_facts[:1])
     state = SequentialState.fresh(tiny_gpt2.fingerprint, 0)
     state.past = {1: [torch.zeros(tiny_gpt2.anatomy.d_mlp, 4)]}  # keys, as ENCORE leaves them

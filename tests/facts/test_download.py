@@ -189,7 +189,7 @@ def test_a_file_put_there_by_hand_is_taken_and_recorded(server, tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"<html>Please log in", "no JSON; it begins"),
+        (b"<html>Please log in", "not JSON; it begins"),
         (b'{"a": 1}', "no list of records"),
         (b"[]", "no list of records"),
     ],
@@ -201,7 +201,7 @@ def test_an_error_page_is_not_taken_for_data(server, tmp_path, content, said):
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize(("status", "hint"), [(404, "put it at .*open.json by hand"), (503, "try again later")])
+@pytest.mark.parametrize(("status", "hint"), [(404, "put it at .*open.json yourself"), (503, "try again later")])
 def test_a_refusal_names_address_and_way_out(server, tmp_path, status, hint):
     server.status = status
     with pytest.raises(KetoolsError, match=rf"{server.url}: the server answers {status} \(.*\); .*{hint}"):
@@ -215,7 +215,7 @@ def test_without_a_network_it_says_where_to_put_the_file(server, tmp_path, monke
     with pytest.raises(KetoolsError) as caught:
         get("gone", tmp_path)
     message = str(caught.value)
-    assert gone.url in message and "out of reach" in message and f"put it at {tmp_path / 'gone.json'}" in message
+    assert gone.url in message and "cannot be reached" in message and f"put it at {tmp_path / 'gone.json'}" in message
 
 
 def test_no_space_is_told_before_anything_is_written(server, tmp_path, monkeypatch):
@@ -232,7 +232,7 @@ def test_no_space_on_the_way_keeps_what_came(server, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(download.os, "fsync", full)
-        with pytest.raises(KetoolsError, match="no space left; .*it goes on where it stopped"):
+        with pytest.raises(KetoolsError, match="no space left; .*it resumes where it stopped"):
             get("pinned", tmp_path)
     assert "pinned.json" not in names(tmp_path) and "pinned.json.part" in names(tmp_path)
     assert get("pinned", tmp_path)[0].read_bytes() == DATA

@@ -211,7 +211,7 @@ def test_of_two_beginning_of_text_tokens_one_goes(tiny_gpt2):
     tiny_gpt2.tokenizer = with_bos()
     bos = tiny_gpt2.tokenizer.bos_token
     (plain,) = make_rows(tiny_gpt2, ["Ada Lorn lives in"], ["Vell"], [(0, 8)])
-    with pytest.warns(UserWarning, match="one is left out"):
+    with pytest.warns(UserWarning, match="only one is kept"):
         (row,) = make_rows(tiny_gpt2, [f"{bos}Ada Lorn lives in"], ["Vell"], [(len(bos), len(bos) + 8)])
     assert row == plain
     chatting(tiny_gpt2, "{{ bos_token }}" + TEMPLATE)

@@ -107,7 +107,7 @@ def test_tasks_survive_or_decline():
 
 def test_overfitting_is_claimed_only_where_it_is_sure():
     low, high = np.linspace(0.1, 0.5, 40), np.linspace(0.6, 1.0, 40)
-    cases = ((high, low, "are surer"), (low, low, "no surer"), (low, high, "less sure"))
+    cases = ((high, low, "are more probable"), (low, low, "no more probable"), (low, high, "less probable"))
     for edited, natural, head in (*cases, ({"memit": high, "encore": low}, low, "with MEMIT only")):
         assert head in tells(plots.probability_curve(edited, natural))
     with pytest.raises(KetoolsError, match="none finite"):

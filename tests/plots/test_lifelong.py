@@ -63,7 +63,7 @@ def test_titles_say_who_keeps_and_who_loses():
     assert growth.index("outgrow") < growth.index("AlphaEdit") < growth.index("keep near") < growth.index("ENCORE")
     fine = {"memit": record(0.1, 0.0, 0.3), "encore": record(0.1, 0.0, 0.3)}
     assert "survive with every method" in tells(draw("unedited_kept", fine))
-    assert "no surer" in tells(draw("probability", fine)) and "any method" in tells(draw("probability", fine))
+    assert "no more confident" in tells(draw("probability", fine)) and "any method" in tells(draw("probability", fine))
     lost = tells(draw("unedited_kept", {"encore": record(9.0, 0.9, 0.99)}))
     assert "get lost with ENCORE" in lost and "10%" in lost
     assert "6.20 steps" in tells(draw("cost")) and "69% fewer than AlphaEdit" in tells(draw("cost"))
@@ -106,7 +106,7 @@ def test_natural_facts_are_a_line_and_a_level():
     fig = plots.target_probability_lines(targets.assign(p_natural=0.1))
     assert (
         list(fig.data[-1].y) == pytest.approx([0.1, 0.1])
-        and "grows surer" in tells(fig)
+        and "grows more confident" in tells(fig)
         and "ENCORE" in tells(fig).split(",")[0]
     )
 

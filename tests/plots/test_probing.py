@@ -146,7 +146,7 @@ def test_lens_lines_say_when_the_target_never_comes(frames):
         f"{frames['many']['prompt'].nunique()}", "12"
     )
     rank = np.where(frames["one"]["layer"] >= 2, 1, 5)
-    assert "behind layer 2" in tells(plots.lens_lines(frames["one"].assign(rank=rank)))
+    assert "after layer 2" in tells(plots.lens_lines(frames["one"].assign(rank=rank)))
 
 
 def test_tracing_follows_the_effects(frames):

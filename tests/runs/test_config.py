@@ -92,7 +92,7 @@ def test_mistakes_name_the_key_and_the_way_out(content, said):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [(None, "there is no such file"), ("edits = ", "no TOML"), ("edit = 1", "did you mean")]
+    ("text", "said"), [(None, "there is no such file"), ("edits = ", "not TOML"), ("edit = 1", "did you mean")]
 )
 def test_mistakes_in_a_file_name_the_file(tmp_path, text, said):
     path = tmp_path / "c.toml"

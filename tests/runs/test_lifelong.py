@@ -186,7 +186,7 @@ def test_reading_what_is_no_run(tmp_path):
     with pytest.raises(KetoolsError, match="no run here"):
         RunRecord.load(tmp_path)
     (tmp_path / "run.json").write_text("{half")
-    with pytest.raises(KetoolsError, match=r"run\.json: no JSON"):
+    with pytest.raises(KetoolsError, match=r"run\.json: not JSON"):
         RunRecord.load(tmp_path)
 
 
