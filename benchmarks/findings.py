@@ -41,7 +41,7 @@ STATE = (
     ("exponent of growth", "exponent", "{:.2f}"), ("residual share", "share_end", "{:.3f}"),
     ("downstream", "downstream_kept", "{:.1%}"), ("unedited", "unedited_kept", "{:.1%}"),
     ("same subject", "same_subject_kept", "{:.1%}"), ("ES", "ES", "{:.1%}"), ("forgotten", "forgotten", "{:.1%}"),
-    ("steps", "steps", "{:.1f}"), ("s of step 1", "seconds_targets", "{:.3f}"),
+    ("steps", "steps", "{:.1f}"), ("s of target optimisation", "seconds_targets", "{:.3f}"),
 )  # fmt: skip
 
 
@@ -103,12 +103,12 @@ def tables(runs: Sequence[Run], options: argparse.Namespace) -> tuple[str, dict[
         "",
         _verdicts(judged),
         "",
-        "What the methods come to (means over seeds):",
+        "Final state by method (means over seeds):",
         "",
         _state(rows),
         "",
         "Norm against damage: Spearman's correlation of the edited norm's ratio with each measure, over the checkpoints of "
-        "all methods of a seed (they follow each other and are no independent draws; the interval is over seeds):",
+        "all methods of a seed (checkpoints of a run are not independent; the interval is over seeds):",
         "",
         _damage(correlated),
     ]  # fmt: skip

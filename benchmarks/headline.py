@@ -44,13 +44,13 @@ def headline(groups: Sequence[Group]) -> go.Figure:
     methods: dict[str, list[str]] = {}
     for group in groups:
         seeds = listed([str(seed) for seed in group.seeds])
-        what = f"mean of seeds {seeds}, their range behind it" if len(group.seeds) > 1 else f"seed {seeds}"
+        what = f"mean of seeds {seeds}, shaded: their range" if len(group.seeds) > 1 else f"seed {seeds}"
         methods.setdefault(what, []).append(label(group.label))
     each_seed = [what if len(methods) == 1 else f"{listed(names)}: {what}" for what, names in methods.items()]
-    caption = f"{plain(groups[0].model)}; {'; '.join(each_seed)}. ES: edits that win over the object they replaced."
+    caption = f"{plain(groups[0].model)}; {'; '.join(each_seed)}. ES: share of edits whose new object is more probable than the old one."
     ends, span = last(frame.dropna(subset=["unedited_kept"]), "unedited_kept")
     first, behind = (listed([label(m) for m in some]) for some in ends_of(ends))
-    finding = f"After {span} edits the model has kept {percent(max(ends.values()))} of what was not edited with {first}"
+    finding = f"After {span} edits the model retains {percent(max(ends.values()))} of its unedited facts with {first}"
     finding += f", {percent(min(ends.values()))} with {behind}" if behind else ""
     text = " ".join(describe(frame.dropna(subset=[each.key]), each.key, each.axis, number) for each in panels)
     add_load(dress(fig, finding, caption + left_out(frame, PANELS), text), groups[0].runs[0].d_mlp)

@@ -50,7 +50,7 @@ COLUMNS = {
 BRIEF = {
     "norm_ratio": ("norm", "times"), "unedited_kept": ("unedited facts", "whole"),
     "same_subject_kept": ("other facts of edited subjects", "whole"), "downstream_kept": ("downstream F1", "whole"),
-    "ES": ("edits that hold (ES)", "whole"),
+    "ES": ("ES", "whole"),
 }  # fmt: skip
 """Columns of the table that the project's README shows too."""
 
@@ -174,22 +174,22 @@ def readme(groups: Sequence[Group]) -> str:
     pairs, edits = paired_tests(groups), int(table["edits"].max())
     parts = [
         "# Reference runs",
-        f"{edits:,} sequential edits of facts about different subjects, {_each(runs, 'batch')} a batch; written by "
+        f"{edits:,} sequential edits of facts about different subjects in batches of {_each(runs, 'batch')}; written by "
         "`python -m benchmarks.lifelong` from the records in this folder. `ketools report data/results/*` draws all "
         "figures, `ketools compare data/results/*` puts the runs side by side, fact by fact. headline.png is the figure of "
-        "the README; `python -m benchmarks.lifelong --pack` draws it anew and writes it as a page too, headline.html, "
+        "the README; `python -m benchmarks.lifelong --pack` draws it again and also writes it as a page, headline.html, "
         "which is not stored.",
         f"## After {edits:,} edits",
         markdown(table, BRIEF),
-        "Mean over seeds (lowest to highest). norm: of the most grown edited matrix, relative to before any edit; facts still "
-        "right, in percent of those right before; downstream: weighted F1, in percent of before; ES: of all edits, on the "
-        "final model.",
+        "Mean over seeds (lowest to highest). Norm of the most-changed matrix and weighted downstream F1 relative to the unedited "
+        "model; unedited and other facts: share still answered correctly of those the unedited model knew; ES: of all edits, on "
+        "the final model.",
         "## All measures",
         markdown(table, COLUMNS),
         "Mean over seeds (lowest to highest). ES, PS, NS, S in percent of all edits, scored again on the final model; \"then\": right "
-        "after each edit's own batch. unedited, same subject: facts still right, in percent of those right before; "
-        "downstream: weighted F1, in percent of before; perplexity and norm (of the most grown edited matrix): relative to "
-        "before any edit; s/edit: editing alone, and comparable on one processor only.",
+        "after each edit's own batch. unedited, same subject: share still answered correctly of those the unedited model knew, in "
+        "percent; downstream (weighted F1, percent), perplexity and norm (of the most-changed matrix): relative to the unedited "
+        "model; s/edit: editing alone, comparable on one processor only.",
         *processors(runs),
         *older_settings(runs),
         "## What it says",

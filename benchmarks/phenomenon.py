@@ -25,14 +25,14 @@ from ketools.runs.records import plain
 from ketools.runs.sweep import METHODS, demo
 
 ROWS = (
-    ("Frobenius norm of the most grown edited matrix / original", "norm_ratio", "times"),
+    ("Frobenius norm of the most-changed edited matrix / original", "norm_ratio", "times"),
     ("still growing over the last quarter (seeds)", "norm_still_growing", "count"),
     ("largest ratio of an unedited matrix", "norm_ratio_unedited", "times"),
-    ("unedited facts still right (of those right before)", "unedited_kept", "percent"),
+    ("retention of unedited facts", "unedited_kept", "percent"),
     ("and falling at the end (seeds)", "unedited_falling", "count"),
-    ("other facts of edited subjects still right", "same_subject_kept", "percent"),
-    ("downstream mean F1, relative to before", "downstream_kept", "percent"),
-    ("perplexity, relative to before", "perplexity_ratio", "times"),
+    ("retention of other facts about edited subjects", "same_subject_kept", "percent"),
+    ("downstream mean F1, relative to the unedited model", "downstream_kept", "percent"),
+    ("perplexity, relative to the unedited model", "perplexity_ratio", "times"),
     ("efficacy (ES) of all edits, at the end", "efficacy", "percent"),
     ("efficacy at edit time", "efficacy_at_edit", "percent"),
     ("paraphrase success (PS), at the end", "paraphrase", "percent"),

@@ -132,7 +132,7 @@ def _claims() -> list[Claim]:
                   lambda of, m=stopped: of(m, "natural") - of(m, "p_at_edit")),
         ]  # fmt: skip
     for method in (NO_PAST, NEITHER, "alphaedit"):
-        found.append(Claim("2 norm growth", f"{named[method]}: the edited matrix's norm grows (ratio to before)",
+        found.append(Claim("2 norm growth", f"{named[method]}: the edited matrix's norm grows (ratio to the original)",
                            lambda of, m=method: of(m, "norm_ratio"), 1.0))  # fmt: skip
     found.append(Claim("2 norm growth", f"sequential MEMIT: unedited matrices stay within {FLAT:g} of theirs (room left)",
                        lambda of: FLAT - (of(NEITHER, "norm_ratio_unedited") - 1).abs()))  # fmt: skip
@@ -152,7 +152,7 @@ def _claims() -> list[Claim]:
         found += [
             Claim("6 speed", f"{named[plain]}: targets with MPES take fewer steps (steps saved a fact)",
                   lambda of, m=plain, s=stopped: of(m, "steps") - of(s, "steps")),
-            Claim("6 speed", f"{named[plain]}: and less time (share of step 1's seconds saved)",
+            Claim("6 speed", f"{named[plain]}: and less time (share of the optimisation's seconds saved)",
                   lambda of, m=plain, s=stopped: 1 - of(s, "seconds_targets") / of(m, "seconds_targets"), 0.0, "percent"),
         ]  # fmt: skip
     return found

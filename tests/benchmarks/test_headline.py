@@ -18,10 +18,10 @@ from tests.runs.fakes import fake_record
     ("given", "said"),
     [
         ((("memit", 0), ("encore", 0)), "pocket; seed 0."),
-        ((("memit", 0), ("memit", 1)), "pocket; mean of seeds 0 and 1, their range behind it."),
+        ((("memit", 0), ("memit", 1)), "pocket; mean of seeds 0 and 1, shaded: their range."),
         (
             (("memit", 0), ("alphaedit", 0), ("encore", 0), ("encore", 1)),
-            "pocket; MEMIT and AlphaEdit: seed 0; ENCORE: mean of seeds 0 and 1, their range behind it.",
+            "pocket; MEMIT and AlphaEdit: seed 0; ENCORE: mean of seeds 0 and 1, shaded: their range.",
         ),
     ],
 )
@@ -32,7 +32,7 @@ def test_the_headline_says_which_method_has_which_seeds(given, said):
 def test_the_headline(tmp_path):
     fig = headline(groups(("memit", 0), ("memit", 1), ("encore", 0)))
     assert words(fig)["finding"].startswith(
-        "After 200 edits the model has kept 98.0% of what was not edited with ENCORE, "
+        "After 200 edits the model retains 98.0% of its unedited facts with ENCORE, "
     )
     assert words(fig)["finding"].endswith("% with MEMIT")
     with pytest.raises(KetoolsError, match="of one model"):

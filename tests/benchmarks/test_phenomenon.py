@@ -41,7 +41,7 @@ def test_table_and_resume(tmp_path, monkeypatch, capsys):
     assert phenomenon.main([*words[:1], "0,1,2", *words[2:]]) == 0
     assert ran == [0, 1, 2]
     table = (tmp_path / "tiny.md").read_text()
-    assert "| Frobenius norm of the most grown edited matrix / original | 3.00 (2.00 to 4.00) |" in table
+    assert "| Frobenius norm of the most-changed edited matrix / original | 3.00 (2.00 to 4.00) |" in table
     assert "| still growing over the last quarter (seeds) | 2 of 3 |" in table
     assert "| measure | memit | encore |" in table
     assert set(json.loads((tmp_path / "tiny.json").read_text())["seeds"]) == {"0", "1", "2"}
