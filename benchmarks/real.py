@@ -20,22 +20,20 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from benchmarks.command import ended
 from benchmarks.lifelong import Planned, done, listing, packed, run_options, state
 from ketools.editing.covariance import Statistics
 from ketools.editing.editor import Editor
-from ketools.editing.targets import Pass, Targets
+from ketools.editing.targets import Targets
 from ketools.evaluation.edits import evaluate, harmonic_mean, recall, summary
 from ketools.evaluation.generation import continuations, generation_entropy
-from ketools.facts.fact import Fact, FactSet
+from ketools.facts.fact import FactSet
 from ketools.facts.reading import facts as read_facts
 from ketools.io import write_atomic, write_json
 from ketools.models.model import EditableModel, load
@@ -44,6 +42,7 @@ from ketools.runs.config import composed, settled
 from ketools.runs.panel import Panel, Sizes
 from ketools.runs.run import lifelong
 from ketools.runs.store import RunRecord
+from ketools.runs.tune import stopped
 
 MODEL, MAIN = "smollm2", ("encore", "memit", "alphaedit")
 OTHERS = ("sequential-memit", "memit+mpes", "memit+norm", "emmet+mpes")
@@ -83,29 +82,6 @@ def split(facts: FactSet, known: set[str]) -> tuple[FactSet, FactSet, FactSet, F
     aside = other.sample(DEVELOPMENT, 1000)
     left = set(aside.ids)
     return other.filter(lambda fact: fact.id not in left), right[:HELD], aside, right[HELD:]
-
-
-def stopped(facts: Sequence[Fact], editor: Editor) -> Callable[[int | None], Targets]:
-    """Targets of all facts as MPES with a patience would leave them (None: all steps), from one optimisation to the end."""
-    z: list[list[torch.Tensor]] = [[] for _ in facts]
-    first: list[int | None] = [None] * len(facts)
-
-    def hear(seen: Pass) -> None:
-        for fact, now, top in zip(seen.facts.tolist(), seen.z, seen.top.tolist(), strict=True):
-            if top and first[fact] is None:
-                first[fact] = len(z[fact])
-            z[fact].append(now.clone())
-
-    whole = editor.targets(facts, callback=hear)
-
-    def at(patience: int | None) -> Targets:
-        ends = [len(states) - 1 for states in z]
-        if patience is not None:
-            ends = [end if at is None else min(end, at + patience) for end, at in zip(ends, first, strict=True)]
-        kept = torch.stack([states[end] for states, end in zip(z, ends, strict=True)])
-        return replace(whole, z=kept, steps=torch.tensor(ends), delta_norm=(kept - whole.h0).norm(dim=1))
-
-    return at
 
 
 def develop(world: "World", out: Path) -> dict[str, dict[str, Any]]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ketools.evaluation.edits import evaluate
     from ketools.models.model import EditableModel, load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Edit",

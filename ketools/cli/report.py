@@ -8,15 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ketools.cli import common
 from ketools.cli.common import writable
 from ketools.evaluation.metrics import METRICS, look_up, metric, of_table
 from ketools.io import write_atomic, write_json
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     import pandas as pd
+    from rich.console import RenderableType
+
+    from ketools.runs.records import Run
 
 DEMO = Path("build/demo")
-WIDTH = 118  # of the glossary, in characters
+ACROSS = 5  # runs beside each other
 COLUMNS = [
     *("ES", "PS", "NS", "S", "at_edit_ES", "at_edit_PS", "at_edit_NS", "at_edit_S"),
     *("unedited_kept", "same_subject_kept", "downstream_kept", "perplexity_ratio", "norm_ratio", "seconds_per_edit"),
@@ -35,6 +41,7 @@ def report(
             "--to", "--out", help="Output file or folder; default: report.html in RUN, or in build/ for several runs."
         ),
     ] = None,
+    json: common.Json = None,
 ) -> None:
     """Draw a report of any runs from their records, without running anything; unfinished runs too.
 
@@ -48,7 +55,17 @@ def report(
     target = to or (folders[0] if len(folders) == 1 else Path("build/report.html"))
     target = target / "report.html" if target.is_dir() else target
     writable(target, *folders)
+    if json is not None:
+        writable(json, *folders)
     typer.echo(f"Report: {write_report(groups, target)}")
+    if json is not None:
+        write_json(
+            json,
+            {
+                "report": str(target),
+                "runs": {run.name: run.record.checkpoints.to_dict("records") for g in groups for run in g.runs},
+            },
+        )
 
 
 def compare(
@@ -78,9 +95,9 @@ def compare(
         write_json(json, {"runs": table.to_dict("records"), "mcnemar": pairs.to_dict("records")})
     if csv is not None:
         write_atomic(csv, table.to_csv(index=False))
-    typer.echo(run_table(table, finished))
+    common.show(*run_table(table, runs, finished))
     if len(pairs):
-        typer.echo(f"\n{pair_table(pairs)}")
+        common.show("", *pair_table(pairs))
     elif len(table) > 1:
         reason = (
             "no two methods of one model and seed have scores of each fact"
@@ -90,32 +107,69 @@ def compare(
         typer.echo(f"\nNo test between methods: {reason}.")
 
 
-def run_table(table: "pd.DataFrame", finished: bool) -> str:
-    """The runs as text; "!" marks a run that ended in an update that was not finite."""
+def run_table(table: "pd.DataFrame", runs: "Sequence[Run]", finished: bool) -> "list[RenderableType]":
+    """The runs, metrics down and runs across, beside the unedited models; "!" marks a run that ended early, in an update
+    that was not finite.
+    """
     from ketools.runs.records import title
 
-    shown = table[["model", "method", "seed"]].astype(str)
-    shown["method"] = table["method"].map(title) + table["collapsed"].map({True: " !", False: ""})
-    for column in map(metric, COLUMNS):
-        shown[column.short] = table[column.key].map(column.format)
+    several = {name: table[name].nunique() > 1 for name in ("model", "seed")}
+    first = {run.name: run for run in runs}
+    models = table.drop_duplicates("model")
+    befores = [
+        (row.model if several["model"] else "", "unedited", first[row.run].before) for row in models.itertuples()
+    ]
+    columns: list[tuple[str, Mapping[str, float]]] = [
+        (f"{model} {name}".strip(), values) for model, name, values in befores if values
+    ]
+    for row in table.to_dict("records"):
+        name = title(row["method"]) + (" !" if row["collapsed"] else "")
+        parts = [row["model"] if several["model"] else "", name, f"seed {row['seed']}" if several["seed"] else ""]
+        columns.append((" ".join(filter(None, parts)), row))
     heading = f"After {int(table['edits'].max()):,} edits" + ("" if finished else ", not all runs complete")
-    text = f"{heading}\n{shown.to_string(index=False)}"
+    counts = first[table["run"].iloc[0]].counts if len(table) else {}
+    blocks: list[RenderableType] = []
+    for start in range(0, len(columns), ACROSS):
+        part = columns[start : start + ACROSS]
+        rows = [
+            (
+                each.short or each.label,
+                f"{n:,}" if (n := counts.get(each.key)) else "",
+                *(each.format(values.get(each.key)) for _, values in part),
+            )
+            for each in map(metric, COLUMNS)
+        ]
+        blocks += [*([""] if blocks else []), common.grid(rows, ["", "n", *(wrapped(name) for name, _ in part)])]
     collapsed = table[table["collapsed"]]
     ends = [f"{run} after {int(edits):,}" for run, edits in zip(collapsed["run"], collapsed["edits"], strict=True)]
-    return text + (f"\n! ended early, in an update that was not finite: {', '.join(ends)}" if ends else "")
+    note = [f"\n! ended early, in an update that was not finite: {', '.join(ends)}"] if ends else []
+    return [heading, *blocks, *note]
 
 
-def pair_table(pairs: "pd.DataFrame") -> str:
-    """The paired tests as text."""
+def wrapped(head: str) -> str:
+    """A heading in lines short enough for a narrow column."""
+    return "\n".join(wrap(head, 14, break_long_words=False))
+
+
+def pair_table(pairs: "pd.DataFrame") -> "list[RenderableType]":
+    """The paired tests."""
     from ketools.plots.style import p_value
     from ketools.runs.records import title
 
-    shown = pairs[["model", "seed"]].astype(str)
-    shown["a"], shown["b"] = pairs["a"].map(title), pairs["b"].map(title)
-    shown["only a"], shown["only b"] = pairs["only_a"].astype(str), pairs["only_b"].astype(str)
-    shown["p, adjusted"] = pairs["p_adjusted"].map(p_value)
+    rows = [
+        (
+            row["model"],
+            str(row["seed"]),
+            title(row["a"]),
+            title(row["b"]),
+            str(row["only_a"]),
+            str(row["only_b"]),
+            p_value(row["p_adjusted"]),
+        )
+        for row in pairs.to_dict("records")
+    ]
     heading = "Edits that succeed at the end with one method only (McNemar's exact test; Benjamini-Hochberg):"
-    return f"{heading}\n{shown.to_string(index=False)}"
+    return [heading, common.grid(rows, ("model", "seed", "a", "b", "only a", "only b", "p, adjusted"), 4)]
 
 
 def glossary(
@@ -136,7 +190,7 @@ def glossary(
             lines = [f"{title}:"]
             for entry in members:
                 better = f" [{entry.better}]" if entry.better != "none" else ""
-                first, *more = wrap(f"{entry.label}{better}: {entry.formula}", WIDTH - width - 4)
+                first, *more = wrap(f"{entry.label}{better}: {entry.formula}", common.WIDTH - width - 4)
                 lines += [f"  {entry.key:<{width}}  {first}", *(f"  {'':<{width}}  {line}" for line in more)]
             sections.append("\n".join(lines))
         typer.echo("\n\n".join(sections))

@@ -1,7 +1,10 @@
-"""Sequences of edits: `ketools demo`, `run`, `status`, `resume`, `export`, `runs verify`."""
+"""Sequences of edits: `ketools demo`, `run`, `status`, `watch`, `resume`, `export`, `runs verify`."""
 
 import os
+import sys
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,14 +12,17 @@ import typer
 
 from ketools.cli import common
 from ketools.errors import KetoolsError
-from ketools.evaluation.metrics import MISSING, metric
+from ketools.evaluation.metrics import MISSING, duration, metric
 from ketools.io import write_json
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ketools.editing.methods import Method
     from ketools.facts.fact import FactSet
     from ketools.models.model import EditableModel
     from ketools.runs.config import RunConfig
+    from ketools.runs.store import RunRecord
 
 DEMO_METHODS = "memit,alphaedit,encore"
 DEMO_MODEL = "pocket-llama-v2"
@@ -25,8 +31,11 @@ DEMO_ROWS = [
     *("efficacy", "paraphrase", "neighbourhood", "p_edited", "p_natural", "steps_mean", "seconds_per_edit"),
 ]
 CHECKPOINT_ROWS = [
-    *("ES", "PS", "NS", "unedited_kept", "same_subject_kept", "downstream_kept", "perplexity_ratio", "norm_ratio"),
+    *("ES", "PS", "NS", "p_edited", "p_natural"),
+    *("unedited_kept", "same_subject_kept", "downstream_kept", "perplexity_ratio", "norm_ratio"),
 ]
+NAMES = {"efficacy": "ES", "paraphrase": "PS", "neighbourhood": "NS"}  # of a demo's rows at a checkpoint
+SPARKS = "▁▂▃▄▅▆▇█"
 Folder = Annotated[Path, typer.Argument(help="The folder of a run.")]
 Force = Annotated[
     bool,
@@ -56,7 +65,7 @@ def demo(
     facts: Annotated[str | None, typer.Option(help=common.FACTS)] = None,
     tasks: common.Tasks = None,
     text: common.Text = None,
-    again: Annotated[bool, typer.Option("--again", help="Discard an unfinished run in the folder.")] = False,
+    again: common.Again = False,
     yes: common.Yes = False,
     quiet: common.Quiet = False,
 ) -> None:
@@ -80,8 +89,10 @@ def demo(
         findings = preflight.inspect(
             model, facts, first, batch=batch, edits=len(facts), beside=others, statistics=statistics, trial=not quiet
         )
-        typer.echo("settings (rules and per-model choices: ketools/editing/hyperparameters.toml)")
-        typer.echo("\n".join(f"  {method.name}: {method.told(model)}" for method in methods) + "\n")
+        told = [(method.name, method.told(model)) for method in methods]
+        common.show(
+            "settings (rules and per-model choices: ketools/editing/hyperparameters.toml)", common.grid(told, left=2)
+        )
         common.confirm(findings, len(facts), model.name, yes or not common.at_a_terminal(), quiet)
 
     if quiet:
@@ -105,22 +116,27 @@ def demo(
         )
     if json is not None:
         write_json(json, {key: value for key, value in result.items() if key != "records"})
-    typer.echo(demo_table(result["methods"]))
+    common.show(demo_table(result["methods"], result["records"]))
     for sentence in result.get("sentences", ()):
         typer.echo(f"\n{sentence}")
     typer.echo(f"\nReport: {out / 'report.html'}" + (f"\nFigures: {json}" if json is not None else ""))
 
 
-def demo_table(methods: Mapping[str, Mapping[str, Any]]) -> str:
-    """The final measures as text, a column per method; "–" where a metric was not measured."""
-    lines = [["", *methods]]
-    lines += [
-        [row.label, *(row.format(measures.get(row.key)) for measures in methods.values())]
+def demo_table(methods: Mapping[str, Mapping[str, Any]], records: "Mapping[str, RunRecord]") -> "Table":
+    """The final measures, a column per method, beside the unedited model; "–" where a metric was not measured."""
+    from ketools.runs.records import Run, title
+
+    runs = [Run(name, record) for name, record in records.items()]
+    before, counts = (runs[0].before, runs[0].counts) if runs else ({}, {})
+    rows = [
+        (
+            row.label, f"{n:,}" if (n := counts.get(NAMES.get(row.key, row.key))) else "",
+            row.format(before.get(NAMES.get(row.key, row.key))),
+            *(row.format(measures.get(row.key)) for measures in methods.values()),
+        )
         for row in map(metric, DEMO_ROWS)
-    ]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rows = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
-    return "\n".join([rows[0], "-" * (sum(widths) + 2 * len(methods)), *rows[1:]])
+    ]  # fmt: skip
+    return common.grid(rows, ["", "n", "unedited", *map(title, methods)])
 
 
 def run(
@@ -139,6 +155,7 @@ def run(
         str | None, typer.Option(help='For facts that contradict each other: "last wins" or "refuse".')
     ] = None,
     statistics: common.Statistics = None,
+    layers: common.Layers = None,
     set_: common.Settings = None,
     measure: Annotated[
         list[str] | None, typer.Option("--measure", help="What to measure, such as spectra=false; repeatable.")
@@ -146,7 +163,9 @@ def run(
     chat: common.Chat = False,
     device: common.Device = None,
     dtype: common.Dtype = None,
+    json: common.Json = None,
     force: Force = False,
+    again: common.Again = False,
     yes: common.Yes = False,
     quiet: common.Quiet = False,
 ) -> None:
@@ -170,36 +189,41 @@ def run(
         "checkpoint_every": checkpoint_every,
         "conflicts": conflicts,
         "statistics": os.pathsep.join(map(str, statistics)) if statistics else None,
-        "settings": common.settings(set_),
+        "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in common.overrides(layers, set_).items()},
         "measures": common.settings(measure, "--measure"),
         "chat": chat or None,
         "device": device,
         "dtype": dtype,
     }
     base = RunConfig.read(config) if config is not None else RunConfig()
-    execute(base.changed(**options), force, yes, quiet)
+    execute(base.changed(**options), force, yes, quiet, json, again)
 
 
-def resume(folder: Folder, force: Force = False, quiet: common.Quiet = False) -> None:
+def resume(folder: Folder, force: Force = False, json: common.Json = None, quiet: common.Quiet = False) -> None:
     """Resume a run where it stopped; batches damaged on disk are named and repeated."""
     from ketools.runs.resume import config_of
 
-    execute(config_of(folder), force, True, quiet)
+    execute(config_of(folder), force, True, quiet, json)
 
 
-def execute(config: "RunConfig", force: bool, yes: bool, quiet: bool) -> None:
-    """Check, ask, run or resume, and show the last checkpoint."""
+def execute(
+    config: "RunConfig", force: bool, yes: bool, quiet: bool, json: Path | None = None, again: bool = False
+) -> None:
+    """Check, ask, run or resume, and show the last checkpoint. `again`: discard the run that is there, once all is checked."""
     from ketools.runs import preflight
     from ketools.runs import run as runs
     from ketools.runs.config import composed
     from ketools.runs.store import Store
 
+    if json is not None:
+        common.writable(json, config.out, config.model, config.facts)
     with common.notes():
         facts = runs.ready(config)
     if quiet:
         common.no_loading_bars()
     model = common.load_model(config.model, config.device, config.dtype)
-    if not Store(Path(config.out)).exists():  # an existing run passed these checks when it began
+    store = Store(Path(config.out))
+    if again or not store.exists():  # an existing run passed these checks when it began
         findings = preflight.inspect(
             model,
             facts.sample(config.edits, config.seed),
@@ -212,6 +236,9 @@ def execute(config: "RunConfig", force: bool, yes: bool, quiet: bool) -> None:
             **config.settings,
         )
         common.confirm(findings, config.edits, config.model, yes or not common.at_a_terminal(), quiet)
+    if again and store.exists():
+        with store.locked():
+            store.clear()
     with common.notes():
         record = runs.execute(config, model, facts, force=force, progress=not quiet)
     if record.collapse is not None:
@@ -219,29 +246,44 @@ def execute(config: "RunConfig", force: bool, yes: bool, quiet: bool) -> None:
     if left_out := record.provenance.get("settings", {}).get("left_out", 0):
         typer.echo(f"{left_out:,} facts that contradict later ones were left out before the draw")
     if len(record.checkpoints):
-        last = record.checkpoints.iloc[-1].to_dict()
-        typer.echo(f"after {int(last['edits']):,} edits with {config.method} on {config.model}:")
-        typer.echo(checkpoint_table(last))
+        common.show(
+            f"after {int(record.checkpoints['edits'].iloc[-1]):,} edits with {config.method} on {config.model}:"
+        )
+        common.show(checkpoint_table(record))
     typer.echo(f"Run: {config.out}")
+    if json is not None:
+        write_json(json, record.checkpoints.iloc[-1].to_dict() if len(record.checkpoints) else {})
 
 
-def status(folders: Annotated[list[Path], typer.Argument(help="Folders of runs.")]) -> None:
+def status(folders: Annotated[list[Path], typer.Argument(help="Folders of runs.")], json: common.Json = None) -> None:
     """Show how far runs are, what they cost, and their last checkpoints."""
+    from ketools.runs.store import RunRecord
     from ketools.runs.store import status as read_status
 
-    typer.echo("\n\n".join(status_text(folder, read_status(folder)) for folder in folders))
+    if json is not None:
+        common.writable(json, *folders)
+    found = {folder: read_status(folder) for folder in folders}
+    for place, (folder, state) in enumerate(found.items()):
+        common.show(*([""] if place else []), *status_lines(folder, state))
+        if state["checkpoint"]:
+            common.show(f"last checkpoint, after {int(state['checkpoint']['edits']):,} edits:")
+            common.show(checkpoint_table(RunRecord.load(folder)))
+    if json is not None:
+        write_json(json, {str(folder): state for folder, state in found.items()})
 
 
-def status_text(folder: Path, status: Mapping[str, Any]) -> str:
-    """The result of `ketools.runs.store.status` in lines."""
+def status_lines(folder: Path, status: Mapping[str, Any]) -> list[str]:
+    """The result of `ketools.runs.store.status` in lines, without the checkpoint."""
     light = " (tables without weights)" if status["light"] else ""
     progress = f"{status['edits']:,} of {status['edits_asked']:,} edits"
     lines = [f"{folder}: {status['state']}, {progress} with {status['method']} on {status['model']}{light}"]
     if status["collapse"]:
         lines.append(collapse_text(status["collapse"]))
     if status["seconds_per_edit"] is not None:
-        left = f", about {status['seconds_left'] / 60:,.0f} minutes left" if status["seconds_left"] else ""
-        lines.append(f"time: {status['seconds_per_edit']:.3f} s per edit in the last batches, with scoring{left}")
+        left = f", about {duration(status['seconds_left'])} left" if status["seconds_left"] else ""
+        cpu = f" ({duration(status['cpu_per_edit'])} of the processor)" if status["cpu_per_edit"] else ""
+        pace = duration(status["seconds_per_edit"])
+        lines.append(f"time: {pace} per edit in the last batches{cpu}, with scoring{left}")
     used = sorted(status["bytes"].items(), key=lambda item: -item[1])
     parts = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in used)
     end = f"; about {status['bytes_at_end'] / 1e6:,.1f} MB at the end" if status["bytes_at_end"] else ""
@@ -250,10 +292,90 @@ def status_text(folder: Path, status: Mapping[str, Any]) -> str:
         lines.append(f"{status['known']:,} facts needed no edit, their target was the top answer already")
     for forced in status["forced"]:
         lines.append(f"forced after batch {forced['after_batch']}: {', '.join(forced['changed'])} differ from there on")
-    if status["checkpoint"]:
-        lines.append(f"last checkpoint, after {int(status['checkpoint']['edits']):,} edits:")
-        lines.append(checkpoint_table(status["checkpoint"]))
-    return "\n".join(lines)
+    return lines
+
+
+def watch(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders of runs, or of several, as `ketools demo` writes them.")
+    ],
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
+    json: common.Json = None,
+) -> None:
+    """Follow runs while they go on: norm, efficacy and retention, until the last of them ends.
+
+    Without a terminal a line is written whenever a batch is done. A finished run is shown once.
+    """
+    from rich.console import Console
+    from rich.live import Live
+
+    if json is not None:
+        common.writable(json, *folders)
+    terminal, told, quiet = sys.stdout.isatty(), set[str](), 0
+    console = Console(width=min(Console().width, common.WIDTH), markup=False, highlight=False)
+    with Live(console=console, auto_refresh=False, transient=True) if terminal else nullcontext() as live:
+        while True:
+            rows = watched(folders)
+            if live is not None:
+                live.update(watch_table(rows), refresh=True)
+            for row in rows if live is None else ():
+                line = f"{row['run']}: {row['edits']:,} of {row['edits_asked']:,} edits; " + ", ".join(
+                    f"{name} {text}" for name, text in watch_cells(row)
+                )
+                if line not in told:
+                    told.add(line)
+                    typer.echo(line)
+            quiet = 0 if any(row["state"] == "running" for row in rows) else quiet + 1
+            # A job of several runs stands still for a moment between two of them.
+            if quiet > 1 or all(row["state"] in ("complete", "collapsed") for row in rows):
+                break
+            time.sleep(every)
+    common.show(watch_table(rows))
+    if json is not None:
+        write_json(json, rows)
+
+
+def watched(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """What there is to see of each run now."""
+    from ketools.runs.store import RunRecord, Store
+    from ketools.runs.store import status as read_status
+
+    rows = []
+    for folder in folders:
+        inside = [] if Store(folder).exists() or not folder.is_dir() else sorted(folder.iterdir())
+        for path in [path for path in inside if Store(path).exists()] or [folder]:
+            state, record = read_status(path), RunRecord.load(path)
+            norms = record.norms[record.norms["edited"].astype(bool)] if len(record.norms) else record.norms
+            line = norms.groupby("edits")["ratio"].max().tolist() if len(norms) else []
+            last = record.batches.iloc[-1].to_dict() if len(record.batches) else {}
+            point = state["checkpoint"] or {}
+            names = ("state", "edits", "edits_asked", "seconds_left", "collapse")
+            rows.append(
+                {"run": path.name} | {name: state[name] for name in names}
+                | {"norms": line, "norm_ratio": line[-1] if line else None, "at_edit_ES": last.get("at_edit_ES")}
+                | {name: point.get(name) for name in ("ES", "unedited_kept", "same_subject_kept")}
+            )  # fmt: skip
+    return rows
+
+
+def watch_cells(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Heading and text of what a look at a run shows."""
+    shown = [metric(name) for name in ("norm_ratio", "at_edit_ES", "ES", "unedited_kept", "same_subject_kept")]
+    left = duration(row["seconds_left"]) if row["state"] == "running" and row["seconds_left"] else row["state"]
+    return [*((each.short or each.label, each.format(row[each.key])) for each in shown), ("left", left)]
+
+
+def watch_table(rows: Sequence[Mapping[str, Any]]) -> "Table":
+    """A look at several runs."""
+    lines = []
+    for row in rows:
+        norms = row["norms"][:: max(1, len(row["norms"]) // 12)][-13:]
+        low, high = (min(norms), max(norms)) if norms else (0.0, 0.0)
+        places = [int((value - low) / (high - low) * 7.99) if high > low else 0 for value in norms]
+        cells = [text for _, text in watch_cells(row)]
+        progress = f"{row['edits']:,} / {row['edits_asked']:,}"
+        lines.append((row["run"], "".join(SPARKS[i] for i in places), progress, *cells))
+    return common.grid(lines, ["run", "norm so far", "edits", *(head for head, _ in watch_cells(rows[0]))], left=2)
 
 
 def collapse_text(collapse: Mapping[str, Any]) -> str:
@@ -264,35 +386,63 @@ def collapse_text(collapse: Mapping[str, Any]) -> str:
     )
 
 
-def checkpoint_table(checkpoint: Mapping[str, Any]) -> str:
-    """The measures of a checkpoint, a line each; those that were not taken are left out."""
-    rows = [(row.label, row.format(checkpoint.get(row.key))) for row in map(metric, CHECKPOINT_ROWS)]
-    width = max(len(label) for label, _ in rows)
-    return "\n".join(f"  {label:<{width}}  {value}" for label, value in rows if value != MISSING)
+def checkpoint_table(record: "RunRecord") -> "Table":
+    """The measures of the last checkpoint beside those of the unedited model; those that were not taken are left out."""
+    from ketools.runs.records import Run
+
+    run = Run("", record)
+    now, before, counts = record.checkpoints.iloc[-1].to_dict(), run.before, run.counts
+    rows = []
+    for row in map(metric, CHECKPOINT_ROWS):
+        n = counts.get(row.key)
+        cells = (row.format(before.get(row.key)), row.format(now.get(row.key)))
+        if cells[1] != MISSING:
+            rows.append((row.label, f"{n:,}" if n else "", *cells))
+    return common.grid(rows, ("", "n", "unedited", "now"))
 
 
 def export(
     folder: Folder,
     out: Annotated[Path, typer.Option(help="A new folder, for the model.")],
     at: Annotated[int, typer.Option(min=1, help="The model after so many edits (the end of a batch).")],
+    lora: Annotated[bool, typer.Option("--lora", help="Write the edits alone, as an adapter that PEFT loads.")] = False,
+    json: common.Json = None,
 ) -> None:
-    """Write the model as it was after so many edits, bit for bit, as a folder that transformers loads."""
-    from ketools.runs.resume import export_at, model_of
+    """Write the model as it was after so many edits, bit for bit, as a folder that transformers loads.
+
+    With --lora: the sum of the edits as low-rank factors, to be loaded on top of the unedited model.
+    """
+    from ketools.editing.export import as_lora
+    from ketools.runs.resume import export_at, model_at, model_of
+    from ketools.runs.run import as_one
 
     if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(folder)):
         raise KetoolsError(f"--out {out} lies in the run's own folder; choose another")
     loading = model_of(folder)
     assert loading["model"] is not None
+    if json is not None:
+        common.writable(json, folder, loading["model"])
     model = common.load_model(loading["model"], loading["device"], loading["dtype"])
-    typer.echo(f"Model: {export_at(folder, at, out, model)}")
+    if lora:
+        with model_at(folder, at, model):
+            written = as_lora(as_one(model.edits), model, out)
+    else:
+        written = export_at(folder, at, out, model)
+    typer.echo(f"{'Adapter' if lora else 'Model'}: {written}")
+    if json is not None:
+        write_json(json, {"folder": str(written), "edits": at, "model": model.name, "fingerprint": model.fingerprint})
 
 
 @runs_app.command()
-def verify(folder: Folder) -> None:
+def verify(folder: Folder, json: common.Json = None) -> None:
     """Compare every file of a run with its checksum. Exit code 0: all files are intact; 2: some are damaged (named)."""
     from ketools.runs.store import survey
 
+    if json is not None:
+        common.writable(json, folder)
     findings = survey(folder)
     typer.echo(findings.text())
+    if json is not None:
+        write_json(json, vars(findings))
     if not findings.sound:
         raise typer.Exit(common.FAILED)

@@ -13,20 +13,28 @@ _Folder = Annotated[Path, typer.Option(help="Where the notebooks lie.")]
 
 
 @app.command()
-def student(out: Path = Path("build/student"), notebooks: _Folder = Path("notebooks")) -> None:
-    """The student's version of every notebook: stubs, solutions folded up."""
+def student(
+    out: Path = Path("build/student"),
+    notebooks: _Folder = Path("notebooks"),
+    solutions: Annotated[bool, typer.Option("--solutions", help="Each solution folded up below its exercise.")] = False,
+) -> None:
+    """The student's version of every notebook, to hand out: stubs, no solutions, a note on installing."""
     from ketools.course.build import write_students
 
-    for path in write_students(notebooks, out):
+    for path in write_students(notebooks, out, solutions):
         typer.echo(path)
 
 
 @app.command()
-def build(out: Path = Path("build/course"), notebooks: _Folder = Path("notebooks")) -> None:
-    """Run every notebook and write pages that open offline, with an index."""
+def build(
+    only: Annotated[list[Path] | None, typer.Argument(help="Notebooks; default: all in the folder.")] = None,
+    out: Path = Path("build/course"),
+    notebooks: _Folder = Path("notebooks"),
+) -> None:
+    """Run every notebook, or some, and write pages that open offline, with an index of what is built."""
     from ketools.course.build import build as run_all
 
-    for name, took in run_all(notebooks, out).items():
+    for name, took in run_all(notebooks, out, only).items():
         typer.echo(f"{name}: {took:.0f} s")
     typer.echo(out / "index.html")
 

@@ -34,6 +34,20 @@ _LINK = re.compile(r"\]\((?!#)(?![a-z]+:)([^)\s]+)")
 # Code first, so that a $ in it stays what it is; then display and inline mathematics.
 _MATH = re.compile(r"(```.*?```|`[^`\n]*`)|\$\$(.+?)\$\$|(?<![\\$\w])\$(?!\s)([^$\n]+?)(?<!\s)\$(?!\w)", re.S)
 
+_NOTE = """# The course
+
+The notebooks need ketools with its notebook extra, and run without a network and without an accelerator. In the folder of
+ketools, with Python 3.11 or newer:
+
+```sh
+python -m venv .venv
+.venv/bin/python -m pip install '.[notebooks]'    # Windows: .venv\\Scripts\\python
+.venv/bin/jupyter lab
+```
+
+Every exercise is a cell that raises NotImplementedError until you replace that line.
+"""
+
 
 def notebooks(folder: str | Path) -> list[Path]:
     """The course's notebooks in `folder` (NN_words.ipynb), in order. Raises KetoolsError if there is none."""
@@ -164,8 +178,8 @@ def store(path: str | Path, draw: Draw | None = None, seconds: int = CELL_SECOND
     return write_atomic(path, nbformat.writes(nb) + "\n")
 
 
-def student(nb: NotebookNode) -> NotebookNode:
-    """A copy whose exercises are stubs, each solution folded up below; outputs and counts are gone.
+def student(nb: NotebookNode, solutions: bool = True) -> NotebookNode:
+    """A copy whose exercises are stubs, with `solutions` each solution folded up below; outputs and counts are gone.
 
     Run All goes on behind a stub: its cell carries the tag raises-exception. Raises KetoolsError for an exercise
     without one marked solution.
@@ -181,15 +195,20 @@ def student(nb: NotebookNode) -> NotebookNode:
             cell.source, hidden = solution(cell.source)
             cell.metadata["tags"] = [*cell.metadata["tags"], "raises-exception"]
             text = f"<details><summary>Solution</summary>\n\n```python\n{hidden}\n```\n\n</details>"
-            made.cells.append(new_markdown_cell(text, id=f"{cell.id}-solution", metadata={"tags": ["solution"]}))
+            if solutions:
+                made.cells.append(new_markdown_cell(text, id=f"{cell.id}-solution", metadata={"tags": ["solution"]}))
     return made
 
 
-def write_students(folder: str | Path, out: str | Path) -> list[Path]:
-    """Write the student's version of every notebook in `folder` into `out`; returns the paths, in order."""
+def write_students(folder: str | Path, out: str | Path, solutions: bool = False) -> list[Path]:
+    """Write the student's version of every notebook in `folder` into `out`, with a note on installing; returns the paths.
+
+    `solutions`: each folded up below its exercise; without them `out` can be handed out.
+    """
     folder, out = Path(folder), Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    made = {out / path.name: relinked(student(read(path)), folder, out) for path in notebooks(folder)}
+    write_atomic(out / "README.md", _NOTE)
+    made = {out / path.name: relinked(student(read(path), solutions), folder, out) for path in notebooks(folder)}
     return [write_atomic(path, nbformat.writes(nb) + "\n") for path, nb in made.items()]
 
 
@@ -205,8 +224,10 @@ def relinked(nb: NotebookNode, old: Path, new: Path) -> NotebookNode:
     return nb
 
 
-def build(folder: str | Path, out: str | Path) -> dict[str, float]:
-    """Run every notebook in `folder` into `out` (NN.ipynb and NN.html), with an index page: name -> seconds.
+def build(folder: str | Path, out: str | Path, only: Sequence[Path] | None = None) -> dict[str, float]:
+    """Run every notebook in `folder` into `out` (NN.ipynb and NN.html), with an index page of all there: name -> seconds.
+
+    `only`: run these alone.
 
     Raises KetoolsError naming the notebook and the cell that failed; those before it are there.
     """
@@ -215,7 +236,7 @@ def build(folder: str | Path, out: str | Path) -> dict[str, float]:
     folder, out = Path(folder), Path(out)
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / _SCRIPT, get_plotlyjs())
-    for path in notebooks(folder):
+    for path in only or notebooks(folder):
         nb, start = read(path), perf_counter()
         run(nb, path.parent)
         nb.metadata["seconds"] = perf_counter() - start

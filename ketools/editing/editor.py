@@ -231,15 +231,15 @@ class Editor:
         how: str | Method,
         state: SequentialState | None = None,
         *,
-        statistics: Statistics | None = None,
+        statistics: Statistics | str | Path | None = None,
         prefixes: Sequence[str] | None = None,
         layers: Sequence[int] | None = None,
         seed: int = 0,
         chat: bool = False,
         **overrides: object,
     ) -> None:
-        """`how`: a method or its name. `state` continues an earlier Editor's sequence. `statistics`: C per layer, by
-        default the file in the model's folder; methods that do not ask for C take none. `prefixes`: texts that go before
+        """`how`: a method or its name. `state` continues an earlier Editor's sequence. `statistics`: C per layer, or
+        the path of its file, by default that in the model's folder; methods that do not ask for C take none. `prefixes`: texts that go before
         prompts (". " is added), by default written by the model with `seed`. `chat` puts facts into the form of the
         tokenizer's chat template (`ketools.models.tokens.in_chat`). `layers` and `overrides` replace settings
         of the method (methods.Hyper); compat="official" stops as the authors' code does (stopping.MPES).
@@ -253,7 +253,8 @@ class Editor:
         self.hyper = self.method.settings(model, **overrides)
         self.statistics: Statistics | None = None
         if self.method.needs_statistics:
-            self.statistics = (load_statistics(model) if statistics is None else statistics).of(model, self.layers)
+            given = Statistics.load(statistics) if isinstance(statistics, str | Path) else statistics
+            self.statistics = (load_statistics(model) if given is None else given).of(model, self.layers)
         covariances = {} if self.statistics is None else {i: self.statistics.layers[i] for i in self.layers}
         self._mean_eigenvalue = {i: float(C.trace()) / len(C) for i, C in covariances.items()}
         self._absolute = {i: self.hyper.absolute(len(C), self._mean_eigenvalue[i]) for i, C in covariances.items()}
@@ -602,6 +603,7 @@ class Editor:
             "mean_eigenvalue_of_c": self._mean_eigenvalue,
             "facts": [fact.id for fact in facts],
             "subjects": {fact.subject: fact.id for fact in facts},
+            "texts": [f"{fact.question} -> {fact.target_new}" for fact in facts],
             "fingerprint": self.model.fingerprint,
             "on_top_of": len(self.model.edits),
             "seconds": seconds,

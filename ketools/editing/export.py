@@ -1,6 +1,7 @@
 """Edits in the formats of others: a plain folder of transformers with the edits in, or a PEFT adapter beside the model."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,11 +13,21 @@ from torch import nn
 from ketools import __version__
 from ketools.editing.edit import Edit
 from ketools.errors import KetoolsError
-from ketools.io import expanded, new_folder, write_json, write_tensors
+from ketools.io import expanded, new_folder, read_json, write_atomic, write_json, write_tensors
 from ketools.models.model import EditableModel
 
 _FORMAT = "ketools-export-1"
-_KEPT = ("method", "stopping", "update", "facts", "on_top_of", "update_norm", "rounding")  # of an edit's record
+_KEPT = (
+    "method",
+    "stopping",
+    "update",
+    "facts",
+    "on_top_of",
+    "update_norm",
+    "rounding",
+    "texts",
+)  # of an edit's record
+_LISTED = 200  # facts in the model card; ketools.json has all
 
 
 def export(model: EditableModel, path: str | Path) -> Path:
@@ -24,7 +35,8 @@ def export(model: EditableModel, path: str | Path) -> Path:
 
     Weights (safetensors, in their type), config, generation config and tokenizer: `from_pretrained` gives equal logits,
     without ketools. `ketools.json` beside them says which edits are in: base model and its fingerprint, and for each
-    edit method, facts (ids), layers, ranks and norms; and by which name settings are looked up. The folder appears whole
+    edit method, facts, layers, ranks and norms; and by which name settings are looked up. README.md is a model card that
+    says the same to people. The folder appears whole
     or not at all: only after it was read again and its weights found to be those of `model` (which takes their memory
     once more, on the CPU).
 
@@ -51,7 +63,42 @@ def export(model: EditableModel, path: str | Path) -> Path:
         _check_written(model, part)
         model.tokenizer.save_pretrained(part)
         write_json(part / "ketools.json", about)
+        write_atomic(part / "README.md", _card(about))
     return expanded(path)
+
+
+def _card(about: Mapping[str, Any]) -> str:
+    """The model card of an exported folder: where it comes from, and what was edited."""
+    edits, name = about["edits"], str(about["base"]["name"]).rstrip("/").rsplit("/", 1)[-1]
+    texts = [text for edit in edits for text in edit.get("texts", edit.get("facts", ()))]
+    cells = [
+        (edit.get("method", ""), len(edit.get("facts", ())), ", ".join(map(str, edit["layers"]))) for edit in edits
+    ]
+    rows: dict[tuple[Any, ...], int] = {}
+    for method, count, layers in cells:  # batches alike are one row
+        rows[method, layers] = rows.get((method, layers), 0) + count
+    listed = [" ".join(text.split()).replace("|", "\\|") for text in texts[:_LISTED]]
+    more = [f"- and {len(texts) - _LISTED:,} more, in ketools.json"] if len(texts) > _LISTED else []
+    lines = [
+        "---", "library_name: transformers", "tags: [knowledge-editing, ketools]", "---", "",
+        f"# {name} with {len(texts):,} edited facts", "",
+        f"The weights of {name} (fingerprint {about['base']['fingerprint'][:12]}) after edits with ketools "
+        f"{about['versions']['ketools']}. The base model's licence and terms of use apply. Edits can change answers to other "
+        "questions too: measure what matters to you before you use this model.", "",
+        "| method | facts | layers |", "|---|---|---|",
+        *(f"| {method} | {count:,} | {layers} |" for (method, layers), count in rows.items()), "",
+        "## Edited facts", "", *(f"- {text}" for text in listed), *more, "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def edits_of(folder: Path) -> int:
+    """How many facts were edited into the model in `folder` before `export` wrote it; 0 for any other folder."""
+    path = folder / "ketools.json"
+    if not path.is_file():
+        return 0
+    edits = read_json(path, dict[str, Any], "the record of an export").get("edits", [])
+    return sum(len(edit.get("facts", ())) for edit in edits)
 
 
 def _check_written(model: EditableModel, folder: Path) -> None:
@@ -74,22 +121,22 @@ def as_lora(edit: Edit, model: EditableModel, path: str | Path) -> Path:
     A = right^T and a scale of 1). Layers may have different ranks; the edit need not be in the weights of `model`, which
     says what its matrices are called. A dense update becomes an adapter of full rank, larger than the matrix.
 
-    Raises KetoolsError for another model's edit, an edit without layers, if `path` is a file or a folder that is not
-    empty, and without the package peft.
+    The package peft is not needed to write it. Raises KetoolsError for another model's edit, an edit without layers, and
+    if `path` is a file or a folder that is not empty.
     """
     model.edits.check(edit)
     if not edit.layers:
         raise KetoolsError("this edit changes no layer; there is nothing to write")
     names = {i: module_name(model, i) for i in edit.layers}
     ranks = {names[i]: rank for i, rank in edit.ranks.items()}
-    config = peft().LoraConfig(**lora_settings(model, ranks), base_model_name_or_path=str(model.path or model.name))
+    config = {"peft_type": "LORA", "inference_mode": True, "base_model_name_or_path": str(model.path or model.name)}
+    config |= lora_settings(model, ranks)
     tensors: dict[str, torch.Tensor] = {}
     for i, (left, right) in edit.layers.items():
         prefix = f"base_model.model.{names[i]}"
         tensors |= {f"{prefix}.lora_A.weight": right.T, f"{prefix}.lora_B.weight": left}
-    config.inference_mode = True
     with new_folder(path) as part:
-        config.save_pretrained(str(part))
+        write_json(part / "adapter_config.json", config)
         about = {"format": "pt", "ketools": json.dumps(edit.record)}
         write_tensors(part / "adapter_model.safetensors", tensors, about)
     return expanded(path)
@@ -122,5 +169,5 @@ def peft() -> ModuleType:
     try:
         import peft as package
     except ImportError as error:
-        raise KetoolsError("adapters need the package peft: pip install 'ketools[lora]'") from error
+        raise KetoolsError("adapters need the package peft: pip install '.[lora]' in ketools' folder") from error
     return package

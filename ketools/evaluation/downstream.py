@@ -332,7 +332,7 @@ def task_names(include: str | Path | None = None) -> list[str]:
 def _installed() -> None:
     if find_spec("lm_eval") is None:
         raise KetoolsError(
-            "lm-eval is not installed; it comes with the extra eval: pip install 'ketools[eval]'. "
+            "lm-eval is not installed; it comes with the extra eval: pip install '.[eval]' in ketools' folder. "
             "ketools.evaluation.downstream.downstream asks the world's tasks without it"
         )
 

@@ -21,7 +21,11 @@ SHARED = "shared"
 MISSING = "–"
 """Stands where nothing was measured."""
 # A run scores the columns of `evaluate` at two moments; the column's name begins with the moment.
-_MOMENTS = {"at_edit_": ("right after each edit", "then"), "end_": ("at the end", "at the end")}
+_MOMENTS = {
+    "before_": ("before any edit", "before"),
+    "at_edit_": ("right after each edit", "then"),
+    "end_": ("at the end", "at the end"),
+}
 # Tables whose rows also hold columns of others.
 _HOLDS = {
     "checkpoints": ("evaluate",),
@@ -48,6 +52,14 @@ def times(value: float) -> str:
 def number(value: float) -> str:
     """A probability, a count of steps or seconds, for sentences: three figures."""
     return f"{value:#.3g}".rstrip(".") if math.isfinite(value) else "unknown"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that a reader would take: "0.41 s", "16 s", "3.2 minutes", "31 hours"."""
+    for unit, size in (("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:,.0f} {unit}" if seconds >= 10 * size else f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:#.2g} s"
 
 
 def figures(value: float) -> str:

@@ -6,10 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ketools.errors import KetoolsError
+from ketools.errors import KetoolsError, named
 from ketools.facts.fact import TARGETS, Fact, FactError, FactSet, short
 from ketools.facts.reading import Converted, converted, encoding
 
+ERRORS, PLACES = 20, 5  # shown, of all errors and of each kind of warning
+MEANT = {
+    "conflict": "contradicts an earlier fact (of facts about one thing the last one counts)",
+    "duplicate": "repeats an earlier edit",
+    "subject": "the subject is the whole prompt",
+}
 LONG_TARGET = 100  # characters; about 30 tokens of English, more than an object of a fact has
 
 
@@ -80,13 +86,21 @@ class Check:
             ]
         }
 
-    def text(self, most: int | None = None) -> str:
-        """The problems, a line each (the first `most` of errors and of warnings), and the counts."""
-        lines = []
-        for name, found in (("error", self.errors), ("warning", self.warnings)):
-            lines += [f"{p.where}: {name}: {' '.join(p.what.splitlines())}" for p in found[:most]]
-            if most is not None and len(found) > most:
-                lines.append(f"... and {len(found) - most:,} more {name}s")
+    def text(self, every: bool = True) -> str:
+        """The problems, a line each, and the counts; unless `every`, the first errors, and a line for each kind of warning."""
+        errors, warnings = (
+            [f"{p.where}: {name}: {' '.join(p.what.splitlines())}" for p in found]
+            for name, found in (("error", self.errors), ("warning", self.warnings))
+        )
+        lines = errors if every else errors[:ERRORS]
+        if len(errors) > len(lines):
+            lines.append(f"... and {len(errors) - ERRORS:,} more errors (--all)")
+        kinds = {} if every else Counter(problem.kind for problem in self.warnings)
+        for kind, count in kinds.items():
+            places = named([problem.where for problem in self.warnings if problem.kind == kind], PLACES)
+            what = MEANT.get(kind, kind)
+            lines.append(f"warning, {count:,} facts: {what}: {places}{' (--all says more)' if count > 1 else ''}")
+        lines = [*lines, *(warnings if every else ())]
         counts = []
         for key, value in self.summary().items():
             if isinstance(value, dict):

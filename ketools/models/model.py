@@ -52,7 +52,7 @@ _STORED = ("F64", "F32", "F16", "BF16")  # types of weights, as safetensors call
 _VOLATILE = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache", "architectures"}
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class EditableModel:
     """A causal language model, its tokenizer and its anatomy; `edits` are the edits that are in the weights, in order.
 
@@ -79,6 +79,12 @@ class EditableModel:
     replays: bool = field(
         init=False
     )  # a pass can continue from frozen keys and values: layers carry no recurrent state
+
+    def __repr__(self) -> str:
+        a = self.anatomy
+        shape = f"{a.architecture}, {a.n_layer} layers, d_model {a.d_model}, d_mlp {a.d_mlp}"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"EditableModel({self.name!r}, {shape}, {dtype} on {self.device}, {len(self.edits)} edits)"
 
     def __post_init__(self) -> None:
         self.edits = EditStack(self.model, self.anatomy, self.fingerprint, self.name)

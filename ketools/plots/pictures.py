@@ -43,7 +43,7 @@ def headless() -> Iterator["Browser"]:
     try:
         from playwright.sync_api import sync_playwright
     except ImportError as error:
-        raise KetoolsError("playwright is missing; pip install 'ketools[dev]'") from error
+        raise KetoolsError("playwright is missing; pip install '.[dev]' in ketools' folder") from error
     with sync_playwright() as play:
         # Root in a container has no sandbox, and a small /dev/shm.
         root = ["--no-sandbox"] if getattr(os, "geteuid", lambda: 1)() == 0 else []

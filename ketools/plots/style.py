@@ -16,6 +16,7 @@ from textwrap import wrap
 
 import pandas as pd
 import plotly.graph_objects as go
+from scipy.stats import binomtest
 
 from ketools.evaluation.metrics import UNITS, hover_texts, number
 from ketools.runs.records import key, listed, title
@@ -218,15 +219,33 @@ class Outcome:
     at_most: float = math.inf
     unit: str = "%"
 
-    def sentence(self, ends: Values, edits: str) -> str:
-        """One sentence about `ends` (method -> value after `edits` edits; NaN counts as bad)."""
+    def sentence(self, ends: Values, edits: str, n: Mapping[str, int] | None = None) -> str:
+        """One sentence about `ends` (method -> value after `edits` edits; NaN counts as bad).
+
+        With `n`, of how many facts each share is, they stand beside the shares, and there is no verdict unless the 95%
+        interval (Wilson's) of each lies on one side of the bound.
+        """
+        if n is not None:
+            low, high = min(n.values()), max(n.values())
+            count = f"n {low:,}" if low == high else f"n {low:,} to {high:,}"
+            brief = UNITS[self.unit].brief
+            if any(self._open(value, n[method]) for method, value in ends.items()):
+                return f"{self.what}, {self.measure} after {edits} edits ({count}): {listed_values(ends, brief)}"
         good = [label(m) for m, value in ends.items() if self.at_least <= value <= self.at_most]
         bad = [label(m) for m in ends if label(m) not in good]
         if good and bad:
             head = f"{self.what} {self.bad} with {listed(bad)}, {self.good} with {listed(good)}"
         else:
             head = f"{self.what} {self.good if good else self.bad} with {every(ends)}"
-        return f"{head} ({self.measure} after {edits} edits: {listed_values(ends, UNITS[self.unit].brief)})"
+        of = f", {count}" if n is not None else ""
+        return f"{head} ({self.measure} after {edits} edits{of}: {listed_values(ends, UNITS[self.unit].brief)})"
+
+    def _open(self, share: float, n: int) -> bool:
+        """Does the interval of a share of `n` hold the bound?"""
+        if not (math.isfinite(share) and n):
+            return False
+        low, high = binomtest(round(share * n), n).proportion_ci(method="wilson")
+        return low < self.at_least <= high
 
 
 OUTCOMES = {

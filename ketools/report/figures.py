@@ -17,7 +17,7 @@ from ketools.errors import KetoolsError
 from ketools.evaluation.forgetting import forgetting_by_age, forgetting_curve
 from ketools.evaluation.metrics import hover_text, metric, percent
 from ketools.plots.drawers import HIGH, LOW, SEEDS, add_lines, add_load, describe, holes, measured, over_edits, scale
-from ketools.plots.style import OUTCOMES, dress, label, plain, words
+from ketools.plots.style import OUTCOMES, dress, label, last, plain, words
 from ketools.runs.records import Group, listed, title
 from ketools.runs.store import RunRecord
 
@@ -242,7 +242,7 @@ class Chart:
     """One figure: `title` names what it shows, `rows` takes it from a record, `draw` draws the pooled rows.
 
     `columns` are those that its panels show, for the ranges; `table` that of the metrics which explains them; `keep`
-    further columns that tell rows apart.
+    further columns that tell rows apart; `n` the column that says of how many facts its first column is a share.
     """
 
     title: str
@@ -251,6 +251,7 @@ class Chart:
     columns: tuple[str, ...] = ()
     table: str = "checkpoints"
     keep: tuple[str, ...] = ()
+    n: str = ""
 
     def about(self) -> str:
         """What the table of metrics says of the quantities that it shows; "" where it shows no column as it is."""
@@ -266,19 +267,28 @@ class Chart:
         fig = self.draw(frame)
         add_load(fig, groups[0].runs[0].d_mlp)
         fig.layout.meta = words(fig) | {"caption": words(fig)["caption"] + about_seeds(frame, self.columns)}
+        if self.n and self.n in frame:
+            rows = frame.dropna(subset=[self.columns[0]])
+            (ends, span), (counts, _) = last(rows, self.columns[0]), last(rows, self.n)
+            n = {method: int(count) for method, count in counts.items()}
+            fig.layout.meta |= {"finding": OUTCOMES[self.columns[0]].sentence(ends, span, n)}
         return fig
 
 
 CHARTS: dict[str, Chart] = {
     "norm": Chart("Norm of the edited matrices", _most_grown, plots.norm_growth, ("ratio",), "norms", ("edited",)),
     "residual": Chart("The edited layers in the residual stream", _shares, residual_share, ("share",), "residual"),
-    "unedited": Chart("Unedited facts", _checkpoints, plots.unedited_kept, ("unedited_kept",)),
+    "unedited": Chart("Unedited facts", _checkpoints, plots.unedited_kept, ("unedited_kept",), n="unedited_known"),
     "same-subject": Chart(
-        "Other facts about edited subjects", _checkpoints, plots.same_subject_kept, ("same_subject_kept",)
+        "Other facts about edited subjects",
+        _checkpoints,
+        plots.same_subject_kept,
+        ("same_subject_kept",),
+        n="same_subject_known",
     ),
     "downstream": Chart("Downstream tasks", _checkpoints, plots.downstream_kept, ("downstream_kept",)),
     "perplexity": Chart("Perplexity", _checkpoints, plots.perplexity, ("perplexity_ratio",)),
-    "scores": Chart("The edits", _checkpoints, plots.edit_scores, ("ES", "PS", "NS")),
+    "scores": Chart("The edits", _checkpoints, plots.edit_scores, ("ES", "PS", "NS"), n="edits"),
     "forgetting": Chart("Forgetting", _left, forgetting, ("kept",), "forgetting"),
     "age": Chart("Forgetting by age", _ages, by_age, ("kept",), "forgetting"),
     "probability": Chart("Probability of edited facts", _checkpoints, plots.probability, ("p_edited",)),

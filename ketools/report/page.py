@@ -33,7 +33,7 @@ END = (
     "NS", "S", "p_edited", "p_natural", "seconds_per_edit",
 )  # fmt: skip
 """Metrics of the table of the end."""
-IN_SHORT = ("norm", "residual", "unedited", "downstream", "scores", "forgetting", "probability", "cost")
+IN_SHORT = ("norm", "unedited", "same-subject", "downstream", "scores", "forgetting", "probability", "residual", "cost")
 """Figures whose findings open the page."""
 LOST = 8
 """Lost edits shown of each method."""

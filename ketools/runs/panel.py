@@ -27,6 +27,9 @@ from ketools.norms.residual import contributions, text_sample
 from ketools.norms.spectra import spectra
 from ketools.norms.weights import frobenius, norms
 
+BEFORE = 200
+"""Facts of a sequence that are scored before its first edit, at most."""
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -207,13 +210,14 @@ class Panel:
         return frame.assign(batch=batch, edits=edits)
 
     def batch_rows(
-        self, model: EditableModel, facts: FactSet, edit: Edit, *, batch: int, edits: int, seconds: float
+        self, model: EditableModel, facts: FactSet, edit: Edit, *, batch: int, edits: int, seconds: float, cpu: float
     ) -> dict[str, pd.DataFrame]:
         """What a batch leaves in the record: its row of `RunRecord.batches`, a row of `facts` per fact, and its `norms`.
 
         Args:
             model: the model right after the batch; facts: the batch's; edit: its update.
-            batch: its number; edits: how many facts are edited by now; seconds: that editing took.
+            batch: its number; edits: how many facts are edited by now; seconds: that editing took; cpu: seconds of the
+                processor, of all threads.
         """
         start = time.perf_counter()
         scores = evaluate(model, facts, neighbours=self.sizes.neighbours)
@@ -224,6 +228,7 @@ class Panel:
             "edits": edits,
             "facts": len(scores),
             "seconds": seconds,
+            "seconds_cpu": cpu,
             **{f"seconds_{phase}": float(value) for phase, value in record["seconds"].items()},
             "steps_mean": steps.mean(),
             "steps_max": steps.max(),
@@ -248,6 +253,7 @@ class Panel:
         batch: int,
         last: bool,
         at_edit: pd.DataFrame,
+        todo: FactSet | None = None,
     ) -> dict[str, pd.DataFrame]:
         """Everything that is measured at a checkpoint.
 
@@ -255,6 +261,7 @@ class Panel:
             model: the model now; past: the facts edited so far; layers: the edited layers.
             batch: the number of batches so far; last: the sequence ends here.
             at_edit: `RunRecord.facts` of the past facts.
+            todo: all facts of the sequence; before the first edit the first `BEFORE` of them are scored (columns before_*).
 
         Returns:
             "checkpoints" (one row), "spectra", "residual"; at the end "ends", the scores of all facts as columns end_*.
@@ -274,6 +281,9 @@ class Panel:
             row["p_above_natural"] = (
                 float((p_new > np.quantile(self.natural, 0.95)).mean()) if self.natural and len(p_new) else math.nan
             )
+        if todo and not batch:
+            before = summary(evaluate(model, todo[:BEFORE], neighbours=self.sizes.neighbours_end))
+            row |= {f"before_{name}": before[name] for name in ("ES", "PS", "NS", "S", "p_new")}
         row |= self.measure(model, past, row.get("p_new", math.nan), layers)
         inside_row, inside_tables = self.inside(model, layers)
         tables |= {name: frame.assign(edits=len(past), batch=batch) for name, frame in inside_tables.items()}

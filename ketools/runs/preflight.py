@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 
 from ketools.editing.covariance import own_file
+from ketools.editing.export import edits_of
 from ketools.editing.keys import FactRows, checked_rows, near_subjects
 from ketools.editing.methods import ALL, ENCORE, FineTune, Method, NullSpace, Shift
 from ketools.editing.methods import method as named_method
@@ -38,7 +39,6 @@ _ASKED = 500  # facts whose answers are looked at
 _ENDS = 20  # characters of prompts and targets that are shown
 _NAMED = 5  # of each kind of trouble
 _SPACES = {"Ġ": "·", "▁": "·", "Ċ": "⏎", " ": "·", "\n": "⏎"}
-_MARKS = {"target": ">{}<", "subject's last": "[{}]*", "subject": "[{}]", "": "{}"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Rates:
         """How they were measured."""
         return (
             f"times: from one forward pass of {_ROWS * _LENGTH} tokens ({self.token * _ROWS * _LENGTH:.2g} s) and one "
-            f"float64 product of width {_WIDTH} ({self.flops / 1e9:.3g} GFLOP/s), all steps taken"
+            f"float64 product of width {_WIDTH} ({self.flops / 1e9:.3g} GFLOP/s), after a warm-up, all steps taken"
         )
 
 
@@ -132,6 +132,12 @@ def estimate(
     return pd.DataFrame(rows)
 
 
+def _edits_in(model: EditableModel) -> str:
+    """How many facts were edited: in this process, and into the model that the folder holds (`export`)."""
+    exported = 0 if model.path is None else edits_of(model.path)
+    return f"{len(model.edits)}" + (f", and {exported:,} facts in the exported model" if exported else "")
+
+
 def _weight_bytes(model: EditableModel) -> int:
     """Bytes of all parameters, a tied matrix once."""
     return sum(weight.numel() * weight.element_size() for weight in model.model.parameters())
@@ -165,23 +171,6 @@ class Preflight:
     costs_from: str = ""
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = field(default=())
-
-    def text(self) -> str:
-        """All of it, for a terminal."""
-        width = max(map(len, self.about))
-        parts = ["\n".join(f"{name.ljust(width)}  {value}" for name, value in self.about.items())]
-        parts.append(self.modules.to_string(index=False))
-        parts.append(f"layers {', '.join(map(str, self.layers))}: {self.why}")
-        if len(self.tokens):
-            lines = ["tokens (* the subject's last, > < the target)"]
-            for fact, rows in self.tokens.groupby("fact", sort=False):
-                shown = " ".join(_MARKS[row.mark].format(row.token) for row in rows.itertuples())
-                lines.append(f"  {fact}:  {shown}")
-            parts.append("\n".join(lines))
-        if self.costs is not None:
-            parts.append(f"{self.costs.to_string(index=False, float_format='{:.3g}'.format)}\n{self.costs_from}")
-        parts += [f"problem: {text}" for text in self.problems] + [f"warning: {text}" for text in self.warnings]
-        return "\n\n".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values, for JSON; tables as lists of rows."""
@@ -244,8 +233,13 @@ def inspect(
                     f"tokens; the model's context window holds {model.window}; shorten it, or set prefix_tokens"
                 )
     problems += unscorable(model, known)
-    for part in (FactSet(facts[start : start + size]) for start in range(0, len(facts), size)):
-        problems += [str(clash) for clash in (*part.conflicts(), *part.duplicates())]
+    parts = [FactSet(facts[start : start + size]) for start in range(0, len(facts), size)]
+    for clashes in ([c for part in parts for c in part.conflicts()], [c for part in parts for c in part.duplicates()]):
+        if clashes:
+            more = (
+                f" (and {len(clashes) - 1:,} more such pairs; `ketools data check` names them)" if clashes[1:] else ""
+            )
+            problems.append(f"{clashes[0]}{more}")
 
     a, warnings = model.anatomy, []
     for each in methods:
@@ -338,23 +332,22 @@ def inspect(
     about = {
         "model": f"{model.name} ({a.architecture}), fingerprint {model.fingerprint[:12]}",
         "size": f"{a.n_layer} layers, d_model {a.d_model}, d_mlp {a.d_mlp}, {_weight_bytes(model) / 2**20:,.0f} MiB "
-        f"of {str(model.dtype).removeprefix('torch.')} weights on {model.device}",
-        "head": "tied to the embeddings" if a.tied else "of its own",
+        f"of {str(model.dtype).removeprefix('torch.')} weights on {model.device}, head {'tied' if a.tied else 'of its own'}",
         "window": f"{model.window:,} tokens" if model.window else "no limit",
         "token before a text": (
             f"yes, {tokenizer.bos_token!r}" if bos is not None and ids[0] == bos and len(ids) > 1 else "no"
         ),
-        "edits in the weights": str(len(model.edits)),
+        "edits in the weights": _edits_in(model),
     }
     paths = {id(module): path for path, module in model.model.named_modules()}
-    parts: list[tuple[str, str, Any]] = [("embeddings", paths[id(embeddings)], embeddings.weight)]
+    modules_of: list[tuple[str, str, Any]] = [("embeddings", paths[id(embeddings)], embeddings.weight)]
     for i in hyper.layers:
         matrix = f"edited matrix{' (transposed)' if a.transposed else ''}"
-        parts.append((matrix, f"{a.layers}.{i}.{a.mlp_out}", model.mlp_out(i).weight))
+        modules_of.append((matrix, f"{a.layers}.{i}.{a.mlp_out}", model.mlp_out(i).weight))
     if a.post_norm is not None:
         path = f"{a.layers}.{hyper.layers[-1]}.{a.post_norm}"
-        parts.append(("norm after the MLP", path, model.model.get_submodule(path).weight))
-    parts += [("final norm", a.final_norm, model.final_norm.weight), ("head", a.head, model.head.weight)]
+        modules_of.append(("norm after the MLP", path, model.model.get_submodule(path).weight))
+    modules_of += [("final norm", a.final_norm, model.final_norm.weight), ("head", a.head, model.head.weight)]
     modules = pd.DataFrame(
         {
             "part": part,
@@ -363,7 +356,7 @@ def inspect(
             "dtype": str(weight.dtype).removeprefix("torch."),
             "device": str(weight.device),
         }
-        for part, path, weight in parts
+        for part, path, weight in modules_of
     )
     if facts:
         joints = [(fact, tail(fact.text, fact.target_new, fact.glue).startswith(" ")) for fact in facts]

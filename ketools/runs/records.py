@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 import ketools
@@ -217,6 +218,32 @@ class Run:
         """Inputs of an edited matrix, by which load is counted; NaN where the record does not say."""
         model = self.about.get("model") or {}
         return float(model.get("d_mlp", math.nan)) if isinstance(model, Mapping) else math.nan
+
+    @property
+    def before(self) -> dict[str, float]:
+        """What the unedited model came to, by the names that checkpoints have; ES to p_edited of at most
+        `ketools.runs.panel.BEFORE` facts. {} where it was not measured.
+        """
+        points = self.record.checkpoints
+        if points.empty or points["edits"].iloc[0]:
+            return {}
+        row = points.iloc[0].to_dict()
+        names = {name: f"before_{name}" for name in ("ES", "PS", "NS", "S")} | {"p_edited": "before_p_new"}
+        found = {name: float(row.get(column, math.nan)) for name, column in names.items()}
+        found |= {name: float(row[name]) for name in ("unedited_kept", "downstream_kept", "perplexity_ratio", "norm_ratio",
+                                                      "p_natural") if name in row}  # fmt: skip
+        return found | ({"same_subject_kept": 1.0} if row.get("same_subject_known") else {})
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Of how many facts each share of the last checkpoint is."""
+        if self.record.checkpoints.empty:
+            return {}
+        row = self.record.checkpoints.iloc[-1]
+        known = {name: row.get(f"{name}_known", math.nan) for name in ("unedited", "same_subject")}
+        n = {f"{name}_kept": int(count) for name, count in known.items() if pd.notna(count)}
+        n |= {"p_natural": n["unedited_kept"]} if "unedited_kept" in n else {}
+        return n | (dict.fromkeys(("ES", "PS", "NS", "S", "p_edited"), self.edits) if self.edits else {})
 
     @property
     def edits(self) -> int:

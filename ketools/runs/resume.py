@@ -6,6 +6,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -235,20 +236,29 @@ def model_of(out: str | Path) -> dict[str, str | None]:
 def export_at(out: str | Path, at: int, to: str | Path, model: EditableModel) -> Path:
     """Write the model of a run as it was after `at` edits, bit for bit, as a folder of transformers; returns the folder.
 
+    `to` is the new folder; the rest, and what is raised, is as for `model_at`, and as `export` does.
+    """
+    with model_at(out, at, model):
+        return model.export(to)
+
+
+@contextmanager
+def model_at(out: str | Path, at: int | None, model: EditableModel) -> Iterator[int]:
+    """Within the block `model` is that of the run in `out` after `at` edits, to the bit; the block is given how many.
+
     Args:
         out: the run's folder.
-        at: how many edits; the end of a batch.
-        to: the new folder.
+        at: how many edits, the end of a batch; None: all that are done.
         model: the run's unedited model; it is left with the edits applied.
 
     Raises:
-        KetoolsError: no batch ends there (the nearest are named), another model, a damaged file, a folder that is not
-            empty.
+        KetoolsError: no batch ends there (the nearest are named), another model, a damaged file.
     """
     store = _with_weights(out)
     about, done = store.about(), store.progress()
     settings = about["settings"]
     size, asked = int(settings["batch"]), int(settings["edits"])
+    at = int(done["edits"]) if at is None else at
     number = -(-at // size)
     if not 1 <= number <= done["batches"] or at != min(number * size, asked):
         ends = [min(n * size, asked) for n in (number - 1, number) if 1 <= n <= done["batches"]] or [done["edits"]]
@@ -265,7 +275,7 @@ def export_at(out: str | Path, at: int, to: str | Path, model: EditableModel) ->
     post = settings["method"].get("post") or {}
     # A run measures the model as if the sequence ended there: pruned, where the method ends with that.
     with finished(model, Prune(post["when"]) if post.get("type") == "Prune" else None, sorted(model.originals)):
-        return model.export(to)
+        yield at
 
 
 def _with_weights(out: str | Path) -> Store:

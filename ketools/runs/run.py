@@ -28,7 +28,7 @@ from ketools.evaluation.downstream import load_heldout, tasks_named
 from ketools.evaluation.edits import evaluate, unscorable
 from ketools.facts.fact import FactSet
 from ketools.facts.reading import facts as read_facts
-from ketools.io import write_atomic
+from ketools.io import data_root, knows_world, write_atomic
 from ketools.models.model import EditableModel
 from ketools.models.tokens import in_chat
 from ketools.runs.config import RunConfig, check_seed, composed, settled
@@ -37,6 +37,8 @@ from ketools.runs.records import plain, provenance
 from ketools.runs.resume import begin, note_facts, restore, same_facts, statistics_digest, weights_digest
 from ketools.runs.store import Damaged, RunRecord, Store, digest, due, read_sealed
 
+EDIT_SIZES = Sizes(unedited=200, same_subject=100, per_task=0, documents=20, spectra=False, residual_tokens=0)
+"""What `edit_facts` asks of the rest of the model."""
 _ENOUGH = 0.5  # share of facts that say the new object below which `advice` speaks
 _REACHED = 0.2  # mean probability of targets after the target optimisation; MPES may stop well below one half
 
@@ -88,7 +90,9 @@ def drive(
         assert panel is not None
         past, at_edit = todo[: edits(number)], store.frames()["facts"][: edits(number)]
         with finished(model, method.post, layers):
-            tables = panel.checkpoint(model, past, layers, batch=number, last=number == last, at_edit=at_edit)
+            tables = panel.checkpoint(
+                model, past, layers, batch=number, last=number == last, at_edit=at_edit, todo=todo
+            )
         with store.writing():
             store.put_checkpoint(number, tables)
             store.write_tables(store.frames())
@@ -122,7 +126,7 @@ def drive(
     checkpoint(done)
     with tqdm(total=len(todo), initial=edits(done), unit="edit", desc=method.name, disable=not progress) as bar:
         for number in range(done + 1, last + 1):
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             try:
                 with _each_warning_once(warned):
                     edit = editor.apply(batches[number - 1], bar.update)
@@ -136,10 +140,10 @@ def drive(
                 last = number - 1
                 checkpoint(last)
                 break
-            seconds = time.perf_counter() - start
+            seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
             try:
                 tables = {} if panel is None else panel.batch_rows(
-                    model, batches[number - 1], edit, batch=number, edits=edits(number), seconds=seconds
+                    model, batches[number - 1], edit, batch=number, edits=edits(number), seconds=seconds, cpu=cpu
                 )  # fmt: skip
                 keep = consolidate_every and number % consolidate_every == 0
                 with store.writing():
@@ -375,19 +379,22 @@ def edit_facts(
     seed: int = 0,
     statistics: Statistics | None = None,
     overrides: Mapping[str, Any] | None = None,
+    texts: Sequence[str] | None = None,
     progress: bool = True,
 ) -> tuple[Edit, pd.DataFrame]:
     """Edit all `facts` in their order, or resume an earlier call with the same arguments; what `ketools edit` does.
 
-    Writes `out`/edit.safetensors (all batches as one Edit) and `out`/facts.parquet (the report), beside the files that
-    resuming needs. The model is left with all edits applied.
+    Writes `out`/edit.safetensors (all batches as one Edit) and `out`/report.parquet, beside the files of a run: what the
+    edits did to the rest of the model is measured before and after them, on facts that come with ketools and on `texts`
+    (None: the model's own; `EDIT_SIZES` says how many). The model is left with all edits applied.
 
     Returns:
         The whole Edit and the report: `ketools.evaluation.edits.evaluate` of each fact, columns with "before_" (the
         unedited model) and "after_" (all batches in).
 
     Raises:
-        KetoolsError: an edited model, a folder with another job, or facts that cannot be edited.
+        KetoolsError: an edited model, a folder with another job, facts that cannot be edited, or an update that is not
+            finite.
         Interrupted: on Ctrl-C; finished batches are kept.
     """
     if model.edits:
@@ -400,26 +407,34 @@ def edit_facts(
     settings = {
         "kind": "edit",
         **_identity(model, method, hyper, facts),
+        "edits": len(facts),
         "batch": batch,
+        "checkpoint_every": len(facts),
         "seed": seed,
+        "sizes": plain(EDIT_SIZES),
         "statistics": plain(statistics.provenance if statistics is not None else None),
     }
+    source = "world" if knows_world(model.path or model.known_as) else "real"
+    others = read_facts(source) if (data_root() / source).is_dir() else FactSet([])
     with store.locked():
         done = begin(store, settings, provenance(model, seed, method))
         with _says_what_is_kept(store, method, len(facts)):
             before = evaluate(model, facts)
+            panel = Panel.take(model, others, facts, sizes=EDIT_SIZES, seed=seed, texts=texts)
             drive(
                 model, method, facts, store, done, batch=batch, seed=seed, statistics=statistics, overrides=overrides,
-                progress=progress,
+                panel=panel, checkpoint_every=len(facts), progress=progress,
             ).finish()  # fmt: skip
-            after = evaluate(model, facts)
+            if collapse := store.collapse():
+                raise KetoolsError(f"{collapse['why']}; the {collapse['edits']} edits before are kept in {out}")
+            after = store.frames()["facts"].filter(regex="^end_").rename(columns=lambda name: name.removeprefix("end_"))
         edit, about = as_one(model.edits), ["id", "relation", "subject"]
         texts = pd.DataFrame({"prompt": [f.question for f in facts], "target_new": [f.target_new for f in facts]})
-        scores = [f.drop(columns=about).add_prefix(when) for f, when in ((before, "before_"), (after, "after_"))]
+        scores = [before.drop(columns=about).add_prefix("before_"), after.add_prefix("after_")]
         report = pd.concat([before[about], texts, *scores], axis=1)
         with store.writing():
             edit.save(out / "edit.safetensors")
-            write_atomic(out / "facts.parquet", report.to_parquet(index=False))
+            write_atomic(out / "report.parquet", report.to_parquet(index=False))
     return edit, report
 
 
@@ -440,9 +455,10 @@ def as_one(edits: Sequence[Edit]) -> Edit:
             left, right = torch.eye(len(left)), total.T.float().contiguous()
         layers[i] = (left, right)
     record = dict(edits[0].record)
-    for name in ("facts", "steps", "p_target", "delta_norm", "padding", "known"):
+    for name in ("facts", "texts", "steps", "p_target", "delta_norm", "padding", "known"):
         if name in record:
             record[name] = [value for edit in edits for value in edit.record.get(name, [])]
+    record["subjects"] = {k: v for edit in edits for k, v in edit.record.get("subjects", {}).items()}
     times = [edit.record.get("seconds", {}) for edit in edits]
     record |= {"batches": len(edits), "seconds": {phase: sum(t.get(phase, 0.0) for t in times) for phase in times[0]}}
     record.pop("rounding", None)

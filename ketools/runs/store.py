@@ -60,7 +60,7 @@ FOLDERS = ("batches", "edits", "state", "snapshots", "checkpoints")
 # The files of batches and checkpoints; anything else in their folders is somebody else's ("00003 2.json" of a sync tool).
 OURS = re.compile(r"(?:batches|checkpoints)/[0-9]{5,9}\.json|(?:edits|state|snapshots)/[0-9]{5,9}\.safetensors")
 TABLES = tuple(f"{name}.parquet" for name in FRAMES)
-TOP = ("run.json", "progress.json", "tables.json", "collapse.json", *TABLES, "edit.safetensors")
+TOP = ("run.json", "progress.json", "tables.json", "collapse.json", *TABLES, "edit.safetensors", "report.parquet")
 _LEFT = re.compile(rf"(?:(?:{'|'.join(FOLDERS)})/)?{PART}")
 _RECENT = 5  # batches whose time per edit `status` averages
 
@@ -760,7 +760,7 @@ def status(out: str | Path) -> dict[str, Any]:
 
     Returns:
         state ("running", "stopped", "complete", "collapsed"); light (tables without weights); edits, edits_asked, batches;
-        seconds_per_edit (of the last batches, with their scoring), seconds_left (None unless the run goes on); bytes by
+        seconds_per_edit (of the last batches, with their scoring), cpu_per_edit (of the editing alone), seconds_left (None unless the run goes on); bytes by
         folder ("bytes"), bytes_at_end (about; None for tables alone); checkpoint (the last one's columns), known (facts
         that needed no edit), collapse, forced, model, method.
 
@@ -791,12 +791,14 @@ def status(out: str | Path) -> dict[str, Any]:
                 pass
     recent = batches.tail(_RECENT)
     pace = float((recent["seconds"] + recent["seconds_scoring"]).sum() / recent["facts"].sum()) if len(recent) else None
+    cpu = recent["seconds_cpu"].sum() / recent["facts"].sum() if "seconds_cpu" in recent and len(recent) else None
     used: dict[str, int] = {}
     for path in store.out.rglob("*"):
-        if path.is_file():
-            top = path.relative_to(store.out).parts
-            name = top[0] if len(top) > 1 else "tables"
-            used[name] = used.get(name, 0) + path.stat().st_size
+        with suppress(FileNotFoundError):  # a temporary name of a run that is going on
+            if path.is_file():
+                top = path.relative_to(store.out).parts
+                name = top[0] if len(top) > 1 else "tables"
+                used[name] = used.get(name, 0) + path.stat().st_size
     grows = sum(used.get(name, 0) for name in ("batches", "edits", "state"))
     return {
         "state": state,
@@ -804,6 +806,7 @@ def status(out: str | Path) -> dict[str, Any]:
         **done,
         "edits_asked": asked,
         "seconds_per_edit": pace,
+        "cpu_per_edit": None if cpu is None or pd.isna(cpu) else float(cpu),
         "seconds_left": pace * (asked - done["edits"]) if pace and state in ("running", "stopped") else None,
         "bytes": used,
         "bytes_at_end": round(grows * (asked / done["edits"] - 1)) + sum(used.values())

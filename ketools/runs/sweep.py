@@ -222,9 +222,9 @@ def sentences(methods: Mapping[str, Mapping[str, Any]], edits: int) -> list[str]
 
     ratios, kept, hold = [], [], []
     for name, end in done.items():
-        trend = "still growing" if end["norm_still_growing"] else "no longer growing"
-        ratios.append(f"{end['norm_ratio']:.2f}x with {name} ({trend})")
-        notes = ["and falling"] if end["unedited_falling"] else []
+        trend = " (still growing)" if end["norm_still_growing"] else ""
+        ratios.append(f"{end['norm_ratio']:.2f}x with {name}{trend}")
+        notes = []
         if not math.isnan(end["downstream_kept"]):
             notes.append(f"downstream score at {percent(end['downstream_kept'])} of its original value")
         kept.append(f"{percent(end['unedited_kept'])} with {name}" + (f" ({', '.join(notes)})" if notes else ""))

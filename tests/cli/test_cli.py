@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 
 import ketools
 from ketools import KetoolsError, cli
-from ketools.cli.run import demo_table
 from ketools.editing.methods import methods as known_methods
 from ketools.report.page import write_report
 from tests.facts.test_facts import GOOD, changed, lines
@@ -40,17 +39,17 @@ def job(monkeypatch):
 
     class Job:
         def __init__(self):
-            self.got, self.does = None, lambda: None
+            self.got, self.does, self.figures = None, lambda: None, None
 
         def __call__(self, **arguments):
             self.got = arguments
             self.does()
-            figures = {name: FIGURES for name in arguments["methods"]}
+            figures = self.figures or {name: FIGURES for name in arguments["methods"]}
             return {
                 "methods": figures,
                 "sentences": ["The norm: it grew."],
                 "provenance": {"seed": 0},
-                "records": object(),
+                "records": {},
             }
 
     job = Job()
@@ -114,10 +113,13 @@ def test_the_defaults_are_the_jobs_own(run, job):
     assert job.got["checkpoint_every"] == inspect.signature(lifelong).parameters["checkpoint_every"].default
 
 
-def test_a_table_lines_up_and_shows_gaps():
-    rows = demo_table({"memit": FIGURES, "a-long-name": {}}).splitlines()
-    assert len({len(row) for row in rows}) == 1
-    assert rows[2].split()[-2:] == ["3.40×", "–"]
+def test_tables_line_up_show_gaps_and_fit_the_terminal(run, job, tmp_path):
+    job.figures = {"memit": FIGURES, "a-long-name": {}}
+    rows = run("demo", "--methods", "memit,a-long-name", "--out", tmp_path / "o").output.splitlines()[:14]
+    assert len({len(row) for row in rows if row.endswith(("–", "name"))}) == 1
+    assert rows[1].split()[-3:] == ["–", "3.40×", "–"]
+    for words in (["methods"], ["glossary"]):
+        assert max(map(len, run(*words).output.splitlines())) <= 100
 
 
 @pytest.mark.parametrize(
@@ -225,9 +227,11 @@ def test_facts_in_another_encoding(run, tmp_path):
     assert "not UTF-8" in one_line(run("demo", "--facts", path, "--out", tmp_path / "o"), 2)
 
 
-def test_methods(run):
+def test_methods(run, tmp_path):
     listed = run("methods")
     assert listed.exit_code == 0 and all(name in listed.output for name in known_methods()["name"])
+    assert run("methods", "--json", tmp_path / "m.json").exit_code == 0
+    assert [m["name"] for m in json.loads((tmp_path / "m.json").read_text("utf-8"))] == list(known_methods()["name"])
     assert "no method named 'magic'" in one_line(run("methods", "magic"), 2)
 
 

@@ -134,8 +134,12 @@ def test_check_on_the_command_line(run, bad, tmp_path):
     again = run("check", tmp_path / "good.jsonl")
     assert again.exit_code == 0 and "facts                5" in again.output
     assert run("check", tmp_path / "good.jsonl", "--strict").exit_code == 2
-    short = run("check", bad, "--most", 1)
-    assert "... and 4 more errors" in short.output and "line 8" not in short.output
+    grouped, every = run("check", bad).output.splitlines(), run("check", bad, "--all").output.splitlines()
+    (clash,) = [line for line in grouped if "contradict" in line]
+    assert "line 5" in clash and "line 10" in clash
+    assert len([line for line in every if "contradict" in line]) == 2 and any(
+        "the other: line 1" in line for line in every
+    )
 
 
 def test_check_of_a_good_file(run, tmp_path):

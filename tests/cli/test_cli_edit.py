@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -70,7 +71,7 @@ def test_help_names_the_commands(run):
 
 def test_edit_writes_edit_report_figures_and_model(home, finished):
     out, result = finished
-    report = pd.read_parquet(out / "facts.parquet")
+    report = pd.read_parquet(out / "report.parquet")
     assert report["id"].tolist() == [f.id for f in small_facts()[::2][:6]]
     figures = json.loads((out / "figures.json").read_text(encoding="utf-8"))
     assert figures["facts"] == 6 and figures["p_new_after"] == pytest.approx(report["after_p_new"].mean())
@@ -88,6 +89,77 @@ def test_edit_writes_edit_report_figures_and_model(home, finished):
     ids = torch.tensor([model.tokenizer("Ada Lorn was born in")["input_ids"]])
     assert torch.allclose(exported(ids).logits, model.model(ids).logits, atol=1e-4)
     assert not list(out.rglob("*.part"))
+
+
+def test_edit_says_what_it_did_to_the_rest_and_other_commands_read_its_folder(home, finished, run, tmp_path):
+    out, result = finished
+    figures = json.loads((out / "figures.json").read_text(encoding="utf-8"))
+    assert figures["norm_ratio"] > 1 and figures["perplexity_ratio"] > 0, "text for the covariance serves here too"
+    (norm,) = [line for line in result.output.splitlines() if line.startswith("norm of the most-changed matrix")]
+    assert norm.split()[-2:] == ["1.00×", f"{figures['norm_ratio']:.2f}×"]
+    assert run("status", out, "--json", tmp_path / "s.json").exit_code == 0
+    state = json.loads((tmp_path / "s.json").read_text(encoding="utf-8"))[str(out)]
+    assert (state["state"], state["edits"], state["edits_asked"]) == ("complete", 6, 6) and state["cpu_per_edit"] > 0
+    assert run("compare", out, "--json", tmp_path / "c.json").exit_code == 0
+    (row,) = json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))["runs"]
+    assert row["ES"] == figures["ES"] and row["norm_ratio"] == figures["norm_ratio"]
+    assert run("report", out, "--to", tmp_path / "r.html").exit_code == 0
+    watched = run("watch", out, "--json", tmp_path / "w.json")
+    (seen,) = json.loads((tmp_path / "w.json").read_text(encoding="utf-8"))
+    assert watched.exit_code == 0 and seen["state"] == "complete" and len(seen["norms"]) == 4
+    card = (out / "model" / "README.md").read_text(encoding="utf-8")
+    assert all(f"- {fact.question} -> {fact.target_new}" in card for fact in small_facts()[::2][:6])
+    inspected = run("inspect", out / "model", "--method", "ft", "--json", tmp_path / "i.json")
+    about = json.loads((tmp_path / "i.json").read_text(encoding="utf-8"))["about"]
+    assert inspected.exit_code == 0 and "6 facts" in about["edits in the weights"]
+
+
+def test_ask_shows_a_model_before_and_after_a_run(home, finished, run, tmp_path):
+    fact = small_facts()[0]
+    asked = run("ask", home / "model", fact.question, "--run", finished[0], "--at", 4, "--json", tmp_path / "a.json")
+    assert asked.exit_code == 0, asked.output
+    before, after = (rows[0]["next"] for rows in json.loads((tmp_path / "a.json").read_text(encoding="utf-8")).values())
+    assert len(before) == len(after) == 5 and before != after and max(map(len, asked.output.splitlines())) <= 100
+    assert before[0]["probability"] >= before[1]["probability"]
+    assert "--at 4" in one_line(run("ask", home / "model", "x", "--at", 4), 2)
+    assert "no batch ends after 3 edits" in one_line(
+        run("ask", home / "model", "x", "--run", finished[0], "--at", 3), 2
+    )
+
+
+def test_an_adapter_of_a_run_is_its_edits(home, finished, run, tmp_path):
+    """W + B A of each layer is the weight of the exported model, up to one rounding more a batch."""
+    assert run("export", finished[0], "--at", 6, "--lora", "--out", tmp_path / "lora").exit_code == 0
+    tensors = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text(encoding="utf-8"))
+    base, edited = (AutoModelForCausalLM.from_pretrained(folder) for folder in (home / "model", finished[0] / "model"))
+    for name in config["target_modules"]:
+        assert config["lora_alpha"] == config["r"], "a scale of 1"
+        a, b = (tensors[f"base_model.model.{name}.lora_{side}.weight"] for side in "AB")
+        weight, wanted = (model.get_submodule(name).weight for model in (base, edited))
+        assert torch.allclose(weight + (b @ a).T, wanted, atol=1e-6) and not torch.equal(weight, wanted)
+
+
+def test_of_facts_that_contradict_each_other_the_last_one_counts_everywhere(home, run, tmp_path):
+    lines = (home / "facts.csv").read_text(encoding="utf-8").splitlines()
+    first = next(csv.reader([lines[1]]))
+    (tmp_path / "f.csv").write_text(
+        "\n".join(
+            [lines[0], ",".join(["old", *first[1:5], "Dunmark" if first[5] != "Dunmark" else "Vell"]), *lines[1:3]]
+        ),
+        "utf-8",
+    )
+    words = (home / "model", tmp_path / "f.csv", "--json", tmp_path / "i.json", "--method", "ft")
+    assert run("inspect", *words).exit_code == 0
+    assert json.loads((tmp_path / "i.json").read_text(encoding="utf-8"))["problems"] == []
+    made = run("edit", "--model", home / "model", "--facts", tmp_path / "f.csv", "--out", tmp_path / "o", "--method", "ft",
+               "--set", "ft_steps=1", "--set", "layers=1,2", "--quiet")  # fmt: skip
+    assert made.exit_code == 0, made.output
+    edit = Edit.load(tmp_path / "o" / "edit.safetensors")
+    assert edit.record["facts"] == [next(csv.reader([line]))[0] for line in lines[1:3]] and sorted(edit.layers) == [
+        1,
+        2,
+    ]
 
 
 def test_edit_is_what_the_editor_does(home, finished):
@@ -140,7 +212,8 @@ def test_stopped_before_the_first_batch(home, run, tmp_path, monkeypatch):
     assert "0 of 6 edits" in one_line(run(*edit_command(home, tmp_path / "o", "--yes")), 130)
 
 
-def test_the_question(home, run, tmp_path):
+def test_the_question(home, run, tmp_path, monkeypatch):
+    monkeypatch.setattr("ketools.cli.common.at_a_terminal", lambda: True)
     for answer in ("n\n", ""):
         result = run(*edit_command(home, tmp_path / "o"), input=answer)
         assert result.exit_code == 2 and "Edit 6 facts into" in result.output
@@ -165,7 +238,7 @@ def test_methods_without_covariance_and_what_to_give_for_the_others(home, run, t
     result = run(*base, "--out", tmp_path / "b", "--method", "ft", "--layers", "1", "--set", "ft_steps=2")
     assert result.exit_code == 0, result.output
     assert Edit.load(tmp_path / "b" / "edit.safetensors").record["method"] == "ft"
-    assert len(pd.read_parquet(tmp_path / "b" / "facts.parquet")) == 1
+    assert len(pd.read_parquet(tmp_path / "b" / "report.parquet")) == 1
 
 
 def test_mistakes_of_edit(home, run, tmp_path):
@@ -233,12 +306,12 @@ def test_again_clears_only_what_edit_wrote(home, finished, run, tmp_path):
     result = run(*edit_command(home, out, "--yes", "--again", "--limit", 1))
     assert result.exit_code == 0, result.output
     assert (out / "mine.txt").exists() and not (out / "model").exists()
-    assert len(pd.read_parquet(out / "facts.parquet")) == 1
+    assert len(pd.read_parquet(out / "report.parquet")) == 1
     (out / "run.json").write_text('{"settings": {}}', encoding="utf-8")
     assert "run.json" in one_line(run(*edit_command(home, out, "--yes", "--again")), 2)
     write_sealed(out / "run.json", {"settings": {"kind": "run"}})
     assert "another command" in one_line(run(*edit_command(home, out, "--yes", "--again")), 2)
-    assert (out / "facts.parquet").exists()
+    assert (out / "report.parquet").exists()
 
 
 def test_inspect(home, run, tmp_path):
@@ -281,6 +354,11 @@ def test_stats(home, run, tmp_path):
             out, "--yes", "--quiet", "--layers", "2"), 2
     )  # fmt: skip
     assert "the statistics hold layers [1, 3], not 2" in line and not (tmp_path / "p" / "run.json").exists()
+    other = tmp_path / "other.txt"
+    other.write_text((home / "text.txt").read_text(encoding="utf-8"), encoding="utf-8")
+    assert (
+        "text.txt" in one_line(run(*base, "--text", other, "--layers", "1,3"), 2) and Statistics.load(out).tokens == 600
+    )
     for more, said in (
         ((), "either --text"),
         (("--text", "x", "--npz", "1=x"), "either --text"),

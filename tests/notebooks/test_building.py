@@ -53,6 +53,13 @@ def test_students_get_a_stub_and_the_solution_folded_up(folder):
     nbformat.validate(made)
 
 
+def test_what_is_handed_out_has_no_solution_and_says_how_to_install(folder, tmp_path):
+    for solutions in (False, True):
+        (path,) = write_students(folder, tmp_path / str(solutions), solutions)
+        assert ("return c + b" in path.read_text(encoding="utf-8")) is solutions
+    assert "pip install" in (tmp_path / "False" / "README.md").read_text(encoding="utf-8")
+
+
 def test_links_lead_on_from_where_a_student_is(folder, tmp_path):
     (path,) = write_students(folder, tmp_path / "build" / "student")
     said = cells.read(path).cells[0].source

@@ -60,7 +60,12 @@ def test_titles_follow_the_data(name):
 def test_titles_say_who_keeps_and_who_loses():
     growth = tells(draw("norm_growth"))
     assert re.findall(r"[\d.]+×", growth) == ["3.16×", "1.81×", "1.14×"]
-    assert growth.index("outgrow") < growth.index("AlphaEdit") < growth.index("keep near") < growth.index("ENCORE")
+    assert (
+        growth.index("half or more")
+        < growth.index("AlphaEdit")
+        < growth.index("less than half")
+        < growth.index("ENCORE")
+    )
     fine = {"memit": record(0.1, 0.0, 0.3), "encore": record(0.1, 0.0, 0.3)}
     assert "survive with every method" in tells(draw("unedited_kept", fine))
     assert "no more confident" in tells(draw("probability", fine)) and "any method" in tells(draw("probability", fine))

@@ -208,8 +208,8 @@ def test_sentences_are_true_of_the_figures_whatever_they_are():
         "encore": figures(record([1.0, 1.1, 1.1, 1.1, 1.1], [1.0, 1.0, 1.0, 0.99, 0.99])),
     }
     norm, model, edits = sentences(found, 400)
-    assert "3.00x with MEMIT (still growing)" in norm and "1.10x with ENCORE (no longer growing)" in norm
-    assert "60.0% with MEMIT (and falling, downstream score at 50.0%" in model
+    assert "3.00x with MEMIT (still growing)" in norm and "1.10x with ENCORE its" in norm
+    assert "60.0% with MEMIT (downstream score at 50.0%" in model
     assert "99.0% with ENCORE (downstream" in model
     assert "50.0% with ENCORE (50.0% when rephrased, mean probability 0.50)" in edits
     assert "unedited facts" in edits

@@ -63,8 +63,6 @@ def test_tokens_of_three_facts(tiny_gpt2, kind):
         assert shown(part[part["mark"].str.startswith("subject")]) == "AdaLorn"
         assert shown(part[part["mark"] == "target"]) == "OranBay"
         assert (part["mark"] == "subject's last").sum() == 1
-    text = found.text()
-    assert "]*" in text and "<" in text and "tokens (* the subject's last" in text
 
 
 def test_every_problem_is_named_and_nothing_is_changed(tiny_gpt2):
@@ -86,7 +84,6 @@ def test_every_problem_is_named_and_nothing_is_changed(tiny_gpt2):
         ("tight", "prefix of"),
     ):
         assert any(repr(id) in text and said in text for text in found.problems), (id, found.problems)
-    assert found.text().count("problem: ") == len(found.problems)
     apart = inspect(tiny_gpt2, [facts[0], facts[4]], trial=False, batch=1)
     assert apart.problems == () and any("overwrite" in text for text in apart.warnings)
     assert fingerprint_of(tiny_gpt2.model) == before

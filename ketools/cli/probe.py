@@ -1,0 +1,203 @@
+"""Where one's own model keeps one's own facts, and what settings edit them: `ketools trace`, `tune`."""
+
+import json as json_text
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ketools.cli import common
+from ketools.cli.edit import Model, stored_covariance
+from ketools.io import data_root, knows_world, write_atomic, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+Facts = Annotated[str, typer.Argument(help=common.FACTS)]
+ROLES = {"last of the subject": "subject's last", "last token": "last token"}
+KINDS = ("hidden", "mlp", "attention")
+
+
+def trace(
+    model: Model,
+    facts: Facts,
+    limit: Annotated[int, typer.Option(min=1, help="Trace the first so many facts.")] = 50,
+    target: Annotated[str, typer.Option(help='Whose probability is read: the "true" or the "new" object.')] = "true",
+    samples: Annotated[int, typer.Option(min=1, help="Draws of noise per fact.")] = 1,
+    window: Annotated[int | None, typer.Option(min=1, help="Layers restored together of MLPs and attentions.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="How many layers to name; default: as ENCORE edits.")] = None,
+    seed: common.Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="Also write a page with figures to this file (.html).")] = None,
+    json: common.Json = None,
+    quiet: common.Quiet = False,
+    device: common.Device = None,
+    dtype: common.Dtype = None,
+) -> None:
+    """Causal tracing of your facts: which layers carry them from the subject to the answer.
+
+    A layer's effect is what the answer's probability gains if its clean state is put back into a corrupted run. Only facts
+    that the model knows are traced.
+    """
+    for path in (out, json):
+        if path is not None:
+            common.writable(path, model, facts)
+    from tqdm.auto import tqdm
+
+    from ketools.facts.reading import facts as read_facts
+    from ketools.probing import tracing
+    from ketools.probing.layers import choose
+
+    asked = read_facts(facts)[:limit]
+    common.no_loading_bars()
+    loaded = common.load_model(model, device, dtype)
+    with common.notes(), tqdm(total=len(asked), unit="fact", desc="trace", disable=quiet) as bar:
+        frame = tracing.trace(
+            loaded, asked, KINDS, target=target, samples=samples, window=window, seed=seed, progress=bar.update
+        )
+    means = tracing.average(frame)
+    n, count = frame["fact"].nunique(), count or len(_layers(loaded))
+    common.show(effects(means))
+    mlp = means[(means["kind"] == "mlp") & (means["role"] == "last of the subject")].set_index("layer")
+    traced = mlp["mean"].reindex(range(loaded.anatomy.n_layer)).fillna(0.0)
+    _, chosen = choose(traced, traced * float("nan"), range(len(traced) - min(count, len(traced)) + 1), count)
+    best = mlp.loc[mlp["mean"].idxmax()]
+    interval = f", 95% interval {best['low']:.3f} to {best['high']:.3f}" if n > 1 else ""
+    common.show(
+        f"\nMean gain in P({target} object) over {n:,} facts; clean {frame['p_clean'].mean():.3f}, corrupted "
+        f"{frame['p_corrupted'].mean():.3f}.",
+        f"MLPs restored at the subject's last token recover most around layer {best.name} ({best['mean']:.3f}{interval}); "
+        f"neighbouring layers with the largest sum: {','.join(map(str, chosen))}.",
+        "Where a fact is recalled says little about where an edit takes; `ketools tune` tries both.",
+    )
+    if json is not None:
+        attrs = {name: value for name, value in frame.attrs.items() if name != "unknown_ids"}
+        write_json(json, {"layers": list(chosen), "about": attrs, "effects": means.to_dict("records")})
+    if out is not None:
+        from ketools.plots.probing import trace_heat, trace_profile
+        from ketools.report.page import picture, render
+
+        drawn = {"profile": trace_profile(frame), "map": trace_heat(frame)}
+        titles = {"profile": "Effects by layer", "map": "Effects by layer and place"}
+        sections = {name: (titles[name], {loaded.name: picture(name, fig)}) for name, fig in drawn.items()}
+        about = {"model": loaded.name, "facts": f"{n:,}", "seed": str(seed)}
+        page = render(f"Causal tracing: {loaded.name}", drawn, models={loaded.name: ()}, sections=sections, facts=about)
+        typer.echo(f"Page: {write_atomic(out, page)}")
+
+
+def _layers(model: Any) -> tuple[int, ...]:  # noqa: ANN401 - an EditableModel
+    from ketools.editing.methods import ENCORE
+
+    return ENCORE.settings(model).layers or ()
+
+
+def effects(means: "pd.DataFrame") -> "Table":
+    """Mean effects, a row a layer, a column a kind of state and place."""
+    columns = [
+        (role, kind) for role in ROLES for kind in KINDS if ((means["role"] == role) & (means["kind"] == kind)).any()
+    ]
+    values = means.set_index(["role", "kind", "layer"])["mean"]
+    rows = [
+        (str(layer), *(f"{values.get((role, kind, layer), float('nan')):.3f}" for role, kind in columns))
+        for layer in sorted(set(means["layer"]))
+    ]
+    return common.grid(rows, ["layer", *(f"{ROLES[role]}\n{kind}" for role, kind in columns)])
+
+
+def tune(
+    model: Model,
+    facts: Facts,
+    out: Annotated[Path, typer.Option(help="Folder for the settings and the evidence.")] = Path("build/tuned"),
+    method: Annotated[str, typer.Option(help='Such as "encore", or "memit+mpes".')] = "encore",
+    size: Annotated[int, typer.Option(min=2, help="Facts to edit on trial, at most; a third of all at most.")] = 100,
+    layers: common.Layers = None,
+    seed: common.Seed = 0,
+    statistics: common.Statistics = None,
+    json: common.Json = None,
+    quiet: common.Quiet = False,
+    device: common.Device = None,
+    dtype: common.Dtype = None,
+) -> None:
+    """Choose layers, lr, patience and lambda for your model and facts, by trial edits of facts that are set aside.
+
+    Writes OUT/settings.toml, which `ketools run` and `ketools edit --settings` read, the evidence as CSV, and the facts that no
+    trial edited.
+    """
+    if json is not None:
+        common.writable(json, model, facts, *(statistics or ()))
+    from ketools.facts.fact import FactSet
+    from ketools.facts.layouts import as_record
+    from ketools.facts.reading import facts as read_facts
+    from ketools.runs.config import RunConfig, composed, settled
+    from ketools.runs.tune import split
+    from ketools.runs.tune import tune as choose
+
+    way, chosen = composed(method), common.numbers(layers, "--layers")
+    names = {name: out / name for name in ("settings.toml", "trials.csv", "layers.csv", "facts.jsonl")}
+    for path in names.values():
+        common.writable(path, model, facts, *(statistics or ()))
+    common.no_loading_bars()
+    with common.notes():
+        given = settled(read_facts(facts))
+        loaded = common.load_model(model, device, dtype)
+        covariance = stored_covariance(loaded, statistics) if way.needs_statistics else None
+        source = "world" if knows_world(model) else "real"
+        others = read_facts(source) if (data_root() / source).is_dir() else FactSet([])
+        trial, known, left = split(loaded, given, others, size, seed)
+        typer.echo(
+            f"{len(trial)} facts to edit on trial, {len(known)} known facts that are to stay, {len(left)} untouched"
+        )
+        found = choose(
+            loaded, trial, known, way, statistics=covariance, layers=chosen, seed=seed,
+            progress=None if quiet else lambda line: typer.echo(line, err=True),
+        )  # fmt: skip
+    settings = {name: list(value) if isinstance(value, tuple) else value for name, value in found.settings.items()}
+    about = RunConfig(model=model, facts=str(names["facts.jsonl"]), method=method, seed=seed, device=device, dtype=dtype,
+                      statistics=os.pathsep.join(map(str, statistics)) if statistics else None).as_dict()  # fmt: skip
+    kept = {
+        name: about[name]
+        for name in ("model", "facts", "method", "statistics", "seed", "device", "dtype")
+        if name in about
+    }
+    lines = [
+        f"# Chosen by `ketools tune` on {len(trial)} facts that are not in facts.jsonl, and {len(known)} that were to stay",
+        "# (trials.csv, layers.csv).",
+        *(f"{name} = {json_text.dumps(value)}" for name, value in kept.items()),
+        f"edits = {len({fact.subject for fact in left})}",
+        "", "[settings]", *(f"{name} = {json_text.dumps(value)}" for name, value in settings.items()),
+    ]  # fmt: skip
+    write_atomic(names["trials.csv"], found.trials.to_csv(index=False))
+    if found.layers is not None:
+        write_atomic(names["layers.csv"], found.layers.to_csv(index=False))
+    write_atomic(names["facts.jsonl"], "".join(f"{json_text.dumps(as_record(f), ensure_ascii=False)}\n" for f in left))
+    write_atomic(names["settings.toml"], "\n".join(lines) + "\n")
+    common.show(
+        trials_table(found.trials), "", common.grid([(k, json_text.dumps(v)) for k, v in settings.items()], left=2)
+    )
+    error = 0.5 / len(trial) ** 0.5
+    typer.echo(
+        f"\nn = {len(trial)}: a share has a standard error of up to {error:.2f}; settings nearer than that are alike."
+    )
+    typer.echo(f"Settings: {names['settings.toml']}")
+    if json is not None:
+        content = {
+            "settings": settings,
+            "trials": found.trials.to_dict("records"),
+            "n": len(trial),
+            "known": len(known),
+        }
+        write_json(json, content | {"layers": None if found.layers is None else found.layers.to_dict("records")})
+
+
+def trials_table(trials: "pd.DataFrame") -> "Table":
+    """Every trial, those with the highest score first."""
+    from ketools.evaluation.metrics import figures, metric
+
+    formats = {name: metric(name).format for name in ("ES", "PS", "NS")} | {
+        "kept": metric("unedited_kept").format, "score": metric("S").format, "steps": metric("steps_mean").format,
+    }  # fmt: skip
+    order = trials.sort_values("score", ascending=False, kind="stable").to_dict("records")
+    rows = [[formats.get(name, figures)(value) for name, value in row.items()] for row in order]
+    heads = [str(name).replace("_relative", "\nrelative") for name in trials.columns]
+    return common.grid(rows, heads, 0)
