@@ -130,6 +130,8 @@ def edit(
 
     base = RunConfig() if settings is None else RunConfig.read(settings)
     chosen = {**base.settings, **common.overrides(layers, set_)}
+    if base.statistics and text is None:
+        statistics = statistics or [Path(part) for part in base.statistics.split(os.pathsep)]
     if text is not None and statistics:
         raise KetoolsError("--text and --statistics are two ways to the covariance; give one")
     for path in (out / "edit.safetensors", *([json] if json is not None else [])):

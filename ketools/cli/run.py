@@ -89,10 +89,8 @@ def demo(
         findings = preflight.inspect(
             model, facts, first, batch=batch, edits=len(facts), beside=others, statistics=statistics, trial=not quiet
         )
-        told = [(method.name, method.told(model)) for method in methods]
-        common.show(
-            "settings (rules and per-model choices: ketools/editing/hyperparameters.toml)", common.grid(told, left=2)
-        )
+        typer.echo("settings (rules and per-model choices: ketools/editing/hyperparameters.toml)")
+        typer.echo("\n".join(f"  {method.name}: {method.told(model)}" for method in methods) + "\n")
         common.confirm(findings, len(facts), model.name, yes or not common.at_a_terminal(), quiet)
 
     if quiet:

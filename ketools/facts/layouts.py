@@ -488,6 +488,13 @@ LAYOUTS = {
 }
 
 
+ALIASES = {
+    "case_id": "id", "relation_id": "relation", "paraphrase_prompts": "paraphrases", "neighborhood_prompts": "neighbours",
+    "generation_prompts": "generation",
+}  # fmt: skip
+"""Names of other layouts that the plain one understands too, in CSV as in JSON."""
+
+
 def layout_of(record: Record) -> str:
     """The name of the layout that the fields of `record` belong to.
 
@@ -525,9 +532,14 @@ def convert(name: str, record: Record, place: str, frames: Frames) -> Iterator[t
     `place` is the id of a record that has none; `frames` are those of RippleEdits' sentences.
     """
     layout, record = LAYOUTS[name], composed(record)
+    mistakes: list[tuple[str, str]] = []
+    if name == "plain":
+        for other, ours in ALIASES.items():
+            if other in record and ours in record:
+                mistakes.append((other, f"is there beside {ours}, which is the same; keep one of them"))
+        record = {ALIASES.get(key, key): value for key, value in record.items()}
     given = record.get(layout.id)
     id = place if given in (None, "") else str(given).strip()
-    mistakes: list[tuple[str, str]] = []
     if not isinstance(given, str | int | None):
         mistakes.append(("id", f"is {name_of(given)}; expected a text or a whole number"))
     if name == "plain" and (unknown := [key for key in record if key not in COLUMNS]):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from ketools.errors import KetoolsError
 from ketools.facts.fact import Fact, FactError, FactSet, problems, short
 from ketools.facts.fetch import SOURCES, local
-from ketools.facts.layouts import COLUMNS, convert, frames_of, from_cells, layout_of
+from ketools.facts.layouts import ALIASES, COLUMNS, convert, frames_of, from_cells, layout_of
 from ketools.io import data_root, expanded, read_bytes
 
 Record = dict[str, Any]
@@ -230,6 +230,7 @@ def _header(names: list[str]) -> list[str]:
     # The names of the columns, checked.
     if error := _not_utf8("\n".join(names)):
         raise error
+    names = [ALIASES.get(name, name) for name in names]
     needed, others = COLUMNS[:3], COLUMNS[3:]
     expected = f"expected a first line with the columns {', '.join(needed)} and optionally {', '.join(others)}"
     if not set(names) & set(COLUMNS):

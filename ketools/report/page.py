@@ -196,20 +196,35 @@ def _facts(groups: Sequence[Group]) -> dict[str, str]:
 def at_the_end(groups: Sequence[Group]) -> tuple[Table, list[Verdict]]:
     """Of one model: everything measured at the last checkpoint, methods side by side (over seeds: mean and range).
 
-    Beside it what the unedited model did not know, which is in no share.
+    Beside them the unedited model, of how many facts each share is (of the first run), and what the unedited model did not
+    know, which is in no share.
     """
     ends = {group.label: [_end(run) for run in group.runs if len(run.record.checkpoints)] for group in groups}
     ends = {label: rows for label, rows in ends.items() if rows}
     shown = [each for each in map(metric, END) if any(each.key in row for rows in ends.values() for row in rows)]
+    first = groups[0].runs[0]
+    beside = ("n", "unedited") if first.before else ()
     cells = {
-        each.label: [_over_seeds([row.get(each.key, np.nan) for row in rows], each.brief) for rows in ends.values()]
+        each.label: [
+            *(
+                (
+                    f"{first.counts[each.key]:,}" if each.key in first.counts else "",
+                    each.format(first.before.get(each.key)),
+                )
+                if beside
+                else ()
+            ),
+            *(_over_seeds([row.get(each.key, np.nan) for row in rows], each.brief) for rows in ends.values()),
+        ]
         for each in shown
     }
-    frame = pd.DataFrame.from_dict(cells, orient="index", columns=[title(label) for label in ends])
+    frame = pd.DataFrame.from_dict(cells, orient="index", columns=[*beside, *map(title, ends)])
     counts = sorted({int(row["edits"]) for rows in ends.values() for row in rows})
     caption = f"All edits scored again on the model after {listed([f'{n:,}' for n in counts])} edits"
     caption += "; mean (range) over seeds" if any(len(rows) > 1 for rows in ends.values()) else ""
-    terms = {"metric": ""} | {each.label: each.text() for each in shown}
+    terms = {"metric": "", "n": "facts that a share is of", "unedited": "the model before any edit"} | {
+        each.label: each.text() for each in shown
+    }
     return table(frame.rename_axis("metric"), caption, terms=terms), _unknown(groups)
 
 

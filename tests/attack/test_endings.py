@@ -77,7 +77,7 @@ def test_the_question_without_an_answer(monkeypatch, why, expected):
             raise typer.Abort from None
 
     monkeypatch.setattr(typer, "confirm", ask)
-    monkeypatch.setattr(Preflight, "text", lambda _: "")
+    monkeypatch.setattr(common, "findings", lambda _: [])
     findings = Preflight({}, None, (1,), "", None, None)
     with pytest.raises(expected, match="nothing was changed"):
         common.confirm(findings, 3, "tiny", yes=False, quiet=False)

@@ -142,6 +142,19 @@ def test_check_on_the_command_line(run, bad, tmp_path):
     )
 
 
+def test_the_same_field_names_in_csv_and_json(run, tmp_path):
+    names = ("case_id", "relation_id", "prompt", "subject", "target_new", "paraphrase_prompts", "neighborhood_prompts")
+    values = ("7", "born", "{} was born in", "Ada", "Oran", "Ada's home is", "Bo was born in")
+    lists = [[value] if name.endswith("prompts") else value for name, value in zip(names, values)]
+    (tmp_path / "f.csv").write_text(f"{','.join(names)}\n{','.join(values)}\n", encoding="utf-8")
+    (tmp_path / "f.jsonl").write_text(json.dumps(dict(zip(names, lists))), encoding="utf-8")
+    assert run("check", tmp_path / "f.csv").exit_code == run("check", tmp_path / "f.jsonl").exit_code == 0
+    (fact,) = ke.facts(tmp_path / "f.csv")
+    assert [fact] == list(ke.facts(tmp_path / "f.jsonl")) and fact.id == "7" and fact.neighbours == ("Bo was born in",)
+    (tmp_path / "f.jsonl").write_text(json.dumps(dict(zip(names, lists)) | {"id": "8"}), encoding="utf-8")
+    assert "case_id" in run("check", tmp_path / "f.jsonl").output
+
+
 def test_check_of_a_good_file(run, tmp_path):
     path = tmp_path / "f.csv.gz"
     path.write_bytes(gzip.compress(b"\xef\xbb\xbfsubject,prompt,target_new\nAda,{} is,b\n"))

@@ -14,9 +14,11 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from ketools import Edit, cli, evaluate, load
+from ketools import facts as ke_facts
 from ketools.editing.covariance import Statistics
 from ketools.editing.editor import Editor
 from ketools.editing.methods import FT, MEMIT
+from ketools.runs.config import RunConfig
 from ketools.runs.run import advice, as_one
 from ketools.runs.store import write_sealed
 from tests.cli.test_cli import one_line
@@ -138,6 +140,44 @@ def test_an_adapter_of_a_run_is_its_edits(home, finished, run, tmp_path):
         a, b = (tensors[f"base_model.model.{name}.lora_{side}.weight"] for side in "AB")
         weight, wanted = (model.get_submodule(name).weight for model in (base, edited))
         assert torch.allclose(weight + (b @ a).T, wanted, atol=1e-6) and not torch.equal(weight, wanted)
+
+
+def test_trace_says_where_facts_are_recalled(home, run, tmp_path):
+    known = "id,relation,prompt,subject,target_true,target_new\n1,born,{} was born in,Ada Lorn,Vell,Ixian\n"
+    (tmp_path / "known.csv").write_text(known, encoding="utf-8")
+    words = ("--out", tmp_path / "t.html", "--json", tmp_path / "t.json", "--window", 1, "--quiet", "--count", 2)
+    traced = run("trace", home / "model", tmp_path / "known.csv", *words)
+    assert traced.exit_code == 0, traced.output
+    content = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))
+    assert len(content["layers"]) == 2 and {row["kind"] for row in content["effects"]} == {"hidden", "mlp", "attention"}
+    assert "Plotly" in (tmp_path / "t.html").read_text(encoding="utf-8") and content["about"]["facts"] == 1
+
+
+def test_tuned_settings_are_the_best_trial_and_edit_reads_them(home, run, tmp_path):
+    covariance, out = tmp_path / "c.safetensors", tmp_path / "tuned"
+    base = ("stats", home / "model", "--out", covariance, "--quiet", "--text", home / "text.txt", "--tokens", 300)
+    assert run(*base, "--layers", "0,1").exit_code == 0
+    tuned = run("tune", home / "model", home / "facts.csv", "--out", out, "--method", "memit+mpes", "--layers", "0,1",
+                "--statistics", covariance, "--quiet")  # fmt: skip
+    assert tuned.exit_code == 0, tuned.output
+    trials, config = pd.read_csv(out / "trials.csv"), RunConfig.read(out / "settings.toml")
+    chosen = trials.iloc[trials["score"].argmax()]  # of equal scores the first, the method's own
+    settings = dict(config.settings)
+    assert (
+        settings["layers"] == [0, 1] and settings["lr"] == chosen["lr"] and settings["patience"] == chosen["patience"]
+    )
+    assert len(trials) == 11 and trials.groupby("lr")["steps"].apply(lambda s: s.nunique() > 1 or s.max() == 20).any()
+    left = {fact.subject for fact in ke_facts(out / "facts.jsonl")}
+    assert len(left) == 4 and config.edits == 4, "a third is set aside"
+    made = run("edit", "--model", home / "model", "--facts", out / "facts.jsonl", "--settings", out / "settings.toml",
+               "--out", tmp_path / "o", "--set", "steps=2", "--quiet")  # fmt: skip
+    assert made.exit_code == 0, made.output
+    hyper = Edit.load(tmp_path / "o" / "edit.safetensors").record["hyper"]
+    assert (hyper["lr"], hyper["patience"], hyper["steps"]) == (settings["lr"], settings["patience"], 2)
+    line = one_line(
+        run("tune", home / "model", out / "facts.jsonl", "--out", tmp_path / "p", "--statistics", covariance), 2
+    )
+    assert "at least 6 subjects, there are 4" in line
 
 
 def test_of_facts_that_contradict_each_other_the_last_one_counts_everywhere(home, run, tmp_path):

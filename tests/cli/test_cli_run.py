@@ -1,5 +1,6 @@
 """The commands of long runs on a tiny model: run, killed, status, resume, verify, export; and their bad input."""
 
+import json
 import signal
 
 import pytest
@@ -145,3 +146,11 @@ def test_who_sits_at_a_terminal_is_asked_before_anything_is_written(home, run, m
     assert not (home / "asked" / "run.json").exists()
     done = run(f"{words} --yes --quiet")
     assert done.exit_code == 0 and "after 4 edits" in done.output
+    other = f"{words.replace('--set layers=[1,2]', '--layers 1')} --yes --quiet"
+    assert "holds a run with hyper" in one_line(run(other), 2)
+    assert run(f"{other} --again --json", home / "again.json").exit_code == 0
+    record = RunRecord.load(home / "asked")
+    assert record.provenance["settings"]["hyper"]["layers"] == [1]
+    point = json.loads((home / "again.json").read_text(encoding="utf-8"))
+    assert point["edits"] == 4 and point["ES"] == record.checkpoints["ES"].iloc[-1]
+    assert 0 <= record.checkpoints["before_ES"].iloc[0] <= 1, "the unedited model stands beside the edited one"
