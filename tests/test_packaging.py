@@ -1,6 +1,7 @@
 """pyproject.toml, environment.yml, requirements.lock, the version numbers and the actual imports say the same."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -133,6 +134,21 @@ def test_the_wheel_carries_every_module_and_the_data_that_the_demo_needs(wheel):
     assert {f"ketools/_data/{p.relative_to(ROOT / 'data').as_posix()}" for p in needed} <= wheel
     assert "ketools/_data/models/pocket/model.safetensors" in wheel
     assert not any("__pycache__" in name or "/make/" in name for name in wheel)
+
+
+def test_beside_the_clone_an_editable_install_is_no_namespace(tmp_path):
+    tree = tmp_path / "ketools"
+    tree.mkdir()
+    for name in ("ketools", "data", "pyproject.toml", "README.md", "LICENSE"):
+        (tree / name).symlink_to(ROOT / name)
+    code = "from setuptools.build_meta import build_editable; build_editable('.')"
+    subprocess.run([sys.executable, "-c", code], cwd=tree, check=True, capture_output=True)
+    (made,) = tree.glob("*.whl")
+    zipfile.ZipFile(made).extractall(tmp_path / "site")
+    code = f"import site; site.addsitedir({str(tmp_path / 'site')!r}); import ketools; print(ketools.__version__)"
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    told = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert told.stdout.strip() == ketools.__version__, told.stderr
 
 
 def test_every_package_folder_has_an_init():

@@ -177,6 +177,14 @@ def doctor(json: Annotated[Path | None, typer.Option(help="Also write the findin
         rows["Chromium"] = chromium()
     except KetoolsError as error:
         rows["Chromium"] = f"pictures of figures need it: {error}"
+    # JupyterLab shows them only where all three are installed in the environment that runs it.
+    parts = {name: _installed(name) for name in ("ipywidgets", "jupyterlab_widgets", "anywidget")}
+    lacking = [name for name, number in parts.items() if not number]
+    rows["widgets"] = (
+        f"missing {', '.join(lacking)}: pip install '.[notebooks]' in the environment of JupyterLab"
+        if lacking
+        else ", ".join(f"{name} {number}" for name, number in parts.items())
+    )
     missing: dict[str, list[str]] = {}
     for line in requires("ketools") or ():
         if found := _EXTRA.match(line):
@@ -194,8 +202,9 @@ def doctor(json: Annotated[Path | None, typer.Option(help="Also write the findin
         raise typer.Exit(FAILED)
 
 
-def _installed(name: str) -> bool:
+def _installed(name: str) -> str:
+    """Its version; "" if it is missing."""
     try:
-        return bool(version(name))
+        return version(name)
     except PackageNotFoundError:
-        return False
+        return ""

@@ -28,7 +28,16 @@ DEMO_METHODS = "memit,alphaedit,encore"
 DEMO_MODEL = "pocket-llama-v2"
 DEMO_ROWS = [
     *("norm_ratio", "unedited_kept", "same_subject_kept", "downstream_kept", "perplexity_ratio"),
-    *("efficacy", "paraphrase", "neighbourhood", "p_edited", "p_natural", "steps_mean", "seconds_per_edit"),
+    *(
+        "efficacy",
+        "paraphrase",
+        "neighbourhood",
+        "p_edited",
+        "p_natural",
+        "steps_mean",
+        "seconds_per_edit",
+        "cpu_per_edit",
+    ),
 ]
 CHECKPOINT_ROWS = [
     *("ES", "PS", "NS", "p_edited", "p_natural"),

@@ -236,9 +236,8 @@ def inspect(
     parts = [FactSet(facts[start : start + size]) for start in range(0, len(facts), size)]
     for clashes in ([c for part in parts for c in part.conflicts()], [c for part in parts for c in part.duplicates()]):
         if clashes:
-            more = (
-                f" (and {len(clashes) - 1:,} more such pairs; `ketools data check` names them)" if clashes[1:] else ""
-            )
+            others = named([f"{clash.first.id!r} and {clash.second.id!r}" for clash in clashes[1:]], _NAMED)
+            more = f"; the same holds for {others} (`ketools data check --all` lists them)" if others else ""
             problems.append(f"{clashes[0]}{more}")
 
     a, warnings = model.anatomy, []

@@ -190,8 +190,9 @@ def figures(record: RunRecord) -> dict[str, Any]:
         "paraphrase_at_edit": "at_edit_PS", "neighbourhood_at_edit": "at_edit_NS",
     }  # fmt: skip
     # The table of batches has no columns where the run ended in the first.
-    seconds, scoring = (
-        float(record.batches.get(name, pd.Series(dtype=float)).sum()) for name in ("seconds", "seconds_scoring")
+    seconds, cpu, scoring = (
+        float(record.batches.get(name, pd.Series(dtype=float)).sum(min_count=name == "seconds_cpu"))
+        for name in ("seconds", "seconds_cpu", "seconds_scoring")
     )
     return {
         **{name: float(last.get(column, math.nan)) for name, column in names.items()},
@@ -202,6 +203,7 @@ def figures(record: RunRecord) -> dict[str, Any]:
         "edits": n,
         "seconds": seconds,
         "seconds_per_edit": seconds / n if n else math.nan,
+        "cpu_per_edit": cpu / n if n else math.nan,
         "seconds_evaluation": float(record.checkpoints["seconds"].sum()) + scoring,
     }
 
