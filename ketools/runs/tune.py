@@ -81,8 +81,8 @@ def split(
     known: list[Fact] = []
     for source in (left, others):
         asked = source.filter(lambda fact: fact.target_true is not None and fact.subject.lower() not in subjects)
-        asked = asked.sample(min(len(asked), 5 * size), seed, unique_subjects=False)
         if len(known) < 10 and len(asked):
+            asked = asked.sample(min(len(asked), 5 * size), seed, unique_subjects=False)
             right = recall(model, asked, prompts="prompt")["accuracy"] == 1.0
             known += [fact for fact, ok in zip(asked, right, strict=True) if ok]
     return trial, FactSet(known[:size]), left

@@ -166,7 +166,9 @@ def test_tuned_settings_are_the_best_trial_and_edit_reads_them(home, run, tmp_pa
     assert (
         settings["layers"] == [0, 1] and settings["lr"] == chosen["lr"] and settings["patience"] == chosen["patience"]
     )
-    assert len(trials) == 11 and trials.groupby("lr")["steps"].apply(lambda s: s.nunique() > 1 or s.max() == 20).any()
+    assert len({*zip(trials["lr"], trials["patience"])}) == 9 and len(trials) == 11
+    own = settings["lambda_p_relative"]
+    assert own in (factor * 1.5 for factor in (1, 0.1, 10)) and trials["lambda_p_relative"][9:].tolist() == [0.15, 15.0]
     left = {fact.subject for fact in ke_facts(out / "facts.jsonl")}
     assert len(left) == 4 and config.edits == 4, "a third is set aside"
     made = run("edit", "--model", home / "model", "--facts", out / "facts.jsonl", "--settings", out / "settings.toml",
