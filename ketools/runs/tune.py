@@ -126,7 +126,8 @@ def tune(
     hyper, rows = method.settings(model, **fixed), []
     names = [name for name in method.counting(hyper) if name.removesuffix("_relative") in FACTORS]
     grid = {
-        name: [factor * getattr(hyper, name) for factor in FACTORS[name.removesuffix("_relative")]] for name in names
+        name: [float(f"{factor * getattr(hyper, name):.6g}") for factor in FACTORS[name.removesuffix("_relative")]]
+        for name in names
     }
     waits = isinstance(method.stopping, MPES) and method.stopping.patience is None and method.has_targets
     prefixes: Sequence[str] | None = None

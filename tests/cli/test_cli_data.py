@@ -143,7 +143,16 @@ def test_check_on_the_command_line(run, bad, tmp_path):
 
 
 def test_the_same_field_names_in_csv_and_json(run, tmp_path):
-    names = ("case_id", "relation_id", "prompt", "subject", "target_new", "target_true", "paraphrase_prompts", "neighborhood_prompts")
+    names = (
+        "case_id",
+        "relation_id",
+        "prompt",
+        "subject",
+        "target_new",
+        "target_true",
+        "paraphrase_prompts",
+        "neighborhood_prompts",
+    )
     values = ("7", "born", "{} was born in", "Ada", "Oran", "Vell", "Ada's home is", "Bo was born in")
     lists = [[value] if name.endswith("prompts") else value for name, value in zip(names, values)]
     (tmp_path / "f.csv").write_text(f"{','.join(names)}\n{','.join(values)}\n", encoding="utf-8")
