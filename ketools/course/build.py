@@ -25,6 +25,8 @@ TIMES_BEGIN, TIMES_END = "<!-- times: written by `make times` -->", "<!-- end of
 PLOTLY = "application/vnd.plotly.v1+json"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 CELL_SECONDS = 120
+HIDDEN = "hide-input"
+"""Tag of code that JupyterLab and the pages fold up: claims, and cells that only draw."""
 Draw = Callable[[Sequence[dict[str, Any]]], list[str]]
 """Figures (plotly's JSON) -> a PNG of each, base64."""
 _WIDGET_TEXT = "A widget: run the notebook to use it."
@@ -144,6 +146,14 @@ def run(nb: NotebookNode, folder: Path, *, go_on: bool = False, seconds: int = C
         client.execute()
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         raise KetoolsError(f"a cell of {title(nb)!r} failed: {error}") from error
+    for cell in code(nb):  # what one cell prints in several messages is one text
+        merged: list[NotebookNode] = []
+        for output in cell.outputs:
+            if merged and output.output_type == "stream" and output.name == merged[-1].get("name"):
+                merged[-1].text += output.text
+            else:
+                merged.append(output)
+        cell.outputs = merged
 
 
 def store(path: str | Path, draw: Draw | None = None, seconds: int = CELL_SECONDS) -> Path:
@@ -165,6 +175,8 @@ def store(path: str | Path, draw: Draw | None = None, seconds: int = CELL_SECOND
     )
     for cell in nb.cells:
         cell.metadata = NotebookNode({"tags": sorted(tags(cell))} if tags(cell) else {})
+        if HIDDEN in tags(cell):
+            cell.metadata["jupyter"] = NotebookNode(source_hidden=True)
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
             for data in (output.get("data", {}) for output in cell.outputs):
@@ -270,6 +282,14 @@ def page(nb: NotebookNode) -> str:
     from plotly.io import to_html
 
     nb.metadata.pop("widgets", None)
+    shown: list[NotebookNode] = []
+    for cell in nb.cells:
+        if HIDDEN in tags(cell):
+            folded = f"<details><summary>code</summary>\n\n```python\n{cell.source}\n```\n\n</details>"
+            shown.append(new_markdown_cell(folded))
+            cell.metadata["transient"] = {"remove_source": True}
+        shown.append(cell)
+    nb.cells = shown
     for cell in nb.cells:
         if cell.cell_type == "markdown":
             cell.source = mathml(cell.source)

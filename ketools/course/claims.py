@@ -28,34 +28,34 @@ def check_claim(
     at_most: float | None = None,
     exactly: float | None = None,
 ) -> str:
-    """Check that `observed` lies within the bounds, and return one line that is the same on every machine.
+    """Check that `observed` lies within the bounds; returns one line with the claim, the number and the bounds.
 
-    The line names the claim and the bounds, never the observed number, so that stored and fresh outputs can be compared
-    to the letter; the number goes into the error if the claim fails. Bounds are chosen for the pocket model: with
-    KETOOLS_MODE=full a claim that fails does not stop the notebook, its line says so with the number.
+    Tests of notebooks compare these lines but for the number. Bounds are chosen for the pocket model: with
+    KETOOLS_MODE=full a claim that fails does not stop the notebook, and one that has nothing to observe (NaN) is "not asked".
 
-    Raises ClaimError if the claim does not hold (NaN holds nothing) and KetoolsError without any bound.
+    Raises ClaimError if the claim does not hold (in quick mode NaN holds nothing) and KetoolsError without any bound.
 
     >>> check_claim("the edit raises the target's probability", 0.93, at_least=0.5)
-    "holds: the edit raises the target's probability (at least 0.5)"
+    "holds: the edit raises the target's probability: 0.93 >= 0.5"
     """
     from ketools.course.mode import current_mode  # a prediction or an exercise alone needs no torch
 
-    bounds = {"at least": at_least, "at most": at_most, "exactly": exactly}
-    given = [f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None]
+    bounds = {">=": at_least, "<=": at_most, "==": exactly}
+    given = [f"{sign} {bound:g}" for sign, bound in bounds.items() if bound is not None]
     if not given:
         raise KetoolsError(f"claim {claim!r} has no bound; give at_least, at_most or exactly, else it could not fail")
-    bounded, value = f"{claim} ({', '.join(given)})", float(observed)
+    value = float(observed)
+    said = f"{claim}: {value:.3g} {' and '.join(given)}"
     if (
         value == value
         and (at_least is None or value >= at_least)
         and (at_most is None or value <= at_most)
         and (exactly is None or value == exactly)
     ):
-        return f"holds: {bounded}"
+        return f"holds: {said}"
     if current_mode() == "quick":
-        raise ClaimError(f"does not hold: {bounded}; observed {value:.4g}")
-    return f"does not hold here: {bounded}; observed {value:.4g}"
+        raise ClaimError(f"does not hold: {said}")
+    return f"not asked: {claim}" if value != value else f"does not hold here: {said}"
 
 
 @dataclass(frozen=True)

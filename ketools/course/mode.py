@@ -114,11 +114,11 @@ def current_mode() -> str:
     return mode
 
 
-def setup(number: str, *, seed: int = 0, **sizes: int) -> Lab:
+def setup(number: str, *, seed: int = 0, model: str = "pocket", **sizes: int) -> Lab:
     """Everything that notebook `number` ("03") works with, by the mode of KETOOLS_MODE.
 
-    `sizes` are those of quick mode, by name; full mode takes each from [sizes.NUMBER] of full.toml (KETOOLS_FULL names
-    another file). Figures are shown as plotly's own data, progress bars of loading are off.
+    `model` and `sizes` (by name) are those of quick mode; full mode takes the model from full.toml and each size from its
+    [sizes.NUMBER] (KETOOLS_FULL names another file). Figures are shown as plotly's own data, without progress bars.
 
     Raises KetoolsError for an unknown mode, a size that only one of the two names, and what loading raises.
     """
@@ -129,8 +129,8 @@ def setup(number: str, *, seed: int = 0, **sizes: int) -> Lab:
     logging.disable_progress_bar()
     plotly.io.renderers.default = "plotly_mimetype"
     if current_mode() == "quick":
-        model, world = load("pocket"), read_facts("world")
-        return Lab("quick", number, model, world, SimpleNamespace(**sizes), seed, _beside(model), "world")
+        small, world = load(model), read_facts("world")
+        return Lab("quick", number, small, world, SimpleNamespace(**sizes), seed, _beside(small), "world")
     table, folder = _full_table()
     about, full = table["model"], table.get("sizes", {}).get(number, {})
 

@@ -29,6 +29,7 @@ from ketools.plots.lifelong import (
 )
 from ketools.plots.probing import (
     before_after,
+    damage_bars,
     knockout_profile,
     lens_heat,
     lens_lines,
@@ -41,7 +42,7 @@ from ketools.plots.probing import (
 from ketools.plots.style import numbers, words
 
 __all__ = [
-    "before_after", "cost", "downstream_kept", "edit_scores", "forgetting_lines", "knockout_profile", "lens_heat",
+    "before_after", "cost", "damage_bars", "downstream_kept", "edit_scores", "forgetting_lines", "knockout_profile", "lens_heat",
     "lens_lines", "norm_fit_curve", "norm_growth", "numbers", "perplexity", "probability", "probability_curve",
     "recalled_bars", "same_subject_kept", "score_bars", "spectra_lines", "stack", "stream_profile",
     "surroundings_bars", "target_curve", "target_probability_lines", "target_trace_lines", "task_bars",

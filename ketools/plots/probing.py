@@ -1,6 +1,7 @@
 """Figures of what a model answers and where it recalls it: each takes a frame of ketools.probing."""
 
 import math
+from collections.abc import Mapping
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -108,6 +109,44 @@ def before_after(before: pd.DataFrame, after: pd.DataFrame, new: str, context: s
     text = "; ".join(f"{_PROMPTS[k]}: {old[k]:.2f} before, {now[k]:.2f} after" for k in kinds)
     caption = f"The edit should lift the prompt and its paraphrases and nothing else. {context}"
     return dress(fig, finding, caption, f"Grouped bars. {text}.")
+
+
+def damage_bars(frames: Mapping[str, pd.DataFrame], context: str = "") -> go.Figure:
+    """Share of prompts with the wanted answer, by kind, one group of bars a state of the model; the first is before edits.
+
+    Wanted is the new answer at prompts and paraphrases, the old one at neighbours and other facts of the subjects.
+    `frames`: name -> `recall.surroundings`, one fact below the other, over the same prompts. Raises KetoolsError for other
+    tables or empty ones.
+    """
+    shares = {}
+    for name, frame in frames.items():
+        frame = checked(frame, "kind", "says_new", "says_true", of="probing.recall.surroundings")
+        wanted = frame["says_new"].where(frame["kind"].isin(["prompt", "paraphrase"]), frame["says_true"])
+        shares[name] = wanted.astype(float).groupby(frame["kind"]).mean()
+    (_, first), *edited = shares.items()
+    kinds = [kind for kind in _PROMPTS if kind in first.index]
+    names = {**_PROMPTS, "same subject": "the same subject"}
+    last = "same subject" if "same subject" in kinds else kinds[-1]
+    if len(edited) == 1:
+        told = {kind: f"{edited[0][1][kind]:.0%}" for kind in kinds}
+        finding = f"The new answer comes at {told['prompt']} of the prompts; right answers left about {names[last]}: {told[last]}"
+    else:
+        told = {name: f"{share[last]:.0%} with {name}" for name, share in edited}
+        finding = f"Right answers left about {names[last]}: {', '.join(told.values())}"
+    fig = go.Figure()
+    looks = ((NEUTRAL, ""), (OKABE_ITO["vermillion"], "/"), (OKABE_ITO["blue"], "\\"), (OKABE_ITO["green"], "x"))
+    for (name, share), (colour, pattern) in zip(shares.items(), looks, strict=False):
+        values = share.loc[kinds]
+        places = [_PROMPTS[kind] for kind in kinds]
+        text = [f"{v:.2f}" for v in values]
+        add_bars(fig, places, values, name, text=text, hover="%{v:.3f}", colour=colour, pattern=pattern)
+    fig.update_yaxes(title="share with the wanted answer (0 to 1)", range=[0, 1.12])
+    fig.update_xaxes(title="kind of prompt").update_layout(barmode="group")
+    text = "; ".join(f"{name}: " + ", ".join(f"{_PROMPTS[k]} {s[k]:.2f}" for k in kinds) for name, s in shares.items())
+    caption = (
+        "Wanted: the new answer at prompts and paraphrases, the old one at neighbours and the subjects' other facts."
+    )
+    return dress(fig, finding, joined(caption, context), f"Grouped bars. {text}.")
 
 
 def surroundings_bars(frame: pd.DataFrame, *, context: str = "") -> go.Figure:

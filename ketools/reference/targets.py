@@ -61,7 +61,7 @@ def plain_target(
     `threshold` once the target's probability, averaged over the contexts, exceeds it. `kl_direction` "edited" is
     KL(p_delta || p_0), which published code computes.
     """
-    rows = _token_rows(model, fact, contexts)
+    rows = token_rows(model, fact, contexts)
     ids, mask = pad_right(rows.ids, model.device)
     context, token = torch.arange(len(contexts))[:, None], torch.arange(len(rows.target))
     delta = torch.zeros(1, model.anatomy.d_model, device=model.device, requires_grad=True)
@@ -125,7 +125,7 @@ def plain_targets(
     mpes: int | None = None,
 ) -> list[Target]:
     """As `plain_target`, for all `facts` in one batch, which runs until its slowest fact has stopped."""
-    rows, width = [_token_rows(model, fact, contexts) for fact in facts], len(contexts) + 1
+    rows, width = [token_rows(model, fact, contexts) for fact in facts], len(contexts) + 1
     ids, mask = pad_right([row for fact in rows for row in fact.ids], model.device)
     context, essence = torch.arange(len(contexts))[:, None], torch.arange(width - 1, len(ids), width)
     delta = torch.zeros(len(facts), model.anatomy.d_model, device=model.device, requires_grad=True)
@@ -161,7 +161,7 @@ def plain_targets(
     return [results[i] for i in range(len(facts))]
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
     """One fact as tokens: a row a context (prompt and target but its last token), then "{subject} is a".
 
     `subject_last`: where the subject ends in each row. `places` (contexts, tokens): the positions that predict `target`
@@ -174,7 +174,7 @@ class _Rows(NamedTuple):
     target: Tensor
 
 
-def _token_rows(model: EditableModel, fact: Fact, contexts: Sequence[str]) -> _Rows:
+def token_rows(model: EditableModel, fact: Fact, contexts: Sequence[str]) -> Rows:
     target = model.tokenizer(tail(fact.text, fact.target_new, fact.glue), add_special_tokens=False)["input_ids"]
     texts = [
         (fact.opening + context + fact.question + fact.closing, len(context) + fact.subject_span[1])
@@ -189,7 +189,7 @@ def _token_rows(model: EditableModel, fact: Fact, contexts: Sequence[str]) -> _R
     ids = [*(prompt + target[:-1] for prompt in prompts[:-1]), prompts[-1]]
     first = torch.tensor([len(prompt) - 1 for prompt in prompts[:-1]], device=model.device)
     places = first[:, None] + torch.arange(len(target), device=model.device)
-    return _Rows(ids, subject_last, places, torch.tensor(target, device=model.device))
+    return Rows(ids, subject_last, places, torch.tensor(target, device=model.device))
 
 
 @contextmanager

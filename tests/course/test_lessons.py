@@ -6,7 +6,6 @@ import torch
 
 from ketools.course.lessons import keys, nb01, nb02, nb03
 from ketools.course.lessons.points import kind_points
-from ketools.editing.update import Protection, least_squares
 from ketools.errors import KetoolsError
 from ketools.models.replay import read_last
 from ketools.models.weights import edited
@@ -44,18 +43,16 @@ def test_adding_nothing_changes_nothing(tiny_model, tiny_facts):
     assert keys.with_added(tiny_model, fact, 1, push) != pytest.approx(plain, rel=1e-2)
 
 
-def test_the_derived_update_is_that_of_the_package_and_the_edit_is_the_matrix(tiny_model, tiny_facts):
-    fact, c = tiny_facts[0], covariance(tiny_model)
-    weight, key = tiny_model.weight(1).double(), keys.key_of(tiny_model, fact, 1)
-    residual = torch.linspace(-1, 1, len(weight), dtype=torch.float64)
-    delta = nb03.rank_one_update(weight, key, weight @ key + residual, c)
-    left, right = least_squares(Protection(c), key[:, None], residual[:, None], slack=0.0)
-    torch.testing.assert_close(delta, left @ right.T, **CLOSE)
-    before = weight.clone()
-    with edited(tiny_model, nb03.as_edit(1, delta, fact)):
+def test_a_matrix_of_rank_one_is_an_edit(tiny_model, tiny_facts):
+    before = tiny_model.weight(1).double()
+    delta = torch.outer(
+        torch.linspace(-1, 1, len(before), dtype=torch.float64), torch.ones(before.shape[1], dtype=torch.float64)
+    )
+    with edited(tiny_model, nb03.as_edit(1, delta, tiny_facts[0])):
         torch.testing.assert_close(tiny_model.weight(1).double(), before + delta, rtol=1e-4, atol=1e-5)
-    assert keys.moved(delta, weight, c) == pytest.approx(
-        float(((delta @ c @ delta.T).trace() / (weight @ c @ weight.T).trace()).sqrt())
+    c = covariance(tiny_model)
+    assert keys.moved(delta, before, c) == pytest.approx(
+        float(((delta @ c @ delta.T).trace() / (before @ c @ before.T).trace()).sqrt())
     )
 
 

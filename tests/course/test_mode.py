@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ketools as ke
-from ketools.course import check_claim, mode, setup
+from ketools.course import mode, setup
 from ketools.editing.covariance import Statistics
 
 FULL = """
@@ -104,14 +104,6 @@ def test_known_are_those_that_the_model_says_and_fewer_are_the_beginning(stand_i
         lab.known(there + 1)
     with pytest.raises(ke.KetoolsError, match="no facts of relation 'mood'"):
         lab.known(1, relation="mood")
-
-
-def test_a_claim_stops_quick_and_is_said_in_full(monkeypatch):
-    monkeypatch.setenv("KETOOLS_MODE", "full")
-    assert check_claim("x", 0.25, exactly=1) == "does not hold here: x (exactly 1); observed 0.25"
-    monkeypatch.setenv("KETOOLS_MODE", "quick")
-    with pytest.raises(AssertionError, match=r"observed 0\.25"):
-        check_claim("x", 0.25, exactly=1)
 
 
 def test_quick_is_pocket_on_the_cpu(monkeypatch):

@@ -29,7 +29,11 @@ def folder(tmp_path):
         cells=[
             new_markdown_cell(HEAD, id="a"),
             new_code_cell(DRAW, id="b", metadata={"tags": ["figure"], "execution": {"x": "1"}}),
-            new_code_cell("import sys\nprint('w', file=sys.stderr)\nprint('<b>out</b>')", id="c"),
+            new_code_cell(
+                "import sys\nprint('w', file=sys.stderr)\nprint('<b>out</b>')",
+                id="c",
+                metadata={"tags": [cells.HIDDEN]},
+            ),
             new_code_cell(EXERCISE, id="d", metadata={"tags": ["exercise"]}),
         ],
         metadata={"widgets": {}, "language_info": {"name": "python", "version": "3.0"}},
@@ -82,6 +86,7 @@ def test_stored_notebooks_have_pictures_and_nothing_of_this_machine(folder):
     assert len(drawn) == 1 and output.data["image/png"] == "AAAA" and output.data["text/plain"] == "Two bars."
     assert cell.metadata == {"tags": ["figure"]} and dict(nb.metadata["language_info"]) == {"name": "python"}
     assert [c.execution_count for c in cells.code(nb)] == [1, 2, 3] and "widgets" not in nb.metadata
+    assert nb.cells[2].metadata["jupyter"] == {"source_hidden": True}, "JupyterLab folds it up"
     assert [out.text for out in nb.cells[2].outputs] == ["<b>out</b>\n"], "stderr is not stored"
 
 
@@ -107,6 +112,7 @@ def test_the_site_opens_offline_with_live_figures_and_the_times_come_from_it(fol
         )
         assert not asked and "require" not in text and "MathJax" not in text
     assert (out / "plotly.min.js").stat().st_size > 1_000_000
+    assert page.count("<summary>code</summary>") == 1 and page.count('sys</span><span class="o">.</span>') == 1
     assert "<math" in page and "$a_1" not in page and "&lt;b&gt;out&lt;/b&gt;" in page
     index = (out / "index.html").read_text(encoding="utf-8")
     assert 'href="00_try.html">Try it</a>' in index and "5 minutes" in index

@@ -67,7 +67,7 @@ BREAKS = {
     "sections out of order": ("end", lambda nb: (_replace(nb, "## Limits", "## Y"), _replace(nb, "## Next", "## Limits"), _replace(nb, "## Y", "## Next"))),
     "reading without links": ("end", lambda nb: _replace(nb, "](https://arxiv", "](arxiv")),
     "too few cells": ("size", lambda nb: nb.cells.__setitem__(slice(8, None), [])),
-    "a long cell": ("size", lambda nb: _code(nb, "figure").update(source="x = 1\n" * 16)),
+    "a long cell": ("size", lambda nb: _code(nb, "figure").update(source="x = 1\n" * 31)),
     "many words": ("size", lambda nb: nb.cells[0].update(source="# word" + " word" * 2000)),
     "large outputs": ("size", lambda nb: _figure(nb).data.update({"text/html": "x" * 1_000_000})),
     "out of order": ("run_in_order", lambda nb: cells.code(nb)[1].update(execution_count=7)),

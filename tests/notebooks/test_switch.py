@@ -71,7 +71,7 @@ def test_full_toml_names_the_sizes_of_the_set_up_cell(path):
     table = tomllib.loads(files("ketools.course").joinpath("full.toml").read_text(encoding="utf-8"))["sizes"]
     source = cells.code(cells.read(path), "setup")[0].source
     call = re.search(r"setup\(\s*\"\d\d\"(.*?)\)", source, re.S)[1]
-    quick = set(re.findall(r"(\w+)\s*=", call)) - {"seed"}
+    quick = set(re.findall(r"(\w+)\s*=", call)) - {"seed", "model"}
     assert quick == set(table.get(cells.number(path), {})), "a size on one side only"
 
 

@@ -203,6 +203,19 @@ def test_one_edit_raises_or_lowers_its_answer():
     assert "falls from 0.90 to 0.20" in tells(plots.before_after(around(0.9, 0.0), around(0.2, 0.1), "Oslo", "test."))
 
 
+def test_damage_counts_the_wanted_answer_new_at_the_edit_and_old_around_it():
+    kinds = ["prompt", "paraphrase", "neighbour", "neighbour", "same subject"]
+    before = pd.DataFrame({"kind": kinds, "says_new": False, "says_true": True})
+    after = before.assign(says_new=[True, False, True, False, True], says_true=[False, True, False, True, False])
+    fig = plots.damage_bars({"before": before, "after": after}, "Mode test.")
+    assert [list(bar.y) for bar in fig.data] == [[0, 0, 1, 1], [1, 0, 0.5, 0]]
+    assert "the same subject: 0%" in tells(fig) and words(fig)["caption"].endswith("Mode test.")
+    three = plots.damage_bars({"before": before, "a": after, "b": before})
+    assert "0% with a, 100% with b" in tells(three) and len(three.data) == 3
+    with pytest.raises(KetoolsError, match="says_new"):
+        plots.damage_bars({"before": before, "after": around(0.9, 0.1)})
+
+
 def test_the_more_probable_answer_is_named_by_kind_of_prompt(frames):
     frame = frames["around"].assign(p_new=0.1, p_true=0.2)
     assert "old answer" in tells(plots.surroundings_bars(frame))

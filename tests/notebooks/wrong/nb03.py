@@ -3,26 +3,6 @@
 import torch
 from torch import Tensor
 
-from ketools.course.lessons.nb03 import rank_one_update
-
-
-def _by_norm(weight: Tensor, key: Tensor, value: Tensor, covariance: Tensor) -> Tensor:
-    u = torch.linalg.solve(covariance, key)
-    return torch.outer(value - weight @ key, u) / (key @ key)
-
-
-def _whole_value(weight: Tensor, key: Tensor, value: Tensor, covariance: Tensor) -> Tensor:
-    u = torch.linalg.solve(covariance, key)
-    return torch.outer(value, u) / (u @ key)
-
-
-def _plain(weight: Tensor, key: Tensor, value: Tensor, covariance: Tensor) -> Tensor:
-    return torch.outer(value - weight @ key, key) / (key @ key)
-
-
-def _transposed(weight: Tensor, key: Tensor, value: Tensor, covariance: Tensor) -> Tensor:
-    return rank_one_update(weight, key, value, covariance).T
-
 
 def _cosine(key: Tensor, other: Tensor, covariance: Tensor) -> float:
     return float(key @ other / (key.norm() * other.norm()))
@@ -32,15 +12,34 @@ def _no_covariance(key: Tensor, other: Tensor, covariance: Tensor) -> float:
     return float(key @ other / (key @ key))
 
 
+def _transposed(key: Tensor, spared: Tensor, delta: Tensor, covariance: Tensor) -> Tensor:
+    return _one_key(key, spared, delta, covariance).T
+
+
+def _one_key(key: Tensor, spared: Tensor, delta: Tensor, covariance: Tensor) -> Tensor:
+    u = torch.linalg.solve(covariance, key)
+    return torch.outer(delta, u) / (u @ key)
+
+
+def _projected(key: Tensor, spared: Tensor, delta: Tensor, covariance: Tensor) -> Tensor:
+    made = _one_key(key, spared, delta, covariance)
+    return made - torch.outer(made @ spared, spared) / (spared @ spared)
+
+
+def _no_text(key: Tensor, spared: Tensor, delta: Tensor, covariance: Tensor) -> Tensor:
+    u = key - spared * (spared @ key) / (spared @ spared)
+    return torch.outer(delta, u) / (u @ key)
+
+
 WRONG = {
-    "Write the rank-one update": [
-        ("gives the transpose", _transposed, "the update has the matrix's shape"),
-        ("divides by the key's squared norm", _by_norm, "the key maps to the value"),
-        ("writes the whole value, not what is missing", _whole_value, "the key maps to the value"),
-        ("leaves the covariance out", _plain, "no other such update moves prose less"),
-    ],
-    "Foretell what another key receives": [
+    "Predict what another key receives": [
         ("takes the cosine", _cosine, "twice the key receives twice as much"),
-        ("leaves the covariance out", _no_covariance, "Delta k' is the share times what was written"),
+        ("leaves the covariance out", _no_covariance, "Delta k' is the share times delta"),
+    ],
+    "Spare one key": [
+        ("gives the transpose", _transposed, "the update has the matrix's shape"),
+        ("takes the spared key out and leaves the rest", _projected, "the key maps to the value"),
+        ("knows one key only", _one_key, "the spared key receives nothing"),
+        ("leaves the covariance out", _no_text, "no other such update moves text less"),
     ],
 }
