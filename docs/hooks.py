@@ -87,7 +87,7 @@ def ends(folders: Iterable[Path], keys: Sequence[str], names: Sequence[str]) -> 
             cells = [front.get(name, str(row[name])) for name in names]
             for key in keys:
                 mean, low, high = (metric(key).format(row[f"{key}{end}"]) for end in ("", "_min", "_max"))
-                cells.append(mean if low == high else f"{mean} ({low} to {high})")
+                cells.append(mean if low == high else f"{mean} ({low.rstrip('%×')}–{high.rstrip('%×')})")
             rows.append(cells)
     return table((*names, *(metric(key).short or metric(key).label for key in keys)), rows)
 

@@ -70,7 +70,7 @@ def test_titles_say_who_keeps_and_who_loses():
     assert "survive with every method" in tells(draw("unedited_kept", fine))
     assert "no more confident" in tells(draw("probability", fine)) and "any method" in tells(draw("probability", fine))
     lost = tells(draw("unedited_kept", {"encore": record(9.0, 0.9, 0.99)}))
-    assert "get lost with ENCORE" in lost and "10%" in lost
+    assert "are lost with ENCORE" in lost and "10%" in lost
     assert "6.20 steps" in tells(draw("cost")) and "69% fewer than AlphaEdit" in tells(draw("cost"))
 
 
