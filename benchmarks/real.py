@@ -2,16 +2,23 @@
 
     python -m benchmarks.real --facts counterfact.json.gz --text wikitext.txt.gz     runs, one after another; resumes
     python -m benchmarks.real ... --list             how far each run is
-    python -m benchmarks.real ... --pack             no run; pack what is finished and write the table of all
+    python -m benchmarks.real ... --pack             no run; pack what is finished, write the tables of all
+    python -m benchmarks.real ... --ends FOLDER      measure each run where it stands: its own edits, facts of ketools, six tasks
 
-Settings come first, by a rule that was fixed before any run (`develop`): layers from the layer picker; then, for one batch of
-100 facts that no run edits, a small grid, of which each method takes what has the largest harmonic mean of ES, PS and
-retention. development.csv and layers.csv hold the evidence, settings.json the choice, which a later start does not make anew.
+Settings come first, by a rule that was fixed before any run (`develop`): a small grid, tried on BATCHES batches one after
+another of facts that no run edits, of which each method takes what has the largest harmonic mean of ES, PS and retention at
+the end; MEMIT chooses between the layer picker's layers and the published ones for all. One batch alone would choose too little
+protection: what it costs shows after several. Targets are those of the unedited model, computed once. development.csv and
+layers.csv hold the evidence, settings.json the choice, which a later start does not make anew.
 
 Of the facts that the model completes with the true object (4% of CounterFact), 300 are never edited: retention is asked of
 them, in all runs alike. The rest of those, and 400 others, are set aside for the choice of settings (`split`). C is over
 all articles but the last twenty, which perplexity is measured on. What is made once (which facts the model knows, C) lies
 beside the runs; so does generation entropy (generation.json), before any edit and, in a run's folder, at its end.
+
+`--ends FOLDER` rebuilds each run's model from its stored edits after its last checkpoint, finished or not, and asks what is too
+dear for every checkpoint (`ends`). FOLDER holds downstream-sst2.jsonl.gz and so on: items of GLUE and MMLU with their own
+fields, asked with four solved ones before each, as in the paper.
 """
 
 import argparse
@@ -20,6 +27,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -31,6 +39,7 @@ from benchmarks.lifelong import Planned, done, listing, packed, run_options, sta
 from ketools.editing.covariance import Statistics
 from ketools.editing.editor import Editor
 from ketools.editing.targets import Targets
+from ketools.evaluation.downstream import downstream
 from ketools.evaluation.edits import evaluate, harmonic_mean, recall, summary
 from ketools.evaluation.generation import continuations, generation_entropy
 from ketools.facts.fact import FactSet
@@ -40,8 +49,9 @@ from ketools.models.model import EditableModel, load
 from ketools.probing.layers import suggest
 from ketools.runs.config import composed, settled
 from ketools.runs.panel import Panel, Sizes
+from ketools.runs.resume import restore
 from ketools.runs.run import lifelong
-from ketools.runs.store import RunRecord
+from ketools.runs.store import RunRecord, Store
 from ketools.runs.tune import stopped
 
 MODEL, MAIN = "smollm2", ("encore", "memit", "alphaedit")
@@ -51,16 +61,27 @@ TOKENS = 100_000  # that C is over
 LAYERS, PUBLISHED = range(16), range(4, 9)  # that C is of; of Llama 2 and 3
 HELD, DEVELOPMENT = 300, 400  # known facts never edited; unknown ones set aside
 ARTICLES, CHARACTERS, OPENINGS = 20, 2000, 50  # of held-out text, of each; of free text, 100 tokens each
-BATCH = 100  # facts that settings are chosen on
+BATCHES = 5  # of options.batch facts, that settings are chosen on
 # Past edits are scored at the end: 2,400 facts take ten minutes.
+PAST, SHOTS, PER_TASK = (
+    300,
+    4,
+    100,
+)  # edits and facts of ours asked at a run's end; solved items before an item; items a task
+ENTAILED = (" True", " False")
+TASKS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "sst2": ("Review: {sentence}\nSentiment:", (" negative", " positive")),
+    "mrpc": ("First: {sentence1}\nSecond: {sentence2}\nDo both say the same?", (" no", " yes")),
+    "rte": ("{sentence1}\nIt follows that: {sentence2}", ENTAILED),
+    "nli": ("{sentence1}\nIt follows that: {sentence2}", ENTAILED),
+    "cola": ("Sentence: {sentence}\nIs it grammatical?", (" no", " yes")),
+    "mmlu": ("{question}\nA. {choices[0]}\nB. {choices[1]}\nC. {choices[2]}\nD. {choices[3]}\nAnswer:", (" A", " B", " C", " D")),
+}  # fmt: skip
 SIZES = Sizes(unedited=HELD, same_subject=0, per_task=0, documents=ARTICLES, past_edits=False)
 COLUMNS = (
     "load", "ES", "PS", "NS", "S", "at_edit_ES", "at_edit_PS", "unedited_kept", "perplexity_ratio", "norm_ratio",
     "spectral_ratio", "residual_share", "p_edited", "p_natural",
 )  # fmt: skip
-
-
-Found = tuple[Callable[[int | None], Targets], Editor]
 
 
 def plan() -> list[Planned]:
@@ -84,57 +105,61 @@ def split(facts: FactSet, known: set[str]) -> tuple[FactSet, FactSet, FactSet, F
     return other.filter(lambda fact: fact.id not in left), right[:HELD], aside, right[HELD:]
 
 
-def develop(world: "World", out: Path) -> dict[str, dict[str, Any]]:
+def develop(world: "World", out: Path, batch: int) -> dict[str, dict[str, Any]]:
     """The settings of each method, by the rule above; what was tried is written to `out` on the way."""
-    model, facts, rows = world.model, world.aside.sample(BATCH, 1000), []
-    picked = suggest(model, world.known, "encore", count=5, trials=3, statistics=world.statistics)
-    write_atomic(out / "layers.csv", picked.evidence.round(5).to_csv(index=False))
+    model, facts, rows = world.model, world.aside.sample(BATCHES * batch, 1000), []
+    parts, kept_layers = [facts[k : k + batch] for k in range(0, len(facts), batch)], out / "layers.csv"
+    if not kept_layers.is_file():
+        evidence = suggest(model, world.known, "encore", count=5, trials=3, statistics=world.statistics).evidence
+        write_atomic(kept_layers, evidence.round(5).to_csv(index=False))
+    picks = pd.read_csv(kept_layers)
+    picked, published = picks.loc[picks["suggested"], "layer"].tolist(), [*PUBLISHED]
+    whole = {layer: model.weight(layer).norm() for layer in LAYERS}
 
-    def tried(name: str, targets: Targets, editor: Editor, **setting: Any) -> float:
-        edit = Editor(
-            model, name, statistics=world.statistics, prefixes=editor.prefixes, layers=editor.layers,
-            **{key: value for key, value in setting.items() if key != "patience"},
-        ).apply(facts, targets=targets)  # fmt: skip
+    @cache
+    def found(layers: tuple[int, ...]) -> tuple[list[Callable[[int | None], Targets]], tuple[str, ...]]:
+        editor = Editor(model, "memit", statistics=world.statistics, layers=list(layers))
+        return [stopped(part, editor) for part in parts], editor.prefixes
+
+    def tried(name: str, layers: list[int], patience: int | None = None, **setting: float) -> float:
+        targets, prefixes = found(tuple(layers))
+        editor = Editor(model, name, statistics=world.statistics, prefixes=prefixes, layers=layers, **setting)
+        taken = [at(patience) for at in targets]
+        for part, each in zip(parts, taken, strict=True):
+            editor.apply(part, targets=each)
         scores = summary(evaluate(model, facts))
         kept = float(recall(model, world.known, prompts="prompt")["accuracy"].mean())
-        model.edits.pop()
+        norm = max(float(model.weight(layer).norm() / whole[layer]) for layer in layers)
+        while model.edits:
+            model.edits.pop()
         score = harmonic_mean([scores["ES"], scores["PS"], kept])
-        about = {"steps": float(targets.steps.float().mean()), "update": max(edit.norms().values())}
-        about |= {"delta": float(targets.delta_norm.mean()), "h0": float(targets.h0.norm(dim=1).mean())}
-        about |= {short: scores[short] for short in ("ES", "PS", "NS", "p_new")} | {"kept": kept, "score": score}
-        rows.append({"method": name, "layers": str(editor.layers), **setting, **about})
+        about = {"layers": str(layers), "patience": patience, **setting, "norm": norm, "kept": kept, "score": score}
+        about |= {"steps": float(torch.cat([each.steps for each in taken]).float().mean())}
+        about |= {short: scores[short] for short in ("ES", "PS", "NS", "p_new")}
+        rows.append({"method": name, **about})
         write_atomic(out / "development.csv", pd.DataFrame(rows).round(4).to_csv(index=False))
         return score
 
-    def best(name: str, patiences: Sequence[int | None], at: Found, **grid: Sequence[float]) -> dict[str, Any]:
+    def best(name: str, **grid: Sequence[Any]) -> dict[str, Any]:
         """Of all combinations that with the largest score."""
-        settings = [
-            dict(zip(("patience", *grid), values, strict=True)) for values in product(patiences, *grid.values())
-        ]
-        scores = [tried(name, at[0](each["patience"]), at[1], **each) for each in settings]
-        return {key: value for key, value in settings[scores.index(max(scores))].items() if value is not None}
+        settings = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+        return max(settings, key=lambda setting: tried(name, **setting))
 
-    def found(layers: Sequence[int]) -> Found:
-        editor = Editor(model, "memit", statistics=world.statistics, layers=list(layers))
-        return stopped(facts, editor), editor
-
-    here, published = found(picked.layers), found(PUBLISHED)
-    shared = best("memit", [None], here, lambda_p_relative=[0.15, 0.5, 1.5, 5.0, 15.0, 50.0])
-    tried("memit", published[0](None), published[1], **shared)
-    chosen = {"memit": shared} | {
-        "encore": shared
-        | best("encore", [1, 2, 4], here, **{k: [v] for k, v in shared.items()}, lambda_n_relative=[1.0, 10.0, 100.0]),
-        "alphaedit": best(
-            "alphaedit", [None], here, null_threshold_relative=[0.3, 1.0, 3.0], l2_relative=[30.0, 300.0, 3000.0]
-        ),
-    }
-    both = chosen["encore"]  # patience and lambda_n are those of its parts too
-    chosen |= {"sequential-memit": shared, "memit+mpes": shared | {"patience": both["patience"]}, "memit+norm": shared}
-    chosen["memit+norm"] = shared | {"lambda_n_relative": both["lambda_n_relative"]}
-    chosen["emmet+mpes"] = chosen["memit+mpes"]
-    settings = {name: each | {"layers": list(picked.layers)} for name, each in chosen.items()}
-    settings["emmet+mpes"]["layers"] = [picked.layers[-1]]  # one layer, as published
-    return settings
+    memit = best("memit", layers=[picked, published], lambda_p_relative=[0.5, 1.5, 5.0, 15.0])
+    here = [memit["layers"]]
+    encore = best(
+        "encore", layers=here, patience=[1, 2, 4], lambda_p_relative=[memit["lambda_p_relative"]],
+        lambda_n_relative=[1.0, 10.0, 100.0, 1000.0],
+    )  # fmt: skip
+    alphaedit = best(
+        "alphaedit", layers=here, null_threshold_relative=[0.3, 1.0, 3.0], l2_relative=[300.0, 1000.0, 3000.0, 10000.0]
+    )
+    mpes = memit | {"patience": encore["patience"]}  # patience and lambda_n are those of ENCORE's parts too
+    return {
+        "memit": memit, "encore": encore, "alphaedit": alphaedit, "sequential-memit": memit, "memit+mpes": mpes,
+        "memit+norm": memit | {"lambda_n_relative": encore["lambda_n_relative"]},
+        "emmet+mpes": mpes | {"layers": here[0][-1:]},  # one layer, as published
+    }  # fmt: skip
 
 
 class World:
@@ -177,7 +202,7 @@ def go(run: Planned, options: argparse.Namespace) -> None:
         write_json(before, {"GE": world.entropy(), "openings": OPENINGS})
     path = options.out / "settings.json"
     if not path.is_file():
-        write_json(path, develop(world, options.out))
+        write_json(path, develop(world, options.out, options.batch))
     settings = json.loads(path.read_text(encoding="utf-8"))[run.method]
     todo = world.pool.sample(options.edits, run.seed)
     lifelong(
@@ -186,6 +211,70 @@ def go(run: Planned, options: argparse.Namespace) -> None:
         panel=world.panel(todo, run.seed), overrides=settings, progress=not options.quiet,
     )  # fmt: skip
     write_json(out / "generation.json", {"GE": world.entropy(), "openings": OPENINGS})
+
+
+def items(folder: Path) -> pd.DataFrame:
+    """The six tasks as `downstream` takes them: before each item SHOTS solved ones of its task, the shortest, answers by turns."""
+    rows = []
+    for task, (prompt, choices) in TASKS.items():
+        with gzip.open(folder / f"downstream-{task}.jsonl.gz", "rt", encoding="utf-8") as stream:
+            read = [json.loads(line) for line in stream]
+        answers = [item.get("label", item.get("answer")) for item in read]
+        asked = [
+            (prompt.format(**item), ["entailment", "not_entailment"].index(at) if isinstance(at, str) else int(at))
+            for item, at in zip(read, answers, strict=True)
+        ]
+        asked.sort(key=lambda item: len(item[0]))
+        by_answer = [[item for item in asked if item[1] == at] for at in range(len(choices))]
+        solved = [by_answer[k % len(choices)][k // len(choices)] for k in range(SHOTS)]
+        shown = "\n\n".join(text + choices[at] for text, at in solved)
+        rows += [
+            {
+                "task": task,
+                "split": "test",
+                "id": k,
+                "prompt": f"{shown}\n\n{text}",
+                "choices": list(choices),
+                "answer": at,
+            }
+            for k, (text, at) in enumerate(item for item in asked if item not in solved)
+        ]
+    return pd.DataFrame(rows)
+
+
+def ends(runs: Sequence[Planned], options: argparse.Namespace) -> pd.DataFrame:
+    """A row per state, the unedited model first: method, seed, edits; ES, PS, NS, S, p_edited of PAST of the run's edits as they
+    are now; ours: recall of PAST facts that ketools made for this model; GE; F1 of each task and their mean. Kept in ends.csv.
+    """
+    path, tasks = options.out / "ends.csv", items(options.ends)
+    rows = pd.read_csv(path).to_dict("records") if path.is_file() else []
+    begun = [run for run in runs if state(options.out / run.name)[1]]
+    for run in (None, *begun):
+        at = int(RunRecord.load(options.out / run.name).checkpoints["edits"].max()) if run else 0
+        key = {"method": run.method if run else "unedited", "seed": run.seed if run else -1, "edits": at}
+        if any(key.items() <= row.items() for row in rows):
+            continue
+        world, row = World(options), dict(key)
+        if run:
+            restore(Store(options.out / run.name), world.model, -(-at // options.batch))
+            past = world.pool.sample(options.edits, run.seed)[:at].sample(min(PAST, at), 0)
+            scores = summary(evaluate(world.model, past))
+            row |= {
+                "ES": scores["ES"],
+                "PS": scores["PS"],
+                "NS": scores["NS"],
+                "S": scores["S"],
+                "p_edited": scores["p_new"],
+            }
+        row["ours"] = float(
+            recall(world.model, read_facts("real").sample(PAST, 0), prompts="prompt")["accuracy"].mean()
+        )
+        row["GE"] = world.entropy()
+        f1 = downstream(world.model, tasks, PER_TASK).set_index("task")["f1"]
+        row |= {"F1": float(f1.mean())} | {f"F1_{task}": value for task, value in f1.items()}
+        rows.append(row)
+        write_atomic(path, pd.DataFrame(rows).to_csv(index=False))
+    return pd.DataFrame(rows)
 
 
 def table(runs: Sequence[Planned], out: Path) -> pd.DataFrame:
@@ -216,6 +305,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--facts", type=Path, required=True, help="CounterFact, in any layout that ketools reads")
     parser.add_argument("--text", type=Path, required=True, help="wikitext, of C and of perplexity; may be .gz")
     # A checkpoint about every 0.18 of load.
+    parser.add_argument("--ends", type=Path, help="folder of the tasks' items; start no run, measure where each stands")
     run_options(parser, edits=2400, batch=50, every=275, out="build/real", results="data/real")
     return parser.parse_args(words)
 
@@ -232,6 +322,9 @@ def _made(options: argparse.Namespace) -> None:
         sys.stdout.write(f"{listing(runs, options.out)}\n{table(runs, options.out).round(3).to_string(index=False)}\n")
         return
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.ends:
+        sys.stdout.write(f"{ends(runs, options).round(3).to_string(index=False)}\n")
+        return
     for run in () if options.pack else runs:
         go(run, options)
     for path in packed(runs, options.out, options.results):

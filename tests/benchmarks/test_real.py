@@ -1,6 +1,8 @@
 """The runs on a real model: whom they edit and ask, targets of all stopping rules at once, and the whole on a tiny model."""
 
+import copy
 import gzip
+import json
 from types import SimpleNamespace
 
 import pandas as pd
@@ -53,24 +55,44 @@ def test_plan_and_table_of_unstarted_runs(tmp_path):
 
 
 def test_settings_are_the_best_of_what_was_tried(tiny_gpt2, tiny_facts, tmp_path, monkeypatch):
-    picked = Suggestion((1, 2), pd.DataFrame({"layer": [1, 2]}))
+    picked = Suggestion((1, 2), pd.DataFrame({"layer": [0, 1, 2], "suggested": [False, True, True]}))
     monkeypatch.setattr(real, "suggest", lambda *_, **__: picked)
-    monkeypatch.setattr(real, "BATCH", 3)
     monkeypatch.setattr(real, "PUBLISHED", (1,))
-    statistics = Statistics(
-        {layer: torch.linspace(0.001, 0.2, 64, dtype=torch.float64).diag() for layer in (1, 2)}, 1000
-    )
-    world = SimpleNamespace(model=tiny_gpt2, aside=tiny_facts, known=tiny_facts, statistics=statistics)
-    settings = real.develop(world, tmp_path)
-    assert set(settings) == {*real.MAIN, *real.OTHERS} and settings["emmet+mpes"]["layers"] == [2]
+    monkeypatch.setattr(real, "LAYERS", (1, 2))
+    monkeypatch.setattr(real, "BATCHES", 2)
+    second = torch.linspace(0.001, 0.2, 64, dtype=torch.float64).diag()
+    statistics, before = Statistics({1: second, 2: second}, 1000), tiny_gpt2.weight(1).clone()
+    world = SimpleNamespace(model=tiny_gpt2, aside=FactSet(tiny_facts), known=tiny_facts, statistics=statistics)
+    settings = real.develop(world, tmp_path, 1)
+    assert set(settings) == {*real.MAIN, *real.OTHERS}
+    assert settings["emmet+mpes"]["layers"] == settings["memit"]["layers"][-1:]
     tried = pd.read_csv(tmp_path / "development.csv")
-    assert tried.groupby("method").size().to_dict() == {"alphaedit": 9, "encore": 9, "memit": 7}
-    for name, part in tried[tried["layers"] == "(1, 2)"].groupby("method"):
-        best = part.loc[part["score"].idxmax()]
-        assert all(best[key] == value for key, value in settings[name].items() if key != "layers")
-    assert not tiny_gpt2.edits
+    assert tried.groupby("method").size().to_dict() == {"alphaedit": 12, "encore": 12, "memit": 8}
+    for name, part in tried.groupby("method"):
+        chosen = part["layers"] == str(settings[name]["layers"])
+        for key, value in settings[name].items():
+            chosen &= part[key] == (str(value) if key == "layers" else value)
+        assert part.loc[chosen, "score"].tolist() == [part["score"].max()]
+    assert tried["norm"].max() > 1.5
+    assert not tiny_gpt2.edits and torch.equal(tiny_gpt2.weight(1), before)
     for name, each in settings.items():
         Editor(tiny_gpt2, real.composed(name), statistics=statistics, **each)  # they are settings of the method
+
+
+def items_in(folder):
+    for task, (_, choices) in real.TASKS.items():
+        rows = [
+            {
+                "sentence": f"b{k:02}",
+                "sentence1": f"c{k:02}",
+                "sentence2": "d",
+                "question": f"e{k:02}",
+                "choices": ["f"] * 4,
+            }
+            | {"label": k % len(choices)}
+            for k in range(12)
+        ]
+        (folder / f"downstream-{task}.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
 
 
 def test_a_run_is_resumed_and_its_table_holds_it(tiny_gpt2, tiny_facts, tmp_path, monkeypatch):
@@ -83,7 +105,7 @@ def test_a_run_is_resumed_and_its_table_holds_it(tiny_gpt2, tiny_facts, tmp_path
     class World(real.World):
         def __init__(self, options):
             made.append(self)
-            self.model, self.pool, self.held = tiny_gpt2, facts[:6], facts[6:]
+            self.model, self.pool, self.held = copy.deepcopy(tiny_gpt2), facts[:6], facts[6:]
             self.texts, self.statistics = ["Ada Lorn was born in Vell"], statistics
 
         def entropy(self):
@@ -101,3 +123,29 @@ def test_a_run_is_resumed_and_its_table_holds_it(tiny_gpt2, tiny_facts, tmp_path
     frame = pd.read_csv(tmp_path / "results" / "checkpoints.csv")
     assert frame["edits"].tolist() == [0, 4] and frame["load"].tolist() == [0, 4 / 64]
     assert frame["GE"].iloc[-1] == 2.0 and frame["ES"].notna().tolist() == [False, True]
+
+    # At the end, from the stored edits alone: the weights are the run's, and tasks, facts and edits are asked of them.
+    ended = made[0].model
+    items_in(tmp_path)
+    monkeypatch.setattr(real, "read_facts", lambda name: facts)
+    monkeypatch.setattr(real, "PER_TASK", 2)
+    monkeypatch.setattr(real, "PAST", 3)
+    monkeypatch.setattr(real, "SHOTS", 2)
+    for _ in range(2):
+        assert real.main([*words, "--ends", str(tmp_path)]) == 0
+    assert len(made) == 3, "what is measured is left alone"
+    rebuilt, ends = made[2].model, pd.read_csv(tmp_path / "out" / "ends.csv")
+    for layer in (1, 2):
+        assert torch.equal(rebuilt.weight(layer), ended.weight(layer))
+        assert not torch.equal(rebuilt.weight(layer), tiny_gpt2.weight(layer))
+    assert ends["method"].tolist() == ["unedited", "encore"] and ends["edits"].tolist() == [0, 4]
+    assert ends["ES"].notna().tolist() == [False, True] and ends.filter(like="F1_").notna().all().all()
+
+
+def test_items_show_every_answer_before_they_ask(tmp_path):
+    items_in(tmp_path)
+    for task, part in real.items(tmp_path).groupby("task"):
+        for row in part.itertuples():
+            solved, asked = row.prompt.rsplit("\n\n", 1)
+            assert {choice for choice in row.choices if choice in solved} == set(row.choices)
+            assert asked not in solved
