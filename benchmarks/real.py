@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from benchmarks.command import ended
 from benchmarks.lifelong import Planned, done, listing, packed, run_options, state
