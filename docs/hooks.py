@@ -7,12 +7,10 @@ compile it. mkdocs calls the functions that begin with on_.
 
 import re
 import shutil
-import tomllib
 from collections.abc import Iterable, Sequence
 from html import escape, unescape
 from pathlib import Path
 
-HERE = Path(__file__).parent
 _SOURCE = re.compile(r"arXiv (\d{4}\.\d{5})")
 _BLOCK = re.compile(r"^```python( figure)?\n(.*?)^```$", re.M | re.S)
 _MADE = re.compile(r"<!-- made: (\w+) -->")
@@ -64,8 +62,10 @@ def methods() -> str:
 
 
 def published(kind: str) -> str:
-    """A table of the paper, from published.toml."""
-    data = tomllib.loads((HERE / "published.toml").read_text(encoding="utf-8"))
+    """A table of the paper."""
+    from ketools.runs.reproduce import published as figures
+
+    data = figures()
     columns = data[kind].pop("columns")
     rows = [(model, name, *values) for model, methods in data[kind].items() for name, values in methods.items()]
     return table(("model", "method", *columns), rows) + f"\n\nSource: {data['source']}."

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 import ketools
-from ketools.cli import data, edit, probe, report, run
+from ketools.cli import data, edit, probe, report, run, sweep
 from ketools.errors import KetoolsError
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -73,6 +73,8 @@ app.command()(report.report)
 app.command()(report.compare)
 app.command()(edit.methods)
 app.command()(run.run)
+app.command()(sweep.sweep)
+app.command()(sweep.reproduce)
 app.command()(run.status)
 app.command()(run.watch)
 app.command()(run.resume)

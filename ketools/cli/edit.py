@@ -335,12 +335,7 @@ def stats(
             raise KetoolsError(
                 f"{out} holds the covariance over {was!r}, asked for is {now!r}; give another --out, or --again"
             )
-    files: dict[int, str] = {}
-    for item in npz or ():
-        layer, _, path = item.partition("=")
-        if not (layer.strip().isdigit() and path):
-            raise KetoolsError(f"--npz {item!r}: expected LAYER=FILE.npz, such as 17=layer17.npz")
-        files[int(layer)] = path
+    files = moments(npz)
     chosen = common.numbers(layers, "--layers")
     loaded = common.load_model(model, device, dtype)
     if there is not None and not again and there.get("fingerprint", loaded.fingerprint) != loaded.fingerprint:
@@ -361,6 +356,17 @@ def stats(
     if json is not None:
         made = Statistics.load(out)
         write_json(json, {"file": str(out), "layers": sorted(made.layers), "tokens": made.tokens} | made.provenance)
+
+
+def moments(npz: list[str] | None) -> dict[int, str]:
+    """["17=layer17.npz"] as {17: "layer17.npz"}. Raises KetoolsError."""
+    files: dict[int, str] = {}
+    for item in npz or ():
+        layer, _, path = item.partition("=")
+        if not (layer.strip().isdigit() and path):
+            raise KetoolsError(f"--npz {item!r}: expected LAYER=FILE.npz, such as 17=layer17.npz")
+        files[int(layer)] = path
+    return files
 
 
 def stored_covariance(model: "EditableModel", files: list[Path] | None) -> "covariance.Statistics":

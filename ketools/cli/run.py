@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -171,6 +171,9 @@ def run(
     device: common.Device = None,
     dtype: common.Dtype = None,
     json: common.Json = None,
+    replicas: Annotated[
+        int | None, typer.Option(help="Copies of the model that share the target optimisation of a batch (needs Ray).")
+    ] = None,
     force: Force = False,
     again: common.Again = False,
     yes: common.Yes = False,
@@ -201,6 +204,7 @@ def run(
         "chat": chat or None,
         "device": device,
         "dtype": dtype,
+        "replicas": replicas,
     }
     base = RunConfig.read(config) if config is not None else RunConfig()
     execute(base.changed(**options), force, yes, quiet, json, again)
@@ -214,9 +218,17 @@ def resume(folder: Folder, force: Force = False, json: common.Json = None, quiet
 
 
 def execute(
-    config: "RunConfig", force: bool, yes: bool, quiet: bool, json: Path | None = None, again: bool = False
-) -> None:
-    """Check, ask, run or resume, and show the last checkpoint. `again`: discard the run that is there, once all is checked."""
+    config: "RunConfig",
+    force: bool,
+    yes: bool,
+    quiet: bool,
+    json: Path | None = None,
+    again: bool = False,
+    prepare: "Callable[[EditableModel, RunConfig], RunConfig] | None" = None,
+) -> "RunRecord":
+    """Check, ask, run or resume, and show the last checkpoint. `again`: discard the run that is there, once all is checked.
+    `prepare` sees to the covariance once the user has agreed.
+    """
     from ketools.runs import preflight
     from ketools.runs import run as runs
     from ketools.runs.config import composed
@@ -238,7 +250,7 @@ def execute(
             batch=config.batch,
             edits=config.edits,
             chat=config.chat,
-            statistics=config.statistics is not None,
+            statistics=config.statistics is not None or prepare is not None,
             trial=not quiet,
             **config.settings,
         )
@@ -246,6 +258,8 @@ def execute(
     if again and store.exists():
         with store.locked():
             store.clear()
+    if prepare is not None:
+        config = prepare(model, config)
     with common.notes():
         record = runs.execute(config, model, facts, force=force, progress=not quiet)
     if record.collapse is not None:
@@ -260,15 +274,25 @@ def execute(
     typer.echo(f"Run: {config.out}")
     if json is not None:
         write_json(json, record.checkpoints.iloc[-1].to_dict() if len(record.checkpoints) else {})
+    return record
 
 
-def status(folders: Annotated[list[Path], typer.Argument(help="Folders of runs.")], json: common.Json = None) -> None:
+def status(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of runs or sweeps.")], json: common.Json = None
+) -> None:
     """Show how far runs are, what they cost, and their last checkpoints."""
     from ketools.runs.store import RunRecord
     from ketools.runs.store import status as read_status
 
     if json is not None:
         common.writable(json, *folders)
+    for folder in [folder for folder in folders if (folder / "sweep.json").is_file()]:
+        from ketools.runs.grid import Sweep
+
+        sweep = Sweep.of(folder)
+        common.show(sweep.status().to_string(index=False, float_format="{:.3f}".format, na_rep="-"))
+        inside = [folder / name for name in sweep.points if (folder / name).is_dir()]
+        folders = [each for each in folders if each != folder] + inside
     found = {folder: read_status(folder) for folder in folders}
     for place, (folder, state) in enumerate(found.items()):
         common.show(*([""] if place else []), *status_lines(folder, state))

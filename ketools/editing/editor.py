@@ -426,8 +426,8 @@ class Editor:
         if layer not in self._protections:
             assert self.statistics is not None, "only methods with targets protect anything"
             C = self.statistics.layers[layer]
-            if self.model.device.type not in ("cpu", "mps"):  # mps has no float64
-                C = C.to(self.model.device)
+            if (here := self.model.weight(layer).device).type not in ("cpu", "mps"):  # mps has no float64
+                C = C.to(here)
             K_p = self.state.past.get(layer, ()) if self._keeps_past else ()
             self._protections[layer] = quadratic_form(
                 C, self.method.update, self._absolute[layer], K_p, name=f"layer {layer}"

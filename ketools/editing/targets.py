@@ -319,6 +319,7 @@ class Descent:
             delta = self.state.delta.detach().requires_grad_(with_slope)
             with self._precision():
                 states = self.frozen.run(self.frozen.shifted(delta.repeat_interleave(width, 0)), self.places)
+            states = states.to(self.device)  # of a model that is spread over devices, the top layer's
             n_token = len(self.row)
             nll, best = token_losses(self.model, states.index_select(0, self.entry[:n_token]), self.token)
             if self.kl is None:
@@ -326,6 +327,7 @@ class Descent:
             else:
                 with self._precision():
                     kl_states = self.kl.run(self.kl.shifted(delta), self.kl.places(torch.arange(n, device=self.device)))
+                kl_states = kl_states.to(self.device)
             kl = divergences(self.model, kl_states, self._references(kl_states.detach()), self.hyper.kl_direction)
             per_row = nll.new_zeros(n * width).index_add(0, self.row, nll * self.share)
             fit = per_row.view(n, width).mean(1) + self.hyper.kl_factor * kl
@@ -381,7 +383,7 @@ class Descent:
             return
         self.state = self.all.pick(self.facts)
         if self.reference is not None and kept is not None:
-            self.reference = self.reference[self._tensor(kept)]
+            self.reference = self.reference[self._tensor(kept).to(self.reference.device)]
         rows = (self.facts[:, None] * self.width + torch.arange(self.width, device=self.device)).flatten()
         whole = facts == list(range(self.n))
         self.frozen = self.pool if whole else self.pool.select(rows)
@@ -410,11 +412,12 @@ def token_losses(model: EditableModel, states: Tensor, tokens: Tensor) -> tuple[
 
     `states` are before the final norm. The loss is differentiable with respect to them.
     """
-    normed = model.final_norm(states)
+    normed, here = model.final_norm(states).to(model.head.weight.device), states.device
+    tokens = tokens.to(normed.device)
     if not model.plain_head:
         logits = model.logits(normed).float()
         picked = logits.gather(1, tokens[:, None])[:, 0]
-        return torch.logsumexp(logits, 1) - picked, picked >= logits.detach().amax(1)
+        return (torch.logsumexp(logits, 1) - picked).to(here), (picked >= logits.detach().amax(1)).to(here)
 
     def nll(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
         goal = tokens[rows, None]
@@ -424,7 +427,8 @@ def token_losses(model: EditableModel, states: Tensor, tokens: Tensor) -> tuple[
         loss, best = (total.log() + top - picked)[:, 0], (picked >= top)[:, 0]
         return loss, best, lambda: logits.div_(total).scatter_add_(1, goal, torch.full_like(picked, -1.0))
 
-    return _ThroughHead.apply(normed, model.head.weight, model.head.bias, nll)
+    loss, best = _ThroughHead.apply(normed, model.head.weight, model.head.bias, nll)
+    return loss.to(here), best.to(here)
 
 
 def divergences(model: EditableModel, states: Tensor, reference: Tensor, direction: str) -> Tensor:
@@ -436,7 +440,7 @@ def divergences(model: EditableModel, states: Tensor, reference: Tensor, directi
     if not model.plain_head:
         now = log_distribution(model, states)
         p, q = (reference, now) if direction == "reference" else (now, reference)
-        return (p.exp() * (p - q)).sum(1)
+        return (p.exp() * (p - q)).sum(1).to(states.device)
 
     def kl(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
         now, old = torch.log_softmax(logits, dim=1), reference[rows]
@@ -448,12 +452,13 @@ def divergences(model: EditableModel, states: Tensor, reference: Tensor, directi
         loss = (p * gap).sum(1)
         return loss, loss > 0, lambda: p.mul_(gap.sub_(loss[:, None]))
 
-    return _ThroughHead.apply(model.final_norm(states), model.head.weight, model.head.bias, kl)[0]
+    normed = model.final_norm(states).to(model.head.weight.device)
+    return _ThroughHead.apply(normed, model.head.weight, model.head.bias, kl)[0].to(states.device)
 
 
 def log_distribution(model: EditableModel, states: Tensor) -> Tensor:
     """Log-probabilities (n, vocabulary), float32, after `states` (n, d_model) before the final norm."""
-    return torch.log_softmax(model.logits(model.final_norm(states)).float(), dim=1)
+    return torch.log_softmax(model.logits(model.final_norm(states).to(model.head.weight.device)).float(), dim=1)
 
 
 class _ThroughHead(torch.autograd.Function):

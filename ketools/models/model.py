@@ -47,6 +47,7 @@ _POST_ATTENTION = {
     "post_mlp_layernorm": "post_self_attn_layernorm",
 }
 _ATTENTIONS = ("eager", "sdpa", "flex_attention")  # implementations that are part of torch and transformers
+_SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
 _STORED = ("F64", "F32", "F16", "BF16")  # types of weights, as safetensors calls them
 # Entries of a config that compute nothing.
 _VOLATILE = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache", "architectures"}
@@ -268,9 +269,10 @@ def load(
     "smollm2" is fetched when it is not in the user's cache yet (ketools.models.smollm2). Pocket models are stored in half
     precision and load as float32; others keep the type they are stored in. The model
     is put in evaluation mode and its parameters stop requiring gradients (a wrapped model too). Only safetensors are
-    read; no code from the model's folder is run, nor kernels that its config names. `device="auto"` spreads a model over
-    the devices there are (as transformers' device_map="auto", needs accelerate); a wrapped model that is spread already
-    stays as it is. Of a model wrapped by torch.compile or DataParallel the inner model is used: its weights are the same.
+    read; no code from the model's folder is run, nor kernels that its config names. A `device` of "auto", "balanced",
+    "balanced_low_0" or "sequential" spreads a model over the devices there are (transformers' device_map, needs accelerate); a
+    wrapped model that is spread already stays as it is. Of a model wrapped by torch.compile or DataParallel the inner model is
+    used: its weights are the same.
 
     Warns of a tokenizer with added tokens that the model has no embeddings for. Raises KetoolsError for an
     unknown name (listing what there is), for anything but a transformers model, for a model with an adapter that is
@@ -286,7 +288,7 @@ def load(
     """
     if isinstance(source, str | Path):
         name, path = str(source), _folder(source)
-        model = _read(path or name, name, dtype, {"device_map": "auto"} if device == "auto" else {})
+        model = _read(path or name, name, dtype, {"device_map": device} if device in _SPREAD else {})
         tokenizer = tokenizer or path or name
     else:
         model = _unwrapped(source)
@@ -294,7 +296,7 @@ def load(
         refuse_config(model.config, name)
         tokenizer = tokenizer or model.config.name_or_path
     refuse_weights(model, name)
-    if device not in (None, "auto"):
+    if device not in (None, *_SPREAD):
         if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
             raise KetoolsError(
                 f"model {name!r} is spread over several devices by its device_map; leave out device={device!r}, or load "

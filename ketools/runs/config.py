@@ -20,7 +20,8 @@ from ketools.io import knows_world, model_names, read_toml
 from ketools.runs.panel import Sizes
 
 POLICIES = ("last wins", "refuse")
-_WHOLE = ("edits", "batch", "checkpoint_every", "consolidate_every")
+DTYPES = ("float32", "bfloat16", "float16")
+_WHOLE = ("edits", "batch", "checkpoint_every", "consolidate_every", "replicas")
 _LARGEST_SEED = 2**32 - 1  # numpy takes none below 0; multiples of larger ones leave the 64 bits of torch's generators
 _KINDS = {int: "a whole number", bool: "true or false", str: "a text", dict: "a table"}
 
@@ -85,7 +86,7 @@ class RunConfig:
     commas; text: for perplexity, "world" or a file (None of either: `ketools.runs.panel.asked_of`); method: "encore", or a method with what is added to it, "memit+mpes" (`composed`); edits, batch, seed, checkpoint_every,
     consolidate_every, conflicts: as in `ketools.runs.run.lifelong`; out: the run's folder; statistics: file of the
     covariance, or several as in PATH (None: the model's own); chat: ask in the form of the tokenizer's chat template;
-    device, dtype: of the model; settings: of the method (a table, [settings]);
+    device, dtype: of the model; replicas: copies of it over which Ray spreads the target optimisation; settings: of the method (a table, [settings]);
     measures: what checkpoints measure and how much of it (a table, [measures]: `ketools.runs.panel.Sizes`).
     """
 
@@ -105,6 +106,7 @@ class RunConfig:
     chat: bool = False
     device: str | None = None
     dtype: str | None = None
+    replicas: int = 1
     settings: Mapping[str, Any] = field(default_factory=dict)
     measures: Mapping[str, Any] = field(default_factory=dict)
 
@@ -139,6 +141,8 @@ class RunConfig:
         check_seed(made.seed)
         if made.conflicts not in POLICIES:
             raise KetoolsError(f"conflicts = {made.conflicts!r}: expected one of {', '.join(map(repr, POLICIES))}")
+        if made.dtype not in (None, *DTYPES):
+            raise KetoolsError(f"dtype = {made.dtype!r}: expected one of {', '.join(DTYPES)}")
         composed(made.method)
         known_keys(made.settings, [each.name for each in fields(Hyper)], "setting")
         for name, value in made.settings.items():

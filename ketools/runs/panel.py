@@ -19,6 +19,7 @@ from ketools.editing.edit import Edit
 from ketools.errors import KetoolsError
 from ketools.evaluation.downstream import f1_of, load_heldout, load_tasks, perplexity
 from ketools.evaluation.edits import SHORT, evaluate, recall, summary
+from ketools.evaluation.generation import continuations, generation_entropy
 from ketools.evaluation.overfitting import overfit
 from ketools.facts.fact import Fact, FactSet
 from ketools.io import knows_world
@@ -29,6 +30,7 @@ from ketools.norms.weights import frobenius, norms
 
 BEFORE = 200
 """Facts of a sequence that are scored before its first edit, at most."""
+_WRITTEN, _TOP_K = 100, 5  # tokens of a text for generation entropy, and of how many each is drawn: ROME's
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Sizes:
 
     unedited, same_subject: facts drawn; per_task: items of each downstream task; documents: of held-out text;
     neighbours: neighbours scored per fact at edit time and at checkpoints before the last; neighbours_end: at the
-    last one (None: all); past_edits: score all edits so far at checkpoints before the last (the last one always does);
+    last one (None: all); openings: past edits whose first opening for free text is continued, for generation entropy;
+    past_edits: score all edits so far at checkpoints before the last (the last one always does);
     spectra: singular values of the edited matrices; residual_tokens: tokens of the documents at which the sublayers'
     shares in the residual stream are read. 0, or False, leaves a measure out.
 
@@ -53,6 +56,7 @@ class Sizes:
     past_edits: bool = True
     spectra: bool = True
     residual_tokens: int = 1024
+    openings: int = 0
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -284,6 +288,10 @@ class Panel:
         if todo and not batch:
             before = summary(evaluate(model, todo[:BEFORE], neighbours=self.sizes.neighbours_end))
             row |= {f"before_{name}": before[name] for name in ("ES", "PS", "NS", "S", "p_new")}
+        if batch and self.sizes.openings:
+            openings = [fact.generation[0] for fact in past if fact.generation][: self.sizes.openings]
+            texts = continuations(model, openings, _WRITTEN, top_k=_TOP_K, seed=self.seed) if openings else []
+            row["GE"] = generation_entropy(map("".join, zip(openings, texts, strict=True))) if texts else math.nan
         row |= self.measure(model, past, row.get("p_new", math.nan), layers)
         inside_row, inside_tables = self.inside(model, layers)
         tables |= {name: frame.assign(edits=len(past), batch=batch) for name, frame in inside_tables.items()}

@@ -8,8 +8,8 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,18 @@ from ketools.editing.editor import AlreadyKnown, Editor, finished
 from ketools.editing.keys import checked_rows
 from ketools.editing.methods import Method
 from ketools.editing.methods import method as named_method
+from ketools.editing.targets import Targets
 from ketools.errors import KetoolsError, NotFinite
 from ketools.evaluation.downstream import load_heldout, tasks_named
 from ketools.evaluation.edits import evaluate, unscorable
-from ketools.facts.fact import FactSet
+from ketools.facts.fact import Fact, FactSet
 from ketools.facts.reading import facts as read_facts
 from ketools.io import data_root, knows_world, write_atomic
-from ketools.models.model import EditableModel
+from ketools.models.model import EditableModel, load
 from ketools.models.tokens import in_chat
 from ketools.runs.config import RunConfig, check_seed, composed, settled
 from ketools.runs.panel import Panel, Sizes
+from ketools.runs.pool import Replicas, check_replicas, connected
 from ketools.runs.records import plain, provenance
 from ketools.runs.resume import begin, note_facts, restore, same_facts, statistics_digest, weights_digest
 from ketools.runs.store import Damaged, RunRecord, Store, digest, due, read_sealed
@@ -41,6 +43,8 @@ EDIT_SIZES = Sizes(unedited=200, same_subject=100, per_task=0, documents=20, spe
 """What `edit_facts` asks of the rest of the model."""
 _ENOUGH = 0.5  # share of facts that say the new object below which `advice` speaks
 _REACHED = 0.2  # mean probability of targets after the target optimisation; MPES may stop well below one half
+
+Search = Callable[[Editor, Sequence[Fact]], Targets]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -62,12 +66,14 @@ def drive(
     checkpoint_every: int = 0,
     consolidate_every: int = 0,
     progress: bool = True,
+    search: Search | None = None,
 ) -> Editor:
     """The loop of every run: batches done + 1, done + 2, ... of `todo` are edited into the model, each committed to `store`.
 
     With a panel each batch is scored right after it, and everything is measured at checkpoints: before the first edit, every
     `checkpoint_every` edits (rounded up to whole batches), and at the end. An update that is not finite then ends the run; it
-    is recorded. Whatever stops a batch leaves the weights as they were before it. Returns the editor.
+    is recorded. Whatever stops a batch leaves the weights as they were before it. `search` finds the targets of a batch in the
+    editor's place. Returns the editor.
     """
     overrides = dict(overrides or {})
     layers = method.settings(model, **overrides).layers or ()
@@ -129,7 +135,9 @@ def drive(
             start, cpu = time.perf_counter(), time.process_time()
             try:
                 with _each_warning_once(warned):
-                    edit = editor.apply(batches[number - 1], bar.update)
+                    targets = None if search is None else search(editor, batches[number - 1])
+                    searched = time.perf_counter() - start
+                    edit = editor.apply(batches[number - 1], bar.update, targets=targets)
             except NotFinite as error:
                 if panel is None:
                     raise
@@ -141,6 +149,9 @@ def drive(
                 checkpoint(last)
                 break
             seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+            if search is not None:
+                bar.update(len(batches[number - 1]))
+                edit.record["seconds"]["targets"] += searched
             try:
                 tables = {} if panel is None else panel.batch_rows(
                     model, batches[number - 1], edit, batch=number, edits=edits(number), seconds=seconds, cpu=cpu
@@ -242,6 +253,7 @@ def lifelong(
     texts: Sequence[str] | None = None,
     config: Mapping[str, Any] | None = None,
     force: bool = False,
+    search: Search | None = None,
 ) -> RunRecord:
     """Edit `edits` facts into the model in batches, measuring at every checkpoint; resume where a run in `out` stopped.
 
@@ -272,6 +284,7 @@ def lifelong(
         config: kept with the run, for `ketools resume`.
         force: resume with other settings, covariance, versions or facts to measure than the run had (KetoolsError
             otherwise).
+        search: finds the targets of a batch in the editor's place (`ketools.runs.pool.Replicas`).
 
     Returns:
         The run's record, the same as `RunRecord.load(out)`.
@@ -303,7 +316,9 @@ def lifelong(
         "batch": batch,
         "checkpoint_every": checkpoint_every,
         "seed": seed,
-        "sizes": plain(sizes),
+        "sizes": {
+            name: value for name, value in plain(sizes).items() if name != "openings" or value
+        },  # earlier runs lack it
     }
     if tasks is not None:
         named_or_items = tasks.to_json(orient="records") if isinstance(tasks, pd.DataFrame) else list(tasks)
@@ -331,12 +346,20 @@ def lifelong(
             drive(
                 model, chosen, todo, store, done, batch=batch, seed=seed, statistics=statistics, overrides=overrides,
                 panel=panel, checkpoint_every=checkpoint_every, consolidate_every=consolidate_every, progress=progress,
+                search=search,
             )  # fmt: skip
     return RunRecord.load(out)
 
 
-def ready(config: RunConfig) -> FactSet:
-    """The facts that `config` draws from, after all checks that need no model.
+def opened(config: RunConfig) -> EditableModel:
+    """The model that `config` names. Raises KetoolsError as `ketools.load` does."""
+    return load(
+        config.model, device=config.device, dtype=None if config.dtype is None else getattr(torch, config.dtype)
+    )
+
+
+def ready(config: RunConfig, facts: FactSet | None = None) -> FactSet:
+    """The facts that `config` draws from (`facts`, if they were read already), after all checks that need no model.
 
     Raises KetoolsError: no folder for the run, or one that cannot be written; facts that cannot be read, are too few, or
     contradict each other where that is refused.
@@ -344,7 +367,7 @@ def ready(config: RunConfig) -> FactSet:
     if not config.out:
         raise KetoolsError('no folder for the run; give one (--out DIR, or out = "DIR" in the config)')
     Store(Path(config.out)).check_files()
-    facts = settled(read_facts(config.source), config.conflicts)
+    facts = settled(read_facts(config.source), config.conflicts) if facts is None else facts
     facts.sample(config.edits, config.seed)
     with Store(Path(config.out)).locked():
         pass
@@ -361,12 +384,22 @@ def execute(
     sizes = Sizes(**config.measures)
     tasks = None if config.tasks is None else tasks_named(config.tasks)
     texts = None if config.text is None else load_heldout(config.text, sizes.documents)
-    return lifelong(
-        model, in_chat(model, facts) if config.chat else facts, composed(config.method), edits=config.edits, batch=config.batch, seed=config.seed,
-        checkpoint_every=config.checkpoint_every, consolidate_every=config.consolidate_every, conflicts=config.conflicts,
-        out=config.out, statistics=None if config.statistics is None else Statistics.load(config.statistics),
-        sizes=sizes, tasks=tasks, texts=texts, overrides=config.settings, config=config.as_dict(), force=force, progress=progress,
-    )  # fmt: skip
+    method, search = composed(config.method), None
+    with ExitStack() as stack:
+        if config.replicas > 1:
+            check_replicas(method, method.settings(model, **config.settings))
+            cpus, gpus = max(1, torch.get_num_threads() // config.replicas), float(model.device.type != "cpu")
+            ray = stack.enter_context(connected(None, cpus, gpus, config.replicas))
+            search = Replicas(
+                ray, config.replicas, config.model, config.device, model.dtype, cpus=cpus, gpus=gpus
+            ).targets
+        return lifelong(
+            model, in_chat(model, facts) if config.chat else facts, method, edits=config.edits, batch=config.batch, seed=config.seed,
+            checkpoint_every=config.checkpoint_every, consolidate_every=config.consolidate_every, conflicts=config.conflicts,
+            out=config.out, statistics=None if config.statistics is None else Statistics.load(config.statistics),
+            sizes=sizes, tasks=tasks, texts=texts, overrides=config.settings, config=config.as_dict(), force=force, progress=progress,
+            search=search,
+        )  # fmt: skip
 
 
 def edit_facts(

@@ -20,6 +20,7 @@ from ketools import KetoolsError
 from ketools.cli import app
 from ketools.evaluation.metrics import METRICS
 from ketools.plots import diagrams
+from ketools.runs.reproduce import published
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -133,7 +134,7 @@ def test_the_metrics_page_has_every_metric(hooks):
 
 
 def test_published_tables_are_complete_and_consistent():
-    data = tomllib.loads((ROOT / "docs" / "published.toml").read_text("utf-8"))
+    data = published()
     for kind in ("counterfact", "overfitting", "zsre"):
         columns = data[kind].pop("columns")
         assert len(data[kind]) == 3

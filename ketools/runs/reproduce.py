@@ -1,0 +1,90 @@
+"""The paper's experiment as a run (`ketools reproduce`): its settings and intervals, and the result beside its figures.
+
+Gupta et al., arXiv 2502.01636: 10,000 facts in batches of 100, one fact a subject (case ignored), seed 37; every 10 batches the
+edits so far are scored (ES, PS, NS, S, generation entropy) and six downstream tasks are asked, 4 examples and 100 items each.
+The draw is ours: the seed is the paper's, its generator is not, so that the 10,000 facts are others of the same set.
+"""
+
+import math
+import tomllib
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+import pandas as pd
+
+from ketools.errors import KetoolsError
+from ketools.runs.config import RunConfig
+from ketools.runs.records import title
+from ketools.runs.store import RunRecord
+
+EDITS, BATCH, EVERY, SEED, TASKS = 10_000, 100, 1000, 37, "paper"
+MEASURES = {"same_subject": 0, "per_task": 100, "openings": 100}
+SCORES = ("ES", "PS", "NS", "S", "GE")
+
+
+def published() -> dict[str, Any]:
+    """The paper's tables (counterfact, zsre, overfitting: {model: {method: figures}}, "columns"), their source, its models."""
+    return tomllib.loads(files("ketools.runs").joinpath("published.toml").read_text(encoding="utf-8"))
+
+
+def _entry(model: str) -> Mapping[str, Any]:
+    """What published.toml says of a model: by its name there, its hub id, or a folder that is named like either."""
+    last = model.rstrip("/").rpartition("/")[2].lower()
+    known = published()["models"].items()
+    return next((e for name, e in known if last in (name, e["hub"].rpartition("/")[2].lower())), {})
+
+
+def asked(
+    method: str,
+    model: str,
+    *,
+    facts: str = "counterfact",
+    edits: int | None = None,
+    tasks: str = TASKS,
+    **options: Any,  # noqa: ANN401
+) -> RunConfig:
+    """The run: `model` is a name of published.toml, or whatever `ketools.load` takes; `options` are further keys of a RunConfig.
+
+    edits: None: the paper's 10,000, or as many as give its load on a model that is not the paper's.
+    """
+    entry = _entry(model)
+    return RunConfig().changed(
+        method=method,
+        model=entry["hub"] if model in published()["models"] else model,
+        facts=facts,
+        edits=edits or entry.get("edits", EDITS),
+        tasks=tasks,
+        batch=BATCH,
+        seed=SEED,
+        checkpoint_every=EVERY,
+        **options | {
+            "settings": (entry.get("zsre", {}) if facts == "zsre" else {}) | options.get("settings", {}),
+            "measures": MEASURES | options.get("measures", {}),
+        },
+    )  # fmt: skip
+
+
+def beside(record: RunRecord, config: RunConfig) -> pd.DataFrame:
+    """The run's end beside the paper's figures.
+
+    Returns:
+        A row per measure: measure (ES .. GE, then the tasks' F1), here, paper, difference (here - paper). Scores in percent, GE
+        as it is; NaN where the paper prints no figure for this model, method and set of facts (it prints no F1 at all).
+
+    Raises:
+        KetoolsError: nothing is edited yet.
+    """
+    last = record.checkpoints.iloc[-1]
+    if not last["edits"]:
+        raise KetoolsError(f"{config.out}: no checkpoint after an edit yet; let the run go on")
+    data = published()
+    table = data.get("zsre" if config.facts == "zsre" else "counterfact", {})
+    row = table.get(_entry(config.model).get("rows", ""), {}).get(title(config.method), [])
+    paper = dict(zip(table["columns"], row, strict=False))
+    rows = [
+        (name, last.get(name, math.nan) * (1 if name == "GE" else 100), paper.get(name, math.nan)) for name in SCORES
+    ]
+    rows += [(name, 100 * last[name], math.nan) for name in last.index if str(name).startswith("f1_")]
+    frame = pd.DataFrame(rows, columns=["measure", "here", "paper"])
+    return frame.assign(difference=frame["here"] - frame["paper"])
