@@ -286,13 +286,13 @@ def status(
 
     if json is not None:
         common.writable(json, *folders)
+    tables = {}
     for folder in [folder for folder in folders if (folder / "sweep.json").is_file()]:
         from ketools.runs.grid import Sweep
 
-        sweep = Sweep.of(folder)
-        common.show(sweep.status().to_string(index=False, float_format="{:.3f}".format, na_rep="-"))
-        inside = [folder / name for name in sweep.points if (folder / name).is_dir()]
-        folders = [each for each in folders if each != folder] + inside
+        tables[str(folder)] = (table := Sweep.of(folder).status()).to_dict("records")
+        typer.echo(f"{folder}:\n{table.to_string(index=False, float_format='{:.3f}'.format, na_rep='-')}")
+        folders = [each for each in folders if each != folder]
     found = {folder: read_status(folder) for folder in folders}
     for place, (folder, state) in enumerate(found.items()):
         common.show(*([""] if place else []), *status_lines(folder, state))
@@ -300,7 +300,7 @@ def status(
             common.show(f"last checkpoint, after {int(state['checkpoint']['edits']):,} edits:")
             common.show(checkpoint_table(RunRecord.load(folder)))
     if json is not None:
-        write_json(json, {str(folder): state for folder, state in found.items()})
+        write_json(json, tables | {str(folder): state for folder, state in found.items()})
 
 
 def status_lines(folder: Path, status: Mapping[str, Any]) -> list[str]:

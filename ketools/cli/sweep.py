@@ -95,7 +95,7 @@ def reproduce(
             edit.compute_covariance(loaded, layers, text, path, None, edit.LENGTH, edit.EVERY, quiet)
         return config.changed(statistics=str(path))
 
-    record = execute(config, False, yes, quiet, covariance)
+    record = execute(config, False, yes, quiet, prepare=covariance)
     table = beside(record, config)
     write_atomic(out / "reproduce.csv", table.to_csv(index=False))
     typer.echo(table.to_string(index=False, float_format="{:.2f}".format, na_rep="-"))

@@ -9,6 +9,7 @@ import math
 import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -51,7 +52,7 @@ def asked(
     entry = _entry(model)
     return RunConfig().changed(
         method=method,
-        model=entry["hub"] if model in published()["models"] else model,
+        model=entry["hub"] if model in published()["models"] and not Path(model).is_dir() else model,
         facts=facts,
         edits=edits or entry.get("edits", EDITS),
         tasks=tasks,
