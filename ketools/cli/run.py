@@ -36,7 +36,7 @@ DEMO_ROWS = [
         "p_natural",
         "steps_mean",
         "seconds_per_edit",
-        "cpu_per_edit",
+        "seconds_cpu_per_edit",
     ),
 ]
 CHECKPOINT_ROWS = [

@@ -331,7 +331,8 @@ def inspect(
     about = {
         "model": f"{model.name} ({a.architecture}), fingerprint {model.fingerprint[:12]}",
         "size": f"{a.n_layer} layers, d_model {a.d_model}, d_mlp {a.d_mlp}, {_weight_bytes(model) / 2**20:,.0f} MiB "
-        f"of {str(model.dtype).removeprefix('torch.')} weights on {model.device}, head {'tied' if a.tied else 'of its own'}",
+        f"of {str(model.dtype).removeprefix('torch.')} weights on {model.device}",
+        "head": "tied to the embeddings" if a.tied else "of its own",
         "window": f"{model.window:,} tokens" if model.window else "no limit",
         "token before a text": (
             f"yes, {tokenizer.bos_token!r}" if bos is not None and ids[0] == bos and len(ids) > 1 else "no"

@@ -203,7 +203,7 @@ def figures(record: RunRecord) -> dict[str, Any]:
         "edits": n,
         "seconds": seconds,
         "seconds_per_edit": seconds / n if n else math.nan,
-        "cpu_per_edit": cpu / n if n else math.nan,
+        "seconds_cpu_per_edit": cpu / n if n else math.nan,
         "seconds_evaluation": float(record.checkpoints["seconds"].sum()) + scoring,
     }
 

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def run(home, monkeypatch):  # noqa: F811
     return lambda text, *more: CliRunner().invoke(cli.app, [*text.split(), *map(str, more)])
 
 
-def test_killed_resumed_verified_and_exported(home, run, tmp_path):  # noqa: F811
+def test_killed_watched_resumed_verified_and_exported(home, run, tmp_path, monkeypatch):  # noqa: F811
     process = start(home, RUN)
     while not (home / "kept" / "batches" / "00002.json").exists() and process.poll() is None:
         pass
@@ -37,6 +38,15 @@ def test_killed_resumed_verified_and_exported(home, run, tmp_path):  # noqa: F81
     process.communicate(timeout=600)
     told = run("status kept").output
     assert "stopped, " in told and "of 12 edits with encore on tiny" in told and " MB at the end" in told
+    with ExitStack() as held, monkeypatch.context() as patch:
+        held.enter_context(Store(home / "kept").locked())  # a run that goes on
+        looks = []
+        patch.setattr("ketools.cli.run.time.sleep", lambda _: (looks.append(1), held.close()))
+        watched = run("watch kept --json seen.json")
+    first, second = watched.output.splitlines()[:2]
+    assert first.startswith("kept: ") and "stopped" not in first and second.endswith("left stopped") and len(looks) == 2
+    (seen,) = json.loads((home / "seen.json").read_text(encoding="utf-8"))
+    assert seen["state"] == "stopped" and len(seen["norms"]) == seen["edits"] // 3 + 1
     resumed = run("resume kept --quiet")
     assert resumed.exit_code == 0, resumed.output
     assert "after 12 edits with encore on tiny:" in resumed.output

@@ -11,7 +11,7 @@ from ketools.plots.style import words
 from ketools.report.figures import CHARTS, left_out, pooled
 from ketools.report.page import at_the_end
 from ketools.report.verdicts import Verdict
-from ketools.runs.records import arrange
+from ketools.runs.records import Run, arrange
 from tests.report.test_sets import groups
 from tests.runs.fakes import fake_record
 
@@ -53,6 +53,16 @@ def cells(given):
     table = at_the_end(given)[0]
     aside = sum(head in ("n", "unedited") for head, _ in table.heads)
     return {head: row[aside:] for (head, _), row in table.rows}
+
+
+def test_no_verdict_where_the_interval_of_a_share_holds_the_bound():
+    """87% of 15 facts may be 95%; of 1,500 it is not."""
+    record = fake_record("memit", 0)
+    for known, told in ((15, False), (1500, True)):
+        points = record.checkpoints.assign(unedited_known=known, unedited_kept=13 / 15)
+        given = arrange([Run("a", replace(record, checkpoints=points))])
+        finding = words(CHARTS["unedited"].figure(given))["finding"]
+        assert ("get lost" in finding) is told and "survive" not in finding and f"n {known:,}" in finding
 
 
 def test_a_cell_says_of_how_many_seeds_it_is():

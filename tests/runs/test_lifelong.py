@@ -21,7 +21,7 @@ from ketools.runs.run import Interrupted
 from ketools.runs.store import FRAMES, RunRecord, Store
 from tests.runs.conftest import CHANGED, SIZES
 
-CLOCK = [f"seconds{phase}" for phase in ("", "_targets", "_keys", "_solve", "_write", "_scoring")]
+CLOCK = [f"seconds{phase}" for phase in ("", "_cpu", "_targets", "_keys", "_solve", "_write", "_scoring")]
 
 
 def weights(model):
