@@ -260,11 +260,11 @@ def _replacing(path: Path) -> Iterator[Path]:
         except BaseException:
             part.unlink(missing_ok=True)
             raise
-    except OSError as error:  # the temporary's name would tell the user nothing
+    except OSError as error:  # the temporary's name would not help the user
         raise type(error)(error.errno, error.strerror, str(path)) from error
 
 
-PART = r"\..+\.[0-9a-f]{8}\.part"  # how `_temporary` names are told from a user's own .part files
+PART = r"\..+\.[0-9a-f]{8}\.part"  # distinguishes `_temporary` names from a user's own .part files
 
 
 def _temporary(name: str) -> str:

@@ -54,7 +54,7 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation; a
 
 
 def grid(rows: Iterable[Sequence[str]], heads: Sequence[str] = (), left: int = 1) -> "Table":
-    """A table for the terminal: the first `left` columns stand on the left and may wrap, numbers on the right do not."""
+    """A table for the terminal: the first `left` columns are left-aligned and may wrap, numbers are right-aligned and do not."""
     from rich.table import Table
 
     rows = list(rows)
@@ -160,7 +160,7 @@ def no_loading_bars() -> None:
 
 
 def at_a_terminal() -> bool:
-    """Whether there is somebody to answer a question."""
+    """Whether someone can answer a question."""
     return sys.stdin.isatty()
 
 
@@ -203,7 +203,7 @@ def confirm(preflight: "Preflight", count: int, name: str, yes: bool, quiet: boo
     except typer.Abort as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt("interrupted, nothing was changed") from None
-        agreed = False  # nobody is there to answer
+        agreed = False  # no one can answer
     if not agreed:
         raise KetoolsError("not confirmed, nothing was changed; --yes skips the question")
 

@@ -1,4 +1,4 @@
-"""One's own model and facts: `ketools methods`, `inspect`, `edit`, `ask`, `stats`."""
+"""Your own model and facts: `ketools methods`, `inspect`, `edit`, `ask`, `stats`."""
 
 import os
 import shutil
@@ -234,9 +234,9 @@ def edit_table(report: "pd.DataFrame") -> "Table":
 
 def ask(
     model: Model,
-    prompts: Annotated[list[str], typer.Argument(help="What the model is to go on from.", metavar="PROMPT...")],
+    prompts: Annotated[list[str], typer.Argument(help="Text for the model to continue.", metavar="PROMPT...")],
     run: Annotated[
-        Path | None, typer.Option(help="The folder of a run, or of `ketools edit`: whose edits are asked too.")
+        Path | None, typer.Option(help="Folder of a run or of `ketools edit` whose edited model is asked too.")
     ] = None,
     at: Annotated[
         int | None, typer.Option(min=1, help="The run's model after so many edits; default: all that are done.")

@@ -1,4 +1,4 @@
-"""Where one's own model keeps one's own facts, and what settings edit them: `ketools trace`, `tune`."""
+"""Where your model stores your facts, and which settings edit them: `ketools trace`, `tune`."""
 
 import json as json_text
 import os
@@ -37,7 +37,7 @@ def trace(
 ) -> None:
     """Causal tracing of your facts: which layers carry them from the subject to the answer.
 
-    A layer's effect is what the answer's probability gains if its clean state is put back into a corrupted run. Only facts
+    A layer's effect is the gain in the answer's probability when its clean state is restored in a corrupted run. Only facts
     that the model knows are traced.
     """
     for path in (out, json):

@@ -177,7 +177,7 @@ def glossary(
     table: Annotated[str | None, typer.Option(help="Only what this table reports, such as checkpoints.")] = None,
     json: Annotated[Path | None, typer.Option(help="Also write the entries shown to this file.")] = None,
 ) -> None:
-    """What a reported number is: formula, range, which direction is better, source. Without NAME: all of them."""
+    """Explain a reported number: formula, range, which direction is better, source. Without NAME: all of them."""
     if name is not None:
         entries = look_up(name, table)
         typer.echo("\n\n".join(entry.text() for entry in entries))

@@ -179,7 +179,7 @@ def run(
     yes: common.Yes = False,
     quiet: common.Quiet = False,
 ) -> None:
-    """Edit thousands of facts, batch after batch, and measure what becomes of the model.
+    """Edit thousands of facts, batch after batch, and measure the side effects on the model.
 
     First checks the model and the facts and estimates the cost; asks for confirmation only in an interactive terminal.
     Every batch is kept: after an interruption, the same command (or `ketools resume`) resumes the run.
@@ -333,7 +333,7 @@ def watch(
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
     json: common.Json = None,
 ) -> None:
-    """Follow runs while they go on: norm, efficacy and retention, until the last of them ends.
+    """Follow running runs: norm, efficacy and retention, until the last of them ends.
 
     Without a terminal a line is written whenever a batch is done. A finished run is shown once.
     """
@@ -357,7 +357,7 @@ def watch(
                     told.add(line)
                     typer.echo(line)
             quiet = 0 if any(row["state"] == "running" for row in rows) else quiet + 1
-            # A job of several runs stands still for a moment between two of them.
+            # A job of several runs pauses for a moment between two of them.
             if quiet > 1 or all(row["state"] in ("complete", "collapsed") for row in rows):
                 break
             time.sleep(every)
@@ -367,7 +367,7 @@ def watch(
 
 
 def watched(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """What there is to see of each run now."""
+    """The current state of each run."""
     from ketools.runs.store import RunRecord, Store
     from ketools.runs.store import status as read_status
 
@@ -448,7 +448,7 @@ def export(
     from ketools.runs.run import as_one
 
     if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(folder)):
-        raise KetoolsError(f"--out {out} lies in the run's own folder; choose another")
+        raise KetoolsError(f"--out {out} is in the run's own folder; choose another")
     loading = model_of(folder)
     assert loading["model"] is not None
     if json is not None:

@@ -163,7 +163,7 @@ class Statistics:
 
         Warns (OtherStatistics) of C of the same model in another dtype or of the model that it was edited from, which is
         found out by loading that one once more; and (TooLittleText) of fewer than d_mlp tokens, from which C protects
-        little: MEMIT and its kin then fail, ENCORE and AlphaEdit do not. Raises KetoolsError for another model's, or a
+        little: MEMIT and related methods then fail, ENCORE and AlphaEdit do not. Raises KetoolsError for another model's, or a
         layer left out.
         """
         made_for, dtype = self.provenance.get("fingerprint"), self.provenance.get("dtype")

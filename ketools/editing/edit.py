@@ -82,7 +82,7 @@ class StoredFactors(Mapping[int, tuple[Tensor, Tensor]]):
 
 @dataclass(frozen=True)
 class StoredBlock:
-    """Where a block of keys lies: tensor `name` of the file that `SequentialState.save` wrote."""
+    """Where a block of keys is stored: tensor `name` of the file that `SequentialState.save` wrote."""
 
     path: Path
     name: str

@@ -422,7 +422,7 @@ class Editor:
         return edit
 
     def protection(self, layer: int) -> Protection:
-        """The quadratic form A of `layer` as it stands, past keys included (built on first use)."""
+        """The quadratic form A of `layer` in its current state, past keys included (built on first use)."""
         if layer not in self._protections:
             assert self.statistics is not None, "only methods with targets protect anything"
             C = self.statistics.layers[layer]

@@ -109,7 +109,7 @@ def _check_written(model: EditableModel, folder: Path) -> None:
         if read is None or not torch.equal(read.to(weight.dtype), weight.cpu()):
             raise KetoolsError(
                 f"model {model.name!r}: what save_pretrained wrote does not hold {name} as it is in memory (a part of the "
-                "model stands in its way, or the disk is faulty); nothing was kept. Keep the edit itself (Edit.save)"
+                "model prevents it, or the disk is faulty); nothing was kept. Keep the edit itself (Edit.save)"
             )
 
 

@@ -99,7 +99,7 @@ def fact_rows(model: EditableModel, facts: Sequence[Fact], contexts: Sequence[st
     """Token rows of each fact in each context. Raises KetoolsError, naming the fact, for one that cannot be edited."""
     try:
         spans = [fact.subject_span for fact in facts]
-        # A context stands before what is asked, in a chat within what the user says.
+        # A context precedes the question; in a chat it is part of what the user says.
         prompts = [f.opening + context + f.question + f.closing for f in facts for context in contexts]
         targets = [fact.target_new for fact in facts for _ in contexts]
         glue = [fact.glue for fact in facts for _ in contexts]
@@ -205,7 +205,7 @@ def read_subjects(
 def before_norm(model: EditableModel, rows: Sequence[FactRows], layer: int, residuals: Tensor) -> Tensor:
     """What the output of the matrix of `layer` has to gain for the layer's output to gain `residuals` (d_model, n).
 
-    The same, unless a norm stands between the MLP and the residual stream (Gemma 2 and 3, OLMo 2): there N(m) =
+    The same, unless there is a norm between the MLP and the residual stream (Gemma 2 and 3, OLMo 2): there N(m) =
     g m / rms(m), and d = rms(m) r / g makes N(m + d) parallel to N(m) + r, and equal to it to first order in r. Its
     length is what the norm gives every vector, so that a large r is met in direction only. m is the output for the bare
     prompts at the subject's last token, as the weights are now. float64 on the CPU.

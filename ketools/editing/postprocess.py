@@ -133,7 +133,7 @@ Post = Prune | Rect | Sphere | Nas
 
 
 def processed(post: Post | None, pair: Pair, W: Tensor, W0: Tensor) -> Pair:
-    """`pair` after `post`, as float32 on the CPU; W and W_0 (d_model, d_mlp) may lie anywhere, in any precision."""
+    """`pair` after `post`, as float32 on the CPU; W and W_0 (d_model, d_mlp) may be on any device, in any precision."""
     left, right = pair
     if post is not None and not isinstance(post, Nas) and not (isinstance(post, Prune) and post.when == "end"):
         precise = torch.float64 if W.device.type != "mps" else torch.float32

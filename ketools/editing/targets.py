@@ -37,9 +37,9 @@ from ketools.models.model import EditableModel
 from ketools.models.replay import Frozen, freeze, tokens_at_once, warn_if_slow
 from ketools.models.tokens import Reads
 
-_EVERY = {"cpu": 1}  # passes between two questions who is done, by device; 4 where not said
+_EVERY = {"cpu": 1}  # passes between two checks of which facts are done, by device; 4 by default
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8  # Adam's, as in torch.optim
-_ENTRIES = {"cpu": 2**23}  # of one block of logits, 32 MiB in float32: the head's matrix is then read seldom
+_ENTRIES = {"cpu": 2**23}  # of one block of logits, 32 MiB in float32: the head's matrix is then read rarely
 _ENTRIES_ELSEWHERE = 2**28  # 1 GiB: on an accelerator all rows of a pass
 _POOL = 4  # a pool holds so many times the facts that are computed on at once
 _PADDING = 0.15  # share of padding that a pool may have for the sake of its size
@@ -97,7 +97,7 @@ Callback = Callable[[Pass], object]
 
 @dataclass
 class State(Passes):
-    """Where the optimisation of n facts stands: (n, d_model) h0, delta, Adam's moments `mean` and `square`, and `before`,
+    """State of the optimisation of n facts: (n, d_model) h0, delta, Adam's moments `mean` and `square`, and `before`,
     the state that predicts what follows "{subject} is a" before any change; (n,) bool `done`.
     """
 
@@ -197,8 +197,9 @@ def _pools(rows: Sequence[FactRows], facts_at_once: int | None, tokens: int) -> 
 class Descent:
     """Projected Adam on the deltas of one pool of units, `at_once` at a time; each of as many facts as the first.
 
-    `h0` of a unit is the mean over its facts; the result has an entry a fact, with its own h0 and z. Nothing is read back from the device within a pass; every few passes on an accelerator, and in each on a CPU, it is
-    asked who is done. A finished fact that is still in the batch is not updated any more, so that this changes no result.
+    `h0` of a unit is the mean over its facts; the result has one entry per fact, with its own h0 and z. Nothing is read back from the device
+    within a pass; every few passes on an accelerator, and in each on a CPU, it checks which facts are done. A finished fact
+    that is still in the batch is no longer updated, so this changes no result.
     """
 
     def __init__(
@@ -242,7 +243,7 @@ class Descent:
         self._take(list(range(self.at_once)), None)
 
     def run(self, progress: Callable[[int], None] | None = None, callback: Callback | None = None) -> Targets:
-        """All facts of the pool; `progress` hears how many more are done, `callback` of every pass."""
+        """All facts of the pool; `progress` is called with how many more are done, `callback` with every pass."""
         self.callback = callback
         waiting, entered, at = list(range(self.at_once, self.n)), [0] * self.at_once, 0
         closing: list[int] = []  # facts whose next pass is the last
@@ -292,7 +293,7 @@ class Descent:
         state.see(p.view(len(facts), -1).amin(1), wrong, self._count(best & ~bare))
         stop = (loss < self.hyper.loss_floor) | self._last_pass(state.taken) | self.stopping.stops(state, self.hyper)
         ends = stop & ~state.done
-        # What is noted has an entry a fact, what is optimised one a unit.
+        # Records have one entry per fact, optimised tensors one per unit.
         facts = (facts[:, None] * self.each + torch.arange(self.each, device=self.device)).flatten()
         taken, done, delta, loss, top, ends = (
             value.repeat_interleave(self.each, 0)

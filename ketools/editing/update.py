@@ -7,7 +7,7 @@ residuals R (d_model, n) that they are to add:
 
     Delta = R (slack I + K1^T X)^-1 X^T,    X = A^-1 K1
 
-`quadratic_form` builds A, a `Protection`. slack = 1 is MEMIT and its kin (Meng et al., arXiv 2210.07229, equation 14;
+`quadratic_form` builds A, a `Protection`. slack = 1 is MEMIT and related methods (Meng et al., arXiv 2210.07229, equation 14;
 Gupta et al., arXiv 2502.01636), slack -> 0 the equality constraint of ROME and EMMET (arXiv 2403.14236, equation 13).
 AlphaEdit (arXiv 2410.02355) is the same in the coordinates of a null-space basis U (d_mlp, r), with A = l2 I + K_p K_p^T
 there. Delta has the rank of the batch and stays factored: left (d_model, n), right (d_mlp, n), Delta = left right^T. All

@@ -159,7 +159,7 @@ def downstream(
     """Multiple choice, zero-shot: the model's choice is the one whose tokens together are the most probable.
 
     Args:
-        model: the model as it stands.
+        model: the model in its current state.
         tasks: items as from `load_tasks` (None: the world's test split).
         n_per_task: items drawn per task (None: all); the same seed draws the same items.
         seed: of the draw.
@@ -277,14 +277,14 @@ def harness(
     """Run tasks of lm-evaluation-harness on the model in memory, edits included.
 
     Args:
-        model: the model as it stands; neither it nor its tokenizer is changed.
+        model: the model in its current state; neither it nor its tokenizer is changed.
         tasks: a preset ("world", "two-minutes", "paper"), or the names of tasks, groups or tags (patterns such as
             "mmlu_*" too).
         limit: at most so many items of each task, the first ones (None: the preset's number, else all).
         shots: examples in front of each item (None: the preset's, else the task's own number).
         batch_size: rows of a forward pass.
         include: a folder with more task YAML files.
-        seed: of the examples that stand in front. The random states of Python, numpy and torch are left alone.
+        seed: of the few-shot examples. The random states of Python, numpy and torch are left alone.
 
     Returns:
         A row per task (or group) and metric: task, metric, filter (how answers were read, "none" as they are), value,

@@ -6,7 +6,7 @@ is kept when P(true) > P(new). Equality is a failure on either side. Accuracy as
 object is the model's first choice.
 
 Scores say nothing without the moment at which they were taken: *at edit time* (right after the batch) and *at the
-end* (all past edits on the final model) differ widely. `evaluate` scores the model as it stands; runs name the moment.
+end* (all past edits on the final model) differ widely. `evaluate` scores the model in its current state; runs name the moment.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,7 +38,7 @@ def evaluate(
     locality: int | None = None,
     chat: bool = False,
 ) -> pd.DataFrame:
-    """Score facts on the model as it stands: edit prompt, paraphrases, neighbours, and what else they bring.
+    """Score facts on the model in its current state: edit prompt, paraphrases, neighbours, and what else they bring.
 
     Args:
         model: the model, edits included.

@@ -154,13 +154,13 @@ def mcnemar(a: pd.DataFrame, b: pd.DataFrame, column: str = "end_efficacy_succes
         never differ), n (facts compared), excluded (facts in one table only, or without a finite value in one).
 
     Raises:
-        KetoolsError: no fact in common, or an id that stands twice in a table.
+        KetoolsError: no fact in common, or an id that occurs twice in a table.
     """
     for name, frame in (("first", a), ("second", b)):
         _need(frame, "id", column)
         if frame["id"].duplicated().any():
             twice = frame.loc[frame["id"].duplicated(), "id"].iloc[0]
-            raise KetoolsError(f"fact {twice!r} stands twice in the {name} table; give one row a fact")
+            raise KetoolsError(f"fact {twice!r} occurs twice in the {name} table; give one row per fact")
     pair = a[["id", column]].merge(b[["id", column]], on="id", how="outer", suffixes=("_a", "_b"))
     values = pair[[f"{column}_a", f"{column}_b"]].to_numpy(dtype=float)
     good = values[np.isfinite(values).all(axis=1)]

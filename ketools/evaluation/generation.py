@@ -33,7 +33,7 @@ def continuations(
     """What the model writes after each prompt, at most `tokens` tokens, without the prompt and special tokens.
 
     Args:
-        model: the model as it stands.
+        model: the model in its current state.
         prompts: texts; those of equal length share a pass, so that no padding is seen.
         tokens: at most; a text ends earlier where the model ends it.
         top_k: 1 is greedy; more: drawn from so many most probable tokens, as ROME's free text (5).
@@ -138,7 +138,7 @@ def free_text(
     """Texts from each fact's `generation` openings (opening included, as ROME counts them), with GE and RS.
 
     Args:
-        model: the model as it stands.
+        model: the model in its current state.
         facts: the facts; references: {id: texts}, as from `references_of`.
         tokens, top_k, seed: of `continuations`.
         fitted: from `vectorizer`; None: fitted on all references.
@@ -171,5 +171,5 @@ def free_text(
 
 
 def _joined(opening: str, more: str) -> str:
-    # A tokenizer in sentencepiece's manner drops the blank before the first word.
+    # Tokenizers such as sentencepiece drop the space before the first word.
     return opening + (tail(opening, more) if more[:1].isalnum() else more)

@@ -38,7 +38,7 @@ _SCORE = re.compile(r"\(([A-Z]{1,2})\)|^([A-Z]{1,2})$")
 
 
 def percent(value: float) -> str:
-    """A fraction as a percentage, for sentences: one decimal from 95% on, where it is what tells methods apart."""
+    """A fraction as a percentage, for sentences: one decimal from 95% on, where it distinguishes methods."""
     if not math.isfinite(value):
         return "unknown"
     return f"{value:.1%}" if 0.95 <= value < 0.9995 else f"{value:.0%}"
@@ -120,13 +120,13 @@ class Metric:
         return f"{self.label} ({name})" if name else self.label
 
     def format(self, value: float | None) -> str:
-        """The value as it stands in a table, such as "97.4%" or "1.02×"; "–" for None and NaN."""
+        """The value as written in a table, such as "97.4%" or "1.02×"; "–" for None and NaN."""
         if value is None or math.isnan(value):
             return MISSING
         return f"{value:{self.spec}}{UNITS[self.unit].suffix}" if self.unit else figures(value)
 
     def brief(self, value: float) -> str:
-        """The value as it stands in a sentence, such as "43%" or "1.02×"; words where it is not finite."""
+        """The value as written in a sentence, such as "43%" or "1.02×"; words where it is not finite."""
         return UNITS[self.unit].brief(value)
 
     def text(self) -> str:

@@ -1,4 +1,4 @@
-"""The editing overfit: edited facts more probable than anything the model learnt by itself.
+"""The editing overfit: edited facts more probable than anything the model learned by itself.
 
 Gupta et al. (2502.01636), table 1: natural facts have a mean probability of .39 to .52, edited ones of .65 to .99, and
 early stopping (MPES) brings them back to or below the natural level.
@@ -41,7 +41,7 @@ def overfit(p_edited: float, p_natural: float) -> pd.Series:
     """Edited against natural probability.
 
     Returns:
-        p_edited, p_natural, ratio (edited / natural; > 1: more confident in edited facts than in learnt ones) and
+        p_edited, p_natural, ratio (edited / natural; > 1: more confident in edited facts than in learned ones) and
         overfit (bool, ratio > 1).
     """
     ratio = p_edited / p_natural if p_natural > 0 else float("nan")

@@ -110,7 +110,7 @@ class Check:
 
 
 def check(path: Path) -> Check:
-    """Read all of `path` and list every mistake; a file that cannot be read at all is one mistake of its own.
+    """Read all of `path` and list every mistake; a file that cannot be read at all counts as one mistake.
 
     A break in the JSON of a .json file hides what comes after it, so that only the first one is known. Raises
     KetoolsError if there is no such file.

@@ -82,8 +82,8 @@ class Fact:
     complete text: `paraphrases` (the same fact, other words), `neighbours` (other subjects whose object is
     `target_true` and must stay), `generation` (openings for free text), `trained` (the templates that a pocket model
     was trained with), `two_hop` (consequences), `locality` (anything else that must stay, with its own answer). The
-    fields are those of CounterFact, Meng et al., arXiv 2202.05262. `opening` and `closing` stand around the prompt, and
-    around any context that is put in front of it: a chat template's (`ketools.models.tokens.in_chat`).
+    fields are those of CounterFact, Meng et al., arXiv 2202.05262. `opening` and `closing` enclose the prompt and
+    any context in front of it: a chat template's (`ketools.models.tokens.in_chat`).
 
     `target_true` is None where the file does not say what the model believed (zsRE, or a table of your own). Such a
     fact can be edited and its accuracy measured. Measures that compare the old with the new object (ES, PS, NS) are not
@@ -146,7 +146,7 @@ class Fact:
 
     @property
     def subject_span(self) -> tuple[int, int]:
-        """Characters (start, end) of the subject in `text`: where "{}" stands, wherever else its letters do."""
+        """Characters (start, end) of the subject in `text`: where "{}" is, wherever else its letters occur."""
         start = len(self.opening) + self.prompt.index("{}")
         return start, start + len(self.subject)
 
@@ -205,7 +205,7 @@ def problems(values: Mapping[str, Any]) -> Iterator[FactError]:
 
 def trimmed(text: str, field: str) -> str:
     """`text` without white space at its ends, except what says something there: line breaks of a prompt (as a chat template
-    has them before the answer) and one blank before a target.
+    has them before the answer) and one space before a target.
     """
     if field in TARGETS:
         return f" {text.strip()}" if text.startswith(" ") else text.strip()

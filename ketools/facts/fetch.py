@@ -53,7 +53,7 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
 
 
 def folder() -> Path:
-    """Where downloads lie: KETOOLS_DOWNLOADS if set, else ketools/facts in the user's cache (XDG_CACHE_HOME, ~/.cache)."""
+    """Where downloads are stored: KETOOLS_DOWNLOADS if set, else ketools/facts in the user's cache (XDG_CACHE_HOME, ~/.cache)."""
     if named := os.environ.get("KETOOLS_DOWNLOADS"):
         return expanded(named)
     cache = os.environ.get("XDG_CACHE_HOME")
@@ -190,7 +190,7 @@ def _check(source: Source, file: Path, path: Path) -> str:
     except ValueError:
         locked = None
     if not isinstance(locked, dict) or not all(isinstance(entry, dict) for entry in locked.values()):
-        raise KetoolsError(f"{lock} is broken; it held the checksums of what was fetched: remove it and run again")
+        raise KetoolsError(f"{lock} is damaged; it held the checksums of earlier downloads: remove it and run again")
     before = locked.get(source.file, {}).get("sha256")
     try:
         records = json.loads(data)

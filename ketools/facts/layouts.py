@@ -13,7 +13,7 @@
 
 known_1000.json of ROME (attribute with template or prompt) has no new objects: it is recognised and refused.
 
-A prompt may hold "{}" or the subject written out, there exactly once as a word of its own. Of several accepted answers
+A prompt may hold "{}" or the subject written out, exactly once, as a separate word. Of several accepted answers
 the first is kept. A relation that is not named is "unknown". Line breaks at the ends of prompts are kept. `glue` (true,
 false) is read in every layout.
 """
@@ -42,7 +42,7 @@ from ketools.facts.fact import (
 
 Record = Mapping[str, Any]
 Reader = Callable[[Record], Any]  # of one field of a Fact; raises _Mistake
-Frames = dict[str, tuple[str, str]]  # relation -> what stands before the subject and after it, spaces included
+Frames = dict[str, tuple[str, str]]  # relation -> the text before and after the subject, spaces included
 
 COLUMNS = ("subject", "prompt", "target_new", "id", "relation", "target_true", *LISTS, "two_hop", "locality",
            "glue", "opening", "closing")  # fmt: skip

@@ -25,7 +25,7 @@ _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Where the parts of a causal language model lie (paths of modules, as `get_submodule` takes them).
+    """Where the parts of a causal language model are (paths of modules, as `get_submodule` takes them).
 
     `layers` is the ModuleList; `mlp` (None if a layer has no module of its own for it), `mlp_out` and `post_norm` (None
     if the MLP's output goes into the residual stream as it is) are paths inside one layer; `transposed` says that the
@@ -140,9 +140,9 @@ def _kinds(config: PretrainedConfig) -> set[str]:
 
 
 def refuse_config(config: PretrainedConfig, name: str) -> None:
-    """Raise KetoolsError for a model that its config tells cannot be edited: quantised, or a mixture of experts.
+    """Raise KetoolsError for a model that, by its config, cannot be edited: quantised, or a mixture of experts.
 
-    Said before the weights are read, which for such a model can be long or need libraries that are not there.
+    Raised before the weights are read, which can take long or need missing libraries.
     """
     if getattr(config, "quantization_config", None):
         refuse_quantised(name, "its config has a quantization_config")
@@ -176,7 +176,7 @@ def refuse_weights(model: PreTrainedModel, name: str) -> None:
 
 
 def refuse_adapters(model: nn.Module, name: str) -> None:
-    """Raise KetoolsError naming the first module that stands before the one whose weights count (LoRA and its kin)."""
+    """Raise KetoolsError naming the first module that wraps the one whose weights count (LoRA and related methods)."""
     for path, module in model.named_modules():
         kind = type(module)
         if isinstance(getattr(module, "base_layer", None), nn.Module) or kind.__module__.startswith("peft."):

@@ -1,6 +1,6 @@
 """Models that can be edited: `load()`, and `EditableModel`, a model with its tokenizer and its anatomy.
 
-The anatomy (ketools.models.anatomy) says where the list of layers lies, which matrix is the output matrix of a layer's MLP
+The anatomy (ketools.models.anatomy) says where the list of layers is, which matrix is the output matrix of a layer's MLP
 (the linear associative memory that every method here edits), and where the final norm and the head are.
 """
 
@@ -105,7 +105,7 @@ class EditableModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the embeddings lie, hence where token ids go."""
+        """Where the embeddings are, hence where token ids go."""
         return self.embedding.device
 
     @property

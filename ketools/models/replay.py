@@ -56,8 +56,8 @@ def extend(model: EditableModel, cache: Cache, mask: Tensor, rows: Sequence[Sequ
     """Run `rows` (token ids) on top of `cache`, padded on the left or the right; a hook may end the pass by raising
     `Enough`. `mask` (rows, cached columns) is 1 at tokens and 0 at padding; returns it with the new columns appended.
 
-    Padding never reaches a token: it is masked, and its keys and values are zeroed, since whatever a fully masked
-    place computes may be no number.
+    Padding never reaches a token: it is masked, and its keys and values are zeroed, since a fully masked
+    position may compute NaN.
     """
     longest = max(1, *map(len, rows))
     pads = [[0] * (longest - len(row)) for row in rows]

@@ -69,9 +69,9 @@ def score_pairs(
     """Teacher-forced probability of each target after its prompt, and whether it is the argmax throughout.
 
     Args:
-        model: the model as it stands, edits included.
+        model: the model in its current state, edits included.
         pairs: n pairs (prompt, target).
-        glue: for each pair what stands between the two (False: a blank); None: what the texts say.
+        glue: for each pair what separates the two (False: a space); None: the text decides.
 
     Returns:
         p: float64 (n,), P(o) = exp(-mean token NLL of o); 0 where the model's output is NaN, because a model that has
@@ -86,7 +86,7 @@ def choice_logprobs(model: EditableModel, prompts: Sequence[str], choices: Seque
     """Log-probability of each choice, all its tokens, right after its prompt.
 
     Args:
-        model: the model as it stands.
+        model: the model in its current state.
         prompts: n texts that end where the choice comes.
         choices: for each prompt its choices, with or without their leading space.
 

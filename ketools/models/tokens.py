@@ -48,7 +48,7 @@ def make_rows(
 ) -> list[Row]:
     """Tokenise `prompts`, each followed by its target and with its subject at `spans`.
 
-    What stands between prompt and target, a blank or nothing, is said by `glue` or by the texts: `ketools.facts.fact.tail`.
+    Whether a space separates prompt and target is decided by `glue` or by the text: `ketools.facts.fact.tail`.
     Warns (UserWarning) of texts that bring a beginning-of-text token which the tokenizer adds too; one of the two goes.
     Raises KetoolsError for a target without tokens, a subject without tokens, a row longer than the model's context
     window, and a model or a torch that is not in the state in which a pass can be repeated (`EditableModel.check_state`).
@@ -265,7 +265,7 @@ def _split(
 
 
 def _tail_ids(tokenizer: PreTrainedTokenizerBase, tail: str) -> list[int]:
-    # Behind a letter and not alone: tokenizers in sentencepiece's manner put a space of their own before a text.
+    # Behind a letter and not alone: tokenizers such as sentencepiece put their own space before a text.
     alone, behind = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a", f"a{tail}"))
     if tail.startswith(" ") and behind[: len(alone)] == alone:
         return behind[len(alone) :]

@@ -117,7 +117,7 @@ class EditStack(Sequence["Edit"]):
         at = range(len(old.edits))[at]
         edit, before, last = old.edits[at], old.before[at], at == len(old.edits) - 1
         others, now = old.edits[:at] + old.edits[at + 1 :], self.checkpoint(edit.layers)
-        # Bits that were kept from then on held the edit that leaves.
+        # Bits that were kept from then on include the edit that leaves.
         recent = old.before[:at] + (None,) * (len(others) - at)
         still = {layer for other in others for layer in other.layers}
         try:

@@ -1,7 +1,7 @@
 """What edits do inside: how far hidden states drift, where updates put their energy, how far targets leave natural states.
 
 An update Delta = left right^T (d_model, d_mlp) is small in rank and large in norm. Whether it harms what was there shows
-in the share of it that lies along the leading singular directions of W (Liu et al., arXiv 2510.01172), and in the share
+in the share of it along the leading singular directions of W (Liu et al., arXiv 2510.01172), and in the share
 that falls on the keys of background text, whose covariance C has its leading eigenvectors where such text lives and a
 null space where it does not (AlphaEdit, arXiv 2410.02355). Alignment is computed in float64.
 """
@@ -33,7 +33,7 @@ def hidden_states(model: EditableModel, sample: Sample, layers: Iterable[int] | 
     """The residual stream after each layer at the sample's tokens, in their order.
 
     Args:
-        model: the model as it stands; take the reference before any edit, or within `model.edits.at(0)`.
+        model: the model in its current state; take the reference before any edit, or within `model.edits.at(0)`.
         sample: from `text_sample` or `subject_sample`.
         layers: which (None: all).
 

@@ -43,7 +43,7 @@ class Sample:
 def text_sample(model: EditableModel, texts: Iterable[str], tokens: int = 2048, *, skip: int = 1) -> Sample:
     """The first `tokens` tokens of running text, in windows of the model's context.
 
-    The first `skip` tokens of a window are seen and not read: many models put huge states there, whatever the word
+    The first `skip` tokens of a window are seen and not read: many models put huge states there for any word
     (massive activations, Sun et al., arXiv 2402.17762), and they would dominate every mean.
 
     Raises:
@@ -92,7 +92,7 @@ def subject_sample(model: EditableModel, facts: Sequence[Fact]) -> Sample:
 @dataclass(frozen=True)
 class Places:
     """One batch of a sample on the model's device: ids and mask (rows, longest) int64, row and position (reads,), and
-    where in the order of the whole sample each read stands (reads,), on the CPU.
+    the place of each read in the order of the whole sample (reads,), on the CPU.
     """
 
     ids: torch.Tensor
@@ -134,7 +134,7 @@ def contributions(
     """What each sublayer adds to the residual stream, mean over the sample's tokens.
 
     Args:
-        model: the model as it stands.
+        model: the model in its current state.
         sample: from `text_sample` or `subject_sample`.
         edited: layers that count as edited; None: those that the edits in `model.edits` touch.
         into: {layer: (tokens, d_model)}, filled with the states after these layers, in the sample's order.

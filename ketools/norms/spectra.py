@@ -79,7 +79,7 @@ def spectra(model: EditableModel, layers: Iterable[int] | None = None) -> pd.Dat
     """Spectrum of each MLP output matrix W (d_model, d_mlp) before any edit and now, as numbers.
 
     Args:
-        model: the model as it stands.
+        model: the model in its current state.
         layers: which (None: all).
 
     Returns:
@@ -173,6 +173,6 @@ def factors_of(update: Edit | Factors) -> Factors:
 
 
 def precise(tensor: Tensor) -> Tensor:
-    """The tensor in float64 where it lies, or on the CPU where its device has no float64 (mps)."""
+    """The tensor in float64 on its device, or on the CPU where its device has no float64 (mps)."""
     tensor = tensor.detach()
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()

@@ -33,7 +33,7 @@ def frobenius(
     """Frobenius norms of the MLP output matrices W (d_model, d_mlp) of all layers.
 
     Args:
-        model: the model as it stands.
+        model: the model in its current state.
         baseline: {layer: norm} before the edits, from `norms`; without it the ratio is NaN.
         edited: the layers that count as edited; None: those that the edits in `model.edits` touch.
 

@@ -39,7 +39,7 @@ def knockout(
     """The target's probability when the reading positions cannot attend to the subject, by layer.
 
     Args:
-        model: the model as it stands, edits included; with eager or sdpa attention.
+        model: the model in its current state, edits included; with eager or sdpa attention.
         facts: facts that the model knows; the others are left out, with a warning.
         sources: what is blocked: the "subject"'s tokens, or all "other" tokens before the last one.
         window: layers blocked around each; None: the paper's share of the depth (9 of GPT2-XL's 48), at least 1.

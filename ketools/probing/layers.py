@@ -1,7 +1,7 @@
 """Layer picker: which layers to edit, from where the model recalls its facts and from what trial edits there do.
 
 Tracing alone is no guide (Hase et al., arXiv 2301.04213: where a fact is recalled says little about where an edit
-takes), trial edits alone see only the facts that they were tried on; so the picker shows both and multiplies them.
+succeeds), trial edits alone cover only the facts they were tried on, so the picker shows both and multiplies them.
 """
 
 from collections.abc import Sequence

@@ -2,7 +2,7 @@
 
 The state after each layer goes through the final norm and the head, as if it were the last one. After the last layer this
 is the model's output. Early layers write in a basis of their own, so that a target that does not show yet may be known
-already: causal tracing (probing.tracing) tells that.
+already: causal tracing (probing.tracing) shows that.
 
 A *tuned* lens (Belrose et al., arXiv 2303.08112) learns an affine map per layer first. It is left out: its library,
 tuned-lens 0.2.0, finds the final norm by a list of classes of older models and has had no release for transformers 5.
@@ -29,7 +29,7 @@ _TOKENS = 4096  # of one pass
 def lens(model: EditableModel, prompt: str, k: int = 5) -> pd.DataFrame:
     """The `k` most probable next tokens after each layer, at each position of `prompt`.
 
-    Columns: layer (-1: what enters layer 0), position, token (the one that stands there), place (1 .. k), predicted
+    Columns: layer (-1: what enters layer 0), position, token (at this position), place (1 .. k), predicted
     (text), probability (float, 0..1). Layer by layer, positions and places ascending.
     Raises KetoolsError for a prompt without tokens or longer than the model's window, and k out of range.
     """

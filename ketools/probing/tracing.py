@@ -4,7 +4,7 @@ Three runs. Clean: the prompt as it is. Corrupted: Gaussian noise on the embeddi
 answer is lost. Restored: the corrupted run with some clean states put back. A state whose restoration brings the answer
 back carries the fact; the gain in the answer's probability is its *indirect effect*.
 
-What stands before the subject is clean in all runs and is computed once (ketools.models.replay). A restoration at layer l
+The tokens before the subject are clean in all runs and is computed once (ketools.models.replay). A restoration at layer l
 runs only what can change: the layers above it, the tokens from the subject on. Every (fact, draw of noise, place) is a row,
 so that thousands of restorations make few passes.
 """
@@ -66,7 +66,7 @@ def trace(
     """Indirect effects of the facts' states.
 
     Args:
-        model: the model as it stands, edits included.
+        model: the model in its current state, edits included.
         facts: facts to trace. Those whose target is not the model's most probable answer are left out, with a warning.
         kinds: what is restored, of `KINDS`.
         layers: where; None: all. With a window, its centre.
@@ -225,7 +225,7 @@ def make_cases(model: EditableModel, facts: Sequence[Fact], target: str = "true"
 def known_cases(
     model: EditableModel, facts: Sequence[Fact], target: str, stacklevel: int = 3
 ) -> tuple[list[Case], dict[str, object]]:
-    """`make_cases` of the facts that the model answers correctly, and what a frame's attrs tell of the others.
+    """`make_cases` of the facts that the model answers correctly, and what a frame's attrs say of the others.
 
     Correctly: every token of the target is the most probable one. The attrs: facts (number kept), unknown (number left
     out), unknown_ids. Warns, once, of those left out. Raises KetoolsError as `make_cases` does, and if none is left.
@@ -481,7 +481,7 @@ def _frame(
         positions, tokens, roles = [-1], [""], [plan.at]
     else:
         positions = [case.first + place[0] for place in places_of(case, plan.at)]
-        if plan.at == "each":  # what stands before the subject is clean already
+        if plan.at == "each":  # tokens before the subject are clean already
             p = np.concatenate([np.full((case.first, *p.shape[1:]), p_corrupted), p])
             positions = [*range(case.first), *positions]
         tokens = [str(model.tokenizer.decode([case.ids[i]])) for i in positions]

@@ -1,6 +1,6 @@
 """The figures of a report, from any set of runs: several seeds of one method are one line, their mean, with their range.
 
-`CHARTS` lists the figures with the rows that each draws; `capacity` stands for itself.
+`CHARTS` lists the figures with the rows that each draws; `capacity` is separate.
 """
 
 import math
@@ -306,10 +306,10 @@ CHARTS: dict[str, Chart] = {
 
 
 def capacity(groups: Sequence[Group]) -> pd.DataFrame:
-    """Edits that hold at each checkpoint, by how full the matrices are.
+    """Edits recalled at each checkpoint, by load.
 
     A matrix with d_mlp inputs takes at most d_mlp linearly independent keys, one an edit: as many facts can be stored
-    exactly, and more only at the price of others. Facts share keys in part, so the bend is not a sharp one.
+    exactly, and more only at the expense of others. Facts share keys in part, so there is no sharp bend.
 
     Args:
         groups: from `ketools.runs.records.arrange`, of any models.
@@ -338,7 +338,7 @@ def capacity(groups: Sequence[Group]) -> pd.DataFrame:
 
 
 def capacity_curve(frame: pd.DataFrame) -> go.Figure:
-    """Share of edits that hold over load, a panel a model, a line a method; from `capacity`."""
+    """Share of edits recalled over load, a panel per model, a line per method; from `capacity`."""
     models = list(dict.fromkeys(frame["model"]))
     widths = [int(frame.loc[frame["model"] == model, "d_mlp"].iloc[0]) for model in models]
     heads = [f"{plain(model)}: d_mlp {width:,}" for model, width in zip(models, widths, strict=True)]
@@ -353,7 +353,7 @@ def capacity_curve(frame: pd.DataFrame) -> go.Figure:
         rows = measured(over_load, "held")
         add_lines(fig, rows, "held", ".1%", panel=panel)
         fig.add_vline(x=1, line={"color": "#808080", "dash": "dot", "width": 2}, row=1, col=panel)
-        descriptions.append(f"{model}: " + describe(rows, "held", "edits that hold", percent))
+        descriptions.append(f"{model}: " + describe(rows, "held", "edits recalled", percent))
         ends = part.dropna(subset="held").sort_values("edits").groupby("method", sort=False).tail(1)
         best, worst = (ends.loc[getattr(ends["held"], which)()] for which in ("idxmax", "idxmin"))
         most, least = (
@@ -363,7 +363,7 @@ def capacity_curve(frame: pd.DataFrame) -> go.Figure:
         findings.append(text if best["method"] == worst["method"] else f"{text}, least {least}")
     fig.update_xaxes(title=metric("load", "shared").axis, rangemode="tozero")
     fig.update_yaxes(range=[0, 1.04], tickformat=".0%")
-    fig.update_yaxes(title="edits that hold (%)", col=1)
+    fig.update_yaxes(title="edits recalled (%)", col=1)
     caption = (
         "All edits so far whose new object is the model's answer now. The dotted line is load 1, "
         "one edit a key dimension: more keys than that cannot be independent."

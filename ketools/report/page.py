@@ -1,7 +1,7 @@
 """One HTML page about any set of runs: figures, the numbers behind each, where they come from.
 
-The page opens offline (plotly.js is inside, once) and follows the reader's light or dark setting. Here is what it says;
-page.html.j2 is how it looks, and escapes everything. Runs of several models stand beside each other; seeds of one method
+The page opens offline (plotly.js is inside, once) and follows the reader's light or dark setting. This module holds its text;
+page.html.j2 its layout, which escapes everything. Runs of several models are side by side; seeds of one method
 are a mean and a range.
 """
 
@@ -43,7 +43,7 @@ Models = Mapping[str, Sequence[Group]]
 
 @dataclass(frozen=True)
 class Table:
-    """A table as it is shown: text only. A heading and its explanation on hovering are a pair, ("ES", "") has none."""
+    """A table as shown: text only. A heading and its explanation on hovering are a pair, ("ES", "") has none."""
 
     caption: str
     heads: list[tuple[str, str]]
@@ -59,10 +59,10 @@ def table(
     about: str = "",
     terms: Mapping[str, str] | None = None,
 ) -> Table:
-    """A frame as a Table: the index heads the rows, `show` writes numbers, texts stay.
+    """A frame as a Table: the index heads the rows, `show` writes numbers, texts are kept.
 
     Heads of columns that name a metric have its text on hovering; `terms` has that of heads of columns and rows which
-    do not say so by themselves (head -> text, "": none), `about` that of the caption.
+    do not name one (head -> text, "": none), `about` that of the caption.
     """
     terms = terms or {}  # rows may be headed by names from a facts file, which are not looked up
     heads = [str(name) for name in (frame.index.name or "", *frame.columns)]

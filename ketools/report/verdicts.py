@@ -36,7 +36,7 @@ _ENOUGH = {
     "perplexity_ratio": 0.02,
 }  # fmt: skip
 HELD = 0.9
-"""Share of the edits that a matrix must hold to count as not yet full."""
+"""Share of edits that must be recalled for a matrix to count as not yet full."""
 
 Rows = Mapping[str, Mapping[str, float] | pd.Series]
 """Method -> its metrics: norm_ratio, S, p_at_edit (of the new object, right after its edit), p_natural, downstream_kept; what was not measured may be missing."""
@@ -144,7 +144,7 @@ def _time(rows: Mapping[str, pd.Series]) -> list[Verdict]:
 
 
 def capacity_reached(frame: pd.DataFrame, share: float = HELD) -> list[Verdict]:
-    """Up to what load each method holds `share` of its edits, from `ketools.report.figures.capacity`: a verdict per model.
+    """Up to what load `share` of each method's edits are recalled, from `ketools.report.figures.capacity`: a verdict per model.
 
     values: by method load (the last checkpoint's at which they hold; None: at none), first and then (load of the first
     checkpoint; share held where they first no longer hold; None: they hold to the end). n: independent keys of the matrices.
@@ -256,7 +256,7 @@ def _say_capacity(verdict: Verdict) -> str:
             each.append(f"{title(method)} up to {reached['load']:.2g} (then {reached['then']:.0%})")
     return (
         f"On {verdict.about}, whose edited matrices take {verdict.n:,} independent keys, {verdict.values['share']:.0%} of "
-        f"the edits hold, in edits per key dimension: {listed(each)}."
+        f"the edits are recalled, by load (edits / d_mlp): {listed(each)}."
     )
 
 

@@ -29,7 +29,7 @@ def compare(runs: Sequence[Run], at: int | None = None) -> pd.DataFrame:
     Args:
         runs: from `ketools.runs.records.gather`.
         at: a number of edits at which all of them were measured; None: the last such. A run that ended early, in an update
-            that is not finite, stands as it was at its end if that came before; if it ended in its first batch, without
+            that is not finite, is taken at its end if that came before; if it ended in its first batch, without
             measures.
 
     Returns:
@@ -82,7 +82,7 @@ def comparable(runs: Sequence[Run]) -> None:
 
 
 def _difference(one: Run, two: Run) -> str | None:
-    """Why these two cannot stand in one table; None if they can."""
+    """Why these two cannot share a table; None if they can."""
     a, b = one.settings, two.settings
     if a.get("edits") != b.get("edits"):
         return f"one is of {a.get('edits')} edits, the other of {b.get('edits')}"
@@ -123,7 +123,7 @@ def paired_tests(groups: Sequence[Group], column: str = "end_efficacy_success") 
         A row per model, seed and pair of methods whose runs are complete: model, seed, a, b, the columns of
         `ketools.evaluation.forgetting.mcnemar`, and p_adjusted (Benjamini and Hochberg over all rows: the share of false
         findings among those below a bound is at most that bound). Empty where no two runs have the column. The facts of
-        one run share one model: the test speaks of these runs, seeds tell how far it carries.
+        one run share one model: the test speaks of these runs, seeds show how far it generalises.
     """
     held = [(group, run) for group in groups for run in group.runs if column in run.record.facts]
     rows = []

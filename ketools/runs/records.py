@@ -71,7 +71,7 @@ def title(method: str) -> str:
 
 
 def rank(method: str) -> tuple[int, int]:
-    """Where a method stands among others: in the order of the methods, plain before changed; unknown ones last."""
+    """The rank of a method among others: in the order of the methods, plain before changed; unknown ones last."""
     base, *parts = key(str(method).partition(" (")[0]).split("+")
     known = list(_TITLES)
     return (known.index(base) if base in known else len(known), len(parts))
@@ -139,7 +139,7 @@ def provenance(model: EditableModel, seed: int, method: object | None = None) ->
     """Versions, machine, seed, method with its settings, model with its fingerprint, commit, time (UTC)."""
     anatomy, device = model.anatomy, model.device
     shape = {name: getattr(anatomy, name) for name in ("architecture", "n_layer", "d_model", "d_mlp")}
-    # The processor, without which seconds mean nothing. Linux tells Python nothing better than "x86_64" or "".
+    # The processor, without which seconds mean nothing. Linux gives Python only "x86_64" or "".
     processor = platform.processor()
     if device.type != "cpu" and (named := getattr(torch.get_device_module(device), "get_device_name", None)):
         processor = str(named(device))
@@ -152,7 +152,7 @@ def provenance(model: EditableModel, seed: int, method: object | None = None) ->
         here = Path(__file__).resolve().parent
         return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=20).stdout
 
-    try:  # of the checkout that the package lies in
+    try:  # of the checkout that holds the package
         commit = git("rev-parse", "HEAD").strip()
         checkout = {"commit": commit, "changed": bool(git("status", "--porcelain", "-uno").strip())}
     except (OSError, subprocess.SubprocessError):  # outside one, or without git

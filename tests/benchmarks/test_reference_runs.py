@@ -56,7 +56,7 @@ def test_the_next_unfinished_run_is_started_and_what_is_finished_is_packed(scrip
     assert sorted(path.name for path in results.iterdir() if path.is_dir()) == sorted(script.ran)
     text = (results / "README.md").read_text()
     assert "| pocket | MEMIT | 0 | 86.5 |" in text and "### pocket" in text and "added to MEMIT alone" not in text
-    assert "in edits per key dimension" in text and "1 of 1 pairs" in text
+    assert "by load (edits / d_mlp)" in text and "1 of 1 pairs" in text
     capsys.readouterr()
     assert call("--list") == 0
     listed = capsys.readouterr().out

@@ -140,7 +140,7 @@ def test_mcnemar_pairs_by_id_and_counts_what_it_cannot_pair():
     assert (got["n"], got["excluded"]) == (2, 3)
     with pytest.raises(KetoolsError, match="no scored fact in common"):
         mcnemar(a, method([1.0], ["z"]))
-    with pytest.raises(KetoolsError, match="'a' stands twice in the second"):
+    with pytest.raises(KetoolsError, match="'a' occurs twice in the second"):
         mcnemar(a, method([1, 1], ["a", "a"]))
     with pytest.raises(KetoolsError, match="lacks the columns"):
         mcnemar(a, b, "success")
