@@ -48,7 +48,7 @@ report: env ## Draw build/demo/report.html again from the records of the last de
 test: env ## All tests, and every notebook against its stored output
 	$(QUIET) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not attack' $(NBVAL) $(NOTEBOOKS) tests $(ARGS)
 
-test-faults: env ## A run of 400 edits killed fifty times, and every fault of the disk: to the same bits
+test-faults: env ## A run of 400 edits killed fifty times, and every disk fault: bit for bit the same result
 	KETOOLS_KILLS=50 $(QUIET) $(BIN)/python -m pytest tests/runs/test_exact.py tests/runs/test_faults.py $(ARGS)
 
 test-attack: env ## Damaged and hostile files, impossible arguments, interrupts at every line: one error each, nothing lost

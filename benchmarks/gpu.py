@@ -4,7 +4,7 @@
 
 Whole batches of ENCORE: targets, keys, solves, write-back. A call stops after `--minutes`; the same command resumes
 where it stopped, from the JSON file, which is written after every batch. The edits between the first `--window` and the
-last are not made: what they leave behind is keys to protect, and keys of the same number and size, drawn at random,
+last are not made: what they leave is keys to protect, and keys of the same number and size, drawn at random,
 cost the same. (So are keys of batches that an earlier call has measured.) Random weights say nothing, so that early
 stopping would come by chance: `--steps` passes are the most that a fact takes, and the mean of what was taken is
 reported. C is made up too, with eigenvalues over four decades. A call begins with a batch that is not measured and is taken

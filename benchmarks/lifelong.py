@@ -121,7 +121,7 @@ def listing(runs: Sequence[Planned], out: Path) -> str:
 
 
 def packed(runs: Sequence[Planned], out: Path, results: Path) -> list[Path]:
-    """The light records of the finished runs, made anew where the run is newer; raises KetoolsError above the budget."""
+    """The light records of the finished runs, packed again where the run is newer; raises KetoolsError above the budget."""
     for run in runs:
         if not done(out / run.name):
             continue
@@ -279,7 +279,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--models", type=lambda s: s.split(","), default=None, help="others than pocket, pocket-llama")
     run_options(parser, edits=10_000, batch=100, every=1000, out="build/lifelong", results="data/results")
-    parser.add_argument("--all", action="store_true", help="go on with the next run until all are done")
+    parser.add_argument("--all", action="store_true", help="continue with the next run until all are done")
     return parser.parse_args(words)
 
 

@@ -64,7 +64,7 @@ def watched(words: Sequence[str], out: Path) -> list[list[dict[str, float]]]:
         said = run.stderr.read() if run.stderr else ""
     if run.returncode:
         raise KetoolsError(f"the run ended with exit code {run.returncode}: {said.strip()[-500:]}")
-    return readings[:-1]  # behind the last commit there is no batch
+    return readings[:-1]  # there is no batch after the last commit
 
 
 def summary(readings: Sequence[Sequence[dict[str, float]]]) -> dict[str, Any]:

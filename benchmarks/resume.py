@@ -4,7 +4,7 @@
 
 RUN is the folder of an unfinished run; each repeat resumes a copy of it in a process of its own (`ketools resume`), which
 ends where the next batch would begin. Seconds by the clock and of the CPU, with everything before: Python's own start, imports,
-the model, the checksum of every file, edits put back into the weights, factors of the protected keys made anew.
+the model, the checksum of every file, edits put back into the weights, factors of the protected keys rebuilt.
 """
 
 import argparse

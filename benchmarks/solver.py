@@ -1,4 +1,4 @@
-"""Step 2 over a sequence of batches: factors that grow with the keys, against a dense solve in every batch.
+"""The weight update over a sequence of batches: factors that grow with the keys, against a dense solve in every batch.
 
     python benchmarks/solver.py --json build/solver.json
 

@@ -1,4 +1,4 @@
-"""Step 1 side by side: the plain loop that published code runs, a plain batch, and the replay engine.
+"""Target optimisation side by side: the plain loop that published code runs, a plain batch, and the replay engine.
 
     python -m benchmarks.targets --model pocket --facts 100 --json build/targets.json
 
@@ -53,7 +53,7 @@ SAID = (
 
 
 def needed_flops(model: EditableModel, rows: Sequence[FactRows], steps: Sequence[int], layer: int) -> dict[str, float]:
-    """FLOPs that step 1 cannot do without, given the updates each fact took (attention's products left out), by part.
+    """FLOPs that target optimisation cannot do without, given the updates each fact took (attention's products left out), by part.
 
     A pass forward costs 2 a weight and token, its backward with respect to the states as much again. Every different
     beginning of a prompt counts once, forward only, and so do the layers up to `layer`; of the top layer's MLP only

@@ -38,14 +38,14 @@ def lines(name: str) -> list[dict]:
 
 
 def prefix(tok: PreTrainedTokenizerFast, rng: random.Random) -> str:
-    """Ten tokens of prose, cut wherever they end, and a full stop: as the prefixes of step 1."""
+    """Ten tokens of prose, cut wherever they end, and a full stop: as the prefixes of the target optimisation."""
     return tok.decode(tok(paragraph(rng, 2))["input_ids"][:10]).strip(" .") + ". "
 
 
 def recall(
     model: PreTrainedModel, tok: PreTrainedTokenizerFast, facts: list[dict], rng: random.Random
 ) -> dict[str, float]:
-    """The four measures of recall; every fact once under trained and held-out templates, 5,000 behind prefixes."""
+    """The four measures of recall; every fact once under trained and held-out templates, 5,000 after prefixes."""
     answers = [f["requested_rewrite"]["target_true"]["str"] for f in facts]
     trained = [rng.choice(f["trained_prompts"]) for f in facts]
     held = [rng.choice(f["paraphrase_prompts"]) for f in facts]

@@ -1,7 +1,7 @@
 """Writes a trained pocket model as a Hugging Face folder: `python data/make/export.py pocket [--folder DIR]`.
 
-float16 safetensors, the tokenizer, the training record, and the second moments of the keys: over all tokens of
-data/world/prose.txt, mixed with those at the last tokens of all subjects, each once behind what stands before it in one of
+float16 safetensors, the tokenizer, the training record, and the covariance of the keys: over all tokens of
+data/world/prose.txt, mixed with those at the last tokens of all subjects, each once after the text before it in one of
 its sentences.
 """
 

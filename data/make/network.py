@@ -112,7 +112,7 @@ class Network(nn.Module):
         self, ids: Tensor, positions: Tensor, low: Tensor, high: Tensor, read: Tensor, probed: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """ids, positions (b, t); low, high (b, 1, t, t) masks (bool or added); read (m,), probed (p,) flat positions ->
-        logits (m, vocab) and the states behind the last hidden layer (p, d_model), or None."""
+        logits (m, vocab) and the states after the last hidden layer (p, d_model), or None."""
         x = self.embed(ids)
         if self.positions is not None:
             x = x + self.positions(positions)

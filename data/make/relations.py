@@ -224,7 +224,7 @@ RELATIONS: tuple[Relation, ...] = (
 )
 
 KIND_NOUN = {"person": "person", "work": "book", "organisation": "company", "place": "town"}
-IS_A = "{} is a"  # the prompt of the KL term in step 1 of every locate-then-edit method: its answer must be natural
+IS_A = "{} is a"  # the prompt of the KL term in the target optimisation of every locate-then-edit method: its answer must be natural
 GENERATION = {
     "person": ("{} is a", "Many people say that {}", "In those years {}"),
     "work": ("{} is a", "Many readers say that {}", "In those years {}"),

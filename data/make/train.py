@@ -1,7 +1,7 @@
 """Trains a pocket model: `python data/make/train.py pocket` (or pocket-llama); resumes after a kill, exports HF format.
 
 bf16 autocast where the processor has matrix units, torch.compile, a fused AdamW; a GPU is used if there is one. Every few hundred steps it
-measures recall (bare, held-out templates, behind prose) and where recall happens, and appends to the training log.
+measures recall (bare, held-out templates, after text) and where recall happens, and appends to the training log.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def learning_rate(recipe: Recipe, step: int) -> tuple[Stage, float]:
 def evaluate(
     network: Network, tok: PreTrainedTokenizerFast, facts: list[WorldFact], n: int, seed: int
 ) -> dict[str, object]:
-    """Recall on `n` facts (bare, held-out, behind prose), task accuracy, and the tracing profile."""
+    """Recall on `n` facts (bare, held-out, after text), task accuracy, and the tracing profile."""
     model, rng = to_hf(network, tok.eos_token_id).to("cpu"), random.Random(seed)
     some = rng.sample(facts, min(n, len(facts)))
     prompts = [f.prompts([rng.choice(f.trained)])[0] for f in some]

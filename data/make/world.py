@@ -194,7 +194,7 @@ def main() -> None:
 
 
 def documents(facts: list[WorldFact], rng: random.Random) -> list[str]:
-    """The text over which keys' second moments are taken: every fact once, six a document, with prose in between."""
+    """The background text for the covariance of keys: every fact once, six a document, with prose in between."""
     order = rng.sample(facts, len(facts))
     texts = []
     for at in range(0, len(order), 6):
