@@ -12,30 +12,33 @@ from ketools.editing.update import Protection, least_squares
 from tests.course.test_widgets_explorers import made_up_grid
 
 
-def test_the_written_out_update_is_the_packages():
-    keys, residuals, covariance, past = nb09._problem()
-    protection = Protection(2.0 * covariance + 0.5 * torch.eye(6, dtype=torch.float64))
-    protection.add(past)
-    left, right = least_squares(protection, keys, residuals)
-    torch.testing.assert_close(nb09.closed_form(keys, residuals, covariance, past, 2.0, 0.5), left @ right.T)
+def test_the_small_system_gives_the_packages_update():
+    K1, R, C, Kp = nb09._problem()
+    protection = Protection(2.0 * C + 0.5 * torch.eye(6, dtype=torch.float64))
+    protection.add(Kp)
+    left, right = least_squares(protection, K1, R)
+    A0 = 2.0 * C + 0.5 * torch.eye(6, dtype=torch.float64) + Kp @ Kp.T
+    torch.testing.assert_close(torch.linalg.solve(A0 + K1 @ K1.T, K1 @ R.T).T, left @ right.T)
+
+    def by_cholesky(K1, R, A0):
+        X = torch.cholesky_solve(K1, torch.linalg.cholesky(A0))
+        return R @ torch.linalg.solve(torch.eye(3, dtype=X.dtype) + K1.T @ X, X.T)
+
+    assert nb09.small.check(by_cholesky).startswith("passed")
 
 
-def test_the_dial_turns_over_stored_runs_of_this_very_model_alone(tmp_path, monkeypatch):
+def test_the_dial_turns_over_stored_runs_of_this_very_model_else_of_pocket(tmp_path, monkeypatch):
     monkeypatch.setenv("KETOOLS_DATA", str(tmp_path))
-    lab = SimpleNamespace(
-        mode="quick", model=SimpleNamespace(name="tiny", fingerprint="f" * 64), context=lambda n: f"n = {n}."
-    )
-    live = made_up_grid()
-    grid = live.assign(efficacy=0.25)
-    assert nb09.dial(lab, live, "32 facts").grid["efficacy"].equals(live["efficacy"]), "nothing is stored"
-    about = {"model": {"fingerprint": "f" * 64}, "edits": 1000, "batch": 50, "seed": 3}
-    keep(grid, "tiny", about)
-    view = nb09.dial(lab, live, "32 facts")
-    assert view.grid["efficacy"].eq(0.25).all()
-    assert view.context == "Mode quick, model tiny, n = 1,000 edits in batches of 50, seed 3, stored."
-    keep(grid, "tiny", about | {"model": {"fingerprint": "e" * 64}})
-    other = nb09.dial(lab, live, "32 facts")
-    assert other.grid["efficacy"].equals(live["efficacy"]) and other.context == "n = 32 facts."
+    pocket = SimpleNamespace(name="pocket", fingerprint="p" * 64)
+    monkeypatch.setattr(nb09, "load", lambda name: pocket)
+    lab = SimpleNamespace(mode="quick", model=SimpleNamespace(name="tiny", fingerprint="f" * 64))
+    grid = made_up_grid()
+    about = {"model": {"fingerprint": "p" * 64}, "edits": 1000, "batch": 50, "seed": 3}
+    keep(grid, "pocket", about)
+    other = nb09.dial(lab)
+    assert other.context == "Mode quick, model pocket, n = 1,000 edits in batches of 50, seed 3, stored."
+    keep(grid.assign(efficacy=0.25), "tiny", about | {"model": {"fingerprint": "f" * 64}})
+    assert nb09.dial(lab).grid["efficacy"].eq(0.25).all() and not other.grid["efficacy"].eq(0.25).all()
 
 
 def test_a_table_of_facts_reads_back(tiny_facts):

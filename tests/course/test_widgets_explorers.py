@@ -50,14 +50,22 @@ def test_every_control_drives_the_data_and_the_picture():
 
 def test_the_sentence_names_the_best_pair():
     view = EncoreDial(made_up_grid())
-    assert "best in retention of unedited facts: lambda_n 40, patience all steps" in view.sentence()
+    assert "best where edits hold: lambda_n 40, patience all steps" in view.sentence()
     view.controls["lambda_n"].value, view.controls["patience"].value = 40.0, ALL_STEPS
-    assert "no pair of the grid does better" in view.sentence()
+    assert "no pair whose edits hold does better" in view.sentence()
     view.controls["measure"].value = "steps_mean"
-    assert "best in optimisation steps per fact: lambda_n 0, patience +0" in view.sentence()
+    assert "best where edits hold: lambda_n 0, patience +0" in view.sentence()
     above = EncoreDial(made_up_grid().assign(norm_ratio=lambda grid: 2 * grid["norm_ratio"]))
     above.controls["measure"].value = "norm_ratio"
-    assert "best in norm of the most-changed matrix: lambda_n 0, patience +0" in above.sentence(), "nearest to 1"
+    assert "best where edits hold: lambda_n 0, patience +0" in above.sentence(), "nearest to 1"
+
+
+def test_a_pair_that_writes_nothing_is_best_in_nothing():
+    grid = made_up_grid()
+    corner = (grid["lambda_n"] == 40) & (grid["patience"] == ALL_STEPS)
+    view = EncoreDial(grid.assign(efficacy=grid["efficacy"].where(~corner, 0.08)))
+    view.controls["measure"].value = "same_subject_kept"
+    assert "best where edits hold: lambda_n 40, patience +2" in view.sentence()
 
 
 def test_pairs_that_were_not_run_are_gaps():
@@ -129,7 +137,7 @@ def test_every_control_chooses_rows():
 
 def test_sentence_and_figure_follow():
     view = TraceExplorer(made_up_trace(), context="Mode test, seed 0.")
-    assert "behind layer 2" in view.sentence() and "behind layer 2" in view._sentence.value
+    assert "after layer 2" in view.sentence() and "after layer 2" in view._sentence.value
     assert "Mode test, seed 0." in words(view.figure())["caption"]
     view.controls["layers"].value = (0, 1)
     assert "layer 2" not in view.sentence()

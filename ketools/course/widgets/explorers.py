@@ -22,6 +22,7 @@ MEASURES = (
 )
 """What the map can show."""
 _X, _Y = "efficacy", "unedited_kept"
+_HOLDING = 0.9  # of the grid's highest efficacy
 _ALL = ""  # not None, which a dropdown shows as no choice at all; no fact has an empty id
 _COLUMNS = ("fact", "kind", "layer", "position", "token", "role", "effect", "p", "p_clean", "p_corrupted")
 
@@ -142,17 +143,19 @@ class EncoreDial(View):
         if row is None:
             return f"No run with {at}"
         key = self.controls["measure"].value
-        shown = [metric(k) for k in dict.fromkeys((_X, _Y, "norm_ratio", key)) if k in row]
+        shown = [metric(k) for k in dict.fromkeys((_X, key)) if k in row]
         values = ", ".join(f"{each.label} {each.format(row[each.key])}" for each in shown)
         measure, found = metric(key), self.grid[key]
         good = {"higher": found, "lower": -found, "near 1": -(found - 1).abs()}.get(measure.better)
         if good is None or not found.notna().any():
             return f"{at}: {values}"
-        best = self.grid.loc[good.idxmax()]
+        # What writes nothing breaks nothing: only pairs whose edits hold nearly as well as the best ones' may win.
+        holds = self.grid[_X] >= _HOLDING * self.grid[_X].max()
+        best = self.grid.loc[good[holds].idxmax()]
         if row[key] == best[key]:
-            return f"{at}: {values}; no pair of the grid does better in {measure.label}"
+            return f"{at}: {values}; no pair whose edits hold does better"
         where = f"lambda_n {best['lambda_n']:g}, patience {_steps(int(best['patience']))}"
-        return f"{at}: {values}; best in {measure.label}: {where} ({measure.format(best[key])})"
+        return f"{at}: {values}; best where edits hold: {where} ({measure.format(best[key])})"
 
 
 def _steps(patience: int) -> str:

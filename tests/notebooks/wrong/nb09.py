@@ -4,44 +4,48 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ketools.course.lessons.nb09 import closed_form
+
+def _transposed(K1: Tensor, R: Tensor, A0: Tensor) -> Tensor:
+    return _large(K1, R, A0).T
 
 
-def _forgets_past(
-    keys: Tensor, residuals: Tensor, covariance: Tensor, past: Tensor, lambda_p: float, lambda_n: float
-) -> Tensor:
-    return closed_form(keys, residuals, covariance, past[:, :0], lambda_p, lambda_n)
+def _large(K1: Tensor, R: Tensor, A0: Tensor) -> Tensor:
+    return torch.linalg.solve(A0 + K1 @ K1.T, K1 @ R.T).T
 
 
-def _ones(
-    keys: Tensor, residuals: Tensor, covariance: Tensor, past: Tensor, lambda_p: float, lambda_n: float
-) -> Tensor:
-    a = lambda_p * covariance + lambda_n + past @ past.T + keys @ keys.T  # adds lambda_n to every entry
-    return torch.linalg.solve(a, keys @ residuals.T).T
+def _without_new(K1: Tensor, R: Tensor, A0: Tensor) -> Tensor:
+    return R @ torch.linalg.solve(A0, K1).T
 
 
-def _without_new(
-    keys: Tensor, residuals: Tensor, covariance: Tensor, past: Tensor, lambda_p: float, lambda_n: float
-) -> Tensor:
-    return torch.linalg.solve(lambda_p * covariance + lambda_n * torch.eye(6) + past @ past.T, keys @ residuals.T).T
+def _no_identity(K1: Tensor, R: Tensor, A0: Tensor) -> Tensor:
+    X = torch.linalg.solve(A0, K1)
+    return R @ torch.linalg.solve(K1.T @ X, X.T)
+
+
+def _inverts(K1: Tensor, R: Tensor, A0: Tensor) -> Tensor:
+    X = torch.linalg.inv(A0) @ K1
+    return R @ torch.linalg.solve(torch.eye(K1.shape[1], dtype=K1.dtype) + K1.T @ X, X.T)
 
 
 def _gentlest(grid: pd.DataFrame, least: float) -> pd.Series:
-    return grid.loc[grid["moved"].idxmin()]
+    return grid.loc[grid["same_subject_kept"].idxmax()]
 
 
-def _most_accurate(grid: pd.DataFrame, least: float) -> pd.Series:
-    return grid.loc[grid["accuracy"].idxmax()]
+def _most_effective(grid: pd.DataFrame, least: float) -> pd.Series:
+    return grid.loc[grid["efficacy"].idxmax()]
 
 
+_CHEAP = "no large system with many right-hand sides"
 WRONG = {
-    "Write ENCORE's step 2": [
-        ("leaves the new keys out of A", _without_new, "without past keys and with lambda_n = 0 it is MEMIT's"),
-        ("forgets past keys", _forgets_past, "the gradient vanishes"),
-        ("adds lambda_n to every entry", _ones, "the gradient vanishes"),
+    "Solve the small system": [
+        ("gives the transpose", _transposed, "the update has the matrix's shape"),
+        ("leaves the new keys out of A", _without_new, "the gradient vanishes"),
+        ("forgets the identity: EMMET's update", _no_identity, "the gradient vanishes"),
+        ("solves the large system", _large, _CHEAP),
+        ("inverts A0", _inverts, _CHEAP),
     ],
     "Choose the knobs": [
-        ("takes the smallest change", _gentlest, "enough edits hold"),
-        ("takes the most accurate", _most_accurate, "of these the change is smallest"),
+        ("takes what keeps most", _gentlest, "enough edits hold"),
+        ("takes the most effective", _most_effective, "of these it keeps most"),
     ],
 }
