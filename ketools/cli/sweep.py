@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ketools.cli import common
+from ketools.io import write_atomic, write_json
 
 if TYPE_CHECKING:
     from ketools.models.model import EditableModel
@@ -23,6 +24,7 @@ def sweep(
         int | None, typer.Option(min=1, help="Runs side by side (needs Ray); default: one for each GPU, or core.")
     ] = None,
     show: Annotated[bool, typer.Option("--list", help="List the runs and how far each is; start nothing.")] = False,
+    json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
     """Make a run for every combination of methods, settings, seeds, models or facts, or for a random sample of them.
@@ -33,13 +35,18 @@ def sweep(
     from ketools.runs.grid import Sweep, carry_out
 
     asked = Sweep.read(config, out)
+    if json is not None:
+        common.writable(json, config)
     if quiet:
         common.no_loading_bars()
     if not show:
         with common.notes():
             carry_out(asked, address=address, workers=workers, progress=not quiet)
-    typer.echo(asked.status().to_string(index=False, float_format="{:.3f}".format, na_rep="-"))
+    table = asked.status()
+    typer.echo(table.to_string(index=False, float_format="{:.3f}".format, na_rep="-"))
     typer.echo(f"Sweep: {asked.out}")
+    if json is not None:
+        write_json(json, {"runs": table.to_dict("records")})
 
 
 def reproduce(
@@ -59,6 +66,7 @@ def reproduce(
     set_: common.Settings = None,
     device: common.Device = None,
     dtype: common.Dtype = None,
+    json: common.Json = None,
     yes: common.Yes = False,
     quiet: common.Quiet = False,
 ) -> None:
@@ -68,10 +76,11 @@ def reproduce(
     """
     from ketools.cli import edit
     from ketools.cli.run import execute
-    from ketools.io import write_atomic
     from ketools.runs.config import composed
     from ketools.runs.reproduce import asked, beside
 
+    if json is not None:
+        common.writable(json, model, facts, tasks, text)
     out = out or Path("build/reproduce") / f"{method.replace('+', '-')}-{Path(model).name}"
     path = out / "statistics.safetensors"
     given = os.pathsep.join(map(str, statistics)) if statistics else str(path) if path.is_file() else None
@@ -100,3 +109,5 @@ def reproduce(
     write_atomic(out / "reproduce.csv", table.to_csv(index=False))
     typer.echo(table.to_string(index=False, float_format="{:.2f}".format, na_rep="-"))
     typer.echo(f"Table: {out / 'reproduce.csv'}")
+    if json is not None:
+        write_json(json, {"measures": table.to_dict("records")})
