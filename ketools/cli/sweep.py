@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def sweep(
-    config: Annotated[Path, typer.Argument(help="A TOML file: [run], [grid], and [sample] if you like.")],
+    config: Annotated[Path, typer.Argument(help="A TOML file with the tables run, grid and, optionally, sample.")],
     out: Annotated[Path | None, typer.Option(help="Folder for the sweep, in place of the file's.")] = None,
     address: Annotated[
         str | None, typer.Option(help='A Ray cluster: "auto" or HOST:PORT; its machines must share the folder.')

@@ -19,7 +19,7 @@ MEASURES = (
 )  # fmt: skip
 """What a run is compared by, in the order of the table."""
 _SHARES = ("share_a", "share_b", "p_value")  # of McNemar's test; the rest are counts
-# Before any edit the same model, asked the same, says the same but for the rounding of another machine.
+# Before any edit the same model gives the same answers, up to the rounding of another machine.
 _BEFORE, _ROUNDING = ("p_natural", "perplexity", "downstream_f1"), 1e-3
 
 
@@ -72,7 +72,7 @@ def comparable(runs: Sequence[Run]) -> None:
     """Raises KetoolsError, saying which two runs and why, if runs are not of the same facts and the same panel.
 
     Runs of one seed have to edit the same facts; runs of other seeds as many, and facts of the same relations. All have
-    to ask the rest of the model equally much, and models of one name have to answer the same before any edit.
+    to measure the rest of the model with equally many facts and items, and models of one name have to answer the same before any edit.
     """
     for one, two in combinations(runs, 2):
         if why := _difference(one, two):
@@ -116,7 +116,7 @@ def paired_tests(groups: Sequence[Group], column: str = "end_efficacy_success") 
     """McNemar's exact test between the methods, fact by fact, for each model and seed.
 
     Args:
-        groups: from `ketools.runs.records.arrange`; that they can be compared is the caller's to see to (`comparable`).
+        groups: from `ketools.runs.records.arrange`; the caller checks that they can be compared (`comparable`).
         column: of `RunRecord.facts`, a success of each fact.
 
     Returns:
@@ -164,7 +164,7 @@ def by_method(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _common(runs: Sequence[Run], at: int | None) -> int:
-    """The number of edits at which all runs were measured, those aside that ended early before it."""
+    """The number of edits at which all runs were measured, except those that ended early before it."""
     going = [run for run in runs if not run.collapsed] or [max(runs, key=lambda run: run.edits)]
     if not any(run.edits or not run.collapsed for run in runs):
         return 0  # all of them ended in their first batch

@@ -22,12 +22,12 @@ from ketools.runs.panel import Sizes
 POLICIES = ("last wins", "refuse")
 DTYPES = ("float32", "bfloat16", "float16")
 _WHOLE = ("edits", "batch", "checkpoint_every", "consolidate_every", "replicas")
-_LARGEST_SEED = 2**32 - 1  # numpy takes none below 0; multiples of larger ones leave the 64 bits of torch's generators
+_LARGEST_SEED = 2**32 - 1  # numpy takes none below 0; multiples of larger ones exceed the 64 bits of torch's generators
 _KINDS = {int: "a whole number", bool: "true or false", str: "a text", dict: "a table"}
 
 
 class Settled(FactSet):
-    """Facts without contradictions; `left_out`: how many of those that were given had to go."""
+    """Facts without contradictions; `left_out`: how many of those given were left out."""
 
     __slots__ = ("left_out",)
 
@@ -79,7 +79,7 @@ def settled(facts: FactSet, policy: str = POLICIES[0]) -> FactSet:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A run of `ketools run`. Every field is a key of the TOML file; relative paths are seen from where it is started.
+    """A run of `ketools run`. Every field is a key of the TOML file; relative paths start from the current folder.
 
     model: a pocket model, the folder of a model, or an id of the hub; facts: "world", "real", a data set or a file (None:
     "world" for a model that knows it, else "real"); tasks: "world", a file of items, or names of lm-eval's tasks with
@@ -123,7 +123,7 @@ class RunConfig:
 
     @classmethod
     def made(cls, content: Mapping[str, Any]) -> RunConfig:
-        """The config with these keys. Raises KetoolsError for an unknown key (with the one that was meant), a value of
+        """The config with these keys. Raises KetoolsError for an unknown key (with the likely intended one), a value of
         the wrong type, and a value that is not possible.
         """
         known_keys(content, [each.name for each in fields(cls)], "key")
@@ -190,7 +190,7 @@ def check_seed(seed: int) -> None:
 
 
 def known_keys(content: Mapping[str, Any], known: list[str], what: str) -> None:
-    """Raise KetoolsError for the first key of `content` that is not in `known`, with the one that was meant."""
+    """Raise KetoolsError for the first key of `content` that is not in `known`, with the likely intended one."""
     for name in content:
         if name not in known:
             near = get_close_matches(str(name), known, n=1, cutoff=0.5)

@@ -1,4 +1,4 @@
-"""What a run measures: every batch right after it, and at checkpoints all edits so far and what they should leave alone.
+"""What a run measures: every batch right after it, and at checkpoints all edits so far and what they should not change.
 
 The panel is the second part: facts, tasks and texts that are drawn and asked before the first edit.
 """
@@ -67,7 +67,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Panel:
-    """Facts, items and texts, with what the unedited model made of them.
+    """Facts, items and texts, with the unedited model's results on them.
 
     unedited: facts of subjects that are never edited, answered right before the first edit.
     same_subject: other facts of edited subjects, answered right before the first edit.
@@ -301,7 +301,7 @@ class Panel:
     def measure(
         self, model: EditableModel, past: Collection[Fact], p_edited: float, layers: Collection[int]
     ) -> dict[str, float]:
-        """What became of the rest of the model, relative to before any edit.
+        """The rest of the model, relative to the unedited model.
 
         Args:
             model: the model now.
@@ -310,9 +310,9 @@ class Panel:
             layers: the edited layers.
 
         Returns:
-            unedited_kept, same_subject_kept: shares still right of those right before (same_subject: of the subjects
+            unedited_kept, same_subject_kept: shares still answered correctly of those known before (same_subject: of the subjects
             edited so far); unedited_p: mean P(target_true) of the unedited facts now, lost ones included;
-            downstream_f1 (mean over tasks), downstream_kept (relative to before), f1_TASK; perplexity,
+            downstream_f1 (mean over tasks), downstream_kept (relative to the unedited model), f1_TASK; perplexity,
             perplexity_ratio; norm_ratio (largest ratio of an edited matrix), norm_ratio_unedited (largest of the
             others); p_edited, p_natural, p_ratio. NaN where there is nothing to measure. NAME_asked, NAME_known of
             unedited and same_subject: how many of the panel were asked before the first edit, and how many of them were
@@ -394,7 +394,7 @@ def asked_of(
     """The tasks and texts that a run asks the model: those given, else the model's own as far as `sizes` wants them.
 
     A model that knows the fictional world has that world's; any other has no tasks, and as text what lies in its folder
-    as heldout.txt (ketools.models.smollm2): nothing about the world is asked of a model that never read of it.
+    as heldout.txt (ketools.models.smollm2): a model that never read about the world is not asked about it.
     """
     world = knows_world(model.path or model.known_as)
     if tasks is None:

@@ -1,8 +1,8 @@
 """What a model is made of, how facts read to it, what editing them will cost, and what is wrong: nothing is changed.
 
 `problems` would be refused by an Editor; `warnings` would not, and may make an edit useless. Costs are orders of magnitude,
-for the decision to start: the target optimisation is counted to its last step (early stopping takes part of it), and prompts
-that share their beginning are counted whole.
+enough to decide whether to start: all steps of the target optimisation are counted (early stopping takes fewer), and prompts
+that share a prefix are counted in full.
 """
 
 import os
@@ -144,7 +144,7 @@ def _weight_bytes(model: EditableModel) -> int:
 
 
 def _available(model: EditableModel) -> float | None:
-    """Memory (GiB) of the device that holds the model, free or (CPU) in all; None where it cannot be told."""
+    """Memory (GiB) of the device that holds the model, free or (CPU) in all; None where it is unknown."""
     info = getattr(getattr(torch, model.device.type, None), "mem_get_info", None)
     if info is not None:
         return info(model.device)[0] / _GIB + _weight_bytes(model) / _GIB
