@@ -6,7 +6,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ketools.errors import KetoolsError
-from ketools.evaluation.metrics import duration
+from ketools.evaluation.metrics import duration, figures, metric
 from ketools.io import parsed
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.console import RenderableType
     from rich.table import Table
 
@@ -68,6 +69,25 @@ def grid(rows: Iterable[Sequence[str]], heads: Sequence[str] = (), left: int = 1
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def framed(frame: "pd.DataFrame", left: int = 1) -> "Table":
+    """A frame as a table: its first `left` columns are texts; a column that the glossary names is written as it says."""
+
+    def shown(name: str) -> Callable[[Any], str]:
+        try:
+            return metric(name).format
+        except KetoolsError:  # a setting, or a name of the table's own
+            return figures
+
+    formats = [shown(str(name)) for name in frame.columns]
+    rows = [
+        [value if isinstance(value, str) else show(value) for value, show in zip(row, formats, strict=True)]
+        for row in frame.itertuples(index=False, name=None)
+    ]
+    return grid(
+        rows, ["\n".join(str(name).rsplit("_", 1)) if len(str(name)) > 8 else str(name) for name in frame.columns], left
+    )
 
 
 def show(*parts: "RenderableType") -> None:

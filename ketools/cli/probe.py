@@ -172,8 +172,9 @@ def tune(
         write_atomic(names["layers.csv"], found.layers.to_csv(index=False))
     write_atomic(names["facts.jsonl"], "".join(f"{json_text.dumps(as_record(f), ensure_ascii=False)}\n" for f in left))
     write_atomic(names["settings.toml"], "\n".join(lines) + "\n")
+    ranked = found.trials.sort_values("score", ascending=False, kind="stable")
     common.show(
-        trials_table(found.trials), "", common.grid([(k, json_text.dumps(v)) for k, v in settings.items()], left=2)
+        common.framed(ranked, 0), "", common.grid([(k, json_text.dumps(v)) for k, v in settings.items()], left=2)
     )
     error = 0.5 / len(trial) ** 0.5
     typer.echo(
@@ -188,16 +189,3 @@ def tune(
             "known": len(known),
         }
         write_json(json, content | {"layers": None if found.layers is None else found.layers.to_dict("records")})
-
-
-def trials_table(trials: "pd.DataFrame") -> "Table":
-    """Every trial, those with the highest score first."""
-    from ketools.evaluation.metrics import figures, metric
-
-    formats = {name: metric(name).format for name in ("ES", "PS", "NS")} | {
-        "kept": metric("unedited_kept").format, "score": metric("S").format, "steps": metric("steps_mean").format,
-    }  # fmt: skip
-    order = trials.sort_values("score", ascending=False, kind="stable").to_dict("records")
-    rows = [[formats.get(name, figures)(value) for name, value in row.items()] for row in order]
-    heads = [str(name).replace("_relative", "\nrelative") for name in trials.columns]
-    return common.grid(rows, heads, 0)

@@ -43,7 +43,7 @@ def sweep(
         with common.notes():
             carry_out(asked, address=address, workers=workers, progress=not quiet)
     table = asked.status()
-    typer.echo(table.to_string(index=False, float_format="{:.3f}".format, na_rep="-"))
+    common.show(common.framed(table, 2))
     typer.echo(f"Sweep: {asked.out}")
     if json is not None:
         write_json(json, {"runs": table.to_dict("records")})
@@ -107,7 +107,7 @@ def reproduce(
     record = execute(config, False, yes, quiet, prepare=covariance)
     table = beside(record, config)
     write_atomic(out / "reproduce.csv", table.to_csv(index=False))
-    typer.echo(table.to_string(index=False, float_format="{:.2f}".format, na_rep="-"))
+    common.show(common.framed(table))
     typer.echo(f"Table: {out / 'reproduce.csv'}")
     if json is not None:
         write_json(json, {"measures": table.to_dict("records")})

@@ -396,6 +396,10 @@ def test_stats(home, run, tmp_path):
             out, "--yes", "--quiet", "--layers", "2"), 2
     )  # fmt: skip
     assert "the statistics hold layers [1, 3], not 2" in line and not (tmp_path / "p" / "run.json").exists()
+    model = load(home / "model")
+    assert len(repr(model).splitlines()) == 1 and "d_mlp" in repr(model)
+    editor = Editor(model, "memit", statistics=str(out), layers=[1])
+    assert torch.equal(editor.statistics.layers[1], found.layers[1])
     other = tmp_path / "other.txt"
     other.write_text((home / "text.txt").read_text(encoding="utf-8"), encoding="utf-8")
     assert (
