@@ -138,8 +138,8 @@ def damage_bars(frames: Mapping[str, pd.DataFrame], context: str = "") -> go.Fig
     for (name, share), (colour, pattern) in zip(shares.items(), looks, strict=False):
         values = share.loc[kinds]
         places = [_PROMPTS[kind] for kind in kinds]
-        text = [f"{v:.2f}" for v in values]
-        add_bars(fig, places, values, name, text=text, hover="%{v:.3f}", colour=colour, pattern=pattern)
+        written = [f"{v:.2f}" for v in values]
+        add_bars(fig, places, values, name, text=written, hover="%{v:.3f}", colour=colour, pattern=pattern)
     fig.update_yaxes(title="share with the wanted answer (0 to 1)", range=[0, 1.12])
     fig.update_xaxes(title="kind of prompt (mean over its prompts)").update_layout(barmode="group")
     text = "; ".join(f"{name}: " + ", ".join(f"{_PROMPTS[k]} {s[k]:.2f}" for k in kinds) for name, s in shares.items())
