@@ -135,9 +135,9 @@ def drive(
             start, cpu = time.perf_counter(), time.process_time()
             try:
                 with _each_warning_once(warned):
-                    targets = None if search is None else search(editor, batches[number - 1])
+                    found = {} if search is None else {"targets": search(editor, batches[number - 1])}
                     searched = time.perf_counter() - start
-                    edit = editor.apply(batches[number - 1], bar.update, targets=targets)
+                    edit = editor.apply(batches[number - 1], bar.update, **found)
             except NotFinite as error:
                 if panel is None:
                     raise

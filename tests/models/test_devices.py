@@ -4,7 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_two_devices_give_the_numbers_of_one(trained_gpt2, trained_llama, tiny_tokenizer, tmp_path):
     for name, model in (("gpt2", trained_gpt2), ("llama", trained_llama)):
         model.save_pretrained(tmp_path / name)

@@ -1,11 +1,14 @@
 """Target optimisation over copies of a model: the targets of one process, whatever Ray does with the copies."""
 
+import json
+from contextlib import nullcontext
 from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from benchmarks import replicas
 from ketools.editing.editor import Editor
 from ketools.editing.methods import method as named_method
 from ketools.errors import KetoolsError, NotFinite
@@ -65,12 +68,12 @@ def copies(tiny):  # noqa: F811
 
 
 def test_the_targets_are_those_of_one_process_on_weights_that_have_changed(copies):
-    model, replicas, ray = copies
+    model, spread_over, ray = copies
     facts = small_facts()
     editor = Editor(model, "encore", **FEW)
     editor.apply(facts.sample(3, 1))
     batch = facts[:9]  # two facts a subject, which share a target
-    alone, spread = editor.targets(batch), replicas.targets(editor, batch)
+    alone, spread = editor.targets(batch), spread_over.targets(editor, batch)
     for name in ("z", "h0", "delta_norm", "p_target", "loss"):
         torch.testing.assert_close(getattr(spread, name), getattr(alone, name), rtol=1e-6, atol=1e-6, msg=name)
     assert torch.equal(spread.steps, alone.steps) and torch.equal(spread.known, alone.known)
@@ -80,14 +83,14 @@ def test_the_targets_are_those_of_one_process_on_weights_that_have_changed(copie
 
 
 def test_a_fault_in_a_copy_is_the_users_message(copies, monkeypatch):
-    model, replicas, _ = copies
+    model, spread_over, _ = copies
 
     def breaks(*_, **__):
         raise NotFinite("fact 'born-0': its target is not finite")
 
     monkeypatch.setattr(pool, "compute_targets", breaks)
     with pytest.raises(NotFinite, match="^fact 'born-0'"):
-        replicas.targets(Editor(model, "encore", **FEW), small_facts()[:3])
+        spread_over.targets(Editor(model, "encore", **FEW), small_facts()[:3])
 
 
 @pytest.mark.parametrize(("name", "more"), [("rome", {}), ("ft", {}), ("memit", {"same_subject": "apart"})])
@@ -98,6 +101,18 @@ def test_methods_whose_facts_depend_on_each_other_are_refused(copies, name, more
     pool.check_replicas(named_method("encore"), named_method("encore").settings(copies[0]))
 
 
+def test_the_benchmark_compares_the_two_on_the_same_facts(tiny, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(replicas, "connected", lambda *_: nullcontext(NoRay()))
+    out = tmp_path / "f.json"
+    assert replicas.main(["--model", "tiny", "--facts", "4", "--repeats", "1", "--quiet", "--json", str(out)]) == 0
+    figures = json.loads(out.read_text())
+    assert set(figures["seconds_per_edit"]) == {"one process", "replicas"} and figures["largest_difference_of_z"] < 1e-4
+    assert figures["ratio"] == pytest.approx(
+        figures["seconds_per_edit"]["one process"] / figures["seconds_per_edit"]["replicas"]
+    )
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (the extra ketools[ray])")
 def test_a_run_over_two_replicas_ends_as_the_plain_one(tiny, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setenv("RAY_worker_niceness", "0")

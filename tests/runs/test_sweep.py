@@ -210,6 +210,7 @@ def holder(lock: Path) -> int | None:
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (the extra ketools[ray])")
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="finds the worker to kill through /proc")
 def test_two_workers_one_of_them_killed_give_the_bits_of_the_plain_loop(tiny, tmp_path, monkeypatch):
