@@ -1,17 +1,17 @@
 """Widgets of single lessons: every control drives the data and the picture, from tables that are there already."""
 
-import numpy as np
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
+import torch
 
 from ketools import KetoolsError
 from ketools.course.lessons import nb08, nb11
-from ketools.course.lessons.sequence import Sequence
 from ketools.editing.edit import Edit
 from ketools.evaluation.edits import evaluate
 from ketools.facts.fact import FactSet
-from ketools.models.weights import fresh
-from ketools.norms.spectra import singular_values
+from ketools.plots.style import words
 
 
 def drawn(view):
@@ -19,36 +19,24 @@ def drawn(view):
     return output["data"]["application/vnd.plotly.v1+json"]
 
 
-def test_singular_values_on_the_way_are_those_of_the_sums(tiny_model, lab_of):
-    lab, layer = lab_of(tiny_model), 1
-    shape = tiny_model.weight(layer).shape
-    edits = [Edit({layer: nb_factors(shape, seed)}, {}) for seed in (1, 2)]
-    table = pd.DataFrame({"edits": [0, 0, 3, 3, 6, 6], "layer": [0, 1] * 3, "ratio": 1.0})
-    before = tiny_model.weight(layer).clone()
-    frame = nb08.on_the_way(lab, {"memit": Sequence(tuple(edits), table)}, layer)
-    assert (tiny_model.weight(layer) == before).all() and not tiny_model.edits
-    with fresh(tiny_model):
-        for count, edit in zip((0, 3, 6), (None, *edits)):
-            if edit is not None:
-                edit.apply_to(tiny_model)
-            mine = frame[frame["edits"] == count]["value"].to_numpy()
-            np.testing.assert_allclose(mine, singular_values(tiny_model.weight(layer)).numpy())
-    tops = frame[frame["index"] == 1].set_index("edits")["value"]
-    assert tops.nunique() == 3
+def test_norm_and_loss_of_runs_meet_at_checkpoints():
+    norms = pd.DataFrame(
+        {"edits": [0, 0, 4, 4], "layer": [0, 1] * 2, "edited": [True, False] * 2, "ratio": [1, 1, 2, 9]}
+    )
+    points = pd.DataFrame({"edits": [0, 4], "unedited_kept": [1.0, 0.5]})
+    frame = nb08.norm_and_loss({"memit": SimpleNamespace(norms=norms, checkpoints=points)})
+    assert frame["norm_ratio"].tolist() == [1, 2] and frame["unedited_kept"].tolist() == [1.0, 0.5]
+    said = words(nb08.norm_against_loss(frame, "Mode test."))
+    assert "2.00x and 50%" in said["finding"] and said["caption"].endswith("Mode test.")
 
 
-def nb_factors(shape, seed):
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(size, 1, generator=generator) for size in shape)
-
-
-@pytest.fixture
-def lab_of():
-    from types import SimpleNamespace
-
-    return lambda model: SimpleNamespace(model=model)
+def test_the_packages_norm_is_that_of_the_edited_matrix(tiny_model):
+    layer, shape = 1, tiny_model.weight(1).shape
+    left, right = (torch.randn(size, 1, generator=torch.Generator().manual_seed(1)) for size in shape)
+    want = (tiny_model.weight(layer) + left @ right.T).norm() / tiny_model.weight(layer).norm()
+    lab = SimpleNamespace(model=tiny_model)
+    assert nb08.package_ratio(lab, [Edit({layer: (left, right)}, {})], layer) == pytest.approx(float(want), rel=1e-4)
+    assert not tiny_model.edits
 
 
 def test_every_control_of_the_fact_browser_drives_the_picture(tiny_model, tiny_facts):

@@ -203,7 +203,7 @@ class SpectrumScrubber(View):
 
         Raises KetoolsError for another table, an empty one, several layers, or methods without a row before any edit.
         """
-        self.values = checked(values, "method", "edits", "layer", "index", "value", of="nb08.on_the_way", least=2)
+        self.values = checked(values, "method", "edits", "layer", "index", "value", of="a sequence", least=2)
         if self.values["layer"].nunique() > 1:
             raise KetoolsError("singular values of several layers; give those of one, values[values['layer'] == ...]")
         if (self.values.groupby("method")["edits"].min() > 0).any():

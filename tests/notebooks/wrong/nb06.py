@@ -23,9 +23,9 @@ def _share(before: Sequence[bool], now: Sequence[bool]) -> float:
 
 
 WRONG = {
-    "How much is written over": [
+    "How much is overwritten": [
         ("compares the matrices", _of_matrices, "updates away from the keys do no harm"),
-        ("subtracts the norms", _differences, "without later edits nothing is written over"),
+        ("subtracts the norms", _differences, "without later edits nothing is overwritten"),
     ],
     "What is kept": [
         ("divides two means", _ratio, "facts that became right make up for nothing"),
