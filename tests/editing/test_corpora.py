@@ -104,11 +104,11 @@ def test_published_files_that_do_not_fit(tiny_gpt2, tmp_path):
         with pytest.raises(KetoolsError, match=said):
             import_moments(tiny_gpt2, {0: published(path, c, count, **more)})
     path.write_bytes(b"PK nothing")
-    with pytest.raises(KetoolsError, match="is no .npz"):
+    with pytest.raises(KetoolsError, match="not a covariance"):
         import_moments(tiny_gpt2, {0: path})
     with pytest.raises(KetoolsError, match="gone.npz"):
         import_moments(tiny_gpt2, {0: tmp_path / "gone.npz"})
     with pytest.raises(KetoolsError, match="layers 0 to 3"):
         import_moments(tiny_gpt2, {7: published(path, good)})
-    with pytest.raises(KetoolsError, match="no files"):
+    with pytest.raises(KetoolsError, match="no covariance files"):
         import_moments(tiny_gpt2, {})

@@ -259,7 +259,7 @@ def test_folders_that_can_not_be(server, tmp_path):
 
 def test_a_broken_lock_is_named(server, tmp_path):
     (tmp_path / LOCK).write_text("{", encoding="utf-8")
-    with pytest.raises(KetoolsError, match=r"checksums\.json is broken"):
+    with pytest.raises(KetoolsError, match=r"checksums\.json is damaged"):
         get("open", tmp_path)
 
 
