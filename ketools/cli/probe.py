@@ -64,10 +64,11 @@ def trace(
     _, chosen = choose(traced, traced * float("nan"), range(len(traced) - min(count, len(traced)) + 1), count)
     best = mlp.loc[mlp["mean"].idxmax()]
     interval = f", 95% interval {best['low']:.3f} to {best['high']:.3f}" if n > 1 else ""
+    most = f"recover most around layer {best.name} ({best['mean']:.3f}{interval})"
     common.show(
-        f"\nMean gain in P({target} object) over {n:,} facts; clean {frame['p_clean'].mean():.3f}, corrupted "
+        f"\nMean gain in P({target} object), n {n:,}; clean {frame['p_clean'].mean():.3f}, corrupted "
         f"{frame['p_corrupted'].mean():.3f}.",
-        f"MLPs restored at the subject's last token recover most around layer {best.name} ({best['mean']:.3f}{interval}); "
+        f"MLPs restored at the subject's last token {most if best['low'] > 0 else 'clearly recover the answer in no layer'}; "
         f"neighbouring layers with the largest sum: {','.join(map(str, chosen))}.",
         "Where a fact is recalled says little about where an edit takes; `ketools tune` tries both.",
     )
