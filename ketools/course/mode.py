@@ -141,16 +141,16 @@ def setup(number: str, *, seed: int = 0, model: str = "pocket", **sizes: int) ->
     if (dtype := about.get("dtype")) not in (None, *_DTYPES):
         raise KetoolsError(f"dtype is {dtype!r}; expected one of {', '.join(_DTYPES)}")
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    model = load(near(about["name"]), device=about.get("device") or accelerator, dtype=_DTYPES.get(dtype))
+    loaded = load(near(about["name"]), device=about.get("device") or accelerator, dtype=_DTYPES.get(dtype))
     if "statistics" in about:
-        statistics: Statistics | None = Statistics.load(near(about["statistics"])).of(model, ())
+        statistics: Statistics | None = Statistics.load(near(about["statistics"])).of(loaded, ())
     else:
-        statistics = _beside(model)
+        statistics = _beside(loaded)
     facts = read_facts(near(about["facts"]))
     if odd := sorted(set(full) ^ set(sizes)):
         side = "the notebook's set-up cell" if odd[0] in full else f"[sizes.{number}] of full.toml"
         raise KetoolsError(f"size {odd[0]!r} of notebook {number} is missing in {side}; name it in both")
-    return Lab("full", number, model, facts, SimpleNamespace(**full), seed, statistics, Path(about["facts"]).name)
+    return Lab("full", number, loaded, facts, SimpleNamespace(**full), seed, statistics, Path(about["facts"]).name)
 
 
 def _beside(model: EditableModel) -> Statistics | None:

@@ -317,7 +317,7 @@ def carry_out(
     if address is None and side_by_side > 1 and find_spec("ray") is None:
         if workers is not None:
             warnings.warn(
-                "Ray is not installed: one run after another, in this process (pip install 'ketools[ray]')",
+                "Ray is not installed: one run after another, in this process (pip install '.[ray]' in ketools' folder)",
                 stacklevel=2,
             )
         side_by_side = 1

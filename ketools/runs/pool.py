@@ -1,6 +1,6 @@
 """Ray, the one place that knows it: runs side by side, and the targets of one batch over copies of a model.
 
-Ray is the extra `ketools[ray]`. It is started on this machine and ends with the work, or is a cluster that is there already.
+Ray is the extra `ray`. It is started on this machine and ends with the work, or is a cluster that is there already.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def connected(address: str | None, cpus: int, gpus: float, workers: int) -> Iter
     try:
         ray = import_module("ray")
     except ImportError as error:
-        raise KetoolsError("several workers need Ray, which is not installed: pip install 'ketools[ray]'") from error
+        raise KetoolsError(
+            "several workers need Ray, which is not installed: pip install '.[ray]' in ketools' folder"
+        ) from error
     how: dict[str, Any] = {"address": address}
     if address is None:
         how = {"num_cpus": cpus * workers, "include_dashboard": False, "object_store_memory": _STORE}

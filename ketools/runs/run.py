@@ -135,7 +135,7 @@ def drive(
             start, cpu = time.perf_counter(), time.process_time()
             try:
                 with _each_warning_once(warned):
-                    found = {} if search is None else {"targets": search(editor, batches[number - 1])}
+                    found: dict[str, Any] = {} if search is None else {"targets": search(editor, batches[number - 1])}
                     searched = time.perf_counter() - start
                     edit = editor.apply(batches[number - 1], bar.update, **found)
             except NotFinite as error:
