@@ -1,5 +1,6 @@
 """Sweeps: what a file asks for, run in this process and by Ray's workers, one of them killed: to the bits of the plain loop."""
 
+import json
 import os
 import signal
 import threading
@@ -8,7 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from ketools import cli
 from ketools.errors import KetoolsError
 from ketools.runs.compare import compare
 from ketools.runs.config import RunConfig
@@ -154,6 +157,30 @@ def test_in_this_process_a_sweep_is_the_plain_loop_and_resumes_and_grows(tiny, t
         asked(tmp_path / "s", {"seed": [0]}).begin(1)
     with pytest.raises(KetoolsError, match="holds a run"):
         asked(tmp_path / "plain").begin(1)
+
+
+def test_the_commands_take_a_sweeps_folder(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    measures, settings = (
+        ", ".join(f"{k} = {json.dumps(v)}" for k, v in RUN[name].items()) for name in ("measures", "settings")
+    )
+    text = f'out = "s"\n[run]\nmodel = "tiny"\nedits = 3\nbatch = 3\nmeasures = {{{measures}}}\nsettings = {{{settings}}}\n'
+    (tmp_path / "s.toml").write_text(f'{text}[grid]\nmethod = ["memit", "encore"]\n')
+
+    def ketools(*words):
+        ran = CliRunner().invoke(cli.app, words)
+        assert ran.exit_code == 0, ran.output
+        return ran.output
+
+    assert ketools("sweep", "s.toml", "--list").count("not started") == 2 and not (tmp_path / "s").exists()
+    assert ketools("sweep", "s.toml", "--workers", "1", "--quiet", "--json", "f.json").count("complete") == 2
+    assert [row["edits"] for row in json.loads((tmp_path / "f.json").read_text())["runs"]] == [3, 3]
+    assert ketools("status", "s").count("complete") == 2
+    assert "ENCORE" in ketools("compare", "s")
+    assert "report.html" in ketools("report", "s") and (tmp_path / "s" / "report.html").is_file()
+    (tmp_path / "s.toml").write_text(f'{text}[grid]\nmethod = ["memit"]\n')
+    refused = CliRunner().invoke(cli.app, ["sweep", "s.toml", "--quiet"])
+    assert refused.exit_code == 2 and "method=encore" in refused.output and "Traceback" not in refused.output
 
 
 def test_a_full_disk_stops_one_run_and_not_the_others(tiny, tmp_path):
