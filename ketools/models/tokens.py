@@ -242,7 +242,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[tup
         yield ids[start:n], offsets[start:n]
     if twice:
         warnings.warn(
-            f"a text begins with {tokenizer.bos_token!r}, and the tokenizer puts another one before it: one is left out",
+            f"a text begins with {tokenizer.bos_token!r} and the tokenizer adds another one: only one is kept",
             UserWarning,
             stacklevel=3,
         )
