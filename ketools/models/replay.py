@@ -412,7 +412,7 @@ def tokens_at_once(model: EditableModel, layer: int) -> int:
         return _TOKENS_ON_CPU
     about, above = model.anatomy, model.anatomy.n_layer - 1 - layer
     devices = {model.edits.weight(index).device for index in range(layer, about.n_layer)}
-    free = min((torch.accelerator.get_memory_info(d)[0] for d in devices if d.type != "cpu"), default=0)
+    free = min(torch.accelerator.get_memory_info(d)[0] for d in devices - {torch.device("cpu")} or {model.device})
     one = max(1, above) * (12 * about.d_model + 5 * about.d_mlp) * model.dtype.itemsize
     return int(min(max(_SHARE * free / one, _TOKENS[0]), _TOKENS[1]))
 

@@ -13,6 +13,9 @@ RECIPE = Recipe(SHAPE, (Stage(4, 200, 1.0, 1e-3, 1e-3, rows=2), Stage(6, 400, 0.
 def test_a_stopped_training_ends_with_the_same_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "evaluate", lambda *_: {})
     monkeypatch.setattr(torch, "compile", lambda loss: loss)
+    facts = train.build()
+    corpus = train.Corpus(facts, train.build_tokenizer(facts), RECIPE.seed)  # reading it takes longest, three times
+    monkeypatch.setattr(train, "Corpus", lambda *_: corpus)
     whole = Trainer(RECIPE, tmp_path / "whole")
     whole.run(every=2)
     assert whole.step == 6

@@ -62,7 +62,7 @@ def test_no_verdict_where_the_interval_of_a_share_holds_the_bound():
         points = record.checkpoints.assign(unedited_known=known, unedited_kept=13 / 15)
         given = arrange([Run("a", replace(record, checkpoints=points))])
         finding = words(CHARTS["unedited"].figure(given))["finding"]
-        assert ("get lost" in finding) is told and "survive" not in finding and f"n {known:,}" in finding
+        assert ("are lost" in finding) is told and "survive" not in finding and f"n {known:,}" in finding
 
 
 def test_a_cell_says_of_how_many_seeds_it_is():

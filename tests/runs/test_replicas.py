@@ -113,7 +113,7 @@ def test_the_benchmark_compares_the_two_on_the_same_facts(tiny, tmp_path, monkey
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (the extra ketools[ray])")
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (the extra ray)")
 def test_a_run_over_two_replicas_ends_as_the_plain_one(tiny, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setenv("RAY_worker_niceness", "0")
     models = []

@@ -219,10 +219,10 @@ def test_without_ray_an_address_says_which_extra(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr(pool, "import_module", none)
     monkeypatch.setattr(grid, "find_spec", lambda name: None)
-    with pytest.raises(KetoolsError, match=r"ketools\[ray\]"):
+    with pytest.raises(KetoolsError, match=r"\.\[ray\]"):
         carry_out(asked(tmp_path / "s"), address="auto", progress=False)
     monkeypatch.setattr(grid, "_one_by_one", lambda points, ended, progress: None)
-    with pytest.warns(UserWarning, match=r"ketools\[ray\]"), pytest.raises(KetoolsError, match="12 of 12 runs failed"):
+    with pytest.warns(UserWarning, match=r"\.\[ray\]"), pytest.raises(KetoolsError, match="12 of 12 runs failed"):
         carry_out(asked(tmp_path / "s"), workers=2, progress=False)
 
 
@@ -238,7 +238,7 @@ def holder(lock: Path) -> int | None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (the extra ketools[ray])")
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (the extra ray)")
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="finds the worker to kill through /proc")
 def test_two_workers_one_of_them_killed_give_the_bits_of_the_plain_loop(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_worker_niceness", "0")  # as fast as the test itself

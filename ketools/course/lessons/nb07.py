@@ -70,7 +70,7 @@ def ablation_lines(frame: pd.DataFrame, natural: float, context: str) -> go.Figu
     first, last = frame.iloc[0], frame.iloc[-1]
     said = (
         f"from {first['stopping']} to {last['stopping']} the mean probability goes from {first['p_edited']:.2f} to "
-        f"{last['p_edited']:.2f}, edits that hold from {first['accuracy']:.0%} to {last['accuracy']:.0%}"
+        f"{last['p_edited']:.2f}, efficacy from {first['accuracy']:.0%} to {last['accuracy']:.0%}"
     )
     caption = joined("MEMIT each time, its target optimisation stopped earlier or later.", context)
     return dress(fig, f"Patience buys confidence: {said}", caption, f"Lines over stopping rules: {said}.", 440)

@@ -25,7 +25,7 @@ from ketools.runs.sweep import stored
 Small = Callable[[Tensor, Tensor, Tensor], Tensor]
 Matrices = tuple[Tensor, Tensor, Tensor, Tensor]
 _PANELS = {
-    "accuracy": ("edits that hold", "share (0 to 1)"),
+    "accuracy": ("efficacy", "share (0 to 1)"),
     "beside": ("subjects' other facts right", "share (0 to 1)"),
     "elsewhere": ("unedited facts right", "share (0 to 1)"),
     "moved": ("norm of the change", "||W' - W|| / ||W||"),
