@@ -3,13 +3,13 @@
 import json as json_text
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ketools.cli import common
 from ketools.cli.edit import Model, stored_covariance
-from ketools.io import data_root, knows_world, write_atomic, write_json
+from ketools.io import write_atomic, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,6 +45,7 @@ def trace(
             common.writable(path, model, facts)
     from tqdm.auto import tqdm
 
+    from ketools.editing.methods import ENCORE
     from ketools.facts.reading import facts as read_facts
     from ketools.probing import tracing
     from ketools.probing.layers import choose
@@ -57,7 +58,7 @@ def trace(
             loaded, asked, KINDS, target=target, samples=samples, window=window, seed=seed, progress=bar.update
         )
     means = tracing.average(frame)
-    n, count = frame["fact"].nunique(), count or len(_layers(loaded))
+    n, count = frame["fact"].nunique(), count or len(ENCORE.settings(loaded).layers or ())
     common.show(effects(means))
     mlp = means[(means["kind"] == "mlp") & (means["role"] == "last of the subject")].set_index("layer")
     traced = mlp["mean"].reindex(range(loaded.anatomy.n_layer)).fillna(0.0)
@@ -85,12 +86,6 @@ def trace(
         about = {"model": loaded.name, "facts": f"{n:,}", "seed": str(seed)}
         page = render(f"Causal tracing: {loaded.name}", drawn, models={loaded.name: ()}, sections=sections, facts=about)
         typer.echo(f"Page: {write_atomic(out, page)}")
-
-
-def _layers(model: Any) -> tuple[int, ...]:  # noqa: ANN401 - an EditableModel
-    from ketools.editing.methods import ENCORE
-
-    return ENCORE.settings(model).layers or ()
 
 
 def effects(means: "pd.DataFrame") -> "Table":
@@ -127,9 +122,9 @@ def tune(
     """
     if json is not None:
         common.writable(json, model, facts, *(statistics or ()))
-    from ketools.facts.fact import FactSet
     from ketools.facts.layouts import as_record
     from ketools.facts.reading import facts as read_facts
+    from ketools.facts.reading import own_facts
     from ketools.runs.config import RunConfig, composed, settled
     from ketools.runs.tune import split
     from ketools.runs.tune import tune as choose
@@ -143,9 +138,7 @@ def tune(
         given = settled(read_facts(facts))
         loaded = common.load_model(model, device, dtype)
         covariance = stored_covariance(loaded, statistics) if way.needs_statistics else None
-        source = "world" if knows_world(model) else "real"
-        others = read_facts(source) if (data_root() / source).is_dir() else FactSet([])
-        trial, known, left = split(loaded, given, others, size, seed)
+        trial, known, left = split(loaded, given, own_facts(model), size, seed)
         typer.echo(
             f"{len(trial)} facts to edit on trial, {len(known)} known facts that are to stay, {len(left)} untouched"
         )

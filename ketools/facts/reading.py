@@ -16,7 +16,7 @@ from ketools.errors import KetoolsError
 from ketools.facts.fact import Fact, FactError, FactSet, problems, short
 from ketools.facts.fetch import SOURCES, local
 from ketools.facts.layouts import ALIASES, COLUMNS, convert, frames_of, from_cells, layout_of
-from ketools.io import data_root, expanded, read_bytes
+from ketools.io import data_root, expanded, knows_world, read_bytes
 
 Record = dict[str, Any]
 _FORMATS = "expected .jsonl, .json or .csv, each also followed by .gz"
@@ -56,6 +56,12 @@ def facts(source: str | Path) -> FactSet:
     if not found:
         raise KetoolsError(f"{path} is empty: no facts in it; expected one record a line (.jsonl) or a list (.json)")
     return FactSet(found)
+
+
+def own_facts(model: str | Path) -> FactSet:
+    """Those of "world" or "real", whichever the model of this name or path knows; none where that set is not installed."""
+    source = "world" if knows_world(model) else "real"
+    return facts(source) if (data_root() / source).is_dir() else FactSet([])
 
 
 def source_path(source: str | Path) -> Path:

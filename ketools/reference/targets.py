@@ -175,6 +175,7 @@ class Rows(NamedTuple):
 
 
 def token_rows(model: EditableModel, fact: Fact, contexts: Sequence[str]) -> Rows:
+    """`fact` behind each of `contexts`, as tokens."""
     target = model.tokenizer(tail(fact.text, fact.target_new, fact.glue), add_special_tokens=False)["input_ids"]
     texts = [
         (fact.opening + context + fact.question + fact.closing, len(context) + fact.subject_span[1])

@@ -288,7 +288,7 @@ def pairs(groups: Sequence[Group]) -> dict[str, Any]:
     shown = shown.astype({"seed": str, "model": str})
     shown = shown.rename(columns={"b": "and"} | {name: each.label for name, each in counted.items()})
     caption = (
-        "Edits that hold at the end with one method and not with the other: McNemar's exact test, p adjusted over all rows "
+        "Edits recalled at the end with one method and not with the other: McNemar's exact test, p adjusted over all rows "
         "(Benjamini and Hochberg)"
     )
     return {"verdict": verdict, "table": table(shown, caption, terms={m.label: m.text() for m in counted.values()})}

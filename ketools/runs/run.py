@@ -29,7 +29,8 @@ from ketools.evaluation.downstream import load_heldout, tasks_named
 from ketools.evaluation.edits import evaluate, unscorable
 from ketools.facts.fact import Fact, FactSet
 from ketools.facts.reading import facts as read_facts
-from ketools.io import data_root, knows_world, write_atomic
+from ketools.facts.reading import own_facts
+from ketools.io import write_atomic
 from ketools.models.model import EditableModel, load
 from ketools.models.tokens import in_chat
 from ketools.runs.config import RunConfig, check_seed, composed, settled
@@ -447,13 +448,13 @@ def edit_facts(
         "sizes": plain(EDIT_SIZES),
         "statistics": plain(statistics.provenance if statistics is not None else None),
     }
-    source = "world" if knows_world(model.path or model.known_as) else "real"
-    others = read_facts(source) if (data_root() / source).is_dir() else FactSet([])
     with store.locked():
         done = begin(store, settings, provenance(model, seed, method))
         with _says_what_is_kept(store, method, len(facts)):
             before = evaluate(model, facts)
-            panel = Panel.take(model, others, facts, sizes=EDIT_SIZES, seed=seed, texts=texts)
+            panel = Panel.take(
+                model, own_facts(model.path or model.known_as), facts, sizes=EDIT_SIZES, seed=seed, texts=texts
+            )
             drive(
                 model, method, facts, store, done, batch=batch, seed=seed, statistics=statistics, overrides=overrides,
                 panel=panel, checkpoint_every=len(facts), progress=progress,
