@@ -210,7 +210,7 @@ class EditStack(Sequence["Edit"]):
         weight = self.weight(layer)
         precise = torch.float64 if weight.device.type != "mps" else torch.float32  # mps has no float64
         delta = left.to(weight.device, precise) @ right.to(weight.device, precise).T
-        wanted = weight.to(precise).add_(delta)
+        wanted = weight.to(precise, copy=True).add_(delta)
         if not wanted.to(weight.dtype).isfinite().all():
             raise NotFinite(
                 f"the sum of layer {layer} and the edit is not finite in {weight.dtype}; nothing was changed"

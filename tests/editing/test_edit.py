@@ -1,5 +1,6 @@
 """Edits as objects: what they say about themselves, their files, and how they come out of the middle of a stack."""
 
+import copy
 import json
 import pickle
 
@@ -164,6 +165,17 @@ def test_rounding_is_what_the_type_takes(tiny_gpt2, dtype, tmp_path):
         assert lost > 0
     assert Edit.load(edit.save(tmp_path / "e"), model).record == edit.record
     model.edits.pop()
+    assert same(before, bits(model))
+
+
+def test_a_model_in_float64_gets_the_sum_itself(tiny_gpt2):
+    model = load(copy.deepcopy(tiny_gpt2.model), tokenizer=tiny_gpt2.tokenizer, dtype=torch.float64)
+    edit, before = made(model, [0, 2]), bits(model)
+    edit.apply_to(model)
+    for i in (0, 2):
+        assert torch.equal(model.weight(i), before[i] + edit.delta(i)), i
+    assert edit.record["rounding"] == {0: 0.0, 2: 0.0}
+    edit.remove(model)
     assert same(before, bits(model))
 
 
