@@ -10,6 +10,7 @@ from ketools.course.lessons.keys import moved
 from ketools.editing.update import Protection, least_squares, null_space
 from ketools.norms.drift import KeyBasis
 from ketools.plots.style import words
+from ketools.reference.update import memit
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def test_trade_off_is_the_closed_form_measured(given):
     unit = covariance.trace() / len(covariance)
     forms = {trades.C_LINE: covariance, trades.FLAT_LINE: unit * torch.eye(12, dtype=torch.float64)}
     for row in trades.trade_off(keys, residuals, weight, covariance, [0.2, 7.0]).itertuples():
-        delta = nb04.closed_form(keys, residuals, forms[row.line], row.dial)
+        delta = memit(forms[row.line], keys, residuals, row.dial)
         assert math.isclose(row.missed, float((delta @ keys - residuals).norm() / residuals.norm()), rel_tol=1e-9)
         assert math.isclose(row.moved, moved(delta, weight, covariance), rel_tol=1e-9)
 
@@ -38,7 +39,7 @@ def test_trade_off_is_the_closed_form_measured(given):
 def test_closed_forms_are_the_packages(given, basis):
     keys, residuals, _, covariance = given
     left, right = least_squares(Protection(3.0 * covariance), keys, residuals)
-    assert torch.allclose(left @ right.T, nb04.closed_form(keys, residuals, covariance, 3.0))
+    assert torch.allclose(left @ right.T, memit(covariance, keys, residuals, 3.0))
     left, right = least_squares(Protection(covariance), keys, residuals, 0.0)
     assert torch.allclose(left @ right.T, nb05.exact_update(keys, residuals, covariance))
     u = null_space(covariance, basis.threshold)
@@ -57,7 +58,7 @@ def test_null_trade_off_moves_nothing_that_is_protected(given, basis):
 
 def test_an_update_as_an_edit_is_the_same_update(given):
     keys, residuals, _, covariance = given
-    delta = nb04.closed_form(keys, residuals, covariance, 1.0)
+    delta = memit(covariance, keys, residuals, 1.0)
     assert torch.allclose(nb04.as_edit(2, delta, 3).delta(2), delta, atol=1e-5)
 
 
@@ -77,10 +78,3 @@ def test_dials_turn_over_their_whole_range(given, basis):
     assert priced["dial"].min() == pytest.approx(2e-4) and priced["dial"].max() == pytest.approx(2e3)
     assert basis.null in set(ruled["dial"]) and ruled["dial"].max() == len(covariance)
     assert priced["missed"].is_monotonic_increasing and ruled["missed"].is_monotonic_decreasing
-
-
-def test_what_c_charges_for_an_update():
-    covariance = torch.diag(torch.tensor([0.0, 1.0, 2.0, 3.0], dtype=torch.float64))
-    assert nb04.price(torch.eye(4, dtype=torch.float64), covariance) == pytest.approx(1.0)
-    assert nb04.price(torch.tensor([[5.0, 0.0, 0.0, 0.0]], dtype=torch.float64), covariance) == 0.0
-    assert nb04.price(torch.tensor([[0.0, 0.0, 0.0, 0.1]], dtype=torch.float64), covariance) == pytest.approx(2.0)

@@ -1,6 +1,6 @@
-"""Notebook 04: the batch's keys, two facts in one key, layers that share the work, exercises."""
+"""Notebook 04: a matrix as an edit, two facts in one key, exercises."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,57 +10,23 @@ import torch
 from torch import Tensor
 
 from ketools.course.claims import Exercise, Property
-from ketools.course.lessons.keys import key_of, moved
+from ketools.course.lessons.keys import key_of
 from ketools.course.lessons.trades import FLAT_LINE, trade_lines
 from ketools.course.mode import Lab
 from ketools.editing.edit import Edit
 from ketools.editing.editor import Editor
 from ketools.editing.targets import Targets
-from ketools.evaluation.downstream import perplexity
-from ketools.evaluation.edits import evaluate
 from ketools.evaluation.metrics import times
 from ketools.facts.fact import Fact, FactSet
-from ketools.models.weights import edited
 from ketools.probing.recall import answers
 
 Closed = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-_SHOWN = {
-    "efficacy_accuracy": "says_new", "paraphrase_accuracy": "paraphrases", "neighbourhood_accuracy": "neighbours",
-    "p_new": "p_new",
-}  # fmt: skip
-
-
-def keys_of_facts(lab: Lab, facts: Sequence[Fact], layer: int) -> Tensor:
-    """K1 (d_mlp, n) float64: the keys of `layer` at the subjects' last tokens, in the bare prompts."""
-    return torch.stack([key_of(lab.model, fact, layer) for fact in facts], dim=1)
-
-
-def keys_and_residuals(lab: Lab, editor: Editor, facts: Sequence[Fact]) -> tuple[Tensor, Tensor]:
-    """K1 (d_mlp, n), bare prompts' keys, and R = Z - H (d_model, n), both float64, at the editor's last layer."""
-    found = editor.targets(facts)
-    return keys_of_facts(lab, facts, editor.layers[-1]), (found.z - found.h0).double().T
-
-
-def closed_form(keys: Tensor, residuals: Tensor, covariance: Tensor, weight: float) -> Tensor:
-    """Delta (d_model, d_mlp) that minimises ||Delta K1 - R||^2 + weight tr(Delta C Delta^T).
-
-    keys K1 (d_mlp, n), residuals R (d_model, n), covariance C (d_mlp, d_mlp); all float64.
-    """
-    a = weight * covariance + keys @ keys.T
-    return torch.linalg.solve(a, keys @ residuals.T).T
 
 
 def as_edit(layer: int, delta: Tensor, rank: int) -> Edit:
     """Delta (d_model, d_mlp) of at most `rank` as an Edit of `layer`."""
     u, s, v = torch.linalg.svd(delta, full_matrices=False)
-    return Edit({layer: ((u * s)[:, :rank].float(), v[:rank].T.float().contiguous())}, {"method": "by hand"})
-
-
-def cosines(keys: Tensor, covariance: Tensor | None = None) -> Tensor:
-    """Cosines (n, n) of the keys (d_mlp, n); with C in the geometry of C^-1, k_i^T C^-1 k_j over the lengths there."""
-    gram = keys.T @ (keys if covariance is None else torch.linalg.solve(covariance, keys))
-    length = gram.diagonal().sqrt()
-    return gram / length / length[:, None]
+    return Edit({layer: ((u * s)[:, :rank].float(), v[:rank].T.float().contiguous())}, {"method": "manual"})
 
 
 def bargain(frame: pd.DataFrame, chosen: float, context: str) -> go.Figure:
@@ -76,21 +42,6 @@ def bargain(frame: pd.DataFrame, chosen: float, context: str) -> go.Figure:
     finding = f"Facts written equally well: without the covariance prose moves {times(far / near)} as far"
     caption = "Each point a weight lambda, small ones on the right."
     return trade_lines(frame, finding, context, stars=at, caption=caption)
-
-
-def outcome(lab: Lab, edits: Mapping[str, Edit | None], facts: Sequence[Fact], texts: Sequence[str]) -> pd.DataFrame:
-    """What the model says of `facts` with each edit in its weights (None: unedited); a row an edit.
-
-    Columns: edit; says_new, paraphrases, neighbours (shares of prompts answered as wanted), p_new (mean probability of
-    the new object after the prompt), perplexity (of `texts`, if any). The weights are as before when this returns.
-    """
-    rows = []
-    for name, edit in edits.items():
-        with edited(lab.model, *([] if edit is None else [edit])):
-            found = evaluate(lab.model, facts, neighbours=2, two_hop=0, locality=0).mean(numeric_only=True)
-            rows.append({new: found[old] for old, new in _SHOWN.items()})
-            rows[-1] |= {"edit": name} | ({"perplexity": perplexity(lab.model, texts)} if texts else {})
-    return pd.DataFrame(rows).set_index("edit")
 
 
 def pairs(lab: Lab, n: int) -> FactSet:
@@ -126,27 +77,6 @@ def together(lab: Lab, two: FactSet, editor: Editor, targets: Targets | None = N
     return pd.DataFrame(rows)
 
 
-def by_layer(lab: Lab, editor: Editor, edits: Mapping[str, Edit]) -> pd.DataFrame:
-    """Size of the updates by layer. Columns: edit, layer, norm (over that of the unedited matrix), moved (prose)."""
-    assert editor.statistics is not None
-    rows = []
-    for name, edit in edits.items():
-        for layer, norm in edit.norms().items():
-            weight, c = lab.model.weight(layer).double().cpu(), editor.statistics.layers[layer].cpu()
-            far = moved(edit.delta(layer), weight, c)
-            rows.append({"edit": name, "layer": layer, "norm": norm / float(weight.norm()), "moved": far})
-    return pd.DataFrame(rows)
-
-
-def price(delta: Tensor, covariance: Tensor) -> float:
-    """What C (d_mlp, d_mlp) charges for Delta (d_model, d_mlp), tr(Delta C Delta^T), by what it charges on average.
-
-    1 for an update of the same norm whose directions are drawn at random; 0 where C is empty.
-    """
-    average = covariance.trace() / len(covariance) * delta.square().sum()
-    return float(((delta @ covariance) * delta).sum() / average)
-
-
 def problem(seed: int = 0, d_model: int = 4, d_mlp: int = 9, n: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     """Random K1 (d_mlp, n), R (d_model, n) and a C (d_mlp, d_mlp) that is far from the identity; float64."""
     generator = torch.Generator().manual_seed(seed)
@@ -158,19 +88,20 @@ def problem(seed: int = 0, d_model: int = 4, d_mlp: int = 9, n: int = 3) -> tupl
 
 def _shape(answer: Closed, editor: Editor, facts: Sequence[Fact]) -> bool:
     keys, residuals, covariance = problem()
-    return answer(keys, residuals, covariance, 2.0).shape == (len(residuals), len(keys))
+    return answer(keys, residuals, torch.linalg.solve(covariance, keys), 2.0).shape == (len(residuals), len(keys))
 
 
 def _free(answer: Closed, editor: Editor, facts: Sequence[Fact]) -> bool:
     keys, residuals, covariance = problem()
-    return torch.allclose(answer(keys, residuals, covariance, 1e-9) @ keys, residuals, atol=1e-5)
+    delta = answer(keys, residuals, torch.linalg.solve(covariance, keys), 1e-9)
+    return torch.allclose(delta @ keys, residuals, atol=1e-5)
 
 
 def _flat(answer: Closed, editor: Editor, facts: Sequence[Fact]) -> bool:
-    for weight in (0.3, 5.0):
+    for lambda_p in (0.3, 5.0):
         keys, residuals, covariance = problem(1)
-        delta = answer(keys, residuals, covariance, weight)
-        slope = (delta @ keys - residuals) @ keys.T + weight * delta @ covariance
+        delta = answer(keys, residuals, torch.linalg.solve(covariance, keys), lambda_p)
+        slope = (delta @ keys - residuals) @ keys.T + lambda_p * delta @ covariance
         if slope.norm() > 1e-8 * (residuals @ keys.T).norm():
             return False
     return True
@@ -179,37 +110,36 @@ def _flat(answer: Closed, editor: Editor, facts: Sequence[Fact]) -> bool:
 def _packages(answer: Closed, editor: Editor, facts: Sequence[Fact]) -> bool:
     assert editor.statistics is not None
     (layer,), model = editor.layers, editor.model
-    found = editor.targets(facts)
-    edit = editor.apply(facts)
+    targets = editor.targets(facts)
+    edit = editor.apply(facts, targets=targets)
     editor.undo()
     keys = torch.stack([key_of(model, fact, layer) for fact in facts], dim=1)
-    c, residuals = editor.statistics.layers[layer].cpu(), (found.z - found.h0).double().T
-    want, delta = edit.delta(layer), answer(keys, residuals, c, editor.hyper.value("lambda_p", len(c)))
-    return float((delta - want).norm() / want.norm()) < 1e-3
+    c, residuals = editor.statistics.layers[layer].cpu(), (targets.z - targets.h0).double().cpu().T
+    lambda_p, want = editor.hyper.value("lambda_p", len(c)), edit.delta(layer)
+    return float((answer(keys, residuals, torch.linalg.solve(c, keys), lambda_p) - want).norm() / want.norm()) < 1e-3
 
 
 many = Exercise(
-    "Write many facts at once",
-    "medium",
-    15,
+    "Invert n by n",
+    "hard",
+    20,
     properties=(
         Property(
             "the update has the matrix's shape",
             _shape,
-            "Delta is added to W, hence (d, d_mlp). torch.linalg.solve(A, B) gives A^-1 B; A is symmetric, so that "
-            "B^T A^-1 is the transpose of it.",
+            "Delta is added to W, hence (d_model, d_mlp): R times something (n, n) times X^T.",
         ),
         Property(
             "with nearly no protection every fact is written",
             _free,
-            "With lambda near 0 only the fit is left, and Delta K1 = R. Are the n facts solved for together? A sum of n "
+            "With lambda_p near 0 only the fit is left, and Delta K1 = R. Are the n facts solved for together? A sum of n "
             "single updates writes into keys that overlap more than once.",
         ),
         Property(
             "the gradient is zero there",
             _flat,
-            "The gradient (Delta K1 - R) K1^T + lambda Delta C is not zero at your Delta. Solve it for Delta: what "
-            "multiplies Delta is lambda C + K1 K1^T, what stands alone is R K1^T.",
+            "The gradient (Delta K1 - R) K1^T + lambda_p Delta C is not zero at your Delta. With Delta = M X^T it is "
+            "(M (lambda_p I + K1^T X) - R) K1^T.",
         ),
         Property(
             "the package writes the same",
@@ -222,7 +152,7 @@ many = Exercise(
 Asked = Callable[[float, Sequence[float]], Sequence[float]]
 
 
-def _behind(answer: Asked) -> bool:
+def _passed_on(answer: Asked) -> bool:
     found = np.asarray(answer(12.0, [0.5, 0.5, 1.0]), dtype=float)
     return len(found) == 3 and np.allclose(found, [4.0, 5.0, 7.5])
 
@@ -244,7 +174,7 @@ asked = Exercise(
         ),
         Property(
             "what a layer leaves undone falls to those above",
-            _behind,
+            _passed_on,
             "Take off what was delivered, not what was asked for, and divide what is then left by the layers to come: "
             "the model is read anew before each layer.",
         ),

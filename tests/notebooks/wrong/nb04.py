@@ -5,23 +5,30 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ketools.course.lessons.nb04 import closed_form
+
+def _closed(keys: Tensor, residuals: Tensor, x: Tensor, lambda_p: float) -> Tensor:
+    inner = lambda_p * torch.eye(keys.shape[1], dtype=keys.dtype) + keys.T @ x
+    return torch.linalg.solve(inner, residuals.T).T @ x.T
 
 
-def _transposed(keys: Tensor, residuals: Tensor, covariance: Tensor, weight: float) -> Tensor:
-    return closed_form(keys, residuals, covariance, weight).T
+def _transposed(keys: Tensor, residuals: Tensor, x: Tensor, lambda_p: float) -> Tensor:
+    return _closed(keys, residuals, x, lambda_p).T
 
 
-def _unprotected(keys: Tensor, residuals: Tensor, covariance: Tensor, weight: float) -> Tensor:
+def _unweighted(keys: Tensor, residuals: Tensor, x: Tensor, lambda_p: float) -> Tensor:
+    return _closed(keys, residuals, x, 1.0)
+
+
+def _unprotected(keys: Tensor, residuals: Tensor, x: Tensor, lambda_p: float) -> Tensor:
     return residuals @ torch.linalg.pinv(keys)
 
 
-def _ridge(keys: Tensor, residuals: Tensor, covariance: Tensor, weight: float) -> Tensor:
-    return closed_form(keys, residuals, torch.eye(len(keys), dtype=keys.dtype), weight)
+def _ridge(keys: Tensor, residuals: Tensor, x: Tensor, lambda_p: float) -> Tensor:
+    return _closed(keys, residuals, keys, lambda_p)
 
 
-def _alone(keys: Tensor, residuals: Tensor, covariance: Tensor, weight: float) -> Tensor:
-    one = [closed_form(keys[:, [i]], residuals[:, [i]], covariance, weight) for i in range(keys.shape[1])]
+def _alone(keys: Tensor, residuals: Tensor, x: Tensor, lambda_p: float) -> Tensor:
+    one = [_closed(keys[:, [i]], residuals[:, [i]], x[:, [i]], lambda_p) for i in range(keys.shape[1])]
     return torch.stack(one).sum(0)
 
 
@@ -38,11 +45,12 @@ def _same_divisor(total: float, delivered: Sequence[float]) -> list[float]:
 
 
 WRONG = {
-    "Write many facts at once": [
+    "Invert n by n": [
         ("gives the transpose", _transposed, "the update has the matrix's shape"),
         ("adds up single updates", _alone, "with nearly no protection every fact is written"),
+        ("leaves lambda_p out", _unweighted, "with nearly no protection every fact is written"),
         ("protects nothing", _unprotected, "the gradient is zero there"),
-        ("takes the identity for the covariance", _ridge, "the gradient is zero there"),
+        ("takes the keys for X", _ridge, "the gradient is zero there"),
     ],
     "Share the work among layers": [
         ("shares out once and for all", _once, "what a layer leaves undone falls to those above"),
