@@ -17,7 +17,8 @@ from ketools.editing.edit import Edit
 from ketools.editing.editor import Editor
 from ketools.editing.methods import Method
 from ketools.editing.targets import Targets
-from ketools.evaluation.edits import recall
+from ketools.evaluation.downstream import perplexity
+from ketools.evaluation.edits import evaluate, recall
 from ketools.evaluation.metrics import percent
 from ketools.facts.fact import Fact
 from ketools.models.weights import edited
@@ -28,6 +29,32 @@ from ketools.plots.style import NEUTRAL, OKABE_ITO, Style, dress, joined
 Exact = Callable[[Tensor, Tensor, Tensor], Tensor]
 Project = Callable[[Tensor, float], Tensor]
 _POINTS = 160  # of a line over all directions
+
+
+_SHOWN = {
+    "efficacy_accuracy": "says_new", "paraphrase_accuracy": "paraphrases", "neighbourhood_accuracy": "neighbours",
+    "p_new": "p_new",
+}  # fmt: skip
+
+
+def keys_of_facts(lab: Lab, facts: Sequence[Fact], layer: int) -> Tensor:
+    """K1 (d_mlp, n) float64: the keys of `layer` at the subjects' last tokens, in the bare prompts."""
+    return torch.stack([key_of(lab.model, fact, layer) for fact in facts], dim=1)
+
+
+def outcome(lab: Lab, edits: Mapping[str, Edit | None], facts: Sequence[Fact], texts: Sequence[str]) -> pd.DataFrame:
+    """What the model says of `facts` with each edit in its weights (None: unedited); a row an edit.
+
+    Columns: edit; says_new, paraphrases, neighbours (shares of prompts answered as wanted), p_new (mean probability of
+    the new object after the prompt), perplexity (of `texts`, if any). The weights are as before when this returns.
+    """
+    rows = []
+    for name, edit in edits.items():
+        with edited(lab.model, *([] if edit is None else [edit])):
+            found = evaluate(lab.model, facts, neighbours=2, two_hop=0, locality=0).mean(numeric_only=True)
+            rows.append({new: found[old] for old, new in _SHOWN.items()})
+            rows[-1] |= {"edit": name} | ({"perplexity": perplexity(lab.model, texts)} if texts else {})
+    return pd.DataFrame(rows).set_index("edit")
 
 
 def same_targets(
