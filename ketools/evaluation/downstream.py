@@ -45,7 +45,6 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
 }  # fmt: skip
 _TABLES = (".jsonl", ".jsonl.gz", ".yaml", ".yml")
 _LARGEST = 700.0  # nats a token: beyond it exp overflows
-_RESAMPLES = 2000
 
 
 def load_tasks(path: str | Path | None = None, split: str = "test") -> pd.DataFrame:
@@ -166,8 +165,7 @@ def downstream(
 
     Returns:
         A row per task, by name: task, n, accuracy, f1 (weighted over the answers' classes, scikit-learn). The class
-        of an item is the text of its right choice, so that a task whose choices are shuffled keeps its classes. low, high:
-        95% bootstrap interval of f1 over the items (percentile).
+        of an item is the text of its right choice, so that a task whose choices are shuffled keeps its classes.
 
     Raises:
         KetoolsError: two choices of an item are the same.
@@ -184,25 +182,8 @@ def downstream(
         gold, answered = group["gold"], group["answered"]
         row = {"task": str(task), "n": len(group), "accuracy": float(accuracy_score(gold, answered))}
         row["f1"] = float(f1_score(gold, answered, average="weighted", zero_division=0.0))
-        row["low"], row["high"] = f1_interval(gold, answered, seed)
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def f1_interval(gold: pd.Series, answered: pd.Series, seed: int, level: float = 0.95) -> tuple[float, float]:
-    """Bootstrap interval over items (percentile) of the weighted F1 of `answered` against `gold`."""
-    # Items with the same right choice and the same answer are the same to F1: a draw of items is a draw of how often each
-    # such pair comes. There are as many as items at most; of classes there may be hundreds, and of their squares too many.
-    pairs = pd.DataFrame({"gold": gold.to_numpy(), "answered": answered.to_numpy()}).value_counts(sort=False)
-    count, n = pairs.to_numpy(), len(gold)
-    drawn = np.random.default_rng(seed).multinomial(n, count / n, _RESAMPLES).astype(float)  # (draws, pairs)
-    right, answer = (pairs.index.get_level_values(name).to_numpy() for name in ("gold", "answered"))
-    classes = np.unique(right)  # classes that are nobody's right choice weigh nothing
-    is_right, is_answer = (side[:, None] == classes for side in (right, answer))
-    asked, predicted, hit = (drawn @ each.astype(float) for each in (is_right, is_answer, is_right & is_answer))
-    f1 = (2 * hit / np.maximum(asked + predicted, 1) * asked).sum(1) / drawn.sum(1)
-    low, high = np.quantile(f1, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def load_heldout(source: str | Path = "world", documents: int | None = None) -> list[str]:
@@ -323,12 +304,6 @@ def harness(
     return table(found)
 
 
-def task_names(include: str | Path | None = None) -> list[str]:
-    """Names of all tasks, groups and tags there are: the world's, the harness's own and those of `include`."""
-    _installed()
-    return list(_manager(include, defaults=True).all_tasks)
-
-
 def _installed() -> None:
     if find_spec("lm_eval") is None:
         raise KetoolsError(
@@ -372,11 +347,7 @@ def _found(names: Sequence[str], include: str | Path | None) -> tuple[TaskManage
     for name in names:
         if not manager.match_tasks([name]):
             near = get_close_matches(name, [*manager.all_tasks, *PRESETS], n=3)
-            hint = (
-                f"did you mean {' or '.join(near)}?"
-                if near
-                else "ketools.evaluation.downstream.task_names() lists them"
-            )
+            hint = f"did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists them"
             raise KetoolsError(f"no task named {name!r}; {hint}")
     return manager, list(dict.fromkeys(found for name in names for found in manager.match_tasks([name])))
 

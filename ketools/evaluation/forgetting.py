@@ -79,41 +79,6 @@ def forgetting_by_age(facts: pd.DataFrame, batches: pd.DataFrame, measure: str =
     return pd.DataFrame(rows)
 
 
-def half_life(curve: pd.DataFrame) -> pd.Series:
-    """After how many edits half of what took is gone, from `forgetting_curve` or `forgetting_by_age`.
-
-    Returns:
-        half_life (linear between points; infinite if kept never falls to 1/2), reached (bool), half_life_fit (least squares
-        on ln kept through 1 at 0; infinite where kept does not fall; it extrapolates), n (points), excluded.
-
-    Raises:
-        KetoolsError: no row with a finite kept.
-    """
-    x = curve["age" if "age" in curve else "edits"].to_numpy(dtype=float)
-    kept = curve["kept"].to_numpy(dtype=float)
-    good = np.isfinite(kept)
-    if not good.any():
-        raise KetoolsError(f"none of {len(kept)} points says what was kept (all NaN): no half-life")
-    order = np.argsort(x[good], kind="stable")
-    x, kept = x[good][order], kept[good][order]
-    if x[0] > 0:
-        x, kept = np.r_[0.0, x], np.r_[1.0, kept]
-    below = np.flatnonzero(kept <= 0.5)
-    crossing = float("inf")
-    if len(below):
-        at = below[0]
-        crossing = float(np.interp(0.5, kept[[at, at - 1]], x[[at, at - 1]])) if at else float(x[0])
-    use = (kept > 0) & (x > 0)
-    fit = float("nan")
-    if use.any():
-        slope = float(x[use] @ np.log2(kept[use]) / (x[use] @ x[use]))
-        fit = -1 / slope if slope < 0 else float("inf")
-    return pd.Series(
-        {"half_life": crossing, "reached": bool(len(below)), "half_life_fit": fit}
-        | {"n": int(good.sum()), "excluded": int((~good).sum())}
-    )
-
-
 def interval(values: Numbers, level: float = 0.95, *, resamples: int = 5000, seed: int = 0) -> pd.Series:
     """Mean of independent values (one a fact, not one a prompt) and its bootstrap interval (scipy, percentile).
 

@@ -20,7 +20,6 @@ from ketools.editing.edit import Edit
 from ketools.editing.methods import ALPHAEDIT
 from ketools.editing.targets import Targets, not_finite
 from ketools.errors import KetoolsError
-from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
 from ketools.models.states import recorded
 from ketools.norms.residual import Sample, places
@@ -245,22 +244,6 @@ def _along_keys(basis: KeyBasis, left: Tensor, right: Tensor, top: float) -> dic
 
 def _ratio(part: float, whole: float) -> float:
     return part / whole if whole > 0 else float("nan")
-
-
-def trace(targets: Targets, facts: Iterable[Fact]) -> pd.DataFrame:
-    """The target's probability before each update of its optimisation: id, step (0: no delta yet), p_target; a row per pass.
-
-    A fact has rows up to the pass in which it stopped. Raises KetoolsError where `facts` are not those of the targets.
-    """
-    ids = np.array([fact.id for fact in facts])
-    if len(ids) != len(targets.steps):
-        raise KetoolsError(
-            f"{len(ids)} facts for targets of {len(targets.steps)}; give the facts that the targets were computed for"
-        )
-    passes = (targets.steps + 1).numpy()
-    step = np.concatenate([np.arange(n) for n in passes])
-    fact = np.repeat(np.arange(len(passes)), passes)
-    return pd.DataFrame({"id": ids[fact], "step": step, "p_target": targets.trace.double().numpy()[fact, step]})
 
 
 def overfitting_curve(targets: Targets) -> pd.DataFrame:

@@ -99,16 +99,6 @@ def spectra(model: EditableModel, layers: Iterable[int] | None = None) -> pd.Dat
     )
 
 
-def value_table(model: EditableModel, layers: Iterable[int] | None = None) -> pd.DataFrame:
-    """The singular values themselves, a row each: layer, state ("before", "now"), index (1 is the largest), value."""
-    parts = [
-        pd.DataFrame({"layer": layer, "state": state, "index": range(1, len(values) + 1), "value": values.numpy()})
-        for layer, both in _before_and_now(model, layers)
-        for state, values in both.items()
-    ]
-    return pd.concat(parts, ignore_index=True)
-
-
 def accumulated(model: EditableModel) -> dict[int, tuple[Tensor, Tensor]]:
     """All edits in the weights as one update: W - W_0 of each touched layer as factors (identity, (W - W_0)^T), float64."""
     found = {}

@@ -10,14 +10,11 @@ from ketools.plots.edits import (
     spectra_lines,
     stream_profile,
     target_curve,
-    target_trace_lines,
-    task_bars,
 )
 from ketools.plots.lifelong import (
     cost,
     downstream_kept,
     edit_scores,
-    forgetting_lines,
     norm_fit_curve,
     norm_growth,
     perplexity,
@@ -33,7 +30,6 @@ from ketools.plots.probing import (
     knockout_profile,
     lens_heat,
     lens_lines,
-    recalled_bars,
     surroundings_bars,
     top_token_bars,
     trace_heat,
@@ -42,9 +38,9 @@ from ketools.plots.probing import (
 from ketools.plots.style import numbers, words
 
 __all__ = [
-    "before_after", "cost", "damage_bars", "downstream_kept", "edit_scores", "forgetting_lines", "knockout_profile", "lens_heat",
+    "before_after", "cost", "damage_bars", "downstream_kept", "edit_scores", "knockout_profile", "lens_heat",
     "lens_lines", "norm_fit_curve", "norm_growth", "numbers", "perplexity", "probability", "probability_curve",
-    "recalled_bars", "same_subject_kept", "score_bars", "spectra_lines", "stack", "stream_profile",
-    "surroundings_bars", "target_curve", "target_probability_lines", "target_trace_lines", "task_bars",
+    "same_subject_kept", "score_bars", "spectra_lines", "stack", "stream_profile",
+    "surroundings_bars", "target_curve", "target_probability_lines",
     "top_token_bars", "trace_heat", "trace_profile", "unedited_kept", "words",
 ]  # fmt: skip

@@ -20,7 +20,6 @@ from ketools.plots.drawers import (
     add_mean_bars,
     add_reference,
     checked,
-    gaps,
     layer_axis,
     named_frames,
 )
@@ -34,7 +33,6 @@ from ketools.plots.style import (
     label,
     layer_names,
     part_styles,
-    plain,
     styles,
 )
 from ketools.runs.records import listed
@@ -109,33 +107,6 @@ def score_bars(frames: Frames, measure: str = "success", *, context: str = "") -
 def _interval(row: pd.Series) -> str:
     mean, low, high = (float(row[name]) for name in ("mean", "low", "high"))
     return percent(mean) if low == high else between(mean, low, high, percent)
-
-
-def task_bars(frames: Frames, *, context: str = "") -> go.Figure:
-    """Weighted F1 of downstream tasks, from `downstream.downstream`: one table, or several by name ("before", methods).
-
-    With bootstrap intervals where the tables have them (columns low, high). With "before" the title compares. Raises
-    KetoolsError for another table or an empty one.
-    """
-    tables = named_frames(frames, "task", "n", "accuracy", "f1", of="evaluation.downstream.downstream")
-    tasks = list(dict.fromkeys(task for frame in tables.values() for task in frame["task"]))
-    rows = {
-        name: frame.set_index("task").reindex(tasks).rename(columns={"f1": "mean"}) for name, frame in tables.items()
-    }
-    fig, mean = go.Figure(), {name: float(table["mean"].mean()) for name, table in rows.items()}
-    add_mean_bars(fig, rows, {task: plain(task, 20) for task in tasks}, show=".3f")
-    head = "Downstream tasks"
-    if "before" in mean and len(mean) > 1 and mean["before"] > 0:
-        kept = [value / mean["before"] for name, value in mean.items() if name != "before"]
-        verb = "survives" if max(kept) >= 0.97 else "declines"
-        head = f"Downstream skill {verb}{' with some methods only' if min(kept) < 0.97 <= max(kept) else ''}"
-    fig.update_xaxes(title="task (name)").update_yaxes(title="weighted F1 (0 to 1)", range=[0, 1.04])
-    low, *_, high = (*(items := sorted({int(n) for n in next(iter(tables.values()))["n"]})), items[-1])
-    caption = f"Zero-shot multiple choice, {low if low == high else f'{low} to {high}'} items a task"
-    if all({"low", "high"} <= set(frame) for frame in tables.values()):
-        caption += ", with 95% bootstrap intervals"
-    values = _by_name({name: f"mean F1 {number(value)}" for name, value in mean.items()})
-    return dress(fig, f"{head} ({values})", joined(f"{caption}.", context), f"Grouped bars by task. {values}.")
 
 
 def probability_curve(
@@ -233,58 +204,17 @@ def target_curve(frame: pd.DataFrame, natural: float | None = None, *, context: 
     return dress(fig, "; ".join(lines), joined(caption, context), f"Line chart over steps. {'; '.join(lines)}.")
 
 
-def target_trace_lines(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
-    """The target's probability before each step of its optimisation, a line per fact, from `drift.trace` (id, step, p_target).
-
-    Raises KetoolsError for another table or fewer than two rows.
-    """
-    frame = checked(frame, "id", "step", "p_target", of="norms.drift.trace", least=2)
-    fig = go.Figure()
-    for fact, rows in frame.groupby("id", sort=False):
-        name = plain(fact, 30)
-        fig.add_scatter(
-            x=rows["step"].tolist(),
-            y=gaps(rows["p_target"]),
-            mode="lines",
-            name=name,
-            showlegend=False,
-            opacity=0.5,
-            line={"color": OKABE_ITO["blue"], "width": 1.5},
-            hovertemplate=f"{name}: %{{y:.3f}}<extra></extra>",
-        )
-    ends = frame.sort_values("step").groupby("id", sort=False).tail(1)
-    fig.add_scatter(
-        x=ends["step"].tolist(),
-        y=gaps(ends["p_target"]),
-        mode="markers",
-        name="stopped",
-        hoverinfo="skip",
-        marker={"color": OKABE_ITO["vermillion"], "symbol": "square", "size": 7},
-    )
-    low, high = int(ends["step"].min()), int(ends["step"].max())
-    when = f"after {low} steps, all of them"
-    if low < high:
-        when = f"after {low} to {high} steps (median {number(float(ends['step'].median()))})"
-    p = number(float(ends["p_target"].median()))
-    finding = f"{len(ends)} targets stop {when}, with a median probability of {p}"
-    fig.update_xaxes(title=_STEP, rangemode="tozero")
-    fig.update_yaxes(title=_P, range=[0, 1.04])
-    caption = joined("A line per fact; squares: where the optimisation of that fact stopped.", context)
-    fig = dress(fig, finding, caption, f"Line chart over steps, a line per fact. {finding}.")
-    return fig.update_layout(hovermode="closest")
-
-
 def spectra_lines(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
-    """Singular values of matrices before any edit and now, one panel a layer (four at most), from `spectra.value_table`.
+    """Singular values of matrices before any edit and now, one panel a layer (four at most).
+
+    Columns layer, state ("before", "now"), index (1 is the largest), value.
 
     Raises KetoolsError for another table, an empty one, or more than four layers.
     """
-    frame = checked(frame, "layer", "state", "index", "value", of="norms.spectra.value_table", least=2)
+    frame = checked(frame, "layer", "state", "index", "value", of="singular values", least=2)
     layers = sorted(set(frame["layer"]))
     if len(layers) > 4:
-        raise KetoolsError(
-            f"singular values of {len(layers)} layers do not fit one figure; give value_table layers=[...], up to 4"
-        )
+        raise KetoolsError(f"singular values of {len(layers)} layers do not fit one figure; give up to 4")
     fig = make_subplots(
         1, len(layers), shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=[f"layer {i}" for i in layers]
     )

@@ -10,14 +10,11 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ketools.errors import KetoolsError
-from ketools.evaluation.forgetting import half_life
 from ketools.evaluation.metrics import metric, number, percent, times
 from ketools.norms.weights import growing, growth
 from ketools.plots.drawers import (
     EDITS,
-    add_line,
     add_lines,
-    checked,
     describe,
     holes,
     measured,
@@ -25,7 +22,6 @@ from ketools.plots.drawers import (
     over_edits,
 )
 from ketools.plots.style import (
-    NEUTRAL,
     OUTCOMES,
     Outcome,
     dress,
@@ -45,7 +41,6 @@ _PHASES = {  # column: (name, hatching)
     "seconds_solve": ("solve", "x"),
     "seconds_write": ("write", "."),
 }
-_BEYOND = 10  # times the length of a run: an extrapolated half-life beyond it means nothing
 
 
 class Tables(Protocol):
@@ -318,42 +313,3 @@ def cost(batches: pd.DataFrame) -> go.Figure:
         finding += f", no fewer {than}" if saved < 0.01 else f", {percent(saved)} fewer {than}"
     fig = dress(fig, finding, caption, f"Bar chart. {' '.join(each)}", 300, left_of(names))
     return fig.update_layout(barmode="stack", hovermode="closest", legend={"x": 1.0, "xanchor": "right", "y": 1.12})
-
-
-def forgetting_lines(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
-    """What is left of the edits that took, over edits or by age, with the half-life in the title.
-
-    From `forgetting.forgetting_curve` or `forgetting_by_age`; several methods below each other with a column method.
-    Raises KetoolsError for another table, fewer than two rows, or one in which nothing kept is finite.
-    """
-    of = "evaluation.forgetting.forgetting_curve or forgetting_by_age"
-    x = "age" if "age" in frame else "edits"
-    frame = checked(frame, x, "kept", "now", "at_edit", of=of, least=2)
-    frame = frame[np.isfinite(frame["kept"].to_numpy(dtype=float))]
-    if frame.empty:
-        raise KetoolsError(f"nothing to draw: no row of the table of {of} has a finite kept")
-    frame = frame if "method" in frame else frame.assign(method="edits")
-    fig, lines, gone = go.Figure(), [], []
-    looks = styles(dict.fromkeys(frame["method"]))
-    for method, look in looks.items():
-        rows = frame[frame["method"] == method].sort_values(x)
-        add_line(fig, rows[x], rows["kept"], label(method), look, show=".1%")
-        half, end = half_life(rows), rows.iloc[-1]
-        text = f"{percent(float(end['kept']))} kept after {int(end[x]):,} edits"
-        if half["reached"]:
-            gone.append(label(method))
-            text += f", half-life {half['half_life']:,.0f}"
-        elif half["half_life_fit"] <= _BEYOND * float(end[x]):
-            text += f", half-life {half['half_life_fit']:,.0f} by extrapolation"
-        else:
-            text += ", no half-life in sight"
-        lines.append(f"{label(method)}: {text}" if len(looks) > 1 else text)
-    fig.add_hline(0.5, line={"color": NEUTRAL, "dash": "dot", "width": 2})
-    fig.update_xaxes(title="edits made after the batch (count)" if x == "age" else EDITS, rangemode="tozero")
-    top = max(1.04, 1.04 * float(frame["kept"].max()))
-    fig.update_yaxes(title="still there of what took (%)", tickformat=".0%", range=[0, top])
-    head = "Half of the edits get lost" if gone else "No half of the edits is lost"
-    if 0 < len(gone) < len(looks):
-        head += f" with {listed(gone)}"
-    caption = joined("Score now over the score right after each batch; dotted: half.", context)
-    return dress(fig, f"{head} ({'; '.join(lines)})", caption, f"Line chart. {'; '.join(lines)}.")

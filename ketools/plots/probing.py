@@ -34,7 +34,6 @@ from ketools.plots.style import (
     styles,
 )
 from ketools.probing.tracing import average
-from ketools.runs.records import listed
 
 # Sets of bars that come in pairs: the old (grey) and the new (blue, hatched).
 _PAIR = ((NEUTRAL, ""), (OKABE_ITO["blue"], "/"))
@@ -178,54 +177,6 @@ def _bars_by_kind(pair: dict[str, pd.Series], axis: str) -> go.Figure:
         add_bars(fig, places, values, name, text=text, hover="%{v:.3f}", colour=colour, pattern=pattern)
     fig.update_yaxes(title=axis, range=[0, 1.12])
     return fig.update_xaxes(title="kind of prompt (mean over its prompts)").update_layout(barmode="group")
-
-
-def recalled_bars(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
-    """Probability of the true and of the new answer of one fact, prompt by prompt, from `recall.recalled`.
-
-    Raises KetoolsError for another table or an empty one.
-    """
-    columns = ("kind", "context", "prompt", "true", "new", "p_true", "p_new", "rank_true", "rank_new")
-    frame = checked(frame, *columns, of="probing.recall.recalled")
-    names = [  # what tells a prompt from the others: a context where there is one, else its own text
-        f'after "{plain(before, 36)}"' if kind == "context" else f'"{plain(prompt, 44)}"'
-        for kind, before, prompt in zip(frame["kind"], frame["context"], frame["prompt"], strict=True)
-    ]
-    fig = go.Figure()
-    for side, (colour, pattern) in zip(("true", "new"), _PAIR, strict=True):
-        add_bars(
-            fig,
-            range(len(names)),
-            frame[f"p_{side}"],
-            f"{side} answer: {plain(frame[side].iloc[0], 24)}",
-            text=[f"rank {rank:,}" for rank in frame[f"rank_{side}"]],
-            hover="%{v:.4f}, %{text}",
-            horizontal=True,
-            colour=colour,
-            pattern=pattern,
-        )
-    fig.update_xaxes(title="probability of the answer (0 to 1)", range=[0, 1.15])
-    fig.update_yaxes(rows_axis(names, "prompt (text)"))
-    ahead = (frame["p_new"] > frame["p_true"]).tolist()
-    count, of = sum(ahead), len(ahead)
-    means = f"probability: new {number(frame['p_new'].mean())}, true {number(frame['p_true'].mean())}"
-    if count in (0, of):
-        finding = f"The {'new' if count else 'true'} answer is the more probable one "
-        finding += f"({means})" if of == 1 else f"however the fact is asked ({of} prompts; mean {means})"
-    else:
-        few = count <= of - count  # name the prompts of the smaller side
-        fewer = [name for name, new in zip(names, ahead, strict=True) if new == few]
-        where = f", {'at' if few else 'at all but'} {listed(fewer)}" if len(fewer) <= _NAMED else ""
-        finding = f"The new answer is the more probable one at {count} of {of} prompts{where} (mean {means})"
-    caption = (
-        "exp of the mean token log-probability; rank: of the answer's first token among all next tokens, 1 is the most "
-        "probable one."
-    )
-    rows = zip(names, frame["p_new"], frame["rank_new"], frame["p_true"], frame["rank_true"], strict=True)
-    values = [f"{name}: new {number(p)} (rank {r:,}), true {number(q)} (rank {s:,})" for name, p, r, q, s in rows]
-    text = f"Grouped bars, new against true answer: {'; '.join(values)}."
-    fig = dress(fig, finding, joined(caption, context), text, 130 + 50 * len(names), left_of(names))
-    return fig.update_layout(barmode="group", hovermode="closest")
 
 
 def lens_heat(frame: pd.DataFrame, *, context: str = "") -> go.Figure:

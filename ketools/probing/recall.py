@@ -11,7 +11,7 @@ from ketools.evaluation.generation import continuations
 from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
 from ketools.models.scoring import score_pairs
-from ketools.models.tokens import make_rows, prompt_rows, said_in_chat
+from ketools.models.tokens import prompt_rows, said_in_chat
 
 
 def top_tokens(model: EditableModel, prompt: str, k: int = 5, *, chat: bool = False) -> pd.DataFrame:
@@ -69,54 +69,6 @@ def surroundings(model: EditableModel, fact: Fact, same_subject: Sequence[Fact] 
         probability, right = score_pairs(model, list(zip(frame["prompt"], frame[name], strict=True)), glue)
         frame[f"p_{name}"], frame[f"says_{name}"] = probability, right
     return frame
-
-
-def recalled(
-    model: EditableModel, fact: Fact, contexts: Sequence[str] = (), k: int = 5, tokens: int = 8
-) -> pd.DataFrame:
-    """Whether `model` has one fact, however it is asked: its prompt, its paraphrases, its prompt after each context.
-
-    Args:
-        contexts: texts that go before the fact's prompt, one space between.
-        k: how many of the most probable next tokens to list.
-        tokens: length of the greedy continuation, at most.
-
-    Returns:
-        One row a prompt, in this order. Columns: kind ("prompt", "paraphrase", "context"), context (text, "" without),
-        prompt (all that is asked, context included), true, new (the fact's targets), p_true, p_new (exp of the mean
-        token log-probability, 0 to 1), rank_true, rank_new (of the target's first token among all next tokens; 1: the
-        most probable), top (tuple of k token texts), top_probability (tuple of k, descending), said (the continuation).
-
-    Raises KetoolsError for a fact whose `target_true` is unknown, contexts that are one text or blank, k outside 1 to
-    the vocabulary's size, fewer than one token, and a prompt that with its continuation is longer than the window.
-    """
-    check_k(model, k)
-    if isinstance(contexts, str):
-        raise KetoolsError(f"contexts is one text, {contexts!r}; expected a list of texts: put it in brackets")
-    for i, context in enumerate(contexts):
-        if not context.strip():
-            raise KetoolsError(
-                f"context {i} is blank ({context!r}); give it some text: the prompt without one is asked anyway"
-            )
-    true, new = fact.need_true("what the model recalls of a fact"), fact.target_new
-    asked = [("prompt", "", fact.text), *(("paraphrase", "", text) for text in fact.paraphrases)]
-    asked += [
-        ("context", context, f"{fact.opening}{context.rstrip(' ')} {fact.question}{fact.closing}")
-        for context in contexts
-    ]
-    frame = pd.DataFrame(asked, columns=["kind", "context", "prompt"]).assign(true=true, new=new)
-    prompts = frame["prompt"].tolist()
-    for name, target in (("true", true), ("new", new)):
-        frame[f"p_{name}"], _ = score_pairs(model, [(prompt, target) for prompt in prompts], [fact.glue] * len(prompts))
-    ranked = []
-    for prompt in prompts:
-        logits = _next_logits(model, prompt)
-        first = [row.target_ids[0] for row in make_rows(model, [prompt] * 2, [true, new], glue=[fact.glue] * 2)]
-        ranks = [int((logits > logits[token]).sum()) + 1 for token in first]
-        words, probability = _top(model, logits, k)
-        ranked.append((*ranks, tuple(words), tuple(probability)))
-    frame = frame.join(pd.DataFrame(ranked, columns=["rank_true", "rank_new", "top", "top_probability"]))
-    return frame.assign(said=continuations(model, prompts, tokens))
 
 
 def check_k(model: EditableModel, k: int) -> None:

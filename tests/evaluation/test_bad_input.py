@@ -30,7 +30,6 @@ HOP, KEPT = TwoHop(LONG, "Vell", "Bay"), Locality(LONG, "Vell")
         lambda m: recall(m, [FAR]),
         lambda m: natural_probabilities(m, [FAR]),
         lambda m: asked.surroundings(m, FAR),
-        lambda m: asked.recalled(m, FAR),
         lambda m: asked.answers(m, [LONG], ["Vell"]),
         lambda m: lens(m, LONG),
         lambda m: continuations(m, [LONG], 3),

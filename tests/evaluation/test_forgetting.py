@@ -10,7 +10,6 @@ from ketools import KetoolsError
 from ketools.evaluation.forgetting import (
     forgetting_by_age,
     forgetting_curve,
-    half_life,
     interval,
     mcnemar,
 )
@@ -27,25 +26,10 @@ def checkpoints(**changes):
     return pd.DataFrame(table | changes)
 
 
-def test_curve_and_half_life_by_hand():
+def test_curve_by_hand():
     curve = forgetting_curve(checkpoints())
     assert list(curve["edits"]) == [100, 200, 400] and list(curve["kept"]) == [1.0, 0.6, 0.3]
     assert curve["forgotten"].to_numpy() == pytest.approx([0, 0.4, 0.7])
-    got = half_life(curve)
-    assert got["half_life"] == pytest.approx(200 + 200 / 3) and got["reached"] and got["n"] == 3
-    x, y = np.array([100, 200, 400]), np.log2([1, 0.6, 0.3])
-    assert got["half_life_fit"] == pytest.approx(-(x @ x) / (x @ y))
-
-
-def test_an_exact_half_life_is_found_and_one_that_never_comes_is_infinite():
-    x = np.array([50, 100, 200, 300])
-    curve = pd.DataFrame({"edits": x, "kept": 2.0 ** (-x / 150)})
-    assert half_life(curve)["half_life_fit"] == pytest.approx(150)
-    assert half_life(curve)["half_life"] == pytest.approx(150, rel=0.05)  # linear between 100 and 200
-    flat = half_life(pd.DataFrame({"edits": x, "kept": 1.0}))
-    assert flat["half_life"] == math.inf == flat["half_life_fit"] and not flat["reached"]
-    lost = half_life(pd.DataFrame({"age": [0, 100], "kept": [1.0, 0.0]}))
-    assert lost["half_life"] == 50 and math.isnan(lost["half_life_fit"])
 
 
 def test_a_run_without_checkpoints_is_named():
@@ -55,20 +39,15 @@ def test_a_run_without_checkpoints_is_named():
         forgetting_curve(pd.DataFrame())
 
 
-def test_nan_in_a_record_is_kept_in_the_curve_and_counted_in_the_half_life():
+def test_nan_in_a_record_is_kept_in_the_curve():
     curve = forgetting_curve(checkpoints(ES=[math.nan, 1.0, math.nan, 0.4]))
     assert list(curve["finite"]) == [True, False, True]
-    got = half_life(curve)
-    assert (got["n"], got["excluded"]) == (2, 1) and got["half_life"] == pytest.approx(100 + 300 * 0.5 / 0.6)
-    nothing = forgetting_curve(checkpoints(at_edit_ES=[math.nan, 0.0, 0.0, 0.0]))
-    with pytest.raises(KetoolsError, match="none of 3 points"):
-        half_life(nothing)
+    assert curve["kept"].isna().tolist() == [False, True, False]
 
 
 def test_a_run_of_one_edit():
     curve = forgetting_curve(pd.DataFrame({"edits": [0, 1], "ES": [math.nan, 1.0], "at_edit_ES": [math.nan, 1.0]}))
-    got = half_life(curve)
-    assert (got["n"], got["half_life"]) == (1, math.inf)
+    assert curve[["edits", "kept"]].to_numpy().tolist() == [[1, 1.0]]
     facts = pd.DataFrame({"id": ["a"], "batch": [1], "at_edit_efficacy_success": [1.0], "end_efficacy_success": [1.0]})
     aged = forgetting_by_age(facts, pd.DataFrame({"batch": [1], "edits": [1]}))
     assert list(aged["age"]) == [0] and list(aged["kept"]) == [1]
@@ -92,7 +71,6 @@ def test_by_age_by_hand():
     assert list(frame["age"]) == [0, 2, 4] and list(frame["batch"]) == [3, 2, 1]
     assert list(frame["now"]) == [0.5, 0.5, 0] and list(frame["at_edit"]) == [0.5, 1, 1]
     assert list(frame["kept"]) == [1, 0.5, 0] and list(frame["excluded"]) == [0, 0, 1]
-    assert half_life(frame)["half_life"] == 2
 
 
 def test_by_age_needs_a_complete_run():

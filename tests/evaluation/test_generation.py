@@ -1,8 +1,6 @@
-"""Text that the model writes by itself; entropies and tf-idf against their formulas on small strings."""
+"""Text that the model writes by itself; entropies against their formula on small strings."""
 
 import math
-from collections import Counter
-from dataclasses import replace
 
 import pytest
 import torch
@@ -10,12 +8,8 @@ import torch
 from ketools import KetoolsError
 from ketools.evaluation.generation import (
     continuations,
-    free_text,
     generation_entropy,
     ngram_entropy,
-    reference_score,
-    references_of,
-    vectorizer,
 )
 from ketools.models.tokens import make_rows
 
@@ -73,52 +67,3 @@ def test_entropies_by_hand():
     assert generation_entropy(["a b a b", ""]) == pytest.approx(100 * (h2 / 3 + 2 * h3 / 3) / 2)
     with pytest.raises(KetoolsError, match="0 texts"):
         generation_entropy([])
-
-
-def test_tf_idf_by_hand():
-    corpus = ["red river", "red stone stone"]
-    idf = {"red": math.log(3 / 3) + 1, "river": math.log(3 / 2) + 1, "stone": math.log(3 / 2) + 1}
-
-    def vector(text):
-        counts = Counter(word for word in text.split() if word in idf)
-        v = {word: n * idf[word] for word, n in counts.items()}
-        size = math.sqrt(sum(x * x for x in v.values()))
-        return {word: x / size for word, x in v.items()}
-
-    a, b = vector("red stone unknown"), vector("red river red stone stone")
-    expected = sum(x * b.get(word, 0) for word, x in a.items())
-    assert reference_score(["red", "stone unknown"], corpus, vectorizer(corpus)) == pytest.approx(expected)
-    assert reference_score(corpus, corpus, vectorizer(corpus)) == pytest.approx(1)
-    assert reference_score(["nothing shared"], corpus, vectorizer(corpus)) == 0
-    assert reference_score([""], corpus, vectorizer(corpus)) == 0
-    with pytest.raises(KetoolsError, match="0 references"):
-        reference_score(["red"], [], vectorizer(corpus))
-    for empty in ([], [""], ["a b"]):
-        with pytest.raises(KetoolsError, match="texts with words"):
-            vectorizer(empty)
-
-
-def test_free_text(tiny_gpt2, facts):
-    spoken = [replace(facts[0], generation=("Ada Lorn is", "Many say that Ada")), facts[1]]
-    references = references_of(spoken, facts)
-    assert references[spoken[0].id] == [
-        f"{f.text} {f.target_true}." for f in facts if f.relation == "born" and f.target_true == spoken[0].target_new
-    ]
-    frame = free_text(tiny_gpt2, spoken, references, tokens=20).set_index("id")
-    row, silent = frame.loc[spoken[0].id], frame.loc[spoken[1].id]
-    assert len(row["texts"]) == row["n"] == 2 and row["texts"][0].startswith("Ada Lorn is")
-    assert row["GE"] == pytest.approx(generation_entropy(row["texts"]))
-    every = [text for texts in references.values() for text in texts]
-    assert row["RS"] == pytest.approx(reference_score(row["texts"], references[spoken[0].id], vectorizer(every)))
-    assert silent["n"] == 0 and math.isnan(silent["GE"]) and math.isnan(silent["RS"])
-    assert math.isnan(free_text(tiny_gpt2, spoken, tokens=5)["RS"].iloc[0])
-    with pytest.raises(KetoolsError, match="field generation"):
-        free_text(tiny_gpt2, facts[:3])
-
-
-def test_a_model_that_says_nothing_counts(tiny_gpt2, facts, monkeypatch):
-    import ketools.evaluation.generation as module
-
-    monkeypatch.setattr(module, "continuations", lambda model, prompts, *_, **__: [""] * len(prompts))
-    row = free_text(tiny_gpt2, [replace(facts[0], generation=("Ada",))]).iloc[0]
-    assert row["GE"] == 0 and row["short"] == 1

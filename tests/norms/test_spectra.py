@@ -20,7 +20,6 @@ from ketools.norms.spectra import (
     singular_values,
     update_spectra,
     update_values,
-    value_table,
 )
 
 
@@ -107,9 +106,6 @@ def test_before_and_now(tiny_model):
     assert list(frame.index[frame["edited"]]) == [(1, "before"), (1, "now")]
     same = frame.loc[0]
     assert (same.loc["before"] == same.loc["now"]).all()
-    table = value_table(tiny_model, [layer])
-    assert len(table) == 2 * 32 and set(table["state"]) == {"before", "now"}
-    assert table["value"].iloc[0] == frame.loc[(layer, "before"), "spectral_norm"]
 
 
 def test_the_accumulated_update_is_the_sum_of_edits(tiny_gpt2):

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from ketools import Fact, KetoolsError
+from ketools import KetoolsError
 from ketools.editing.methods import MPES, FixedSteps, Hyper
 from ketools.editing.targets import Targets, compute_targets
-from ketools.norms.drift import hidden_states, overfitting_curve, trace
+from ketools.norms.drift import hidden_states, overfitting_curve
 from ketools.norms.residual import subject_sample
 
 
@@ -28,14 +28,7 @@ def found():
     )
 
 
-def facts_named(*ids):
-    return [Fact(i, "r", "{} is", "Ada", "x", "y") for i in ids]
-
-
-def test_the_trace_and_its_curve_by_hand(found):
-    rows = trace(found, facts_named("a", "b", "c"))
-    assert list(rows["id"]) == list("aaabcc") and list(rows["step"]) == [0, 1, 2, 0, 0, 1]
-    assert rows["p_target"].to_numpy() == pytest.approx([0.1, 0.4, 0.9, 0.7, 0.2, 0.5])
+def test_the_curve_by_hand(found):
     curve = overfitting_curve(found)
     assert curve["p_mean"].to_numpy() == pytest.approx([1.0 / 3, (0.4 + 0.7 + 0.5) / 3, (0.9 + 0.7 + 0.5) / 3])
     assert curve["median"].to_numpy() == pytest.approx([0.2, 0.5, 0.7])
@@ -48,18 +41,12 @@ def test_on_a_model(tiny_model, tiny_facts):
     got = compute_targets(tiny_model, tiny_facts, ["", "You sang. "], FixedSteps(), hyper)
     natural = hidden_states(tiny_model, subject_sample(tiny_model, tiny_facts), [1])[1].norm(dim=1)
     assert torch.allclose(natural, got.h0.norm(dim=1), rtol=1e-4), "not the place where targets are written"
-    rows = trace(got, tiny_facts)
-    last = rows.groupby("id", sort=False)["p_target"].last()
-    assert last.to_numpy() == pytest.approx(got.p_target.numpy(), rel=1e-6)
+    last = got.trace[torch.arange(len(tiny_facts)), got.steps]
+    assert last.numpy() == pytest.approx(got.p_target.numpy(), rel=1e-6)
     curve = overfitting_curve(got)
     assert len(curve) == 6 and curve["p_mean"].is_monotonic_increasing
     early = compute_targets(tiny_model, tiny_facts, ["", "You sang. "], MPES(0), hyper)
     assert overfitting_curve(early)["running"].iloc[-1] < 1
-
-
-def test_facts_are_those_of_the_targets(found):
-    with pytest.raises(KetoolsError, match="2 facts for targets of 3"):
-        trace(found, facts_named("a", "b"))
 
 
 def test_a_trace_with_nan_is_left_out_and_counted(found):

@@ -6,21 +6,19 @@ import pytest
 import torch
 
 from ketools import Edit, KetoolsError, plots
-from ketools.evaluation.downstream import downstream
 from ketools.evaluation.edits import evaluate
-from ketools.norms import residual, spectra
+from ketools.norms import residual
+from ketools.norms.spectra import original, singular_values
 from ketools.plots.style import numbers, words
 from tests.conftest import SENTENCES
 from tests.plots.figures import MARKUP, tells, tiny
 from tests.small_world import small_facts
 
 CONTEXT = "Mode quick, model tiny, n = 10, seed 0."
-TASKS = pd.DataFrame({"task": ["a", "b"], "n": 30, "accuracy": 0.8, "f1": [0.8, 0.9]})
 # Three targets: stopped in the third, the first and the second pass.
 CURVE = pd.DataFrame(
     {"step": range(3), "p_mean": [0.33, 0.53, 0.7], "p05": 0.1, "p95": 0.9, "running": [0.67, 0.33, 0.0], "n": 3}
 )
-STEPS = pd.DataFrame({"id": list("aaabcc"), "step": [0, 1, 2, 0, 0, 1], "p_target": [0.1, 0.4, 0.9, 0.7, 0.2, 0.5]})
 
 
 def scores(es, ps=1.0, ns=1.0):
@@ -32,26 +30,26 @@ def scores(es, ps=1.0, ns=1.0):
 def frames(trained_gpt2, tiny_tokenizer):
     """Frames of a model of four layers: scores before any edit, spectra and stream with layer 1 edited."""
     model = tiny(trained_gpt2, tiny_tokenizer)
-    items = {"task": "t", "split": "test", "prompt": "Ada Lorn was born in", "choices": [["Vell", "harp"]] * 4}
-    found = {
-        "scores": evaluate(model, small_facts()[:8]),
-        "tasks": downstream(model, pd.DataFrame(items | {"answer": [0, 1, 0, 1], "id": range(4)})),
-    }
+    found = {"scores": evaluate(model, small_facts()[:8])}
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(d, 3, generator=generator) for d in (model.anatomy.d_model, model.anatomy.d_mlp))
     Edit({1: (left, right)}, {}).apply_to(model)
     sample = residual.text_sample(model, SENTENCES)
-    found |= {"values": spectra.value_table(model, [0, 1]), "stream": residual.before_and_now(model, sample)}
-    return found | {"curve": CURVE, "steps": STEPS}
+    values = [
+        pd.DataFrame(
+            {"layer": layer, "state": state, "value": singular_values(matrix), "index": range(1, 1 + len(matrix))}
+        )
+        for layer in (0, 1)
+        for state, matrix in (("before", original(model, layer)), ("now", model.weight(layer)))
+    ]
+    return found | {"values": pd.concat(values), "stream": residual.before_and_now(model, sample), "curve": CURVE}
 
 
 DRAW = {
     "scores": plots.score_bars,
-    "tasks": plots.task_bars,
     "values": plots.spectra_lines,
     "stream": plots.stream_profile,
     "curve": plots.target_curve,
-    "steps": plots.target_trace_lines,
 }
 
 
@@ -67,7 +65,7 @@ def test_tables_that_cannot_be_drawn_are_refused(frames, name):
         DRAW[name](frames[name].iloc[:0])
     with pytest.raises(KetoolsError, match="lacks"):
         DRAW[name](pd.DataFrame({"x": [1.0, 2.0]}))
-    if name in ("scores", "tasks"):
+    if name == "scores":
         assert tells(DRAW[name](frames[name].iloc[:1]))
     else:
         with pytest.raises(KetoolsError, match="1 row, where 2"):
@@ -89,22 +87,6 @@ def test_scores_say_who_holds(frames):
         plots.score_bars({})
 
 
-def test_bars_of_tasks_have_the_intervals_of_their_table():
-    between = TASKS.assign(low=[0.7, 0.85], high=[0.95, 0.92])
-    fig = plots.task_bars({"before": between, "now": between})
-    assert "intervals" in words(fig)["caption"] and "intervals" not in words(plots.task_bars(TASKS))["caption"]
-    assert list(fig.data[0].error_y.array) == pytest.approx([0.15, 0.02])
-    assert list(fig.data[0].error_y.arrayminus) == pytest.approx([0.1, 0.05])
-    assert numbers(fig).iloc[0].tolist() == pytest.approx([0.8, 0.7, 0.95] * 2)
-
-
-def test_tasks_survive_or_decline():
-    lost = TASKS.assign(f1=0.3)
-    assert "survives (" in tells(plots.task_bars({"before": TASKS, "now": TASKS}))
-    assert "declines" in tells(plots.task_bars({"before": TASKS, "now": lost}))
-    assert "some methods only" in tells(plots.task_bars({"before": TASKS, "memit": lost, "encore": TASKS}))
-
-
 def test_overfitting_is_claimed_only_where_it_is_sure():
     low, high = np.linspace(0.1, 0.5, 40), np.linspace(0.6, 1.0, 40)
     cases = ((high, low, "are more probable"), (low, low, "no more probable"), (low, high, "less probable"))
@@ -124,11 +106,6 @@ def test_the_overfitting_curve_is_compared_with_natural_facts():
     table = numbers(plots.target_curve(CURVE))
     assert table["targets"].tolist() == pytest.approx(CURVE["p_mean"].tolist())
     assert table["targets, low"].tolist() == pytest.approx(CURVE["p05"].tolist())
-
-
-def test_each_target_ends_where_it_stopped():
-    ends = plots.target_trace_lines(STEPS).data[-1]
-    assert set(zip(ends.x, ends.y, strict=True)) == {(2, 0.9), (0, 0.7), (1, 0.5)}
 
 
 def test_spectra_say_what_moved(frames):
@@ -159,7 +136,5 @@ def test_the_stream_says_whether_importance_is_hacked(frames):
 
 def test_names_from_outside_are_text():
     tells(plots.score_bars({MARKUP: scores(1.0), "encore": scores(1.0)}))
-    tells(plots.task_bars(TASKS.assign(task=[MARKUP, "b"])))
     tells(plots.probability_curve({MARKUP: [0.1, 0.2]}, [0.1, 0.3]))
-    tells(plots.target_trace_lines(STEPS.assign(id=MARKUP)))
     tells(plots.target_curve(CURVE.assign(method=MARKUP), 0.5))

@@ -172,21 +172,3 @@ def test_the_law_of_growth_is_named():
     assert "edits^0.50" in tells(plots.norm_fit_curve(grown.assign(ratio=np.sqrt(1 + grown["edits"] / 50))))
     with pytest.raises(KetoolsError, match="nothing to fit"):
         plots.norm_fit_curve(grown[grown["edits"] == 0])
-
-
-def test_forgetting_has_a_half_life_where_half_is_gone():
-    gone = tells(plots.forgetting_lines(kept(1.0, 0.6, 0.4), context="n = 3."))
-    assert "40%" in gone and "half-life 250" in gone and "by extrapolation" not in gone
-    assert "no half-life" in tells(plots.forgetting_lines(kept(1.0, 1.0, 1.0)))
-    assert "by extrapolation" in tells(plots.forgetting_lines(kept(1.0, 0.9, 0.8)))
-    both = pd.concat([kept(1.0, 0.6, 0.4).assign(method="memit"), kept(1.0, 1.0, 1.0).assign(method="encore")])
-    assert "with MEMIT (" in tells(plots.forgetting_lines(both))
-    aged = kept(1.0, 0.6, 0.4).rename(columns={"edits": "age"})
-    assert plots.forgetting_lines(aged).layout.xaxis.title.text != plots.forgetting_lines(both).layout.xaxis.title.text
-    for frame, match in (
-        (kept(*[math.nan] * 3), "finite kept"),
-        (kept(1, 1, 1).iloc[:1], "1 row"),
-        (both[["kept"]], "lacks"),
-    ):
-        with pytest.raises(KetoolsError, match=match):
-            plots.forgetting_lines(frame)

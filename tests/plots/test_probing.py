@@ -10,7 +10,7 @@ from ketools import Fact, KetoolsError, plots
 from ketools.plots.style import numbers, words
 from ketools.probing.knockout import knockout
 from ketools.probing.lens import lens, lens_trace
-from ketools.probing.recall import recalled, surroundings, top_tokens
+from ketools.probing.recall import surroundings, top_tokens
 from ketools.probing.tracing import KINDS, average, trace
 from tests.plots.figures import MARKUP, known_facts, marked, tells, tiny
 
@@ -33,7 +33,6 @@ def frames(trained_gpt2, tiny_tokenizer):
     return {
         "top": top_tokens(model, fact.text, 5),
         "around": surroundings(model, fact, facts),
-        "recalled": recalled(model, fact, ["Bo sang."]),
         "lens": lens(model, fact.text, 3),
         "one": lens_trace(model, [fact.text], [fact.target_true]),
         "many": lens_trace(model, *many),
@@ -45,7 +44,6 @@ def frames(trained_gpt2, tiny_tokenizer):
 DRAW = {
     "top": lambda frame: plots.top_token_bars(frame, "a prompt", "Vell", context="n = 3."),
     "around": plots.surroundings_bars,
-    "recalled": plots.recalled_bars,
     "lens": plots.lens_heat,
     "one": plots.lens_lines,
     "many": plots.lens_lines,
@@ -72,7 +70,7 @@ def test_empty_tables_and_other_tables_are_named(frames, name):
         DRAW[name]([1, 2])
 
 
-@pytest.mark.parametrize("name", [name for name in DRAW if name not in ("around", "recalled", "trace")])
+@pytest.mark.parametrize("name", [name for name in DRAW if name not in ("around", "trace")])
 def test_one_row_compares_nothing(frames, name):
     if name == "profile":
         return
@@ -84,7 +82,6 @@ TEXTS = {
     "top": ["token"],
     "lens": ["token", "predicted"],
     "one": ["target"],
-    "recalled": ["prompt", "context", "true", "new"],
 }
 
 
@@ -108,21 +105,6 @@ def test_top_tokens_say_at_which_place_the_target_is():
     assert 'the model says "Oslo"' in tells(plots.top_token_bars(frame, "p"))
     assert "place 3 (0.100)" in tells(plots.top_token_bars(frame, "p", "Rome"))
     assert "none of the 3" in tells(plots.top_token_bars(frame, "p", "Paris"))
-
-
-def test_recalled_bars_say_at_which_prompts_the_new_answer_leads(frames):
-    frame = frames["recalled"]
-    one, asked = frame.iloc[:1], frame["prompt"].iloc[1]
-    assert "new 0.600, true 0.2" in tells(plots.recalled_bars(one.assign(p_new=0.6, p_true=0.2)))
-    never = tells(plots.recalled_bars(frame.assign(p_new=0.1, p_true=0.2)))
-    assert "true answer" in never and "3 prompts" in never
-    some = tells(plots.recalled_bars(frame.assign(p_new=[0.1, 0.9, 0.1], p_true=0.2)))
-    assert f'at 1 of 3 prompts, at "{asked}" (mean probability: new 0.367' in some
-    most = tells(plots.recalled_bars(frame.assign(p_new=[0.9, 0.9, 0.1], p_true=0.2)))
-    assert 'at 2 of 3 prompts, at all but after "Bo sang."' in most
-    fig = plots.recalled_bars(frame)
-    assert list(fig.data[1].x) == pytest.approx(frame["p_new"].tolist())
-    assert list(fig.data[1].text) == [f"rank {rank:,}" for rank in frame["rank_new"]]
 
 
 def test_the_lens_says_since_when(frames):

@@ -1,6 +1,5 @@
 """Recall agrees with a plain forward pass."""
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -9,7 +8,7 @@ import torch
 from ketools.errors import KetoolsError
 from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
-from ketools.probing.recall import answers, complete, recalled, surroundings, top_tokens
+from ketools.probing.recall import answers, complete, surroundings, top_tokens
 
 
 @torch.no_grad()
@@ -51,57 +50,6 @@ def test_surroundings_hold_every_kind_of_prompt_with_its_own_true_answer(tiny_gp
     assert frame["true"].tolist() == ["Rome", "Rome", "Rome", "cook"]
     assert set(frame["new"]) == {"Oslo"}
     assert frame.loc[3, "p_true"] == pytest.approx(answers(tiny_gpt2, [other.text], ["cook"]).loc[0, "probability"])
-
-
-ASKED = Fact("0", "r", "{} lives in", "Ann", "Rome", "Oran Bay", paraphrases=("The home of Ann is",))
-
-
-@torch.no_grad()
-def test_a_recalled_fact_has_the_numbers_of_plain_forward_passes(tiny_gpt2: EditableModel) -> None:
-    frame = recalled(tiny_gpt2, ASKED, ["Bo sang.", "It rained. "], k=3, tokens=4)
-    prompts = ["Ann lives in", "The home of Ann is", "Bo sang. Ann lives in", "It rained. Ann lives in"]
-    assert frame["kind"].tolist() == ["prompt", "paraphrase", "context", "context"]
-    assert frame["prompt"].tolist() == prompts and frame["context"].tolist() == ["", "", "Bo sang.", "It rained. "]
-    tokenizer = tiny_gpt2.tokenizer
-    for row in frame.itertuples():
-        asked = tokenizer(row.prompt)["input_ids"]
-        following = _next(tiny_gpt2, row.prompt)
-        for target, p, rank in ((row.true, row.p_true, row.rank_true), (row.new, row.p_new, row.rank_new)):
-            goal = tokenizer(f"{row.prompt} {target}")["input_ids"][len(asked) :]
-            logprobs = tiny_gpt2.model(torch.tensor([asked + goal])).logits[0].log_softmax(-1)
-            mean = sum(float(logprobs[len(asked) - 1 + i, token]) for i, token in enumerate(goal)) / len(goal)
-            assert p == pytest.approx(math.exp(mean), rel=1e-5)
-            assert rank == 1 + following.argsort(descending=True).tolist().index(goal[0])
-        best = following.topk(3)
-        assert row.top == tuple(tokenizer.decode([token]) for token in best.indices.tolist())
-        assert row.top_probability == pytest.approx(best.values.tolist(), rel=1e-5)
-        ids = list(asked)
-        for _ in range(4):
-            ids.append(int(tiny_gpt2.model(torch.tensor([ids])).logits[0, -1].argmax()))
-        assert row.said == tokenizer.decode(ids[len(asked) :], skip_special_tokens=True)
-
-
-def test_a_fact_without_paraphrases_is_recalled_from_its_prompt(tiny_gpt2: EditableModel) -> None:
-    frame = recalled(tiny_gpt2, replace(ASKED, paraphrases=()))
-    assert frame["kind"].tolist() == ["prompt"] and len(frame.loc[0, "top"]) == 5
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"contexts": ["Bo sang.", " "]}, "context 1 is blank"),
-        ({"contexts": [""]}, "context 0 is blank"),
-        ({"contexts": "Bo sang."}, "expected a list of texts"),
-        ({"k": 0}, "k=0"),
-        ({"tokens": 0}, "tokens=0"),
-        ({"contexts": ["Bo sang. " * 60]}, "window"),
-    ],
-)
-def test_what_cannot_be_recalled_is_said(tiny_gpt2: EditableModel, changes: dict, said: str) -> None:
-    with pytest.raises(KetoolsError, match=said):
-        recalled(tiny_gpt2, ASKED, **changes)
-    with pytest.raises(KetoolsError, match="target_true.*is missing"):
-        recalled(tiny_gpt2, replace(ASKED, target_true=None))
 
 
 def test_what_cannot_be_compared_or_asked_is_refused_by_name(tiny_gpt2: EditableModel) -> None:
