@@ -180,7 +180,7 @@ def store(path: str | Path, draw: Draw | None = None, seconds: int = CELL_SECOND
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
             for data in (output.get("data", {}) for output in cell.outputs):
-                if data.pop(WIDGET, None) is not None:
+                if data.pop(WIDGET, None) is not None and "text/markdown" not in data:
                     data["text/plain"] = _WIDGET_TEXT
     shown = [output.data for _, output in figures(nb)]
     for data, png in zip(shown, (draw or pictures)([dict(data[PLOTLY]) for data in shown]), strict=True):
@@ -303,7 +303,7 @@ def page(nb: NotebookNode) -> str:
                 )
                 label = escape(str(description), quote=True)
                 output.data = NotebookNode({"text/html": f'<div role="img" aria-label="{label}">{drawn}</div>'})
-            elif WIDGET in data:
+            elif data.pop(WIDGET, None) is not None and "text/markdown" not in data:
                 output.data = NotebookNode({"text/html": f"<p><em>{_WIDGET_TEXT}</em></p>"})
     exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
     body = re.sub(r'href="([0-9]{2}_[a-z0-9_]+)\.ipynb"', r'href="\1.html"', exporter.from_notebook_node(nb)[0])

@@ -8,6 +8,7 @@ right and are not; the tests see to it that they fail, and for the right reason.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 from ketools.errors import KetoolsError
@@ -71,9 +72,12 @@ class Markdown:
         return self.text
 
 
-@dataclass(frozen=True)
+@dataclass
 class Guess:
-    """A question, its options (key -> text) and what the learner expects (a key, None: nothing recorded)."""
+    """A question, its options (key -> text) and what the learner expects (a key, None: nothing recorded).
+
+    In Jupyter with ipywidgets the options are radio buttons, and a click records the guess; anywhere else they are text.
+    """
 
     question: str
     options: dict[str, str]
@@ -94,6 +98,10 @@ class Guess:
 
     def __repr__(self) -> str:
         return self._repr_markdown_()
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
+        text = self._repr_markdown_()
+        return {**_radio_buttons(self), "text/markdown": text, "text/plain": text}
 
     def _check(self, key: str) -> None:
         if key not in self.options:
@@ -117,11 +125,28 @@ class Guess:
         return Markdown("\n".join([result, "", *others]).rstrip())
 
 
+def _radio_buttons(ask: Guess) -> dict[str, Any]:
+    # What Jupyter shows of a widget that writes into `ask.guess`; {} without ipywidgets.
+    try:
+        from ipywidgets import HTML, Layout, RadioButtons, VBox
+    except ImportError:
+        return {}
+    options = [(text, key) for key, text in ask.options.items()]
+    choice = RadioButtons(options=options, value=ask.guess, layout=Layout(width="100%"))
+    choice.observe(lambda change: setattr(ask, "guess", change["new"]), names="value")
+    # ipywidgets gives an option one line, whatever its length.
+    css = "label { height: auto !important; display: flex } .ketools-options input { order: -1; flex: none }"
+    question = HTML(
+        f"<style>.ketools-options {css}</style><p style='line-height: 1.4'><b>{escape(ask.question)}</b></p>"
+    )
+    return VBox([question, choice.add_class("ketools-options")])._repr_mimebundle_() or {}
+
+
 def predict(question: str, *, guess: str | None = None, **options: str) -> Guess:
     """Ask before showing: `options` are the possible answers by key, `guess` is the learner's.
 
-    The default None keeps a notebook running for those who only read. Raises KetoolsError for fewer than two options
-    and for a guess that is none of them.
+    Shown last in a cell, it lets the learner choose; the default None keeps a notebook running for those who only read.
+    Raises KetoolsError for fewer than two options and for a guess that is none of them.
 
     >>> predict("Does it rain?", yes="it does", no="it does not", guess="no").reveal("no")
     **It is `no`:** it does not. You predicted it.

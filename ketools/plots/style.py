@@ -318,11 +318,14 @@ def over_facts(count: int) -> str:
 # The numbers beside a figure, read from the figure itself, for readers who cannot see it or want more.
 
 
+_FOR_EARS = "position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)"
+
+
 @dataclass(frozen=True, eq=False)
 class Described:
     """What a figure says (`finding`, `caption`, `description`, plain text) and its numbers; shown in notebooks as HTML.
 
-    There, column headings that name a metric explain it on hover.
+    There the description is for screen readers alone, and column headings that name a metric explain it on hover.
     """
 
     finding: str
@@ -339,7 +342,7 @@ class Described:
             shown = escape(head, quote=False)  # as pandas writes it
             table = table.replace(f"<th>{shown}</th>", f'<th><abbr title="{escape(text)}">{shown}</abbr></th>')
         return (
-            f"<p>{escape(self.description)}</p>"
+            f'<p style="{_FOR_EARS}">{escape(self.description)}</p>'
             f"<details><summary>The numbers</summary><div style='max-height: 24em; overflow: auto'>{table}</div></details>"
         )
 

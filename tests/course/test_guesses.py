@@ -1,6 +1,9 @@
 """A guess is scored; without one nothing is, and all is explained."""
 
+import sys
+
 import pytest
+from ipywidgets import RadioButtons
 
 from ketools import KetoolsError
 from ketools.course.claims import predict
@@ -24,6 +27,26 @@ def test_without_a_guess_the_wrong_options_are_explained():
     said = ask().reveal("keep", move="other keys")
     assert "Why not `move`? other keys" in said._repr_markdown_() and "You" not in said.text
     assert "guess=..." in ask()._repr_markdown_()
+
+
+def test_a_click_on_a_radio_button_is_the_guess():
+    question, made = ask(), []
+    RadioButtons.on_widget_constructed(made.append)
+    try:
+        shown = question._repr_mimebundle_()
+    finally:
+        RadioButtons.on_widget_constructed(None)
+    assert "application/vnd.jupyter.widget-view+json" in shown and shown["text/markdown"] == shown["text/plain"]
+    (buttons,) = (widget for widget in made if isinstance(widget, RadioButtons))
+    assert buttons.value is None and [key for _, key in buttons.options] == ["keep", "move"]
+    buttons.value = "move"
+    assert "You said `move`" in question.reveal("keep").text
+
+
+def test_without_widgets_the_options_are_text(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    shown = ask()._repr_mimebundle_()
+    assert list(shown) == ["text/markdown", "text/plain"] and shown["text/plain"] == repr(ask())
 
 
 @pytest.mark.parametrize("use", [lambda: ask("both"), lambda: ask().reveal("both"), lambda: ask().reveal("keep", x="")])
