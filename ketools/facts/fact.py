@@ -5,7 +5,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from ketools.errors import KetoolsError
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 UNKNOWN = "unknown"  # the relation of a fact whose file names none; it groups nothing
 LISTS = ("paraphrases", "neighbours", "generation", "trained")
+SEQUENCES = (*LISTS, "two_hop", "locality")
 TARGETS = ("target_new", "target_true")
 _SHOWN = 60  # characters of a value that a message quotes
 _ENDS = re.compile(r"\A[^\S\n]+|[^\S\n]+\Z")
@@ -114,20 +115,22 @@ class Fact:
     closing: str = ""
 
     def __post_init__(self) -> None:
-        for name in (*LISTS, "two_hop", "locality"):  # checking a generator would empty it
-            if isinstance(getattr(self, name), Iterator):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        values = {field.name: composed(getattr(self, field.name)) for field in fields(self)}
+        given = {name: getattr(self, name) for name in self.__slots__}
+        for name in SEQUENCES:  # checking a generator would empty it
+            if isinstance(given[name], Iterator):
+                given[name] = tuple(given[name])
+        values = composed(given)
         for error in problems(values):
             raise error
-        for name in ("target_new", "target_true"):
+        for name in TARGETS:
             if values[name] is not None and values[name].startswith(" "):
                 values[name] = values[name].lstrip(" ")
                 values["glue"] = values["glue"] or False
-        for name in (*LISTS, "two_hop", "locality"):
+        for name in SEQUENCES:
             values[name] = tuple(values[name])
         for name, value in values.items():
-            object.__setattr__(self, name, value)
+            if value is not getattr(self, name):
+                object.__setattr__(self, name, value)
 
     @property
     def text(self) -> str:
@@ -187,11 +190,11 @@ def problems(values: Mapping[str, Any]) -> Iterator[FactError]:
         yield FactError(id, "glue", f"is {name_of(values['glue'])}; expected true, false or nothing")
     for name in LISTS:
         texts = values.get(name, ())
-        if isinstance(texts, str) or not isinstance(texts, Iterable):
+        if isinstance(texts, str) or not isinstance(texts, tuple | Iterable):
             yield FactError(id, name, f"is {name_of(texts)}; expected a list of texts")
             continue
         for text in texts:
-            if not isinstance(text, str) or not text.strip() or not _encodable(text):
+            if not isinstance(text, str) or not text.strip() or not (text.isascii() or _encodable(text)):
                 yield FactError(id, name, f"holds {short(text)}; expected non-empty texts only")
     for name, kind in (("two_hop", TwoHop), ("locality", Locality)):
         items = values.get(name, ())
@@ -214,17 +217,15 @@ def trimmed(text: str, field: str) -> str:
 
 def composed(value: Any) -> Any:  # noqa: ANN401 - JSON, or a field of a Fact
     """`value` with every text in it in Unicode's composed form (NFC), so that two spellings of a name are one."""
-    match value:
-        case str():
-            return unicodedata.normalize("NFC", value)
-        case list():
-            return [*map(composed, value)]
-        case tuple():
-            return tuple(map(composed, value))
-        case dict():
-            return {composed(key): composed(item) for key, item in value.items()}
-        case TwoHop() | Locality():
-            return replace(value, **{f.name: composed(getattr(value, f.name)) for f in fields(value)})
+    if isinstance(value, str):
+        return value if value.isascii() else unicodedata.normalize("NFC", value)
+    if isinstance(value, list | tuple):  # most items are ASCII: not worth a call
+        items = [x if x.__class__ is str and x.isascii() else composed(x) for x in value]
+        return items if isinstance(value, list) else tuple(items)
+    if isinstance(value, dict):
+        return dict(zip(composed([*value]), composed([*value.values()]), strict=True))
+    if isinstance(value, TwoHop | Locality):
+        return type(value)(*composed([getattr(value, name) for name in value.__slots__]))
     return value
 
 

@@ -34,7 +34,6 @@ from ketools.facts.fact import (
     FactError,
     Locality,
     TwoHop,
-    composed,
     name_of,
     short,
     trimmed,
@@ -152,7 +151,7 @@ def texts(path: str) -> Reader:
         if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
             raise _Mistake(path, f"is {name_of(value)}; expected a list of texts")
         # A space at the end of a prompt would become a token of its own before the target's.
-        return tuple(_LAST_BLANKS.sub("", item) for item in value)
+        return tuple(_LAST_BLANKS.sub("", item) if item[-1:].isspace() else item for item in value)
 
     return read
 
@@ -178,7 +177,7 @@ def _at(record: Record, path: str) -> Any:  # noqa: ANN401 - JSON
     for i, key in enumerate(keys):
         if value is None:
             break
-        if not isinstance(value, Mapping):
+        if not isinstance(value, dict | Mapping):  # dict first: asking for a Mapping is slow
             raise _Mistake(".".join(keys[:i]), f"is {type(value).__name__}; expected an object")
         value = value.get(key)
     return value
@@ -531,7 +530,7 @@ def convert(name: str, record: Record, place: str, frames: Frames) -> Iterator[t
 
     `place` is the id of a record that has none; `frames` are those of RippleEdits' sentences.
     """
-    layout, record = LAYOUTS[name], composed(record)
+    layout = LAYOUTS[name]
     mistakes: list[tuple[str, str]] = []
     if name == "plain":
         for other, ours in ALIASES.items():

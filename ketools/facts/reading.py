@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ketools.errors import KetoolsError
-from ketools.facts.fact import Fact, FactError, FactSet, problems, short
+from ketools.facts.fact import Fact, FactError, FactSet, composed, problems, short
 from ketools.facts.fetch import SOURCES, local
 from ketools.facts.layouts import ALIASES, COLUMNS, convert, frames_of, from_cells, layout_of
 from ketools.io import data_root, expanded, knows_world, read_bytes
@@ -115,6 +115,7 @@ def converted(path: Path) -> Iterator[Converted]:
 
 def records(path: Path) -> Iterator[tuple[str, Record | KetoolsError]]:
     """("line 3" or "record 3", the record or what is wrong with it) for all of a file; counts from 1, blank lines too.
+    Every text in a record is in Unicode's composed form.
 
     Raises KetoolsError, naming the file, if it is missing, of another kind, no whole gzip file, UTF-16, not a list of
     records (.json), or without the columns that are needed (.csv).
@@ -132,13 +133,14 @@ def records(path: Path) -> Iterator[tuple[str, Record | KetoolsError]]:
     data = read_bytes(path, "facts")
     if _is_utf16(data):
         raise KetoolsError(f"{path}, line 1: UTF-16 text; save the file as UTF-8")
-    text = data.decode("utf-8", "surrogateescape").removeprefix("\ufeff")  # with or without a byte-order mark
+    text = composed(data.decode("utf-8", "surrogateescape").removeprefix("\ufeff"))  # with or without a byte-order mark
+    escapes = "\\u" in text  # which JSON makes letters of
     if not text.strip():
         return
     for where, record in readers[kind](path, text):
         if not isinstance(record, dict | KetoolsError):
             record = KetoolsError(f"holds {type(record).__name__}; expected an object with the fields of a fact")
-        yield where, record
+        yield where, composed(record) if escapes else record
 
 
 def encoding(path: Path) -> str:
@@ -161,7 +163,7 @@ def _is_utf16(data: bytes) -> bool:
 
 
 def _not_utf8(text: str) -> KetoolsError | None:
-    found = _NOT_UTF8.search(text)
+    found = None if text.isascii() else _NOT_UTF8.search(text)
     return found and KetoolsError(f"byte 0x{ord(found[0]) - 0xDC00:02X} is not UTF-8; save the file as UTF-8")
 
 
