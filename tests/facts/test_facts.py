@@ -339,6 +339,13 @@ def test_two_spellings_of_a_text_are_one():
     assert FactSet([one, two]).conflicts() == []
 
 
+@pytest.mark.parametrize("escapes", [True, False])
+def test_a_subject_is_found_in_a_prompt_that_spells_it_otherwise(tmp_path, escapes):
+    record = {"subject": "Z\u00fcrich", "prompt": "The lake of Zu\u0308rich is", "target_new": "a"}
+    (tmp_path / "f.jsonl").write_text(json.dumps(record, ensure_ascii=escapes), encoding="utf-8")
+    assert ke.facts(tmp_path / "f.jsonl")[0].prompt == "The lake of {} is"
+
+
 def test_braces_say_where_the_subject_is_however_often_its_letters_occur(tmp_path):
     fact = Fact("1", "r", "Java, JavaScript and {} were designed at", "Java", None, "Sun")
     start, end = fact.subject_span
