@@ -13,6 +13,9 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+from traitlets.config import Config
 
 import ketools as ke
 from ketools.course import build as cells
@@ -50,18 +53,31 @@ def _counterfact(i, fact):
     return {"case_id": i, "requested_rewrite": rewrite, **{name: list(texts) for name, texts in prompts.items()}}
 
 
+@pytest.fixture(scope="module")
+def shell():
+    """IPython in this process: what the notebooks run in, without a kernel to start and libraries to import for each."""
+    options = Config()
+    options.HistoryManager.enabled = False
+    yield InteractiveShell.instance(config=options)
+    InteractiveShell._instance.restore_sys_module_state()
+    InteractiveShell.clear_instance()
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_full_mode_runs_on_a_stand_in_and_says_so(path, full, monkeypatch):
+def test_full_mode_runs_on_a_stand_in_and_says_so(path, full, shell, monkeypatch):
     monkeypatch.setenv("KETOOLS_MODE", "full")
     monkeypatch.setenv("KETOOLS_FULL", str(full))
-    nb = cells.read(path)
-    # Exercises are tested by themselves; here it is the lesson that has to turn.
-    nb.cells = [cell for cell in nb.cells if cell.cell_type == "code" and not cells.tags(cell) & {"exercise", "widget"}]
-    nb.cells.insert(0, cells.read(path).cells[0])
-    cells.run(nb, path.parent)
-    said = "".join(out.get("text", "") for cell in cells.code(nb) for out in cell.outputs)
+    monkeypatch.chdir(path.parent)
+    shell.reset()
+    with capture_output() as shown:
+        # Exercises are tested by themselves; here it is the lesson that has to turn.
+        for cell in cells.code(cells.read(path)):
+            if not cells.tags(cell) & {"exercise", "widget"}:
+                shell.run_cell(cell.source).raise_error()
+    said = shown.stdout
     assert "Mode full: model pocket-llama" in said and "Mode quick" not in said
-    captions = [out.data[cells.PLOTLY]["layout"]["meta"]["caption"] for _, out in cells.figures(nb)]
+    figures = [out.data[cells.PLOTLY] for out in shown.outputs if cells.PLOTLY in out.data]
+    captions = [figure["layout"]["meta"]["caption"] for figure in figures]
     live = [caption for caption in captions if not caption.endswith("stored.")]
     assert live and all("Mode full, model pocket-llama" in caption for caption in live)
     assert re.search(r"^holds: every weight has its old bits again", said, re.M), "weights are restored in every mode"
