@@ -27,10 +27,11 @@ from ketools.facts.fact import FactSet
 from ketools.facts.reading import facts as read_facts
 from ketools.io import data_root, write_atomic, write_json
 from ketools.models.model import EditableModel, load
+from ketools.runs.demo import figures
 from ketools.runs.panel import Panel
 from ketools.runs.records import provenance
 from ketools.runs.store import RunRecord
-from ketools.runs.sweep import ALL_STEPS, figures, sweep
+from ketools.runs.sweep import ALL_STEPS, sweep
 
 FACTORS = (0.0, 0.25, 1.0, 4.0)
 

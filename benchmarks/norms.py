@@ -26,8 +26,7 @@ from ketools.io import write_atomic
 from ketools.models.model import EditableModel, load
 from ketools.norms.drift import activation_norms, alignment, drift, drift_components, hidden_states, key_bases
 from ketools.norms.residual import contributions_and_states, text_sample
-from ketools.norms.spectra import accumulated, singular_values, spectra, update_spectra
-from ketools.norms.weights import frobenius, norms
+from ketools.norms.weights import accumulated, frobenius, norms, singular_values, spectra, update_spectra
 from ketools.runs.records import versions
 
 RANK = 50  # of the update in each edited layer: a batch of 50 facts

@@ -21,8 +21,8 @@ from benchmarks.command import ended, over_seeds
 from ketools.editing.methods import method
 from ketools.io import write_atomic
 from ketools.models.model import EditableModel, load
+from ketools.runs.demo import METHODS, demo
 from ketools.runs.records import plain
-from ketools.runs.sweep import METHODS, demo
 
 ROWS = (
     ("Frobenius norm of the most-changed edited matrix / original", "norm_ratio", "times"),

@@ -20,7 +20,7 @@ from benchmarks.shapes import open_model
 from ketools.evaluation.edits import KINDS, evaluate
 from ketools.facts.fact import Fact
 from ketools.facts.reading import facts
-from ketools.reference.scores import success
+from ketools.reference import success
 
 
 def prompts(some: Sequence[Fact], neighbours: int) -> int:

@@ -29,19 +29,9 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 __all__ = [
-    "Edit",
-    "EditableModel",
-    "Editor",
-    "Fact",
-    "FactSet",
-    "KetoolsError",
-    "__version__",
-    "edited",
-    "evaluate",
-    "facts",
-    "load",
-    "methods",
-]
+    "Edit", "EditableModel", "Editor", "Fact", "FactSet", "KetoolsError", "__version__", "edited", "evaluate", "facts",
+    "load", "methods",
+]  # fmt: skip
 
 _LAZY = {
     "Edit": "ketools.editing.edit",

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 import ketools
-from ketools.cli import data, edit, probe, report, run, sweep
+from ketools.cli import data, edit, probe, report, run
 from ketools.errors import KetoolsError
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -73,8 +73,8 @@ app.command()(report.report)
 app.command()(report.compare)
 app.command()(edit.methods)
 app.command()(run.run)
-app.command()(sweep.sweep)
-app.command()(sweep.reproduce)
+app.command()(run.sweep)
+app.command()(run.reproduce)
 app.command()(run.status)
 app.command()(run.watch)
 app.command()(run.resume)

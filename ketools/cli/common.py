@@ -105,10 +105,12 @@ def show(*parts: "RenderableType") -> None:
     typer.echo("\n".join(line.rstrip() for line in lines))
 
 
-def writable(path: Path, *inputs: str | Path | None) -> None:
+def writable(path: Path | None, *inputs: str | Path | None) -> None:
     """Raise now, not after minutes of work, if the file `path` cannot be written, or is one of the `inputs`: the file
-    itself, a file of a run's folder, or one that is in a model's folder already.
+    itself, a file of a run's folder, or one that is in a model's folder already. None: nothing is to be written.
     """
+    if path is None:
+        return
     if path.is_dir():
         raise KetoolsError(f"{path} is a folder; name a file in it, such as {path / 'figures.json'}")
     place = Path(os.path.realpath(path))

@@ -44,8 +44,7 @@ def check(
     if good is not None and good.suffix != ".jsonl":
         raise KetoolsError(f"--good {good}: expected a name that ends in .jsonl")
     for target in (json, good):
-        if target is not None:
-            writable(target, path)
+        writable(target, path)
     findings = check_file(path)
     typer.echo(findings.text(every))
     if json is not None:
@@ -70,8 +69,7 @@ def get(
 
     for name in names:
         fetch.known(name)  # a misspelt name is reported before anything is fetched
-    if json is not None:
-        writable(json)
+    writable(json)
     hidden, fetched = quiet or not sys.stderr.isatty(), {}
     for name in names:
         with tqdm(desc=name, unit="B", unit_scale=True, disable=hidden, leave=False) as bar:
@@ -91,8 +89,7 @@ def get(
 def list_all(json: Json = None) -> None:
     """Show the public sets of facts that `get` can fetch, and which have been fetched."""
     folder, found = fetch.folder(), []
-    if json is not None:
-        writable(json)
+    writable(json)
     for source in fetch.SOURCES.values():
         path = folder / source.file
         size = path.stat().st_size if path.is_file() else None
@@ -151,8 +148,7 @@ def doctor(json: Annotated[Path | None, typer.Option(help="Also write the findin
     from ketools.plots.pictures import chromium
     from ketools.runs.records import versions
 
-    if json is not None:
-        writable(json)
+    writable(json)
     rows = {"versions": ", ".join(f"{name} {number}" for name, number in versions().items())}
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
     memory = "" if pages is None else f", {pages / 2**30:.1f} GiB of memory"

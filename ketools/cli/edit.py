@@ -35,8 +35,7 @@ def methods(
     """List the editing methods, or describe one."""
     from ketools.editing import methods as known
 
-    if json is not None:
-        common.writable(json, model)
+    common.writable(json, model)
 
     if name is None:
         if model is not None:
@@ -50,15 +49,8 @@ def methods(
     loaded = None if model is None else common.load_model(model, None, None)
     typer.echo(method.describe(loaded))
     if json is not None:
-        write_json(
-            json,
-            {
-                "name": method.name,
-                "settings": vars(
-                    known.scaled(method.name, method.hyper) if loaded is None else method.settings(loaded)
-                ),
-            },
-        )
+        hyper = known.scaled(method.name, method.hyper) if loaded is None else method.settings(loaded)
+        write_json(json, {"name": method.name, "settings": vars(hyper)})
 
 
 def inspect(
@@ -79,8 +71,7 @@ def inspect(
     Exit code 0: it can be edited; 2: a fact or the model would be refused.
     """
     chosen = common.overrides(layers, set_)
-    if json is not None:
-        common.writable(json, model, facts)
+    common.writable(json, model, facts)
     from ketools.facts.reading import facts as read_facts
     from ketools.runs import preflight
     from ketools.runs.config import settled
@@ -134,7 +125,7 @@ def edit(
         statistics = statistics or [Path(part) for part in base.statistics.split(os.pathsep)]
     if text is not None and statistics:
         raise KetoolsError("--text and --statistics are two ways to the covariance; give one")
-    for path in (out / "edit.safetensors", *([json] if json is not None else [])):
+    for path in (out / "edit.safetensors", json):
         common.writable(path, model, facts, text, *(statistics or ()))
     from ketools.runs.store import Store
 
@@ -176,17 +167,10 @@ def edit(
     own = text if text is not None and Path(text).is_file() and not beside and not knows_world(model) else None
     with common.notes():
         made, report = edit_facts(
-            loaded,
-            in_chat(loaded, known) if chat else known,
-            chosen_method,
-            out,
-            batch=batch,
-            seed=seed,
-            statistics=given,
-            overrides=chosen,
+            loaded, in_chat(loaded, known) if chat else known, chosen_method, out, batch=batch, seed=seed,
+            statistics=given, overrides=chosen, progress=not quiet,
             texts=None if own is None else load_heldout(own, EDIT_SIZES.documents),
-            progress=not quiet,
-        )
+        )  # fmt: skip
 
     measures = {
         "facts": len(report),
@@ -251,8 +235,7 @@ def ask(
     """Ask a model, before and after a run's edits side by side: its answer, and the most probable next tokens."""
     if at is not None and run is None:
         raise KetoolsError(f"--at {at} without --run; name the run whose model after {at} edits is asked")
-    if json is not None:
-        common.writable(json, model, run)
+    common.writable(json, model, run)
     from ketools.models.weights import fresh
     from ketools.probing.recall import complete, top_tokens
     from ketools.runs.resume import model_at
@@ -324,8 +307,7 @@ def stats(
     if (text is None) == (not npz):
         raise KetoolsError("give either --text (to compute) or --npz (to import)")
     common.writable(out, None if out.name == OWN else model, text, *(item.partition("=")[2] for item in npz or ()))
-    if json is not None:
-        common.writable(json, model, text, out)
+    common.writable(json, model, text, out)
     from ketools.editing.covariance import Statistics, corpus
 
     there = Statistics.load(out).provenance if out.is_file() else None  # anything else is not overwritten
@@ -403,16 +385,9 @@ def compute_covariance(
     try:
         with tqdm(total=total, unit="token", unit_scale=True, desc="covariance", disable=quiet) as bar:
             statistics = Statistics.compute(
-                model,
-                source,
-                layers,
-                total,
-                length=length,
-                corpus=source.name,
-                progress=bar.update,
-                partial=part,
+                model, source, layers, total, length=length, corpus=source.name, progress=bar.update, partial=part,
                 every=every,
-            )
+            )  # fmt: skip
     except KeyboardInterrupt as interrupt:
         kept = f"partial sums are kept in {part}" if part.is_file() else "nothing is kept yet"
         raise KeyboardInterrupt(f"interrupted; {kept}") from interrupt

@@ -41,8 +41,7 @@ def trace(
     that the model knows are traced.
     """
     for path in (out, json):
-        if path is not None:
-            common.writable(path, model, facts)
+        common.writable(path, model, facts)
     from tqdm.auto import tqdm
 
     from ketools.editing.methods import ENCORE
@@ -120,8 +119,7 @@ def tune(
     Writes OUT/settings.toml, which `ketools run` and `ketools edit --settings` read, the evidence as CSV, and the facts that no
     trial edited.
     """
-    if json is not None:
-        common.writable(json, model, facts, *(statistics or ()))
+    common.writable(json, model, facts, *(statistics or ()))
     from ketools.facts.layouts import as_record
     from ketools.facts.reading import facts as read_facts
     from ketools.facts.reading import own_facts
@@ -149,11 +147,8 @@ def tune(
     settings = {name: list(value) if isinstance(value, tuple) else value for name, value in found.settings.items()}
     about = RunConfig(model=model, facts=str(names["facts.jsonl"]), method=method, seed=seed, device=device, dtype=dtype,
                       statistics=os.pathsep.join(map(str, statistics)) if statistics else None).as_dict()  # fmt: skip
-    kept = {
-        name: about[name]
-        for name in ("model", "facts", "method", "statistics", "seed", "device", "dtype")
-        if name in about
-    }
+    names_kept = ("model", "facts", "method", "statistics", "seed", "device", "dtype")
+    kept = {name: about[name] for name in names_kept if name in about}
     lines = [
         f"# Chosen by `ketools tune` on {len(trial)} facts that are not in facts.jsonl, and {len(known)} that were to stay",
         "# (trials.csv, layers.csv).",
@@ -176,10 +171,6 @@ def tune(
     )
     typer.echo(f"Settings: {names['settings.toml']}")
     if json is not None:
-        content = {
-            "settings": settings,
-            "trials": found.trials.to_dict("records"),
-            "n": len(trial),
-            "known": len(known),
-        }
-        write_json(json, content | {"layers": None if found.layers is None else found.layers.to_dict("records")})
+        tables = {"trials": found.trials.to_dict("records")}
+        tables["layers"] = None if found.layers is None else found.layers.to_dict("records")
+        write_json(json, {"settings": settings, "n": len(trial), "known": len(known)} | tables)

@@ -55,17 +55,11 @@ def report(
     target = to or (folders[0] if len(folders) == 1 else Path("build/report.html"))
     target = target / "report.html" if target.is_dir() else target
     writable(target, *folders)
-    if json is not None:
-        writable(json, *folders)
+    writable(json, *folders)
     typer.echo(f"Report: {write_report(groups, target)}")
     if json is not None:
-        write_json(
-            json,
-            {
-                "report": str(target),
-                "runs": {run.name: run.record.checkpoints.to_dict("records") for g in groups for run in g.runs},
-            },
-        )
+        points = {run.name: run.record.checkpoints.to_dict("records") for group in groups for run in group.runs}
+        write_json(json, {"report": str(target), "runs": points})
 
 
 def compare(
@@ -81,8 +75,7 @@ def compare(
     Runs on other facts or another evaluation panel are refused. "then": measured right after each edit's own batch.
     """
     for path in (json, csv):
-        if path is not None:
-            writable(path, *(folders or ()))
+        writable(path, *(folders or ()))
     from ketools.runs.compare import compare as compare_runs
     from ketools.runs.compare import paired_tests
     from ketools.runs.records import arrange, gather
@@ -157,17 +150,10 @@ def pair_table(pairs: "pd.DataFrame") -> "list[RenderableType]":
     from ketools.runs.records import title
 
     rows = [
-        (
-            row["model"],
-            str(row["seed"]),
-            title(row["a"]),
-            title(row["b"]),
-            str(row["only_a"]),
-            str(row["only_b"]),
-            p_value(row["p_adjusted"]),
-        )
+        (row["model"], str(row["seed"]), title(row["a"]), title(row["b"]), str(row["only_a"]), str(row["only_b"]),
+         p_value(row["p_adjusted"]))
         for row in pairs.to_dict("records")
-    ]
+    ]  # fmt: skip
     heading = "Edits that succeed at the end with one method only (McNemar's exact test; Benjamini-Hochberg):"
     return [heading, common.grid(rows, ("model", "seed", "a", "b", "only a", "only b", "p, adjusted"), 4)]
 

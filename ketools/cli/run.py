@@ -1,4 +1,4 @@
-"""Sequences of edits: `ketools demo`, `run`, `status`, `watch`, `resume`, `export`, `runs verify`."""
+"""Sequences of edits: `ketools demo`, `run`, `sweep`, `reproduce`, `status`, `watch`, `resume`, `export`, `runs verify`."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ import typer
 from ketools.cli import common
 from ketools.errors import KetoolsError
 from ketools.evaluation.metrics import MISSING, duration, metric
-from ketools.io import write_json
+from ketools.io import write_atomic, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,22 +27,13 @@ if TYPE_CHECKING:
 DEMO_METHODS = "memit,alphaedit,encore"
 DEMO_MODEL = "pocket-llama-v2"
 DEMO_ROWS = [
-    *("norm_ratio", "unedited_kept", "same_subject_kept", "downstream_kept", "perplexity_ratio"),
-    *(
-        "efficacy",
-        "paraphrase",
-        "neighbourhood",
-        "p_edited",
-        "p_natural",
-        "steps_mean",
-        "seconds_per_edit",
-        "seconds_cpu_per_edit",
-    ),
-]
+    "norm_ratio", "unedited_kept", "same_subject_kept", "downstream_kept", "perplexity_ratio", "efficacy", "paraphrase",
+    "neighbourhood", "p_edited", "p_natural", "steps_mean", "seconds_per_edit", "seconds_cpu_per_edit",
+]  # fmt: skip
 CHECKPOINT_ROWS = [
-    *("ES", "PS", "NS", "p_edited", "p_natural"),
-    *("unedited_kept", "same_subject_kept", "downstream_kept", "perplexity_ratio", "norm_ratio"),
-]
+    "ES", "PS", "NS", "p_edited", "p_natural", "unedited_kept", "same_subject_kept", "downstream_kept", "perplexity_ratio",
+    "norm_ratio",
+]  # fmt: skip
 NAMES = {"efficacy": "ES", "paraphrase": "PS", "neighbourhood": "NS"}  # of a demo's rows at a checkpoint
 SPARKS = "▁▂▃▄▅▆▇█"
 Folder = Annotated[Path, typer.Argument(help="The folder of a run.")]
@@ -86,11 +77,11 @@ def demo(
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if not names:
         raise KetoolsError(f"--methods {methods!r} names no method; expected names with commas, such as {DEMO_METHODS}")
-    if json is not None:
-        common.writable(json, model, facts, text, tasks)
+    common.writable(json, model, facts, text, tasks)
     from ketools.evaluation.downstream import load_heldout, tasks_named
     from ketools.report.page import write_report
-    from ketools.runs import preflight, sweep  # after the checks that need no torch
+    from ketools.runs import preflight  # after the checks that need no torch
+    from ketools.runs.demo import demo as run_demo
     from ketools.runs.panel import Sizes
 
     def check(model: "EditableModel", facts: "FactSet", methods: "Sequence[Method]", statistics: bool) -> None:
@@ -105,22 +96,12 @@ def demo(
     if quiet:
         common.no_loading_bars()
     with common.notes():
-        result = sweep.demo(
-            methods=names,
-            model=model,
-            edits=edits,
-            seed=seed,
-            out=out,
-            batch=batch,
-            checkpoint_every=checkpoint_every,
-            facts=facts,
-            tasks=None if tasks is None else tasks_named(tasks),
+        result = run_demo(
+            methods=names, model=model, edits=edits, seed=seed, out=out, batch=batch, checkpoint_every=checkpoint_every,
+            facts=facts, tasks=None if tasks is None else tasks_named(tasks),
             texts=None if text is None else load_heldout(text, Sizes.documents),
-            progress=not quiet,
-            again=again,
-            report=write_report,
-            look=check,
-        )
+            progress=not quiet, again=again, report=write_report, look=check,
+        )  # fmt: skip
     if json is not None:
         write_json(json, {key: value for key, value in result.items() if key != "records"})
     common.show(demo_table(result["methods"], result["records"]))
@@ -186,28 +167,15 @@ def run(
     """
     from ketools.runs.config import RunConfig
 
-    options = {
-        "out": None if out is None else str(out),
-        "method": method,
-        "model": model,
-        "facts": facts,
-        "tasks": tasks,
-        "text": text,
-        "edits": edits,
-        "batch": batch,
-        "seed": seed,
-        "checkpoint_every": checkpoint_every,
-        "conflicts": conflicts,
-        "statistics": os.pathsep.join(map(str, statistics)) if statistics else None,
-        "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in common.overrides(layers, set_).items()},
-        "measures": common.settings(measure, "--measure"),
-        "chat": chat or None,
-        "device": device,
-        "dtype": dtype,
-        "replicas": replicas,
-    }
     base = RunConfig.read(config) if config is not None else RunConfig()
-    execute(base.changed(**options), force, yes, quiet, json, again)
+    asked = base.changed(
+        out=None if out is None else str(out), method=method, model=model, facts=facts, tasks=tasks, text=text,
+        edits=edits, batch=batch, seed=seed, checkpoint_every=checkpoint_every, conflicts=conflicts,
+        statistics=os.pathsep.join(map(str, statistics)) if statistics else None, chat=chat or None,
+        device=device, dtype=dtype, replicas=replicas, measures=common.settings(measure, "--measure"),
+        settings={k: list(v) if isinstance(v, tuple) else v for k, v in common.overrides(layers, set_).items()},
+    )  # fmt: skip
+    execute(asked, force, yes, quiet, json, again)
 
 
 def resume(folder: Folder, force: Force = False, json: common.Json = None, quiet: common.Quiet = False) -> None:
@@ -234,8 +202,7 @@ def execute(
     from ketools.runs.config import composed
     from ketools.runs.store import Store
 
-    if json is not None:
-        common.writable(json, config.out, config.model, config.facts)
+    common.writable(json, config.out, config.model, config.facts)
     with common.notes():
         facts = runs.ready(config)
     if quiet:
@@ -244,16 +211,10 @@ def execute(
     store = Store(Path(config.out))
     if again or not store.exists():  # an existing run passed these checks when it began
         findings = preflight.inspect(
-            model,
-            facts.sample(config.edits, config.seed),
-            composed(config.method),
-            batch=config.batch,
-            edits=config.edits,
-            chat=config.chat,
-            statistics=config.statistics is not None or prepare is not None,
-            trial=not quiet,
-            **config.settings,
-        )
+            model, facts.sample(config.edits, config.seed), composed(config.method), batch=config.batch,
+            edits=config.edits, chat=config.chat, statistics=config.statistics is not None or prepare is not None,
+            trial=not quiet, **config.settings,
+        )  # fmt: skip
         common.confirm(findings, config.edits, config.model, yes or not common.at_a_terminal(), quiet)
     if again and store.exists():
         with store.locked():
@@ -284,11 +245,10 @@ def status(
     from ketools.runs.store import RunRecord
     from ketools.runs.store import status as read_status
 
-    if json is not None:
-        common.writable(json, *folders)
+    common.writable(json, *folders)
     tables = {}
     for folder in [folder for folder in folders if (folder / "sweep.json").is_file()]:
-        from ketools.runs.grid import Sweep
+        from ketools.runs.sweep import Sweep
 
         tables[str(folder)] = (table := Sweep.of(folder).status()).to_dict("records")
         typer.echo(f"{folder}:\n{table.to_string(index=False, float_format='{:.3f}'.format, na_rep='-')}")
@@ -340,8 +300,7 @@ def watch(
     from rich.console import Console
     from rich.live import Live
 
-    if json is not None:
-        common.writable(json, *folders)
+    common.writable(json, *folders)
     terminal, told, quiet = sys.stdout.isatty(), set[str](), 0
     console = Console(width=min(Console().width, common.WIDTH), markup=False, highlight=False)
     with Live(console=console, auto_refresh=False, transient=True) if terminal else nullcontext() as live:
@@ -451,8 +410,7 @@ def export(
         raise KetoolsError(f"--out {out} is in the run's own folder; choose another")
     loading = model_of(folder)
     assert loading["model"] is not None
-    if json is not None:
-        common.writable(json, folder, loading["model"])
+    common.writable(json, folder, loading["model"])
     model = common.load_model(loading["model"], loading["device"], loading["dtype"])
     if lora:
         with model_at(folder, at, model):
@@ -469,11 +427,106 @@ def verify(folder: Folder, json: common.Json = None) -> None:
     """Compare every file of a run with its checksum. Exit code 0: all files are intact; 2: some are damaged (named)."""
     from ketools.runs.store import survey
 
-    if json is not None:
-        common.writable(json, folder)
+    common.writable(json, folder)
     findings = survey(folder)
     typer.echo(findings.text())
     if json is not None:
         write_json(json, vars(findings))
     if not findings.sound:
         raise typer.Exit(common.FAILED)
+
+
+def sweep(
+    config: Annotated[Path, typer.Argument(help="A TOML file with the tables run, grid and, optionally, sample.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the sweep, in place of the file's.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help='A Ray cluster: "auto" or HOST:PORT; its machines must share the folder.')
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Runs side by side (needs Ray); default: one for each GPU, or core.")
+    ] = None,
+    show: Annotated[bool, typer.Option("--list", help="List the runs and how far each is; start nothing.")] = False,
+    json: common.Json = None,
+    quiet: common.Quiet = False,
+) -> None:
+    """Make a run for every combination of methods, settings, seeds, models or facts, or for a random sample of them.
+
+    Everything is checked before the first run. Interrupt it with Ctrl-C; run it again to resume. `ketools status`, `compare`
+    and `report` take the folder.
+    """
+    from ketools.runs.sweep import Sweep, carry_out
+
+    asked = Sweep.read(config, out)
+    common.writable(json, config)
+    if quiet:
+        common.no_loading_bars()
+    if not show:
+        with common.notes():
+            carry_out(asked, address=address, workers=workers, progress=not quiet)
+    table = asked.status()
+    common.show(common.framed(table, 2))
+    typer.echo(f"Sweep: {asked.out}")
+    if json is not None:
+        write_json(json, {"runs": table.to_dict("records")})
+
+
+def reproduce(
+    method: Annotated[str, typer.Argument(help='Such as "encore", "alphaedit" or "memit+mpes".')],
+    model: Annotated[
+        str, typer.Option(help="gpt2-xl, llama-2-7b, llama-3-8b, smollm2, or a folder with such a model.")
+    ],
+    edits: Annotated[int | None, typer.Option(min=1, help="Default: 10,000; on smollm2 2,400, the same load.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the run; default: build/reproduce/METHOD-MODEL.")] = None,
+    facts: Annotated[str, typer.Option(help='"counterfact" or "zsre" (ketools data get), or a file.')] = "counterfact",
+    tasks: Annotated[str, typer.Option(help="Downstream tasks, as for `ketools run`.")] = "paper",
+    text: Annotated[str, typer.Option(help="Running text for the covariance, where there is none.")] = "wikipedia",
+    statistics: common.Statistics = None,
+    npz: Annotated[
+        list[str] | None, typer.Option(help="Import published moments instead: LAYER=FILE.npz; repeatable.")
+    ] = None,
+    set_: common.Settings = None,
+    device: common.Device = None,
+    dtype: common.Dtype = None,
+    json: common.Json = None,
+    yes: common.Yes = False,
+    quiet: common.Quiet = False,
+) -> None:
+    """Repeat the paper's experiment: its settings, facts and intervals; print the result beside its figures.
+
+    First estimates time and memory. Interrupt it with Ctrl-C; run it again to resume.
+    """
+    from ketools.cli import edit
+    from ketools.runs.config import composed
+    from ketools.runs.reproduce import asked, beside
+
+    common.writable(json, model, facts, tasks, text)
+    out = out or Path("build/reproduce") / f"{method.replace('+', '-')}-{Path(model).name}"
+    path = out / "statistics.safetensors"
+    given = os.pathsep.join(map(str, statistics)) if statistics else str(path) if path.is_file() else None
+    config = asked(
+        method, model, facts=facts, edits=edits, tasks=tasks, out=str(out), statistics=given,
+        settings=common.settings(set_), device=device, dtype=dtype,
+    )  # fmt: skip
+    files = edit.moments(npz)
+
+    def covariance(loaded: "EditableModel", config: "RunConfig") -> "RunConfig":
+        from ketools.editing.covariance import import_moments, own_file
+
+        how = composed(config.method)
+        if not how.needs_statistics or config.statistics is not None or own_file(loaded) is not None:
+            return config
+        if files:
+            import_moments(loaded, files).save(path)
+        else:
+            layers = how.settings(loaded, **config.settings).layers
+            assert layers is not None
+            edit.compute_covariance(loaded, layers, text, path, None, edit.LENGTH, edit.EVERY, quiet)
+        return config.changed(statistics=str(path))
+
+    record = execute(config, False, yes, quiet, prepare=covariance)
+    table = beside(record, config)
+    write_atomic(out / "reproduce.csv", table.to_csv(index=False))
+    common.show(common.framed(table))
+    typer.echo(f"Table: {out / 'reproduce.csv'}")
+    if json is not None:
+        write_json(json, {"measures": table.to_dict("records")})

@@ -36,6 +36,9 @@ from ketools.models.tokens import batches, check_ids, pad_right
 _PARTIAL = "ketools-moments-1"  # format of a file of partial sums
 _DTYPES = ("float32", "bfloat16", "float16", "float64")  # of a model, as the provenance names them
 _TOKENS_AT_ONCE = 4096
+# What numpy raises for a file that is no .npz, or a damaged one.
+_UNREADABLE = (OSError, EOFError, TypeError, KeyError, ValueError, AttributeError, NotImplementedError, OverflowError,
+               MemoryError, zlib.error, zipfile.BadZipFile)  # fmt: skip
 _POOL = 8  # texts are sorted by length within so many batches, which keeps padding small
 
 
@@ -557,11 +560,11 @@ def _from_hub(name: str) -> Iterator[str]:
         ) from error
 
 
-def import_moments(model: EditableModel, files: Mapping[int, str | Path], corpus: str = "wikipedia") -> Statistics:
+def import_moments(model: EditableModel, files: Mapping[int, str | Path]) -> Statistics:
     """Statistics for `model` from one published .npz per layer (ROME and MEMIT: rome.baulab.info/data/stats).
 
     Such a file holds `mom2.mom2`, the sum of k k^T over tokens (d_mlp, d_mlp), and `mom2.count`, the number of tokens.
-    It does not say which model it is of: the caller does, and `corpus` as the publisher names it. Names, checksums and
+    It does not say which model it is of: the caller does. Names, checksums and
     counts go into the provenance, under "imported"; shapes, counts, symmetry and finite numbers are checked. Nothing in
     a file is executed: arrays of objects (pickles) are refused.
 
@@ -600,7 +603,7 @@ def import_moments(model: EditableModel, files: Mapping[int, str | Path], corpus
     provenance = {
         "fingerprint": model.fingerprint,
         "model": model.name,
-        "corpus": corpus,
+        "corpus": "wikipedia",  # as the publisher names it
         "imported": sources,
         "note": "computed by others; that they belong to this model is the importer's word",
     }
@@ -620,19 +623,7 @@ def _published_sums(path: Path) -> tuple[np.ndarray, int]:
             return archive["mom2.mom2"], int(archive["mom2.count"])
     except KetoolsError:
         raise
-    except (
-        OSError,
-        EOFError,
-        TypeError,
-        KeyError,
-        zlib.error,
-        NotImplementedError,
-        OverflowError,
-        MemoryError,
-        AttributeError,
-        ValueError,
-        zipfile.BadZipFile,
-    ) as error:
+    except _UNREADABLE as error:
         raise KetoolsError(
             f"{path} is not a covariance in .npz that can be read without running code: {error}; copy it again from its "
             "publisher"

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ketools.editing import baselines
 from ketools.editing.covariance import Statistics, load_statistics
-from ketools.editing.edit import STATE, Blocks, Edit, StoredBlock
+from ketools.editing.edit import STATE, Blocks, Edit, StoredBlock, merged
 from ketools.editing.keys import (
     FactRows,
     before_norm,
@@ -89,15 +89,6 @@ class Change:
         """Put the lists of the record, which came in this order of the facts, into that of the batch."""
         for name, each in self.record.items():
             self.record[name] = [value for _, value in sorted(zip(order, each, strict=True), key=lambda pair: pair[0])]
-
-    def merged(self, layer: int) -> Factors:
-        """The factors of all parts as one pair: side by side, or as a dense matrix if that is smaller."""
-        parts = self.factors[layer]
-        left, right = (torch.cat([pair[side] for pair in parts], 1) for side in (0, 1))
-        if len(parts) > 1 and left.shape[1] > len(left):
-            total = left.double() @ right.double().T
-            return torch.eye(len(left)), total.T.float().contiguous()
-        return left, right
 
 
 class _Carried(BaseModel):
@@ -380,7 +371,9 @@ class Editor:
             if order != sorted(order):
                 change.sort(order)
             _warn_of_known(facts, change.record["known"])
-            edit = Edit({layer: change.merged(layer) for layer in self.layers}, self._record(facts, change, seconds))
+            edit = Edit(
+                {layer: merged(change.factors[layer]) for layer in self.layers}, self._record(facts, change, seconds)
+            )
             with _timed(seconds, "write"):
                 self.model.edits.roll_back(before)
                 self.model.edits.push(edit)

@@ -17,16 +17,8 @@ from ketools.io import expanded, new_folder, read_json, write_atomic, write_json
 from ketools.models.model import EditableModel
 
 _FORMAT = "ketools-export-1"
-_KEPT = (
-    "method",
-    "stopping",
-    "update",
-    "facts",
-    "on_top_of",
-    "update_norm",
-    "rounding",
-    "texts",
-)  # of an edit's record
+# Of an edit's record.
+_KEPT = ("method", "stopping", "update", "facts", "on_top_of", "update_norm", "rounding", "texts")
 _LISTED = 200  # facts in the model card; ketools.json has all
 
 

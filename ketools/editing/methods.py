@@ -8,15 +8,14 @@ MPES(patience=1)
 Rect(keep=0.4)
 """
 
-import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from importlib.resources import files
-from numbers import Integral, Real
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from pydantic import Field
 
@@ -27,26 +26,18 @@ from ketools.editing.postprocess import Sphere as Sphere
 from ketools.editing.stopping import MPES, FixedSteps, Stopping
 from ketools.editing.stopping import ProbabilityThreshold as ProbabilityThreshold
 from ketools.errors import Damaged, KetoolsError
-from ketools.facts.fact import short
 from ketools.io import checked
 from ketools.models.model import EditableModel
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# Settings that take one of a few words.
-_WORDS = {
-    "kl_direction": ("reference", "edited"),
-    "compat": ("exact", "official"),
-    "precision": ("weights", "bfloat16"),
-    "same_subject": ("shared", "apart", "alone"),
-}
-# Numbers that have a least value other than 0, that have to be above 0, and that may be infinite.
-_LEAST = {"steps": 1, "prefix_tokens": 1, "facts_at_once": 1, "ft_steps": 1, "lora_rank": 1, "loss_floor": -math.inf}
-_ABOVE = ("lr", "clamp_norm_factor", "null_threshold", "null_threshold_relative", "shift_lr", "shift_lr_relative", "ft_lr",
-          "ft_epsilon")  # fmt: skip
-_ENDLESS = ("null_threshold", "null_threshold_relative")
-_LARGEST = 1e300  # of a number; whole ones can be larger than any float
+# What settings can be. Whole numbers have a bound too: they can be larger than any float.
+_Whole = Annotated[int, Field(ge=0, lt=1 << 62)]
+_Counted = Annotated[int, Field(ge=1, lt=1 << 62)]
+_Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Threshold = Annotated[float, Field(gt=0)]  # infinite: no threshold
 _Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -54,38 +45,38 @@ _Share = Annotated[float, Field(ge=0, le=1)]
 class Hyper:
     """Settings of one method on one model; hyperparameters.toml says what each means and where it comes from."""
 
-    layers: tuple[int, ...] | None = None
-    layers_depth: tuple[float, float] = (0.2, 0.35)
-    lr: float = 0.5
-    steps: int = 20
-    clamp_norm_factor: float = 0.75
-    kl_factor: float = 0.0625
-    kl_direction: str = "reference"
-    weight_decay: float = 0.5
-    loss_floor: float = 0.05
-    patience: int = 2
-    compat: str = "exact"
-    prefix_count: int = 5
-    prefix_tokens: int = 10
-    lambda_p: float | None = None
-    lambda_p_relative: float = 1.5
-    lambda_n: float | None = None
-    lambda_n_relative: float = 10.0
-    null_threshold: float | None = None
-    null_threshold_relative: float = 1.0
-    l2: float | None = None
-    l2_relative: float = 300.0
-    constraint_ridge: float = 0.1
-    shift_lr: float | None = None
-    shift_lr_relative: float = 0.1
-    ft_lr: float = 5e-4
-    ft_steps: int = 25
-    ft_epsilon: float = 5e-4
-    lora_rank: int = 8
-    facts_at_once: int | None = None
-    precision: str = "weights"
+    layers: tuple[_Whole, ...] | None = None
+    layers_depth: tuple[_Share, _Share] = (0.2, 0.35)
+    lr: _Positive = 0.5
+    steps: _Counted = 20
+    clamp_norm_factor: _Positive = 0.75
+    kl_factor: _Number = 0.0625
+    kl_direction: Literal["reference", "edited"] = "reference"
+    weight_decay: _Number = 0.5
+    loss_floor: Annotated[float, Field(allow_inf_nan=False)] = 0.05
+    patience: _Whole = 2
+    compat: Literal["exact", "official"] = "exact"
+    prefix_count: _Whole = 5
+    prefix_tokens: _Counted = 10
+    lambda_p: _Number | None = None
+    lambda_p_relative: _Number = 1.5
+    lambda_n: _Number | None = None
+    lambda_n_relative: _Number = 10.0
+    null_threshold: _Threshold | None = None
+    null_threshold_relative: _Threshold = 1.0
+    l2: _Number | None = None
+    l2_relative: _Number = 300.0
+    constraint_ridge: _Number = 0.1
+    shift_lr: _Positive | None = None
+    shift_lr_relative: _Positive = 0.1
+    ft_lr: _Positive = 5e-4
+    ft_steps: _Counted = 25
+    ft_epsilon: _Positive = 5e-4
+    lora_rank: _Counted = 8
+    facts_at_once: _Counted | None = None
+    precision: Literal["weights", "bfloat16"] = "weights"
     compile: str | None = None
-    same_subject: str = "shared"
+    same_subject: Literal["shared", "apart", "alone"] = "shared"
 
     def value(self, name: str, unit: float) -> float:
         """`name` as given in absolute terms, else `name`_relative times `unit`."""
@@ -141,42 +132,15 @@ def scaled(name: str, *given: Mapping[str, Any], model_name: str = "") -> Hyper:
 
 def check_value(name: str, value: Any) -> None:  # noqa: ANN401
     """Raise KetoolsError if the setting `name` cannot have this value on any model (which layers there are, it can't say)."""
-    if name in _WORDS and value not in _WORDS[name]:
-        raise KetoolsError(f"setting {name} is {value!r}; expected one of {', '.join(_WORDS[name])}")
-    kind = Hyper.__dataclass_fields__[name].type
-    expected = {
-        "layers": (tuple[Annotated[int, Field(ge=0)], ...] | None, "layer numbers, such as [4, 5, 6]"),
-        "layers_depth": (tuple[_Share, _Share], "two shares of the depth in ascending order, such as (0.2, 0.35)"),
-        "compile": (str | None, "a backend of torch.compile, such as inductor"),
-    }
-    if name in expected:
-        schema, words = expected[name]
-        try:
-            checked(value, schema, name)
-            right = name != "layers_depth" or value[0] <= value[1]
-            if name == "compile" and value is not None:
-                right = value in torch.compiler.list_backends(exclude_tags=())
-        except Damaged:
-            right = False
-        if not right:
-            raise KetoolsError(f"setting {name} is {short(value)}; expected {words}")
-        return
-    whole = kind in (int, int | None)
-    if not (whole or kind in (float, float | None)) or (value is None and kind in (int | None, float | None)):
-        return
-    right = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
-    least = _LEAST.get(name, 0)
-    finite = right and -_LARGEST <= value <= _LARGEST
-    if (
-        right
-        and (value > 0 if name in _ABOVE else value >= least)
-        and (finite or (value == math.inf and name in _ENDLESS))
-    ):
-        return
-    wanted = ["whole number" if whole else "number"]
-    wanted += ["above 0"] if name in _ABOVE else [] if least == -math.inf else [f"of at least {least}"]
-    wanted += ["that is finite"] if right and not finite else []
-    raise KetoolsError(f"setting {name} is {short(value)}; expected a {' '.join(wanted)}")
+    value = value.item() if isinstance(value, np.generic) else value
+    try:
+        checked(value, Hyper.__dataclass_fields__[name].type, f"setting {name}")
+    except Damaged as error:  # it is no file
+        raise KetoolsError(str(error)) from None
+    if name == "layers_depth" and value[0] > value[1]:
+        raise KetoolsError(f"setting {name} is {value}: expected two shares of the depth in ascending order")
+    if name == "compile" and value is not None and value not in torch.compiler.list_backends(exclude_tags=()):
+        raise KetoolsError(f"setting {name} is {value!r}: expected a backend of torch.compile, such as inductor")
 
 
 def _from_table(model_name: str, name: str) -> dict[str, Any]:
@@ -294,22 +258,8 @@ class FineTune:
 
 Update = LeastSquares | NullSpace | Constraint | Shift | FineTune
 # Settings of the target optimisation, and what relative ones are multiples of.
-_SEARCH = tuple(
-    [
-        "lr",
-        "steps",
-        "clamp_norm_factor",
-        "kl_factor",
-        "kl_direction",
-        "weight_decay",
-        "loss_floor",
-        "compat",
-        "precision",
-        "compile",
-        "prefix_count",
-        "prefix_tokens",
-    ]
-)
+_SEARCH = ("lr", "steps", "clamp_norm_factor", "kl_factor", "kl_direction", "weight_decay", "loss_floor", "compat",
+           "precision", "compile", "prefix_count", "prefix_tokens")  # fmt: skip
 _UNITS = {"lambda_p_relative": "d_mlp", "shift_lr_relative": "the rms of the matrix's outputs / d_mlp"}
 
 

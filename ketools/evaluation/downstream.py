@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import gzip
-import json
 import logging
 import math
 import random
@@ -31,7 +30,7 @@ from torch.nn.functional import cross_entropy
 
 from ketools.editing.covariance import corpus
 from ketools.errors import KetoolsError, named
-from ketools.io import data_root, expanded
+from ketools.io import data_root, expanded, parsed
 from ketools.models.model import EditableModel
 from ketools.models.scoring import LOGITS, choice_logprobs
 from ketools.models.tokens import batches, pad_right
@@ -73,7 +72,7 @@ def load_tasks(path: str | Path | None = None, split: str = "test") -> pd.DataFr
                 items = [_item(item, f"{path.name}, item {k}", k) for k, item in enumerate(listed, 1)]
             else:
                 items = [
-                    _item(_parsed(line, where := f"{path.name}, line {k}"), where, k)
+                    _item(parsed(line, Any, where := f"{path.name}, line {k}"), where, k)
                     for k, line in enumerate(stream, 1)
                     if line.strip()
                 ]
@@ -114,13 +113,6 @@ def f1_of(
         return downstream(model, tasks, n_per_task, seed).set_index("task")["f1"].to_dict()
     scores = harness(model, tasks, limit=n_per_task, seed=seed).drop_duplicates("task")
     return {f"{row.task} {row.metric}": row.value for row in scores.itertuples()}
-
-
-def _parsed(line: str, where: str) -> object:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise KetoolsError(f"{where}: broken JSON ({error.msg} at column {error.colno})") from error
 
 
 def _item(given: object, where: str, number: int) -> dict[str, Any]:

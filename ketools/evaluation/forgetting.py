@@ -16,11 +16,11 @@ from ketools.errors import KetoolsError
 Numbers: TypeAlias = Sequence[float] | np.ndarray | pd.Series
 
 
-def forgetting_curve(checkpoints: pd.DataFrame, score: str = "ES") -> pd.DataFrame:
+def forgetting_curve(checkpoints: pd.DataFrame) -> pd.DataFrame:
     """How much of what took is still there, at each checkpoint of a run.
 
     Args:
-        checkpoints: a run's; score: "ES", "PS" or "NS", which has a column of its own and one named at_edit_SCORE.
+        checkpoints: a run's, with columns ES (of all edits so far) and at_edit_ES.
 
     Returns:
         The glossary's table "forgetting", a row per checkpoint after the first edit: edits, now, at_edit, forgotten, kept
@@ -29,25 +29,24 @@ def forgetting_curve(checkpoints: pd.DataFrame, score: str = "ES") -> pd.DataFra
     Raises:
         KetoolsError: no checkpoint after an edit, or a missing column.
     """
-    _need(checkpoints, "edits", score, f"at_edit_{score}")
+    _need(checkpoints, "edits", "ES", "at_edit_ES")
     done = checkpoints[checkpoints["edits"] > 0]
     if done.empty:
         raise KetoolsError(
             "the run has no checkpoint after an edit, so that nothing is known of forgetting; run it to its end, or with a "
             "smaller checkpoint_every"
         )
-    now, at_edit = (done[name].to_numpy(dtype=float) for name in (score, f"at_edit_{score}"))
+    now, at_edit = (done[name].to_numpy(dtype=float) for name in ("ES", "at_edit_ES"))
     kept = np.divide(now, at_edit, out=np.full(len(now), np.nan), where=at_edit > 0)
     frame = pd.DataFrame({"edits": done["edits"].to_numpy(), "now": now, "at_edit": at_edit})
     return frame.assign(forgotten=at_edit - now, kept=kept, finite=np.isfinite(kept))
 
 
-def forgetting_by_age(facts: pd.DataFrame, batches: pd.DataFrame, measure: str = "efficacy_success") -> pd.DataFrame:
+def forgetting_by_age(facts: pd.DataFrame, batches: pd.DataFrame) -> pd.DataFrame:
     """Edits by their age at the end of the run: how many edits came after them, and what is left.
 
     Args:
-        facts: a complete run's facts, with at_edit_MEASURE and end_MEASURE; batches: its batches.
-        measure: a column of `evaluate`.
+        facts: a complete run's facts, with efficacy_success at_edit_ and end_; batches: its batches.
 
     Returns:
         A row per batch, youngest first: age (edits made after the batch), batch, at_edit, now, kept, n (facts with both
@@ -58,19 +57,19 @@ def forgetting_by_age(facts: pd.DataFrame, batches: pd.DataFrame, measure: str =
     """
     if facts.empty:
         raise KetoolsError("the run has no facts: no batch is finished")
-    if f"end_{measure}" not in facts:
+    then, end = "at_edit_efficacy_success", "end_efficacy_success"
+    if end not in facts:
         raise KetoolsError(
-            f"the run's facts have no column end_{measure}: they are scored at the end once the run is complete; go on "
-            "with it"
+            f"the run's facts have no column {end}: they are scored at the end once the run is complete; go on with it"
         )
-    _need(facts, "batch", f"at_edit_{measure}")
+    _need(facts, "batch", then)
     _need(batches, "batch", "edits")
     edits = batches.set_index("batch")["edits"]
     if lacking := sorted(set(facts["batch"]) - set(edits.index)):
         raise KetoolsError(f"the table of batches lacks batch {lacking[0]}, which facts belong to; the run is damaged")
     rows = []
     for batch, group in sorted(facts.groupby("batch"), reverse=True):
-        pair = group[[f"at_edit_{measure}", f"end_{measure}"]].to_numpy(dtype=float)
+        pair = group[[then, end]].to_numpy(dtype=float)
         good = pair[np.isfinite(pair).all(axis=1)]
         first, now = good.mean(0) if len(good) else (np.nan, np.nan)
         row = {"age": int(edits.max() - edits[batch]), "batch": batch, "at_edit": first, "now": now}
@@ -79,7 +78,7 @@ def forgetting_by_age(facts: pd.DataFrame, batches: pd.DataFrame, measure: str =
     return pd.DataFrame(rows)
 
 
-def interval(values: Numbers, level: float = 0.95, *, resamples: int = 5000, seed: int = 0) -> pd.Series:
+def interval(values: Numbers, level: float = 0.95, *, resamples: int = 5000) -> pd.Series:
     """Mean of independent values (one a fact, not one a prompt) and its bootstrap interval (scipy, percentile).
 
     Returns:
@@ -99,7 +98,7 @@ def interval(values: Numbers, level: float = 0.95, *, resamples: int = 5000, see
     if len(good) > 1:
         drawn = bootstrap(
             (good,), np.mean, confidence_level=level, n_resamples=resamples, method="percentile",
-            random_state=np.random.default_rng(seed), batch=max(1, 2**22 // len(good)),
+            random_state=np.random.default_rng(0), batch=max(1, 2**22 // len(good)),
         )  # fmt: skip
         low, high = map(float, drawn.confidence_interval)
     return pd.Series(
@@ -135,18 +134,11 @@ def mcnemar(a: pd.DataFrame, b: pd.DataFrame, column: str = "end_efficacy_succes
     only_a, only_b = int((has_a & ~has_b).sum()), int((~has_a & has_b).sum())
     differ = only_a + only_b
     return pd.Series(
-        {
-            "only_a": only_a,
-            "only_b": only_b,
-            "both": int((has_a & has_b).sum()),
-            "neither": int((~has_a & ~has_b).sum()),
-            "share_a": float(has_a.mean()),
-            "share_b": float(has_b.mean()),
-            "p_value": float(binomtest(only_a, differ).pvalue) if differ else 1.0,
-            "n": len(good),
-            "excluded": len(values) - len(good),
-        }
-    )
+        {"only_a": only_a, "only_b": only_b, "both": int((has_a & has_b).sum()), "neither": int((~has_a & ~has_b).sum()),
+         "share_a": float(has_a.mean()), "share_b": float(has_b.mean()),
+         "p_value": float(binomtest(only_a, differ).pvalue) if differ else 1.0,
+         "n": len(good), "excluded": len(values) - len(good)}
+    )  # fmt: skip
 
 
 def _need(frame: pd.DataFrame, *columns: str) -> None:

@@ -176,18 +176,16 @@ def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tens
     return ids, mask
 
 
-def batches(
-    lengths: Iterable[int], tokens: int, *, order: Iterable[int] | None = None, equal: bool = False
-) -> Iterator[list[int]]:
+def batches(lengths: Iterable[int], tokens: int, *, equal: bool = False) -> Iterator[list[int]]:
     """Indices of rows in batches that fit into `tokens` once padded to their longest row (one row at least).
 
-    `lengths` are the rows' tokens. `order` is the order in which rows are taken; None: shortest first, which pads least.
-    With `equal`, rows of different lengths never share a batch.
+    `lengths` are the rows' tokens; the shortest come first, which pads least. With `equal`, rows of different lengths
+    never share a batch.
     """
     sizes = list(lengths)
     batch: list[int] = []
     longest = 0
-    for i in sorted(range(len(sizes)), key=sizes.__getitem__) if order is None else order:
+    for i in sorted(range(len(sizes)), key=sizes.__getitem__):
         longest = max(longest, sizes[i])
         if batch and (longest * (len(batch) + 1) > tokens or (equal and sizes[i] != sizes[batch[0]])):
             yield batch

@@ -21,9 +21,9 @@ from ketools.editing.methods import ALPHAEDIT
 from ketools.editing.targets import Targets, not_finite
 from ketools.errors import KetoolsError
 from ketools.models.model import EditableModel
-from ketools.models.states import recorded
+from ketools.models.replay import recorded
 from ketools.norms.residual import Sample, places
-from ketools.norms.spectra import Factors, accumulated, factors_of, original, precise, update_values
+from ketools.norms.weights import Factors, accumulated, factors_of, original, precise, update_values
 
 States = Mapping[int, Tensor]
 

@@ -17,7 +17,7 @@ from ketools.editing.targets import not_finite
 from ketools.errors import KetoolsError
 from ketools.facts.fact import Fact
 from ketools.models.model import SUBLAYERS, EditableModel
-from ketools.models.states import recorded
+from ketools.models.replay import recorded
 from ketools.models.tokens import batches, make_rows, pad_right
 
 WINDOW = 1024
@@ -106,12 +106,12 @@ class Places:
         return states[self.row.to(states.device), self.position.to(states.device)].float()
 
 
-def places(model: EditableModel, sample: Sample, tokens: int = 4096) -> Iterator[Places]:
-    """The sample in batches of at most `tokens` tokens, rows of like length together."""
+def places(model: EditableModel, sample: Sample) -> Iterator[Places]:
+    """The sample in batches of at most 4,096 tokens, rows of like length together."""
     starts = [0]
     for positions in sample.reads:
         starts.append(starts[-1] + len(positions))
-    for batch in batches(map(len, sample.ids), tokens):
+    for batch in batches(map(len, sample.ids), 4096):
         ids, mask = pad_right([sample.ids[i] for i in batch], model.device)
         reads = [(b, at, starts[i] + n) for b, i in enumerate(batch) for n, at in enumerate(sample.reads[i])]
         row, position, order = torch.tensor(reads).T

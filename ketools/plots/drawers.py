@@ -211,19 +211,10 @@ def add_lines(
                 seeds = points[f"{column}{SEEDS}"].fillna(seeds)
             low, high = int(seeds[seeds > 0].min()), int(seeds.max())
             add_line(
-                fig,
-                edits,
-                points[column],
-                name,
-                look,
-                low=points[f"{column}{LOW}"],
-                high=points[f"{column}{HIGH}"],
-                interval=f"range of {low if low == high else f'{low} to {high}'} seeds",
-                show=show,
-                band=True,
-                at=at,
+                fig, edits, points[column], name, look, low=points[f"{column}{LOW}"], high=points[f"{column}{HIGH}"],
+                interval=f"range of {low if low == high else f'{low} to {high}'} seeds", show=show, band=True, at=at,
                 legend=legend,
-            )
+            )  # fmt: skip
             continue
         add_line(fig, edits, points[column], name, look, show=show, at=at, legend=legend)
         if note:
@@ -393,15 +384,9 @@ def add_mean_bars(
         ends = {end: rows[end] for end in ("low", "high") if end in rows}
         aside = f" (%{{customdata[0]:{show}}} to %{{customdata[1]:{show}}})" if len(ends) == 2 else ""
         add_bars(
-            fig,
-            list(names.values()),
-            rows["mean"],
-            name,
-            colour=look.colour,
-            pattern=SHAPES[i % len(SHAPES)],
-            hover=f"{name}: %{{v:{show}}}{aside}",
-            **ends,
-        )
+            fig, list(names.values()), rows["mean"], name, colour=look.colour, pattern=SHAPES[i % len(SHAPES)],
+            hover=f"{name}: %{{v:{show}}}{aside}", **ends,
+        )  # fmt: skip
     # Few groups do not fill a whole figure with two blocks.
     fig.update_layout(barmode="group", bargap=max(0.2, 0.8 - 0.15 * len(names) * max(1, len(means) - 1)))
 

@@ -9,9 +9,9 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ketools.errors import KetoolsError
+from ketools.evaluation.edits import separation
 from ketools.evaluation.forgetting import interval
 from ketools.evaluation.metrics import number, percent, times
-from ketools.evaluation.overfitting import separation
 from ketools.norms.residual import edited_share
 from ketools.plots.drawers import (
     LAYER,
@@ -46,12 +46,6 @@ _KINDS = {
 }
 _STEP = "step of the optimisation (count)"
 _P = "probability of the target (0 to 1)"
-_STREAM = {  # measure: (axis, format, in sentences, name)
-    "share": ("share of the stream (% of all norms)", ".0%", percent, "share of the stream"),
-    "projection": ("part of the last state (%, signed)", ".0%", percent, "part of the last state"),
-    "relative": ("norm over that of the state it is added to (%)", ".0%", percent, "weight beside the state"),
-    "norm": ("norm of what is written (L2)", ".3~g", number, "output"),
-}
 
 
 def _by_name(texts: Mapping[str, str]) -> str:
@@ -167,16 +161,9 @@ def target_curve(frame: pd.DataFrame, natural: float | None = None, *, context: 
     for method, look in looks.items():
         rows = frame[frame["method"] == method].sort_values("step")
         add_line(
-            fig,
-            rows["step"],
-            rows["p_mean"],
-            label(method),
-            look,
-            low=rows["p05"],
-            high=rows["p95"],
-            interval="5% to 95% of facts",
-            band=True,
-        )
+            fig, rows["step"], rows["p_mean"], label(method), look, low=rows["p05"], high=rows["p95"],
+            interval="5% to 95% of facts", band=True,
+        )  # fmt: skip
         last = rows.iloc[-1]
         end = f"{number(float(last['p_mean']))} after {int(last['step'])} steps"
         if last["running"] > 0:
@@ -253,53 +240,51 @@ def spectra_lines(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
     return dress(fig, finding[0].upper() + finding[1:], caption, text).update_layout(legend={"y": 1.09})
 
 
-def stream_profile(frame: pd.DataFrame, measure: str = "share", *, context: str = "") -> go.Figure:
-    """What attentions and MLPs write to the residual stream by layer, before and after edits; edited layers are shaded.
+def stream_profile(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
+    """Shares of attentions and MLPs in the residual stream by layer, before and after edits; edited layers are shaded.
 
-    From `residual.before_and_now` (or `contributions`, one state alone). `measure`: share, projection, relative or norm.
-    Raises KetoolsError for another table, fewer than two rows, or an unknown measure.
+    From `residual.before_and_now` (or `contributions`, one state alone). Raises KetoolsError for another table or fewer
+    than two rows.
     """
-    if measure not in _STREAM:
-        raise KetoolsError(f"measure={measure!r}: expected one of {', '.join(map(repr, _STREAM))}")
     of = "norms.residual.before_and_now"
-    frame = checked(frame, "layer", "kind", "edited", measure, "tokens", of=of, least=2)
+    frame = checked(frame, "layer", "kind", "edited", "share", "tokens", of=of, least=2)
     frame = frame if "state" in frame else frame.assign(state="now")
-    title, spec, show, what = _STREAM[measure]
     fig = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=["attention", "MLP"])
     for state, look in part_styles(dict.fromkeys(frame["state"])).items():
         for panel, kind in enumerate(("attention", "mlp"), 1):
             rows = frame[(frame["state"] == state) & (frame["kind"] == kind)].sort_values("layer")
             place = {"row": 1, "col": panel}
-            add_line(fig, rows["layer"].tolist(), rows[measure], state, look, show=spec, at=place, legend=panel == 1)
+            add_line(fig, rows["layer"].tolist(), rows["share"], state, look, show=".0%", at=place, legend=panel == 1)
     edited = sorted(set(frame.loc[frame["edited"].astype(bool), "layer"]))
     for layer in edited:
         fig.add_vrect(layer - 0.4, layer + 0.4, fillcolor=OKABE_ITO["sky"], opacity=0.18, line_width=0, row=1, col=2)
     fig.update_xaxes(title=LAYER, **layer_axis(frame.loc[frame["layer"] >= 0, "layer"]))
-    fig.update_yaxes(tickformat=spec, rangemode="tozero").update_yaxes(title=title, col=1)
+    fig.update_yaxes(tickformat=".0%", rangemode="tozero").update_yaxes(
+        title="share of the stream (% of all norms)", col=1
+    )
 
-    both = frame.pivot_table(index=["layer", "kind"], columns="state", values=measure, sort=False)
+    both = frame.pivot_table(index=["layer", "kind"], columns="state", values="share", sort=False)
     if not {"before", "now"} <= set(both):
-        top = frame[frame["layer"] >= 0].sort_values(measure).iloc[-1]
+        top = frame[frame["layer"] >= 0].sort_values("share").iloc[-1]
         part = "The MLP" if top["kind"] == "mlp" else "The attention"
-        finding = f"{part} of layer {int(top['layer'])} has the largest {what} ({show(float(top[measure]))})"
+        finding = (
+            f"{part} of layer {int(top['layer'])} has the largest share of the stream ({percent(float(top['share']))})"
+        )
     elif not edited:
         gap = float((both["now"] - both["before"]).abs().max())
-        finding = f"No layer is edited, and no sublayer's {what} moves by more than {show(gap)}"
+        finding = f"No layer is edited, and no sublayer's share of the stream moves by more than {percent(gap)}"
     else:
-        if measure == "share":
-            ends = edited_share(frame).set_index("state")["share"]
-        else:
-            ends = both.loc[[(layer, "mlp") for layer in edited]].mean()
+        ends = edited_share(frame).set_index("state")["share"]
         before, now = float(ends["before"]), float(ends["now"])
-        finding = f"The {what} of the edited MLP{'s' if len(edited) > 1 else ''} ({layer_names(edited)}) "
+        finding = f"The share of the stream of the edited MLP{'s' if len(edited) > 1 else ''} ({layer_names(edited)}) "
         if now > 1.05 * before or now < before / 1.05:
-            finding += f"{'grows' if now > before else 'falls'} from {show(before)} to {show(now)}"
+            finding += f"{'grows' if now > before else 'falls'} from {percent(before)} to {percent(now)}"
         else:
-            finding += f"stays at {show(now)} (before {show(before)})"
+            finding += f"stays at {percent(now)} (before {percent(before)})"
     shaded = f" Shaded: edited MLPs ({layer_names(edited)})." if edited else ""
     caption = joined(f"Mean over {int(frame['tokens'].iloc[0]):,} tokens; embedding not drawn.{shaded}", context)
     text = "; ".join(
-        f"layer {layer} " + ", ".join(f"{row['state']} {show(float(row[measure]))}" for _, row in rows.iterrows())
+        f"layer {layer} " + ", ".join(f"{row['state']} {percent(float(row['share']))}" for _, row in rows.iterrows())
         for layer, rows in frame[frame["kind"] == "mlp"].groupby("layer")
     )
     return dress(fig, finding, caption, f"Line charts over layers. MLPs: {text}.").update_layout(legend={"y": 1.09})

@@ -81,15 +81,8 @@ def norm_growth(norms: pd.DataFrame) -> go.Figure:
     most = _most_grown(norms)
     others = norms[~norms["edited"].astype(bool)].groupby("edits", as_index=False)["ratio"].max()
     reference = ("unedited matrices", others["edits"], others["ratio"]) if len(others) else None
-    return over_edits(
-        most,
-        metric("norm_ratio"),
-        OUTCOMES["norm_ratio"].sentence,
-        caption,
-        column="ratio",
-        reference=reference,
-        note="layer",
-    )
+    finding = OUTCOMES["norm_ratio"].sentence
+    return over_edits(most, metric("norm_ratio"), finding, caption, column="ratio", reference=reference, note="layer")
 
 
 def norm_fit_curve(norms: pd.DataFrame, *, context: str = "") -> go.Figure:
@@ -114,16 +107,9 @@ def norm_fit_curve(norms: pd.DataFrame, *, context: str = "") -> go.Figure:
             n = np.linspace(0, end, 60)
             fitted = np.sqrt(ratio.iloc[0] ** 2 + (law["scale"] * n ** law["exponent"]) ** 2)
             fig.add_scatter(
-                x=n.tolist(),
-                y=fitted.tolist(),
-                mode="lines",
-                name=f"law of {name}",
-                opacity=0.55,
-                hoverinfo="skip",
-                line={"color": look.colour, "width": 1.5, "dash": "solid"},
-                legendgroup=name,
-                showlegend=False,
-            )
+                x=n.tolist(), y=fitted.tolist(), mode="lines", name=f"law of {name}", opacity=0.55, hoverinfo="skip",
+                line={"color": look.colour, "width": 1.5, "dash": "solid"}, legendgroup=name, showlegend=False,
+            )  # fmt: skip
     verdict = "no longer growing at the end"
     if still_growing:
         verdict = f"still growing at the end with {listed(still_growing)}"

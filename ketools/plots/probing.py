@@ -64,16 +64,9 @@ def top_token_bars(frame: pd.DataFrame, prompt: str, target: str | None = None, 
     marked, patterns = zip(*(_PAIR[i == hit] for i in range(len(p))), strict=True)
     fig = go.Figure()
     add_bars(
-        fig,
-        range(len(p)),
-        p,
-        "probability",
-        text=[f"{v:.3f}" for v in p],
-        horizontal=True,
-        legend=False,
-        colour=marked,
+        fig, range(len(p)), p, "probability", text=[f"{v:.3f}" for v in p], horizontal=True, legend=False, colour=marked,
         pattern=patterns,
-    )
+    )  # fmt: skip
     finding = f'After "{plain(prompt, 70)}" '
     if target is None:
         finding += f'the model says "{names[0]}" ({number(p[0])}), before "{names[1]}" ({number(p[1])})'
@@ -258,19 +251,9 @@ def lens_lines(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
             low, middle, high = (table.quantile(q, axis=1) for q in (0.05, 0.5, 0.95))
             look = Style(OKABE_ITO["blue"], "solid", "circle")
             add_line(
-                fig,
-                layers,
-                middle,
-                f"median of {table.shape[1]} prompts",
-                look,
-                low=low,
-                high=high,
-                interval="5% to 95% of prompts",
-                band=True,
-                show=show,
-                at=at,
-                legend=legend,
-            )
+                fig, layers, middle, f"median of {table.shape[1]} prompts", look, low=low, high=high,
+                interval="5% to 95% of prompts", band=True, show=show, at=at, legend=legend,
+            )  # fmt: skip
     fig.update_xaxes(title=_STATES, **layer_axis(layers, _ENTERED))
     fig.update_yaxes(title="probability (0 to 1)", rangemode="tozero", col=1)
     fig.update_yaxes(title="rank (1: most probable)", type="log", autorange="reversed", dtick=1, col=2)

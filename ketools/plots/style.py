@@ -13,6 +13,7 @@ from html import escape, unescape
 from importlib.resources import files
 from itertools import count
 from textwrap import wrap
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -23,15 +24,9 @@ from ketools.runs.records import key, listed, title
 
 # Okabe & Ito, "Color Universal Design" (2008).
 OKABE_ITO = {
-    "black": "#000000",
-    "orange": "#E69F00",
-    "sky": "#56B4E9",
-    "green": "#009E73",
-    "yellow": "#F0E442",
-    "blue": "#0072B2",
-    "vermillion": "#D55E00",
-    "purple": "#CC79A7",
-}
+    "black": "#000000", "orange": "#E69F00", "sky": "#56B4E9", "green": "#009E73", "yellow": "#F0E442", "blue": "#0072B2",
+    "vermillion": "#D55E00", "purple": "#CC79A7",
+}  # fmt: skip
 NEUTRAL = "#808080"
 """Reference lines (before any edit, natural facts): readable on white and on near-black."""
 MAGNITUDE, SIGNED = "Cividis", "RdBu_r"
@@ -141,20 +136,13 @@ def dress(
     rows = max(1, -(-sum(52 + int(7.2 * len(unescape(name))) for name in entries) // _LEGEND_WIDTH))
     # plotly.js sets a title of several lines one line higher, over the picture's edge.
     top = 14 if len(above) == 1 else 28
-    place = (
-        {"xref": "paper", "pad": {"t": top}} if left == LEFT else {"xref": "container", "pad": {"l": LEFT, "t": top}}
-    )
+    place: dict[str, Any] = {"xref": "paper", "pad": {"t": top}}
+    if left != LEFT:
+        place = {"xref": "container", "pad": {"l": LEFT, "t": top}}
     fig.update_layout(
         template="plotly_white",
-        title={
-            "text": "<br>".join(above),
-            "x": 0.0,
-            "xanchor": "left",
-            "y": 1.0,
-            "yref": "container",
-            "yanchor": "top",
-            **place,
-        },
+        title={"text": "<br>".join(above), "x": 0.0, "xanchor": "left", "y": 1.0, "yref": "container", "yanchor": "top"}
+        | place,
         font={"family": "system-ui, sans-serif", "size": 13},
         legend={"orientation": "h", "x": 0.0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
         margin={"t": 48 + 22 * (len(above) + rows), "b": 80 + 18 * len(below), "l": left, "r": 45},
@@ -166,20 +154,9 @@ def dress(
     )
     fig.update_xaxes(title_font_size=13).update_yaxes(title_font_size=13)
     fig.add_annotation(
-        name="caption",
-        text="<br>".join(below),
-        showarrow=False,
-        align="left",
-        font={"size": 12},
-        xref="paper",
-        yref="paper",
-        x=0.0,
-        y=0.0,
-        xanchor="left",
-        yanchor="top",
-        yshift=-58,
-        xshift=LEFT - left,
-    )
+        name="caption", text="<br>".join(below), showarrow=False, align="left", font={"size": 12},
+        xref="paper", yref="paper", x=0.0, y=0.0, xanchor="left", yanchor="top", yshift=-58, xshift=LEFT - left,
+    )  # fmt: skip
     return fig
 
 

@@ -21,56 +21,39 @@ from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
 from ketools.models.replay import Frozen, freeze
 from ketools.models.tokens import Reads, batches
-from ketools.probing.tracing import Case, Progress, known_cases, probability
+from ketools.probing.tracing import Case, known_cases, probability
 
 SOURCES = ("subject", "other")
 _TOKENS = 4096  # of one pass
 
 
-def knockout(
-    model: EditableModel,
-    facts: Sequence[Fact],
-    sources: Sequence[str] = SOURCES,
-    *,
-    window: int | None = None,
-    target: str = "true",
-    progress: Progress | None = None,
-) -> pd.DataFrame:
-    """The target's probability when the reading positions cannot attend to the subject, by layer.
+def knockout(model: EditableModel, facts: Sequence[Fact]) -> pd.DataFrame:
+    """The true object's probability when the reading positions cannot attend to the subject, by layer.
 
     Args:
         model: the model in its current state, edits included; with eager or sdpa attention.
         facts: facts that the model knows; the others are left out, with a warning.
-        sources: what is blocked: the "subject"'s tokens, or all "other" tokens before the last one.
-        window: layers blocked around each; None: the paper's share of the depth (9 of GPT2-XL's 48), at least 1.
-        target: "true" or "new" (after an edit).
-        progress: called with the number of facts done since the last call.
 
     Returns:
-        A row per fact, source and layer: fact, source, layer (centre of the window), p (exp of the target's mean token
-        log-probability), p_clean, change ((p - p_clean) / p_clean, the paper's measure). A fact without such tokens
-        (its prompt ends with the subject's only token) has NaN. Attrs: facts, unknown, unknown_ids, window.
+        A row per fact, source and layer: fact, source (what is blocked: the "subject"'s tokens, or all "other" tokens
+        before the last one), layer (centre of the window of blocked layers, the paper's share of the depth, 9 of GPT2-XL's
+        48), p (exp of the target's mean token log-probability), p_clean, change ((p - p_clean) / p_clean, the paper's
+        measure). A fact without such tokens (its prompt ends with the subject's only token) has NaN. Attrs: facts,
+        unknown, unknown_ids, window.
 
     Raises:
-        KetoolsError: as `tracing.trace`; an unknown source; an attention whose mask cannot be changed (flash, flex).
+        KetoolsError: as `tracing.trace`; an attention whose mask cannot be changed (flash, flex).
     """
-    window = max(1, round(model.anatomy.n_layer * 9 / 48)) if window is None else window
-    sources = (sources,) if isinstance(sources, str) else tuple(sources)
-    if not sources or any(source not in SOURCES for source in sources):
-        raise KetoolsError(f"sources={sources!r}: expected some of {', '.join(map(repr, SOURCES))}")
-    if window < 1:
-        raise KetoolsError(f"window={window}: expected a number of layers >= 1")
-    cases, attrs = known_cases(model, facts, target)
-    frame = knockout_cases(model, cases, sources, window, progress)
+    window = max(1, round(model.anatomy.n_layer * 9 / 48))
+    cases, attrs = known_cases(model, facts, "true")
+    frame = knockout_cases(model, cases, SOURCES, window)
     frame.attrs = attrs | {"window": window}
     return frame
 
 
 @torch.no_grad()
-def knockout_cases(
-    model: EditableModel, cases: Sequence[Case], sources: Sequence[str], window: int, progress: Progress | None = None
-) -> pd.DataFrame:
-    """`knockout` of cases whether the model knows them or not, without attrs."""
+def knockout_cases(model: EditableModel, cases: Sequence[Case], sources: Sequence[str], window: int) -> pd.DataFrame:
+    """`knockout` of cases whether the model knows them or not, without attrs, of some of `SOURCES`."""
     parts: dict[int, pd.DataFrame] = {}
     for batch in batches([len(case.ids) for case in cases], _TOKENS):
         clean, blocked = _probabilities(model, [cases[i] for i in batch], sources, window)
@@ -79,8 +62,6 @@ def knockout_cases(
             frame = pd.DataFrame({"source": np.array(sources)[source], "layer": layer, "p": blocked[n].reshape(-1)})
             frame.insert(0, "fact", cases[i].fact.id)
             parts[i] = frame.assign(p_clean=clean[n], change=frame["p"] / clean[n] - 1)
-        if progress is not None:
-            progress(len(batch))
     return pd.concat([parts[i] for i in range(len(cases))], ignore_index=True)
 
 

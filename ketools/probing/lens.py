@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ketools.errors import KetoolsError
 from ketools.models.model import EditableModel
-from ketools.models.states import recorded
+from ketools.models.replay import recorded
 from ketools.models.tokens import batches, make_rows, pad_right, prompt_rows
 from ketools.probing.recall import check_k
 

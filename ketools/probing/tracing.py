@@ -25,25 +25,18 @@ from ketools.editing.targets import token_losses
 from ketools.errors import KetoolsError, named
 from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
-from ketools.models.replay import Frozen, freeze
+from ketools.models.replay import Frozen, embedded, freeze, recorded
 from ketools.models.scoring import score_pairs
-from ketools.models.states import embedded, recorded
 from ketools.models.tokens import Reads, Row, batches, make_rows, pad_right
 
 KINDS = ("hidden", "mlp", "attention", "hidden, mlp severed", "hidden, attention severed")
 """What is restored: the residual stream after a layer; what the MLPs or attentions of a window of layers add to it; the
 stream, while that position's MLPs or attentions of all later layers stay as corrupted (Meng et al., figure 3)."""
 PLACES = ("each", "subject_last", "last", "subject", "all")
-ROLES = (
-    "before the subject",
-    "first of the subject",
-    "middle of the subject",
-    "last of the subject",
-    "first after the subject",
-    "further",
-    "last token",
-)
+ROLES = ("before the subject", "first of the subject", "middle of the subject", "last of the subject",
+         "first after the subject", "further", "last token")  # fmt: skip
 TOKENS = 4096  # of one pass
+_RESAMPLES = 2000  # of facts, for an interval
 _NAMED = 8  # facts that a warning names
 Progress = Callable[[int], None]
 
@@ -116,19 +109,11 @@ def trace_cases(
     return frame
 
 
-def average(
-    frame: pd.DataFrame,
-    by: Sequence[str] = ("kind", "role", "layer"),
-    value: str = "effect",
-    *,
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Means over facts with bootstrap intervals: columns `by`, mean, low, high, facts (in how many the group occurs).
+def average(frame: pd.DataFrame, by: Sequence[str] = ("kind", "role", "layer"), value: str = "effect") -> pd.DataFrame:
+    """Means over facts with 95% bootstrap intervals: columns `by`, mean, low, high, facts (in how many the group occurs).
 
     Rows of one fact in one group (several middle tokens) are averaged first, so that a fact weighs 1. The intervals are
-    percentiles over `resamples` draws of facts with replacement; all groups share the draws. Attrs are kept.
+    percentiles over 2,000 draws of facts with replacement; all groups share the draws. Attrs are kept.
     Raises KetoolsError for an empty frame or a column that is not there.
     """
     if missing := [name for name in (*by, value, "fact") if name not in frame.columns]:
@@ -138,10 +123,10 @@ def average(
     table = frame.pivot_table(index="fact", columns=list(by), values=value, aggfunc="mean", observed=True)
     values, there = table.fillna(0.0).to_numpy(), table.notna().to_numpy().astype(float)
     n = len(values)
-    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(float)
+    weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=_RESAMPLES).astype(float)
     with np.errstate(invalid="ignore", divide="ignore"):  # a draw may hold no fact with the group
         draws = (weights @ values) / (weights @ there)
-    low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low, high = np.nanquantile(draws, [(1 - 0.95) / 2, (1 + 0.95) / 2], axis=0)
     found = table.columns.to_frame(index=False)
     counts = there.sum(0)
     found = found.assign(mean=values.sum(0) / counts, low=low, high=high, facts=counts.astype(int))
@@ -222,18 +207,14 @@ def make_cases(model: EditableModel, facts: Sequence[Fact], target: str = "true"
     return cases
 
 
-def known_cases(
-    model: EditableModel, facts: Sequence[Fact], target: str, stacklevel: int = 3
-) -> tuple[list[Case], dict[str, object]]:
+def known_cases(model: EditableModel, facts: Sequence[Fact], target: str) -> tuple[list[Case], dict[str, object]]:
     """`make_cases` of the facts that the model answers correctly, and what a frame's attrs say of the others.
 
     Correctly: every token of the target is the most probable one. The attrs: facts (number kept), unknown (number left
     out), unknown_ids. Warns, once, of those left out. Raises KetoolsError as `make_cases` does, and if none is left.
     """
     cases = make_cases(model, facts, target)
-    right = score_pairs(model, [(case.fact.text, case.answer) for case in cases], [c.fact.glue for c in cases])[
-        1
-    ].tolist()
+    _, right = score_pairs(model, [(case.fact.text, case.answer) for case in cases], [c.fact.glue for c in cases])
     unknown = [case.fact.id for case, ok in zip(cases, right, strict=True) if not ok]
     if len(unknown) == len(cases):
         raise KetoolsError(
@@ -245,7 +226,7 @@ def known_cases(
             f"{len(unknown)} of {len(cases)} facts left out, the model does not answer them rightly: "
             f"{named([*map(repr, unknown)], _NAMED)}",
             UserWarning,
-            stacklevel=stacklevel,
+            stacklevel=3,
         )
     kept = [case for case, ok in zip(cases, right, strict=True) if ok]
     return kept, {"facts": len(kept), "unknown": len(unknown), "unknown_ids": unknown}

@@ -26,16 +26,16 @@ POINTS = 26
 """Of a line at most: more hide each other's markers."""
 
 
-def pooled(groups: Sequence[Group], rows: Rows, over: str = "edits", *, keep: Sequence[str] = ()) -> pd.DataFrame:
+def pooled(groups: Sequence[Group], rows: Rows, keep: Sequence[str] = ()) -> pd.DataFrame:
     """What `rows` makes of each record, over the seeds of its group.
 
     Args:
         groups: of one model.
         rows: a record's rows; an empty table for a record that has none.
-        over: the column along the axis; keep: further columns that tell rows apart.
+        keep: columns beside edits that tell rows apart.
 
     Returns:
-        A row per group and place that all seeds of it have: method (the group's label), `over`, `keep`, the mean of each
+        A row per group and place that all seeds of it have: method (the group's label), edits, `keep`, the mean of each
         other column, NAME_low and NAME_high, and seeds (how many). A column of whole numbers that is no count to
         average (layer) has the most frequent. Seeds without rows are left out: where there are some, a column runs says
         how many the group has with them. Where some seeds have NaN in a column, NAME_seeds says how many its mean is of.
@@ -46,9 +46,9 @@ def pooled(groups: Sequence[Group], rows: Rows, over: str = "edits", *, keep: Se
         if not frames:
             continue
         whole = pd.concat(frames, ignore_index=True)
-        by = whole.groupby([over, *keep], sort=True)
+        by = whole.groupby(["edits", *keep], sort=True)
         shared = by.size() == len(frames)
-        numbers = [name for name in whole.select_dtypes(["number", "bool"]).columns if name not in (over, *keep)]
+        numbers = [name for name in whole.select_dtypes(["number", "bool"]).columns if name not in ("edits", *keep)]
         mean, low, high = by[numbers].mean(), by[numbers].min(), by[numbers].max()
         if "layer" in numbers:
             mean["layer"] = by["layer"].agg(lambda values: values.mode().iloc[0])
@@ -60,7 +60,7 @@ def pooled(groups: Sequence[Group], rows: Rows, over: str = "edits", *, keep: Se
         same = pd.DataFrame(about, index=count.index)
         # One concat, then a copy: a column at a time, records with a hundred columns become slow.
         parts.append(pd.concat([*ranges, count[partly].add_suffix(SEEDS), same], axis=1).copy().reset_index())
-    frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["method", over, *keep])
+    frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["method", "edits", *keep])
     return frame[["method", *frame.columns.drop("method")]]
 
 
@@ -84,7 +84,7 @@ def left_out(frame: pd.DataFrame, columns: Sequence[str]) -> str:
     return "".join(sentences)
 
 
-def thinned(frame: pd.DataFrame, over: str = "edits") -> pd.DataFrame:
+def thinned(frame: pd.DataFrame) -> pd.DataFrame:
     """Every k-th place of each method, its first and its last among them, so that a line has at most some 26 points."""
 
     def kept(places: pd.Series) -> pd.Series:
@@ -92,7 +92,7 @@ def thinned(frame: pd.DataFrame, over: str = "edits") -> pd.DataFrame:
         step = max(1, -(-(len(order) - 1) // (POINTS - 1)))
         return places.isin({*order[::-step], *order[:1]})
 
-    return frame[frame.groupby("method", sort=False)[over].transform(kept).astype(bool)] if len(frame) else frame
+    return frame[frame.groupby("method", sort=False)["edits"].transform(kept).astype(bool)] if len(frame) else frame
 
 
 def about_seeds(frame: pd.DataFrame, columns: Sequence[str]) -> str:
@@ -228,9 +228,9 @@ def _stopped(record: RunRecord) -> pd.DataFrame:
     return rows.assign(p_natural=natural.iloc[0]) if len(natural) else rows
 
 
-def _binned(rows: pd.DataFrame, column: str, most: int = 25, total: str | None = None) -> pd.DataFrame:
-    """Neighbouring rows as one: the mean of `column` at the last of their edits, and the sum of `total`."""
-    size = -(-len(rows) // most)
+def _binned(rows: pd.DataFrame, column: str, total: str | None = None) -> pd.DataFrame:
+    """Neighbouring rows as one, 25 at most: the mean of `column` at the last of their edits, and the sum of `total`."""
+    size = -(-len(rows) // 25)
     place = np.arange(len(rows))[::-1] // size  # whole from the end on: the last point is the last batch's
     by = rows.groupby(place)
     sums = {} if total is None else {total: by[total].sum()}

@@ -19,7 +19,7 @@ from jinja2 import Environment, PackageLoader
 from plotly.offline import get_plotlyjs
 
 from ketools.errors import KetoolsError
-from ketools.evaluation.metrics import MISSING, figures, hover_text, hover_texts, metric
+from ketools.evaluation.metrics import MISSING, Metric, figures, hover_text, hover_texts, metric
 from ketools.io import finite, write_atomic
 from ketools.plots.style import numbers, p_value, undressed, words
 from ketools.report.figures import CHARTS, capacity, capacity_curve
@@ -147,7 +147,7 @@ def write_report(runs: Mapping[str, RunRecord] | Sequence[Group], path: str | Pa
     context |= {"at_the_end": {m: at_the_end(members) for m, members in models.items()}, "lost": lost_edits(groups)}
     # Many columns may take more room than the text does.
     context["bleed"] = len(models) == 1 and len(groups) > 4
-    ends = {m: {g.label: [_end(r) | _at_edit(r) for r in g.runs if r.edits] for g in gs} for m, gs in models.items()}
+    ends = {m: {g.label: [_end(r) for r in g.runs if r.edits] for g in gs} for m, gs in models.items()}
     compared = {
         model: beside_paper({label: pd.DataFrame(rows).mean() for label, rows in by_method.items() if rows})
         for model, by_method in ends.items()
@@ -204,16 +204,14 @@ def at_the_end(groups: Sequence[Group]) -> tuple[Table, list[Verdict]]:
     shown = [each for each in map(metric, END) if any(each.key in row for rows in ends.values() for row in rows)]
     first = groups[0].runs[0]
     beside = ("n", "unedited") if first.before else ()
+
+    def unedited(each: Metric) -> tuple[str, str]:
+        n = first.counts.get(each.key)
+        return "" if n is None else f"{n:,}", each.format(first.before.get(each.key))
+
     cells = {
         each.label: [
-            *(
-                (
-                    f"{first.counts[each.key]:,}" if each.key in first.counts else "",
-                    each.format(first.before.get(each.key)),
-                )
-                if beside
-                else ()
-            ),
+            *(unedited(each) if beside else ()),
             *(_over_seeds([row.get(each.key, np.nan) for row in rows], each.brief) for rows in ends.values()),
         ]
         for each in shown
@@ -229,19 +227,15 @@ def at_the_end(groups: Sequence[Group]) -> tuple[Table, list[Verdict]]:
 
 
 def _end(run: Run) -> dict[str, float]:
-    """A run's last checkpoint, as numbers, with what an edit took."""
+    """A run's last checkpoint, as numbers, with what an edit took and how probable the edited facts were right after it."""
     row = run.record.checkpoints.iloc[-1]
     end = {str(name): float(row[name]) for name in row.index if name in END or name == "edits"}
     batches = run.record.batches
     if {"seconds", "facts"} <= set(batches) and len(batches):
         end["seconds_per_edit"] = float(batches["seconds"].sum() / batches["facts"].sum())
+    if "at_edit_p_new" in run.record.facts:  # at the end many may be lost, which hides overfitting
+        end["p_at_edit"] = float(run.record.facts["at_edit_p_new"].mean())
     return end
-
-
-def _at_edit(run: Run) -> dict[str, float]:
-    """How probable the edited facts were right after their edit: at the end many may be lost, which hides overfitting."""
-    facts = run.record.facts
-    return {"p_at_edit": float(facts["at_edit_p_new"].mean())} if "at_edit_p_new" in facts else {}
 
 
 def _over_seeds(values: Sequence[float], show: Callable[[float], str]) -> str:

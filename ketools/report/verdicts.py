@@ -143,8 +143,8 @@ def _time(rows: Mapping[str, pd.Series]) -> list[Verdict]:
     return [Verdict("time", seconds, seeds)] if all(value > 0 for value in seconds.values()) else []
 
 
-def capacity_reached(frame: pd.DataFrame, share: float = HELD) -> list[Verdict]:
-    """Up to what load `share` of each method's edits are recalled, from `ketools.report.figures.capacity`: a verdict per model.
+def capacity_reached(frame: pd.DataFrame) -> list[Verdict]:
+    """Up to what load the share HELD of each method's edits are recalled, from `ketools.report.figures.capacity`: a verdict per model.
 
     values: by method load (the last checkpoint's at which they hold; None: at none), first and then (load of the first
     checkpoint; share held where they first no longer hold; None: they hold to the end). n: independent keys of the matrices.
@@ -154,16 +154,14 @@ def capacity_reached(frame: pd.DataFrame, share: float = HELD) -> list[Verdict]:
         values = {}
         for method, line in part.groupby("method", sort=False):
             line = line.sort_values("edits")
-            fallen = line[line["held"] < share]
+            fallen = line[line["held"] < HELD]
             holding = line[line["edits"] < fallen["edits"].iloc[0]] if len(fallen) else line
             values[str(method)] = {
                 "load": float(holding["load"].iloc[-1]) if len(holding) else None,
                 "first": float(line["load"].iloc[0]),
                 "then": float(fallen["held"].iloc[0]) if len(fallen) else None,
             }
-        verdicts.append(
-            Verdict("capacity", {"share": share, "methods": values}, int(part["d_mlp"].iloc[0]), str(model))
-        )
+        verdicts.append(Verdict("capacity", {"share": HELD, "methods": values}, int(part["d_mlp"].iloc[0]), str(model)))
     return verdicts
 
 

@@ -112,12 +112,11 @@ def _difference(one: Run, two: Run) -> str | None:
     return None
 
 
-def paired_tests(groups: Sequence[Group], column: str = "end_efficacy_success") -> pd.DataFrame:
-    """McNemar's exact test between the methods, fact by fact, for each model and seed.
+def paired_tests(groups: Sequence[Group]) -> pd.DataFrame:
+    """McNemar's exact test between the methods on the efficacy at the end, fact by fact, for each model and seed.
 
     Args:
         groups: from `ketools.runs.records.arrange`; the caller checks that they can be compared (`comparable`).
-        column: of `RunRecord.facts`, a success of each fact.
 
     Returns:
         A row per model, seed and pair of methods whose runs are complete: model, seed, a, b, the columns of
@@ -125,11 +124,11 @@ def paired_tests(groups: Sequence[Group], column: str = "end_efficacy_success") 
         findings among those below a bound is at most that bound). Empty where no two runs have the column. The facts of
         one run share one model: the test speaks of these runs, seeds show how far it generalises.
     """
-    held = [(group, run) for group in groups for run in group.runs if column in run.record.facts]
+    held = [(group, run) for group in groups for run in group.runs if "end_efficacy_success" in run.record.facts]
     rows = []
     for (group, one), (other, two) in combinations(held, 2):
         if (group.model, one.seed) == (other.model, two.seed) and group.label != other.label:
-            found = mcnemar(one.record.facts, two.record.facts, column).to_dict()
+            found = mcnemar(one.record.facts, two.record.facts).to_dict()
             pair = {name: value if name in _SHARES else int(value) for name, value in found.items()}
             rows.append({"model": group.model, "seed": one.seed, "a": group.label, "b": other.label} | pair)
     frame = pd.DataFrame(rows)

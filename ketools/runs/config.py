@@ -171,13 +171,8 @@ class RunConfig:
     def as_dict(self) -> dict[str, Any]:
         """As it is kept in run.json: `made` gives the same config, and paths are whole, to resume from any folder."""
         content = {name: value for name, value in asdict(self).items() if value is not None}
-        for name, known in (
-            ("model", model_names()),
-            ("facts", ["world", "real"]),
-            ("tasks", []),
-            ("text", ["world"]),
-            ("statistics", []),
-        ):
+        names = {"model": model_names(), "facts": ["world", "real"], "tasks": [], "text": ["world"], "statistics": []}
+        for name, known in names.items():
             if (value := content.get(name)) and value not in known and Path(value).exists():
                 content[name] = str(Path(value).resolve())
         return content

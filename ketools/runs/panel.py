@@ -18,15 +18,13 @@ import pandas as pd
 from ketools.editing.edit import Edit
 from ketools.errors import KetoolsError
 from ketools.evaluation.downstream import f1_of, load_heldout, load_tasks, perplexity
-from ketools.evaluation.edits import SHORT, evaluate, recall, summary
+from ketools.evaluation.edits import SHORT, evaluate, overfit, recall, summary
 from ketools.evaluation.generation import continuations, generation_entropy
-from ketools.evaluation.overfitting import overfit
 from ketools.facts.fact import Fact, FactSet
 from ketools.io import knows_world
 from ketools.models.model import EditableModel
 from ketools.norms.residual import contributions, text_sample
-from ketools.norms.spectra import spectra
-from ketools.norms.weights import frobenius, norms
+from ketools.norms.weights import frobenius, norms, spectra
 
 BEFORE = 200
 """Facts of a sequence that are scored before its first edit, at most."""
@@ -123,7 +121,7 @@ class Panel:
                 sizes.same_subject,
             ),
         }
-        right: dict[str, tuple[Fact, ...]] = {}
+        right: dict[str, Any] = {}  # the facts
         asked: dict[str, int] = {}
         natural, share = (), math.nan
         for name, (among, wanted) in draws.items():
@@ -138,20 +136,11 @@ class Panel:
             if name == "unedited":
                 natural, share = tuple(scores.loc[is_right, "p_true"]), float(is_right.mean())
         tasks, texts = asked_of(model, sizes, tasks, texts)
+        f1, text = f1_of(model, tasks, sizes.per_task, seed), perplexity(model, texts) if texts else math.nan
         return cls(
-            unedited=right["unedited"],
-            same_subject=right["same_subject"],
-            tasks=tasks,
-            texts=texts,
-            sizes=sizes,
-            seed=seed,
-            unedited_right=share,
-            natural=natural,
-            f1=f1_of(model, tasks, sizes.per_task, seed),
-            perplexity=perplexity(model, texts) if texts else math.nan,
-            norms=norms(model),
-            asked=asked,
-        )
+            **right, tasks=tasks, texts=texts, sizes=sizes, seed=seed, unedited_right=share, natural=natural, f1=f1,
+            perplexity=text, norms=norms(model), asked=asked,
+        )  # fmt: skip
 
     @property
     def p_natural(self) -> float:
@@ -186,23 +175,14 @@ class Panel:
                 "were changed since it began; give those that it began with"
             )
         tasks, texts = asked_of(model, sizes, tasks, texts)
-        numbers: dict[str, Any] = {
-            name: math.nan if kept[name] is None else kept[name] for name in ("unedited_right", "perplexity")
-        }
+        same: dict[str, Any] = {name: tuple(by_id[i] for i in kept[name]) for name in ("unedited", "same_subject")}
+        for name in ("unedited_right", "perplexity"):
+            same[name] = math.nan if kept[name] is None else kept[name]
+        before = {int(layer): norm for layer, norm in kept["norms"].items()}
         return cls(
-            unedited=tuple(by_id[i] for i in kept["unedited"]),
-            same_subject=tuple(by_id[i] for i in kept["same_subject"]),
-            tasks=tasks,
-            texts=texts,
-            sizes=sizes,
-            seed=seed,
-            unedited_right=numbers["unedited_right"],
-            natural=tuple(kept["natural"]),
-            f1=kept["f1"],
-            perplexity=numbers["perplexity"],
-            norms={int(layer): norm for layer, norm in kept["norms"].items()},
-            asked=kept.get("asked", {}),
-        )
+            **same, tasks=tasks, texts=texts, sizes=sizes, seed=seed, natural=tuple(kept["natural"]), f1=kept["f1"],
+            norms=before, asked=kept.get("asked", {}),
+        )  # fmt: skip
 
     def norm_rows(
         self, model: EditableModel, layers: Collection[int], batch: int, edits: int, edit: Edit | None = None

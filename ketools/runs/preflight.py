@@ -119,17 +119,10 @@ def estimate(
             each += hyper.steps * contexts * suffix * 3 * layer_seconds * above
             each += sum(contexts * prompt * layer_seconds * (i + 1) for i in hyper.layers)  # keys
             each += n * (4 * a.d_mlp**2 + 4 * a.d_model * a.d_mlp) / rates.flops
-        rows.append(
-            {
-                "method": method.name,
-                "layers": ", ".join(map(str, hyper.layers)),
-                "memory_gib": memory / _GIB,
-                "seconds_setup": setup,
-                "seconds_per_edit": each,
-                "seconds": setup + edits * each,
-            }
-        )
-    return pd.DataFrame(rows)
+        layers = ", ".join(map(str, hyper.layers))
+        rows.append((method.name, layers, memory / _GIB, setup, each, setup + edits * each))
+    columns = ["method", "layers", "memory_gib", "seconds_setup", "seconds_per_edit", "seconds"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _edits_in(model: EditableModel) -> str:
@@ -305,14 +298,8 @@ def inspect(
         subject = {i for i, (first, last) in enumerate(offsets) if first < end and last > max(start, first)}
         for place, token in enumerate(map(model.tokenizer.convert_ids_to_tokens, (*bare.ids, bare.target_ids[-1]))):
             mark = "target" if place in targets else "subject" if place in subject else ""
-            tokens.append(
-                {
-                    "fact": fact.id,
-                    "place": place,
-                    "token": "".join(_SPACES.get(letter, letter) for letter in str(token)),
-                    "mark": "subject's last" if place == bare.subject_last else mark,
-                }
-            )
+            text = "".join(_SPACES.get(letter, letter) for letter in str(token))
+            tokens.append((fact.id, place, text, "subject's last" if place == bare.subject_last else mark))
 
     low, high = hyper.layers_depth
     why = (
@@ -348,30 +335,19 @@ def inspect(
         path = f"{a.layers}.{hyper.layers[-1]}.{a.post_norm}"
         modules_of.append(("norm after the MLP", path, model.model.get_submodule(path).weight))
     modules_of += [("final norm", a.final_norm, model.final_norm.weight), ("head", a.head, model.head.weight)]
-    modules = pd.DataFrame(
-        {
-            "part": part,
-            "path": path,
-            "shape": " x ".join(map(str, weight.shape)),
-            "dtype": str(weight.dtype).removeprefix("torch."),
-            "device": str(weight.device),
-        }
+    described = [
+        (part, path, " x ".join(map(str, weight.shape)), str(weight.dtype).removeprefix("torch."), str(weight.device))
         for part, path, weight in modules_of
-    )
+    ]
+    modules = pd.DataFrame(described, columns=["part", "path", "shape", "dtype", "device"])
     if facts:
         joints = [(fact, tail(fact.text, fact.target_new, fact.glue).startswith(" ")) for fact in facts]
         at_once = [f"{fact.text[-_ENDS:]!r} + {fact.target_new[:_ENDS]!r}" for fact, blank in joints if not blank]
         about["before targets"] = f"a blank ({len(facts) - len(at_once)} facts)" + (
             f", nothing ({named(at_once, _SHOWN)})" if at_once else ""
         )
+    shown = pd.DataFrame(tokens, columns=["fact", "place", "token", "mark"])
     return Preflight(
-        about=about,
-        modules=modules,
-        layers=hyper.layers,
-        why=why,
-        tokens=pd.DataFrame(tokens, columns=["fact", "place", "token", "mark"]),
-        costs=costs,
-        costs_from=costs_from,
-        problems=tuple(dict.fromkeys(problems)),
-        warnings=tuple(dict.fromkeys(warnings)),
-    )
+        about, modules, hyper.layers, why, shown, costs, costs_from, tuple(dict.fromkeys(problems)),
+        tuple(dict.fromkeys(warnings)),
+    )  # fmt: skip

@@ -23,18 +23,9 @@ from ketools.runs.store import RunRecord, Store
 
 # In the order in which they are shown.
 _TITLES = {
-    "memit": "MEMIT",
-    "sequential-memit": "sequential MEMIT",
-    "rome": "ROME",
-    "r-rome": "R-ROME",
-    "emmet": "EMMET",
-    "alphaedit": "AlphaEdit",
-    "ultraedit": "UltraEdit",
-    "ft": "FT",
-    "ft-l": "FT-L",
-    "lora": "LoRA",
-    "encore": "ENCORE",
-}
+    "memit": "MEMIT", "sequential-memit": "sequential MEMIT", "rome": "ROME", "r-rome": "R-ROME", "emmet": "EMMET",
+    "alphaedit": "AlphaEdit", "ultraedit": "UltraEdit", "ft": "FT", "ft-l": "FT-L", "lora": "LoRA", "encore": "ENCORE",
+}  # fmt: skip
 _PARTS = {"mpes": "MPES", "norm": "norm constraint", "past": "past keys"}
 _PACKAGES = ("torch", "transformers", "numpy", "pandas", "scikit-learn")
 # Settings that seeds of one method may differ in, or that a label shows in another way.
@@ -42,14 +33,9 @@ _FREE = ("seed", "facts", "checkpoint_every", "method", "model", "type", "layers
          "contents", "left_out", "reads")  # fmt: skip
 # Settings with these prefixes count only with this stopping rule or update.
 _USED_BY = {
-    "patience": "MPES",
-    "null_": "NullSpace",
-    "l2": "NullSpace",
-    "constraint_": "Constraint",
-    "shift_": "Shift",
-    "ft_": "FineTune",
-    "lora_": "FineTune",
-}
+    "patience": "MPES", "null_": "NullSpace", "l2": "NullSpace", "constraint_": "Constraint", "shift_": "Shift",
+    "ft_": "FineTune", "lora_": "FineTune",
+}  # fmt: skip
 
 
 def key(method: str) -> str:
@@ -196,17 +182,18 @@ class Run:
         return variant(described) if isinstance(described, Mapping) and described else str(described or self.name)
 
     @property
+    def _unedited(self) -> Mapping[str, Any]:
+        return self.about.get("model") or {}
+
+    @property
     def model(self) -> str:
         """The model's name without the folders that it lay in."""
-        model = self.about.get("model") or {}
-        name = model.get("name", "unknown") if isinstance(model, Mapping) else model
-        return str(name).rstrip("/").rsplit("/", 1)[-1]
+        return str(self._unedited.get("name", "unknown")).rstrip("/").rsplit("/", 1)[-1]
 
     @property
     def fingerprint(self) -> str:
         """Of the unedited model; empty where the record does not say."""
-        model = self.about.get("model") or {}
-        return str(model.get("fingerprint", "")) if isinstance(model, Mapping) else ""
+        return str(self._unedited.get("fingerprint", ""))
 
     @property
     def seed(self) -> int:
@@ -216,8 +203,7 @@ class Run:
     @property
     def d_mlp(self) -> float:
         """Inputs of an edited matrix, by which load is counted; NaN where the record does not say."""
-        model = self.about.get("model") or {}
-        return float(model.get("d_mlp", math.nan)) if isinstance(model, Mapping) else math.nan
+        return float(self._unedited.get("d_mlp") or math.nan)
 
     @property
     def before(self) -> dict[str, float]:

@@ -18,7 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ketools.editing.covariance import Statistics, load_statistics
-from ketools.editing.edit import Edit
+from ketools.editing.edit import Edit, merged
 from ketools.editing.editor import AlreadyKnown, Editor, finished
 from ketools.editing.keys import checked_rows
 from ketools.editing.methods import Method
@@ -295,13 +295,8 @@ def lifelong(
             with another run or one that another process works on.
         Interrupted: on Ctrl-C; finished batches are kept.
     """
-    whole = {
-        "edits": edits,
-        "batch": batch,
-        "checkpoint_every": checkpoint_every,
-        "consolidate_every": consolidate_every,
-    }
-    for name, value in whole.items():
+    whole = {"edits": edits, "batch": batch, "checkpoint_every": checkpoint_every}
+    for name, value in (whole | {"consolidate_every": consolidate_every}).items():
         if value < 1:
             raise KetoolsError(f"{name}={value}: expected a whole number of at least 1")
     if model.edits:
@@ -311,16 +306,10 @@ def lifelong(
     todo, hyper = facts.sample(edits, seed), chosen.settings(model, **(overrides or {}))
     layers = hyper.layers or ()
     statistics = (statistics or load_statistics(model)).of(model, layers) if chosen.needs_statistics else None
-    settings = _identity(model, chosen, hyper, todo) | {
-        "statistics": statistics_digest(statistics, layers),
-        "edits": edits,
-        "batch": batch,
-        "checkpoint_every": checkpoint_every,
-        "seed": seed,
-        "sizes": {
-            name: value for name, value in plain(sizes).items() if name != "openings" or value
-        },  # earlier runs lack it
-    }
+    settings = _identity(model, chosen, hyper, todo) | {"statistics": statistics_digest(statistics, layers)} | whole
+    settings |= {"seed": seed, "sizes": plain(sizes)}
+    if not sizes.openings:  # earlier runs lack it
+        del settings["sizes"]["openings"]
     if tasks is not None:
         named_or_items = tasks.to_json(orient="records") if isinstance(tasks, pd.DataFrame) else list(tasks)
         settings["tasks"] = hashlib.sha256(json.dumps(named_or_items).encode()).hexdigest()
@@ -481,13 +470,8 @@ def as_one(edits: Sequence[Edit]) -> Edit:
     assert edits, "nothing to put together"
     if len(edits) == 1:
         return edits[0]
-    layers = {}
-    for i in sorted({i for edit in edits for i in edit.layers}):
-        left, right = (torch.cat([e.layers[i][side] for e in edits if i in e.layers], 1) for side in (0, 1))
-        if left.shape[1] > len(left):
-            total = left.double() @ right.double().T
-            left, right = torch.eye(len(left)), total.T.float().contiguous()
-        layers[i] = (left, right)
+    touched = sorted({i for edit in edits for i in edit.layers})
+    layers = {i: merged([edit.layers[i] for edit in edits if i in edit.layers]) for i in touched}
     record = dict(edits[0].record)
     for name in ("facts", "texts", "steps", "p_target", "delta_norm", "padding", "known"):
         if name in record:

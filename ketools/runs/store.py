@@ -261,7 +261,7 @@ class RunRecord:
     checkpoints: a row per checkpoint: edits, then all that `ketools.runs.panel` measures; ES .. S and the accuracies
         are of all edits so far, scored now (the last row: at the end), NS on at most `neighbours` of each.
     spectra: a row per checkpoint and edited layer: edits, batch, layer and the columns of
-        `ketools.norms.spectra.shape_of`.
+        `ketools.norms.weights.shape_of`.
     residual: a row per checkpoint and summand of the residual stream: edits, batch and the columns of
         `ketools.norms.residual.contributions` (layer, kind, edited, norm, share, relative, projection, tokens).
     provenance: settings, config, versions, device, seed, method, model fingerprint, git commit.
@@ -488,10 +488,11 @@ class Store:
         replace(state, past={i: blocks[-1:] for i, blocks in state.past.items()}).save(files[1])
         if snapshot is not None:
             files.append(self.put_snapshot(batch, snapshot))
+        own = self.about().get("id")
         content = {
             "batch": batch,
             "edits": edits,
-            "previous": self._previous(batch),
+            "previous": digest(self.commit(batch - 1)) if own is not None and batch > 1 else own,
             "files": {path.relative_to(self.out).as_posix(): file_digest(path) for path in files},
             "weights": {str(i): value for i, value in weights.items()},
             "tables": {name: _to_json(frame) for name, frame in tables.items()},
@@ -500,10 +501,6 @@ class Store:
         self.write_progress()
         for number in self.numbers("snapshots")[:-2]:
             self.path("snapshots", number).unlink(missing_ok=True)
-
-    def _previous(self, batch: int) -> str | None:
-        own = self.about().get("id")
-        return digest(self.commit(batch - 1)) if own is not None and batch > 1 else own
 
     def put_snapshot(self, batch: int, bits: Mapping[int, Tensor]) -> Path:
         """Write the edited matrices after a batch; returns the path."""

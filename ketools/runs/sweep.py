@@ -1,42 +1,410 @@
-"""Several runs side by side, each from the same unedited weights: methods (`demo`), settings or seeds (`sweep`)."""
+"""`ketools sweep`: many runs from one file, a grid or a random sample of one. Each is an ordinary run in a folder of its own.
+
+    out = "build/sweep"
+    [run]                            # what all runs share: keys of `ketools run`
+    edits = 500
+    [grid]                           # lists: every combination is a run
+    method = ["memit", "encore"]
+    seed = [0, 1, 2]
+    settings.lambda_n_relative = [1.0, 10.0]
+    [sample]                         # optional: so many combinations, drawn at random; ranges are possible then
+    runs = 8
+
+The folder's sweep.json lists the runs. A sweep that was interrupted resumes, and may have grown: runs that are there are kept.
+"""
+
+from __future__ import annotations
 
 import json
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+import os
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from importlib.util import find_spec
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
 from pydantic import BaseModel
+from tqdm.auto import tqdm
 
-from ketools.editing.covariance import Statistics, load_statistics
-from ketools.editing.methods import Method
-from ketools.editing.methods import method as named_method
+from ketools.editing.covariance import Statistics, load_statistics, own_file
+from ketools.editing.methods import Hyper
 from ketools.errors import KetoolsError
+from ketools.evaluation.downstream import load_heldout, tasks_named
 from ketools.facts.fact import FactSet
-from ketools.facts.reading import facts as read_facts
-from ketools.io import data_root, knows_world, read_json, write_json
-from ketools.models.model import EditableModel, load
+from ketools.io import data_root, read_toml
+from ketools.models.model import EditableModel
 from ketools.models.weights import fresh
-from ketools.norms.weights import growing
-from ketools.runs.config import check_seed, settled
-from ketools.runs.panel import Panel, Sizes
-from ketools.runs.records import listed, provenance, title
-from ketools.runs.run import lifelong
-from ketools.runs.store import RunRecord, Store
+from ketools.runs.config import RunConfig, check_seed, composed, known_keys
+from ketools.runs.panel import Sizes
+from ketools.runs.pool import connected, run_all
+from ketools.runs.run import Interrupted, execute, lifelong, opened, ready
+from ketools.runs.store import RunRecord, Store, digest, read_sealed, status, write_sealed
 
-METHODS = ("memit", "alphaedit", "encore")
-MODEL = "pocket-llama-v2"
-"""The pocket model on which a thousand edits show what the paper shows (data/README.md: the others, and why less)."""
-REAL_SIZES = Sizes(unedited=200, same_subject=100, documents=20, neighbours_end=1)
-"""What a demo measures on a real language model: three methods in minutes on two cores."""
+KEPT = "sweep.json"
+_MOST = 10_000  # runs of a grid
+_LONGEST = 120  # characters of a folder's name
+_TABLES = {"settings": Hyper, "measures": Sizes}  # of a run
+
+
+class _Kept(BaseModel):
+    points: dict[str, dict[str, Any]]
+    threads: int
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep: the folder `out`, its runs by the names of their folders below it, and what one run takes of a machine (None:
+    a share of this one's cores; a GPU where a device other than the CPU is asked for).
+    """
+
+    out: Path
+    points: Mapping[str, RunConfig]
+    cpus: int | None = None
+    gpus: float | None = None
+
+    @classmethod
+    def read(cls, path: str | Path, out: str | Path | None = None) -> Sweep:
+        """The sweep in a TOML file; `out` replaces the folder that it names. Raises KetoolsError naming file and key."""
+        content = read_toml(path, "a sweep in TOML")
+        try:
+            return cls.made(content if out is None else content | {"out": str(out)})
+        except KetoolsError as error:
+            raise KetoolsError(f"{path}: {error}") from error
+
+    @classmethod
+    def made(cls, content: Mapping[str, Any]) -> Sweep:
+        """The sweep with these keys.
+
+        Raises KetoolsError for an unknown key (with the one that was meant), a grid that is empty, repeats itself, sets what
+        [run] sets, or has more than 10,000 runs; a sample of more runs than there are; and for a run that cannot be.
+        """
+        known_keys(content, ["out", "run", "grid", "sample", "cpus", "gpus"], "key")
+        for name in ("run", "grid", "sample"):
+            if not isinstance(content.get(name, {}), dict):
+                raise KetoolsError(f"{name} = {content[name]!r}: expected a table, [{name}]")
+        for name, least in (("cpus", 1), ("gpus", 0)):
+            value = content.get(name, least)
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int if name == "cpus" else int | float)
+                or value < least
+            ):
+                raise KetoolsError(f"{name} = {value!r}: expected a number of at least {least}")
+        out, base, sample = content.get("out", ""), content.get("run", {}), content.get("sample")
+        if not isinstance(out, str) or not out:
+            raise KetoolsError('no folder for the sweep; give one (--out DIR, or out = "DIR" in the file)')
+        keys = [each.name for each in fields(RunConfig) if each.name not in ("out", "replicas")]
+        known_keys(base, keys, "key of [run]:")
+        axes = _axes(content.get("grid", {}), keys, sampled=sample is not None)
+        for axis in axes:
+            table, _, name = axis.rpartition(".")
+            if name in (base.get(table, {}) if table else base):
+                raise KetoolsError(f"{axis} is set in [run] and in [grid]; leave one of them out")
+        chosen = list(_drawn(axes, sample) if sample is not None else _every(axes))
+        names = [_named(point) for point in chosen]
+        twice = {name for name, n in Counter(names).items() if n > 1}
+        points = {}
+        for name, point in zip(names, chosen, strict=True):
+            unique = name if name not in twice and len(name) <= _LONGEST else f"{name[:_LONGEST]}-{digest(point)[:8]}"
+            config = {key: dict(value) if isinstance(value, dict) else value for key, value in base.items()}
+            for axis, value in point.items():
+                table, _, key = axis.rpartition(".")
+                (config.setdefault(table, {}) if table else config)[key] = value
+            try:
+                points[unique] = RunConfig.made(config | {"out": str(Path(out) / unique)})
+            except KetoolsError as error:
+                raise KetoolsError(f"run {unique}: {error}") from error
+        return cls(Path(out), points, content.get("cpus"), content.get("gpus"))
+
+    @classmethod
+    def of(cls, out: str | Path) -> Sweep:
+        """The sweep that was started in the folder `out`. Raises KetoolsError if there is none or its list is damaged."""
+        kept = read_sealed(Path(out) / KEPT, _Kept)["points"]
+        return cls(Path(out), {n: RunConfig.made(c | {"out": str(Path(out) / n)}) for n, c in kept.items()})
+
+    def begin(self, threads: int) -> int:
+        """Write the list of runs, or take up that of an earlier call; returns the threads of a run, which stay as they were.
+
+        Raises KetoolsError if the folder holds a run, or a sweep with a run that is not among these.
+        """
+        store, path = Store(self.out), self.out / KEPT
+        if store.exists():
+            raise KetoolsError(f"{self.out} holds a run, not a sweep; give another folder")
+        points = {name: {k: v for k, v in c.as_dict().items() if k != "out"} for name, c in self.points.items()}
+        if path.exists():
+            kept = read_sealed(path, _Kept)
+            for name, before in kept["points"].items():
+                if points.get(name) != before:
+                    what = "other settings" if name in points else "no such run"
+                    raise KetoolsError(
+                        f"{self.out} holds another sweep: of its run {name!r} this one has {what}; give the same file, with "
+                        "more in its lists if you like, or another folder"
+                    )
+            threads = kept["threads"]
+        with store.writing():
+            write_sealed(path, {"points": points, "threads": threads}, indent=2)
+        return threads
+
+    def status(self) -> pd.DataFrame:
+        """A row per run: run, state ("not started", or as `ketools.runs.store.status`), edits, asked, seconds_per_edit."""
+        rows = []
+        for name, config in self.points.items():
+            row = {"run": name, "state": "not started", "edits": 0, "asked": config.edits, "seconds_per_edit": math.nan}
+            if Store(self.out / name).exists():
+                now = status(self.out / name)
+                row |= {key: now[key] for key in ("state", "edits", "seconds_per_edit")}
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+
+def _axes(grid: Mapping[str, Any], keys: list[str], *, sampled: bool) -> dict[str, Any]:
+    """{key, or settings.NAME: its values}, checked."""
+    known_keys(grid, keys, "key of [grid]:")
+    axes: dict[str, Any] = {}
+    for key, value in grid.items():
+        if key in _TABLES:
+            if not isinstance(value, dict):
+                raise KetoolsError(f"{key} = {value!r} in [grid]: expected lists by name, such as {key}.NAME = [1, 2]")
+            known_keys(value, [each.name for each in fields(_TABLES[key])], f"name in {key} of [grid]:")
+            axes |= {f"{key}.{name}": values for name, values in value.items()}
+        else:
+            axes[key] = value
+    if not axes:
+        raise KetoolsError("[grid] is empty; give at least one list, such as seed = [0, 1, 2]")
+    for axis, values in axes.items():
+        if isinstance(values, dict) and sampled:
+            known_keys(values, ["from", "to", "log"], f"key of the range {axis}:")
+            low, high = (values.get(name) for name in ("from", "to"))
+            number = all(isinstance(x, int | float) and not isinstance(x, bool) for x in (low, high))
+            if not number or not (-math.inf < low < high < math.inf) or (values.get("log") and low <= 0):  # type: ignore[operator]
+                raise KetoolsError(f"{axis} = {values!r} in [grid]: expected from < to (log: above 0)")
+        elif not isinstance(values, list) or not values:
+            more = ", or a range {from = 1.0, to = 9.0}" if sampled else " (a range needs [sample])"
+            raise KetoolsError(f"{axis} = {values!r} in [grid]: expected a list with at least one value{more}")
+        elif len({repr(value) for value in values}) < len(values):
+            raise KetoolsError(f"{axis} = {values!r} in [grid]: a value is there twice")
+    return axes
+
+
+def _every(axes: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    """All combinations, the last axis fastest."""
+    if (n := math.prod(map(len, axes.values()))) > _MOST:
+        raise KetoolsError(
+            f"[grid] has {n:,} combinations, more than {_MOST:,}; draw some of them ([sample] runs = 100)"
+        )
+    return (dict(zip(axes, values, strict=True)) for values in product(*axes.values()))
+
+
+def _drawn(axes: Mapping[str, Any], sample: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """`sample["runs"]` different combinations; a smaller sample is the beginning of a larger one."""
+    known_keys(sample, ["runs", "seed"], "key of [sample]:")
+    runs, seed = sample.get("runs"), sample.get("seed", 0)
+    if not isinstance(runs, int) or isinstance(runs, bool) or not 1 <= runs <= _MOST:
+        raise KetoolsError(f"runs = {runs!r} in [sample]: expected a whole number from 1 to {_MOST:,}")
+    check_seed(seed if isinstance(seed, int) else -1)
+    lists = [values for values in axes.values() if isinstance(values, list)]
+    if len(lists) == len(axes) and (n := math.prod(map(len, lists))) < runs:
+        raise KetoolsError(f"runs = {runs} in [sample], but [grid] has {n:,} combinations; ask for at most as many")
+    draw = np.random.default_rng(seed)
+
+    def one() -> dict[str, Any]:
+        point: dict[str, Any] = {}
+        for axis, values in axes.items():
+            if isinstance(values, list):
+                point[axis] = values[draw.integers(len(values))]
+                continue
+            low, high = float(values["from"]), float(values["to"])
+            x = math.exp(draw.uniform(math.log(low), math.log(high))) if values.get("log") else draw.uniform(low, high)
+            whole = isinstance(values["from"], int) and isinstance(values["to"], int)
+            point[axis] = round(x) if whole else float(f"{x:.4g}")  # as it is read in a folder's name
+        return point
+
+    def different() -> Iterator[dict[str, Any]]:
+        known: set[str] = set()
+        for _ in range(1000 * runs):
+            if (key := repr(point := one())) not in known:
+                known.add(key)
+                yield point
+
+    points = list(islice(different(), runs))
+    if len(points) < runs:
+        raise KetoolsError(
+            f"runs = {runs} in [sample]: the ranges of [grid] have only about {len(points)} combinations"
+        )
+    return iter(points)
+
+
+def _named(point: Mapping[str, Any]) -> str:
+    """A folder's name for a combination: "method=encore,seed=0"."""
+    parts = []
+    for axis, value in point.items():
+        text = "-".join(map(str, value)) if isinstance(value, list) else str(value)
+        plain = re.sub(r"[^\w.+-]+", "-", text).strip("-") if isinstance(value, str) else text
+        parts.append(f"{axis.rpartition('.')[2]}={plain}")
+    return ",".join(parts)
+
+
+def _by_model(points: Mapping[str, RunConfig]) -> Iterator[dict[str, RunConfig]]:
+    """Runs of one model together."""
+    groups: dict[tuple[str | None, ...], dict[str, RunConfig]] = {}
+    for name, config in points.items():
+        groups.setdefault((config.model, config.device, config.dtype), {})[name] = config
+    return iter(groups.values())
+
+
+def check(points: Mapping[str, RunConfig]) -> None:
+    """Everything that can be known before the first run; each model is loaded once, nothing is written.
+
+    Raises KetoolsError naming the run: facts, tasks or text that cannot be read, too few facts, an unknown model, a setting or
+    layer that it has no place for, no covariance where one is needed.
+    """
+    for group in _by_model(points):
+        model, read = None, dict[object, Any]()
+        for name, config in group.items():
+            try:
+                key = (config.source, config.conflicts)
+                read[key] = facts = ready(config, read.get(key))
+                facts.sample(config.edits, config.seed)
+                if config.tasks is not None:
+                    tasks_named(config.tasks)
+                if config.text is not None:
+                    load_heldout(config.text, 1)
+                model = model or opened(config)
+                method = composed(config.method)
+                layers = method.settings(model, **config.settings).layers or ()
+                if method.needs_statistics and config.statistics is not None:
+                    Statistics.load(config.statistics).of(model, layers)
+                elif method.needs_statistics and own_file(model) is None:
+                    load_statistics(model)  # says what is missing
+            except KetoolsError as error:
+                raise KetoolsError(f"run {name}: {error}") from error
+
+
+def carry_out(
+    sweep: Sweep,
+    *,
+    address: str | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+    each: Callable[[str], object] | None = None,
+) -> None:
+    """Run the sweep, or resume it.
+
+    Args:
+        sweep: its runs. Finished ones are only read.
+        address: a Ray cluster ("auto", or HOST:PORT), whose machines share the folder; None: this machine.
+        workers: runs side by side; None: as many as there are GPUs, or cores; on a cluster as many as fit. With 1, and where
+            Ray is not installed, runs go one after another in this process.
+        progress: show progress bars; each: called with the name of every run that has ended.
+
+    Every run is the one that `ketools run` makes, to the bit, with as many threads. A worker that dies is replaced, and its
+    run resumes. A run that fails (a full disk) does not stop the others.
+
+    Raises:
+        KetoolsError: what `check` finds, before any run; a folder with another sweep, or one that another process works on; no
+            Ray or no cluster where an address is given; afterwards, the runs that failed.
+        ketools.runs.run.Interrupted: Ctrl-C; finished batches of all runs are kept.
+    """
+    if workers is not None and workers < 1:
+        raise KetoolsError(f"workers = {workers}: expected a whole number of at least 1")
+    cores, accelerators = os.cpu_count() or 1, torch.accelerator.device_count()
+    side_by_side = min(workers or accelerators or cores, len(sweep.points))
+    if address is None and side_by_side > 1 and find_spec("ray") is None:
+        if workers is not None:
+            warnings.warn(
+                "Ray is not installed: one run after another, in this process (pip install '.[ray]' in ketools' folder)",
+                stacklevel=2,
+            )
+        side_by_side = 1
+    threads = sweep.cpus or (max(1, torch.get_num_threads() // side_by_side) if address is None else 1)
+    on_device = any(config.device not in (None, "cpu") for config in sweep.points.values())
+    gpus = float(on_device) if sweep.gpus is None else sweep.gpus
+    failed: dict[str, str] = {}
+
+    with (
+        Store(sweep.out).locked(),
+        tqdm(total=len(sweep.points), unit="run", desc="sweep", disable=not progress) as bar,
+    ):
+
+        def ended(name: str, error: str | None) -> None:
+            if error is not None:
+                failed[name] = error
+            bar.update()
+            if each is not None:
+                each(name)
+
+        try:
+            if address is None and side_by_side == 1:
+                check(sweep.points)
+                sweep.begin(threads)
+                _one_by_one(sweep.points, ended, progress)
+            else:
+                if address is None:
+                    check(sweep.points)
+                with connected(address, threads, gpus, side_by_side) as ray:
+                    if address is not None:  # where the models are
+                        run_all(ray, check, {"check": (dict(sweep.points),)}, _refused, cpus=threads, gpus=gpus)
+                    threads = sweep.begin(threads)
+                    jobs = {name: (config.as_dict(), threads) for name, config in sweep.points.items()}
+                    limit = None if address is not None and workers is None else side_by_side
+                    run_all(ray, _point, jobs, ended, cpus=threads, gpus=gpus, limit=limit)
+        except KeyboardInterrupt as stop:
+            if not (sweep.out / KEPT).exists():
+                raise
+            done = int(sweep.status()["state"].isin(("complete", "collapsed")).sum())
+            raise Interrupted(
+                f"stopped; {done} of {len(sweep.points)} runs are finished, the batches of the others are kept"
+            ) from stop
+    for name in sweep.points:
+        if name not in failed and not Store(sweep.out / name).exists():
+            failed[name] = "its worker wrote to another disk; give a folder that all machines share"
+    if failed:
+        name, error = next(iter(failed.items()))
+        raise KetoolsError(
+            f"{len(failed)} of {len(sweep.points)} runs failed, the first of them {name}: {error.rstrip('.')}. The others are kept; "
+            "the same command resumes"
+        )
+
+
+def _refused(_: str, error: str | None) -> None:
+    if error is not None:
+        raise KetoolsError(error)
+
+
+def _one_by_one(points: Mapping[str, RunConfig], ended: Callable[[str, str | None], None], progress: bool) -> None:
+    """All runs in this process."""
+    for group in _by_model(points):
+        model = opened(next(iter(group.values())))
+        for name, config in group.items():
+            error = None
+            try:
+                with fresh(model):
+                    execute(config, model, ready(config), progress=progress)
+            except KetoolsError as refused:
+                error = str(refused)
+            ended(name, error)
+
+
+def _point(config: dict[str, Any], threads: int) -> None:
+    """One run, in a worker."""
+    torch.set_num_threads(threads)
+    asked = RunConfig.made(config)
+    facts = ready(asked)
+    execute(asked, opened(asked), facts, progress=False)
+
+
+# Runs one after another, of a model in memory.
+
 ALL_STEPS = -1
 """How a table says that no patience stops the target optimisation."""
-Report = Callable[[Mapping[str, RunRecord], Path], object]
-"""Draws records (method -> record) into a file; the page lies in a folder above this one, so the caller brings it."""
-Look = Callable[[EditableModel, FactSet, Sequence[Method], bool], object]
-"""Looks at model, facts, methods and whether statistics exist before anything is written; raises to stop the job."""
 
 
 def sweep(
@@ -68,190 +436,6 @@ def sweep(
         if each is not None:
             each(records)
     return records
-
-
-class _Demo(BaseModel):
-    methods: dict[str, Any]
-    provenance: dict[str, Any]
-
-
-def demo(
-    methods: Sequence[str] = METHODS,
-    model: str | EditableModel = MODEL,
-    edits: int | None = None,
-    seed: int = 0,
-    out: str | Path = "build/demo",
-    *,
-    batch: int = 50,
-    checkpoint_every: int = 250,
-    facts: str | Path | FactSet | None = None,
-    statistics: Statistics | None = None,
-    sizes: Sizes | None = None,
-    tasks: pd.DataFrame | tuple[str, ...] | None = None,
-    texts: Sequence[str] | None = None,
-    progress: bool = True,
-    report: Report | None = None,
-    look: Look | None = None,
-    again: bool = False,
-) -> dict[str, Any]:
-    """Run the methods one after another on the same facts; write demo.json and, with `report`, report.html into `out`.
-
-    A job that was stopped resumes when called again with the same arguments. A finished one (demo.json is there) is done
-    again; `again` also throws away an unfinished one.
-
-    Args:
-        methods: names ("memit", "alphaedit", "encore", ...).
-        model: name, path, or a loaded, unedited model; it comes back bit for bit as it was.
-        edits, batch, checkpoint_every, seed: as in `ketools.runs.run.lifelong`; edits None: 1,000, and 100 with the smaller
-            `REAL_SIZES` on a model that does not know the built-in world.
-        out: folder for demo.json, report.html and a folder per method.
-        facts: "world", "real", a file, or a FactSet; None: "world" for a model that knows it, else "real".
-        statistics: covariances of the keys; None: those stored with the model.
-        sizes, tasks, texts: as in `ketools.runs.panel.Panel.take`.
-        progress: show progress bars; report: writes report.html (`ketools.report.page.write_report`); None: there is none.
-        look: called once before a new job (the command line's preflight); None: no look.
-
-    Returns:
-        {"methods": {name: `figures`}, "sentences": [3], "provenance": {...}, "records": {name: RunRecord}}; demo.json holds
-        the same without the records. Ratios are fractions, measured at the end.
-
-    Raises:
-        KetoolsError: unknown method or model, fewer facts than edits, unwritable folder.
-        ketools.runs.run.Interrupted: Ctrl-C; finished batches and methods are kept.
-    """
-    chosen = {method.name: method for method in map(named_method, methods)}
-    if not chosen:
-        raise KetoolsError(f"no methods given, expected some of {', '.join(METHODS)}")
-    check_seed(seed)
-    world = knows_world(model if isinstance(model, str) else model.path or model.known_as)
-    facts = ("world" if world else "real") if facts is None else facts
-    edits, sizes = edits or (1000 if world else 100), sizes or (Sizes() if world else REAL_SIZES)
-    known = settled(facts if isinstance(facts, FactSet) else read_facts(facts))
-    todo = known.sample(edits, seed)
-    loaded = model if isinstance(model, EditableModel) else load(model)
-    given, statistics, out = statistics is not None, statistics or load_statistics(loaded), Path(out)
-    done, begun = (out / "demo.json").is_file(), [name for name in chosen if Store(out / name).exists()]
-    if done:
-        read_json(out / "demo.json", _Demo, "the figures of a demo, which would be written here")
-    elif (out / "report.html").exists() and not begun:
-        raise KetoolsError(f"{out / 'report.html'} is there, but no demo (demo.json is missing); give another folder")
-    if look is not None and (again or done or not begun):  # a stopped job passed its checks when it began
-        look(loaded, todo, tuple(chosen.values()), given)
-    store, new = Store(out), not out.exists()
-    with store.writing():  # is the folder writable?
-        write_json(out / "demo.json.tmp", {})
-        (out / "demo.json.tmp").unlink()
-        if new:
-            out.rmdir()
-    start = time.perf_counter()
-    panel = Panel.take(loaded, known, todo, sizes=sizes, seed=seed, tasks=tasks, texts=texts)
-    with store.writing():  # only now: a mistyped model or task must not cost an earlier run
-        for name in begun if done or again else ():
-            Store(out / name).clear()
-        (out / "demo.json").unlink(missing_ok=True)
-    records = sweep(
-        loaded, known, {name: {"method": method} for name, method in chosen.items()}, out, edits=edits, batch=batch,
-        checkpoint_every=checkpoint_every, seed=seed, statistics=statistics, panel=panel, progress=progress,
-    )  # fmt: skip
-    about = provenance(loaded, seed) | {"edits": edits, "batch": batch, "unedited_right_before": panel.unedited_right}
-    about["methods"] = {
-        name: record.provenance["method"] | {"settings": record.provenance["settings"]["hyper"]}
-        for name, record in records.items()
-    }
-    ends = {name: figures(record) for name, record in records.items()}
-    about["seconds"] = time.perf_counter() - start
-    result = {"methods": ends, "sentences": sentences(ends, edits), "provenance": about}
-    with store.writing():
-        write_json(out / "demo.json", result)
-        if report is not None:
-            report(records, out / "report.html")
-    return result | {"records": records}
-
-
-def figures(record: RunRecord) -> dict[str, Any]:
-    """The state at the end of a run, as demo.json and the grid hold it.
-
-    What each is says the glossary's table "demo". NaN where nothing was measured: all but p_natural of a run that ended in
-    its first batch, whose weights are the unedited ones.
-    """
-    last, facts, n = record.checkpoints.iloc[-1], record.facts, len(record.facts)
-    if not n:  # "kept 100%" of a model without an edit would stand beside those of methods that edited
-        last = last.reindex(["p_natural"])
-    norms = record.norms[record.norms["edited"]]
-    end = norms[norms["edits"] == norms["edits"].max()]
-    most = end.loc[end["ratio"].fillna(math.inf).idxmax(), "layer"]
-    kept = record.checkpoints["unedited_kept"].to_numpy()
-    names = {name: name for name in (
-        "norm_ratio", "norm_ratio_unedited", "unedited_kept", "same_subject_kept", "downstream_kept", "downstream_f1",
-        "perplexity", "perplexity_ratio", "efficacy_accuracy", "paraphrase_accuracy", "neighbourhood_accuracy",
-        "p_edited", "p_natural",
-    )} | {
-        "efficacy": "ES", "paraphrase": "PS", "neighbourhood": "NS", "score": "S", "efficacy_at_edit": "at_edit_ES",
-        "paraphrase_at_edit": "at_edit_PS", "neighbourhood_at_edit": "at_edit_NS",
-    }  # fmt: skip
-    # The table of batches has no columns where the run ended in the first.
-    seconds, cpu, scoring = (
-        float(record.batches.get(name, pd.Series(dtype=float)).sum(min_count=name == "seconds_cpu"))
-        for name in ("seconds", "seconds_cpu", "seconds_scoring")
-    )
-    return {
-        **{name: float(last.get(column, math.nan)) for name, column in names.items()},
-        "norm_layer": int(most),
-        "norm_still_growing": n > 0 and growing(norms[norms["layer"] == most].set_index("edits")["norm"]),
-        "unedited_falling": bool(len(kept) > 1 and kept[-1] < kept[-2]),
-        "steps_mean": float(facts["steps"].mean()) if n else math.nan,
-        "edits": n,
-        "seconds": seconds,
-        "seconds_per_edit": seconds / n if n else math.nan,
-        "seconds_cpu_per_edit": cpu / n if n else math.nan,
-        "seconds_evaluation": float(record.checkpoints["seconds"].sum()) + scoring,
-    }
-
-
-def sentences(methods: Mapping[str, Mapping[str, Any]], edits: int) -> list[str]:
-    """Three sentences about `figures` of methods ({name: figures}) after `edits` edits: the norm, the model, the edits.
-
-    Each is true of these figures whatever they are; nothing is assumed about which method wins.
-    """
-    done = {title(name): end for name, end in methods.items() if end["edits"]}
-    if not done:
-        return [
-            f"The {what}: nothing was edited, the first update was not finite." for what in ("norm", "model", "edits")
-        ]
-
-    def percent(share: float) -> str:
-        return "an unknown share" if math.isnan(share) else f"{100 * share:.1f}%"
-
-    ratios, kept, hold = [], [], []
-    for name, end in done.items():
-        trend = " (still growing)" if end["norm_still_growing"] else ""
-        ratios.append(f"{end['norm_ratio']:.2f}x with {name}{trend}")
-        notes = []
-        if not math.isnan(end["downstream_kept"]):
-            notes.append(f"downstream score at {percent(end['downstream_kept'])} of its original value")
-        kept.append(f"{percent(end['unedited_kept'])} with {name}" + (f" ({', '.join(notes)})" if notes else ""))
-        hold.append(
-            f"{percent(end['efficacy'])} with {name} ({percent(end['paraphrase'])} when rephrased, mean probability "
-            f"{end['p_edited']:.2f})"
-        )
-    natural = next(iter(done.values()))["p_natural"]
-    compared = "" if math.isnan(natural) else f"; unedited facts had a mean probability of {natural:.2f}"
-    which = (
-        f"all {edits:,} edits" if all(end["edits"] == edits for end in done.values()) else "the edits that were made"
-    )
-    norm = (
-        f"After {edits:,} edits, the Frobenius norm of the most-changed matrix is {listed(ratios)} its original value."
-    )
-    for name, end in done.items():
-        if end["edits"] < edits:
-            norm += f" {name} ended after {end['edits']:,} edits: its next update was not finite."
-    if idle := [title(name) for name, end in methods.items() if not end["edits"]]:  # they have no figures
-        norm += f" Nothing was edited with {listed(idle)}: the first update was not finite."
-    return [
-        f"The norm. {norm}",
-        f"The model. Of the facts that it knew and that were not edited, it still answers {listed(kept)}.",
-        f"The edits. Of {which}, these hold at the end: {listed(hold)}{compared}.",
-    ]
 
 
 def stored(model: EditableModel) -> tuple[pd.DataFrame, dict[str, Any]]:

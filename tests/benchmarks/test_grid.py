@@ -10,9 +10,10 @@ from benchmarks.dial import grid, keep
 from ketools import KetoolsError
 from ketools.editing.methods import MPES, FixedSteps
 from ketools.runs import sweep as module
+from ketools.runs.demo import figures
 from ketools.runs.panel import Panel
 from ketools.runs.store import RunRecord
-from ketools.runs.sweep import ALL_STEPS, figures, stored
+from ketools.runs.sweep import ALL_STEPS, stored
 from tests.runs.conftest import SIZES, TASKS, TEXTS, facts, statistics  # noqa: F401 - fixtures
 
 CHANGED = {"steps": 3, "prefix_count": 2, "prefix_tokens": 3, "layers": (1, 2)}

@@ -34,8 +34,8 @@ def run():
 
 @pytest.fixture
 def job(monkeypatch):
-    """Stands for ketools.runs.sweep.demo: remembers its arguments, then does what `job.does` says."""
-    from ketools.runs import sweep
+    """Stands for ketools.runs.demo.demo: remembers its arguments, then does what `job.does` says."""
+    from ketools.runs import demo
 
     class Job:
         def __init__(self):
@@ -53,7 +53,7 @@ def job(monkeypatch):
             }
 
     job = Job()
-    monkeypatch.setattr(sweep, "demo", job)
+    monkeypatch.setattr(demo, "demo", job)
     return job
 
 
@@ -104,8 +104,8 @@ def test_demo_passes_everything_on_and_prints_table_and_sentences(run, job, tmp_
 def test_the_defaults_are_the_jobs_own(run, job):
     import inspect
 
+    from ketools.runs.demo import METHODS, MODEL
     from ketools.runs.run import lifelong
-    from ketools.runs.sweep import METHODS, MODEL
 
     assert run("demo").exit_code == 0
     assert job.got["methods"] == list(METHODS) and job.got["model"] == MODEL and job.got["edits"] is None
@@ -257,11 +257,11 @@ def test_a_real_ctrl_c_in_a_process_of_its_own(tmp_path):
     code = (
         "import signal, sys, time\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
-        "from ketools.runs import sweep\n"
+        "from ketools.runs import demo\n"
         "from ketools.__main__ import main\n"
         "def slow(**_):\n"
         "    sys.stdout.write('ready\\n'); sys.stdout.flush(); time.sleep(600)\n"
-        "sweep.demo = slow\n"
+        "demo.demo = slow\n"
         "sys.argv = ['ketools', 'demo', '--out', 'my results']\n"
         "main()\n"
     )

@@ -83,7 +83,7 @@ def test_killed_watched_resumed_verified_and_exported(home, run, tmp_path, monke
         ("demo --out o --model tiny --edits 5 --seed -1 --quiet", "seed = -1: expected a whole number from 0"),
         (
             "run --out o --model huge --facts world --edits 5 --set lr=Infinity",
-            "setting lr is inf; expected a number above 0",
+            "setting lr: input should be a finite number, found inf",
         ),
         ("run --out o --model tiny --edits 500", "asked for 500 facts, there are 20"),
         ("run --out o --model tiny --edits 5 --set lamda_n=3", "did you mean 'lambda_n'"),

@@ -134,24 +134,24 @@ def test_compat_brings_the_authors_divergence_unless_it_is_given():
     assert ENCORE.settings(model(), compat="official").kl_direction == "edited"
     assert replace(ENCORE, hyper={"compat": "official"}).settings(model()).kl_direction == "edited"
     assert ENCORE.settings(model(), compat="official", kl_direction="reference").kl_direction == "reference"
-    with pytest.raises(KetoolsError, match="compat is 'offical'; expected one of exact, official"):
+    with pytest.raises(KetoolsError, match="setting compat: input should be 'exact' or 'official', found 'offical'"):
         ENCORE.settings(model(), compat="offical")
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"lr": "fast"}, "setting lr is 'fast'; expected a number above 0"),
-        ({"lr": 0.0}, "setting lr is 0.0; expected a number above 0"),
-        ({"steps": 2.5}, "setting steps is 2.5; expected a whole number of at least 1"),
-        ({"steps": True}, "setting steps is True; expected a whole number"),
-        ({"patience": -1}, "setting patience is -1; expected a whole number of at least 0"),
-        ({"lambda_n": math.nan}, "setting lambda_n is nan; expected a number of at least 0"),
-        ({"lambda_n": "10"}, "setting lambda_n is '10'; expected a number of at least 0"),
-        ({"lambda_p_relative": -1.0}, "setting lambda_p_relative is -1.0"),
-        ({"l2": math.inf}, "setting l2 is inf; expected a number of at least 0"),
-        ({"steps": None}, "setting steps is None"),
-        ({"layers_depth": 0.3}, "setting layers_depth is 0.3; expected two shares of the depth"),
+        ({"lr": "fast"}, "setting lr: input should be a valid number, found 'fast'"),
+        ({"lr": 0.0}, "setting lr: input should be greater than 0, found 0.0"),
+        ({"steps": 2.5}, "setting steps: input should be a valid integer, found 2.5"),
+        ({"steps": True}, "setting steps: input should be a valid integer, found True"),
+        ({"patience": -1}, "setting patience: input should be greater than or equal to 0, found -1"),
+        ({"lambda_n": math.nan}, "setting lambda_n: input should be a finite number, found nan"),
+        ({"lambda_n": "10"}, "setting lambda_n: input should be a valid number, found '10'"),
+        ({"lambda_p_relative": -1.0}, "setting lambda_p_relative: input should be greater than or equal to 0"),
+        ({"l2": math.inf}, "setting l2: input should be a finite number, found inf"),
+        ({"steps": None}, "setting steps: input should be a valid integer, found None"),
+        ({"layers_depth": 0.3}, "setting layers_depth: input should be a valid tuple, found 0.3"),
     ],
 )
 def test_values_that_make_no_sense(given, said):

@@ -289,7 +289,7 @@ def test_bfloat16_is_near_and_only_when_asked_for(tiny_model, tiny_facts):
     gap = (rough.z - exact.z).norm(dim=1) / exact.z.norm(dim=1)
     assert 1e-5 < gap.max() < 0.3 and rough.z.dtype == torch.float32
     assert torch.allclose(rough.p_target, exact.p_target, atol=0.1)
-    with pytest.raises(KetoolsError, match="precision is 'half'; expected one of weights, bfloat16"):
+    with pytest.raises(KetoolsError, match="setting precision: input should be 'weights' or 'bfloat16', found 'half'"):
         method("encore").settings(tiny_model, precision="half")
 
 

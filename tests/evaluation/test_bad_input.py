@@ -6,9 +6,8 @@ import pytest
 
 from ketools import KetoolsError
 from ketools.evaluation.downstream import downstream, perplexity
-from ketools.evaluation.edits import evaluate, recall
+from ketools.evaluation.edits import evaluate, natural_probabilities, recall
 from ketools.evaluation.generation import continuations
-from ketools.evaluation.overfitting import natural_probabilities
 from ketools.facts.fact import Locality, TwoHop
 from ketools.norms.drift import activation_norms, drift, hidden_states
 from ketools.norms.residual import subject_sample, text_sample

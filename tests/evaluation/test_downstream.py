@@ -158,7 +158,7 @@ def test_tasks_of_the_harness_are_looked_for_before_any_work():
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{broken", "line 2: broken JSON"),
+        ("{broken", "line 2: not JSON"),
         (json.dumps({"task": "a"}), "line 2: field 'prompt' is missing"),
         (json.dumps(items(1).to_dict("records")[0] | {"answer": 2}), "line 2: answer 2"),
         ("[]", "line 2: field 'task'"),

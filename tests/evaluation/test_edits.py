@@ -13,7 +13,7 @@ from ketools.evaluation.edits import KINDS, evaluate, harmonic_mean, recall, sum
 from ketools.facts.fact import Locality, TwoHop
 from ketools.models.scoring import argmaxes
 from ketools.models.tokens import make_rows
-from ketools.reference.scores import score
+from ketools.reference import score
 
 
 def fact(**changes) -> Fact:

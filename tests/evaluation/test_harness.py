@@ -13,7 +13,7 @@ from sklearn.metrics import f1_score
 from ketools import Edit, KetoolsError
 from ketools.evaluation import downstream as module
 from ketools.evaluation.downstream import PRESETS, harness, load_tasks
-from ketools.reference.scores import score
+from ketools.reference import score
 
 needs = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed (extra eval)")
 

@@ -10,7 +10,7 @@ from ketools import Edit, KetoolsError
 from ketools.editing.covariance import Statistics
 from ketools.editing.methods import FixedSteps, Hyper
 from ketools.editing.targets import compute_targets
-from ketools.evaluation import downstream, edits, forgetting, overfitting
+from ketools.evaluation import downstream, edits, forgetting
 from ketools.evaluation import downstream as harness
 from ketools.evaluation.metrics import (
     BETTER,
@@ -23,7 +23,7 @@ from ketools.evaluation.metrics import (
     of_table,
 )
 from ketools.facts.fact import Locality, TwoHop
-from ketools.norms import drift, residual, spectra, weights
+from ketools.norms import drift, residual, weights
 from ketools.norms import drift as alignment
 from ketools.norms import residual as sample
 from ketools.norms import weights as growth
@@ -109,8 +109,8 @@ def test_evaluation_is_covered(tiny_gpt2, facts):
     explained("downstream", downstream.downstream(tiny_gpt2, items))
     ran = {"results": {"t": {"acc,none": 1.0, "acc_stderr,none": 0.0}}, "n-samples": {"t": {"effective": 2}}}
     explained("harness", harness.table(ran))
-    explained("overfitting", overfitting.natural_probabilities(tiny_gpt2, facts[:4]), overfitting.overfit(0.9, 0.5))
-    explained("overfitting", overfitting.separation([0.9, 0.8], [0.5]))
+    explained("overfitting", edits.natural_probabilities(tiny_gpt2, facts[:4]), edits.overfit(0.9, 0.5))
+    explained("overfitting", edits.separation([0.9, 0.8], [0.5]))
 
 
 def test_forgetting_is_covered():
@@ -129,8 +129,8 @@ def test_norms_are_covered(tiny_gpt2, tiny_facts):
     edit.apply_to(tiny_gpt2)
     explained("norms", weights.frobenius(tiny_gpt2))
     explained("growth", growth.growth([1.0, 2.0, 3.0]))
-    explained("spectra", spectra.spectra(tiny_gpt2))
-    explained("spectra", spectra.update_spectra(edit, tiny_gpt2))
+    explained("spectra", weights.spectra(tiny_gpt2))
+    explained("spectra", weights.update_spectra(edit, tiny_gpt2))
     bases = alignment.key_bases(tiny_gpt2, Statistics({1: torch.eye(64, dtype=torch.float64)}, 9), [1])
     explained("alignment", alignment.alignment(tiny_gpt2, bases=bases))
     both = residual.before_and_now(tiny_gpt2, read)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from ketools import Fact, KetoolsError
-from ketools.evaluation.edits import recall
-from ketools.evaluation.overfitting import (
+from ketools.evaluation.edits import (
     natural_probabilities,
     overfit,
+    recall,
     separation,
 )
 

@@ -21,8 +21,7 @@ from ketools.editing.covariance import Statistics
 from ketools.editing.editor import Editor
 from ketools.models.model import load
 from ketools.norms.residual import contributions, text_sample
-from ketools.norms.spectra import spectra
-from ketools.norms.weights import frobenius, norms
+from ketools.norms.weights import frobenius, norms, spectra
 from ketools.runs.resume import weights_digest
 from tests.conftest import SENTENCES
 from tests.small_world import small_facts

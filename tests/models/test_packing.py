@@ -8,7 +8,7 @@ from ketools.models import scoring
 from ketools.models import scoring as packing
 from ketools.models.scoring import packed, packs, plain, row_scores
 from ketools.models.tokens import Row, make_rows
-from ketools.reference.scores import score
+from ketools.reference import score
 from tests.models import test_recurrent as recurrent
 from tests.models.test_architectures import KINDS, WINDOWED, network
 from tests.saying import said_once

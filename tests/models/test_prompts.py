@@ -19,7 +19,7 @@ from ketools.facts.fact import Locality, TwoHop
 from ketools.models.scoring import target_logprobs
 from ketools.models.tokens import in_chat, make_rows
 from ketools.probing.recall import answers, complete, top_tokens
-from ketools.reference.scores import score
+from ketools.reference import score
 from tests.tokenizers import KINDS, with_bos
 
 

@@ -12,12 +12,13 @@ from ketools import KetoolsError
 from ketools.editing.covariance import Statistics
 from ketools.editing.edit import Edit
 from ketools.editing.update import null_space
-from ketools.norms import spectra
+from ketools.norms import weights as module
 from ketools.norms.drift import alignment, key_bases
-from ketools.norms.spectra import (
+from ketools.norms.weights import (
     accumulated,
     shape_of,
     singular_values,
+    spectra,
     update_spectra,
     update_values,
 )
@@ -43,7 +44,7 @@ def test_factored_equals_dense(seed, d_model, d_mlp, rank):
 def test_the_gram_side_equals_the_matrix_itself(shape, monkeypatch):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     direct = singular_values(matrix)
-    monkeypatch.setattr(spectra, "DIRECT", 8)
+    monkeypatch.setattr(module, "DIRECT", 8)
     gram = singular_values(matrix)
     assert direct.dtype == gram.dtype == torch.float64
     assert torch.allclose(direct, gram, rtol=1e-10)
@@ -53,7 +54,7 @@ def test_the_gram_side_equals_the_matrix_itself(shape, monkeypatch):
 def test_the_gram_side_is_honest_to_half_the_digits(monkeypatch):
     u, v = (torch.linalg.qr(torch.randn(20, 20, dtype=torch.float64))[0] for _ in range(2))
     known = torch.logspace(0, -6, 20, dtype=torch.float64)
-    monkeypatch.setattr(spectra, "DIRECT", 8)
+    monkeypatch.setattr(module, "DIRECT", 8)
     assert torch.allclose(singular_values((u * known) @ v.T), known, rtol=1e-3)
 
 
@@ -100,7 +101,7 @@ def pushed(model, rank=3, layer=1, size=0.1):
 def test_before_and_now(tiny_model):
     layer, before = 1, tiny_model.weight(1).double().clone()
     edit = pushed(tiny_model)
-    frame = spectra.spectra(tiny_model).set_index(["layer", "state"])
+    frame = spectra(tiny_model).set_index(["layer", "state"])
     assert frame.loc[(layer, "before"), "spectral_norm"] == pytest.approx(float(torch.linalg.matrix_norm(before, 2)))
     assert frame.loc[(layer, "now"), "frobenius"] == pytest.approx(float((before + edit.delta(layer)).norm()), rel=1e-6)
     assert list(frame.index[frame["edited"]]) == [(1, "before"), (1, "now")]
@@ -210,9 +211,9 @@ def test_what_cannot_be_measured_is_said(tiny_gpt2, covariance):
     with pytest.raises(KetoolsError, match="layer 2"):
         alignment(tiny_gpt2, {2: (left, right)}, bases=bases)
     with pytest.raises(KetoolsError, match="choose one of these"):
-        spectra.spectra(tiny_gpt2, [9])
+        spectra(tiny_gpt2, [9])
     tiny_gpt2.weight(2)[0, 0] = float("inf")
     with pytest.raises(KetoolsError, match="layer 2"):
-        spectra.spectra(tiny_gpt2)
+        spectra(tiny_gpt2)
     with pytest.raises(KetoolsError, match=r"\(32, 64\) holds NaN"):
         singular_values(tiny_gpt2.weight(2))

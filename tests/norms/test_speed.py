@@ -10,11 +10,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import norms as benchmark
-from ketools.norms import spectra
+from ketools.norms import weights
 from ketools.norms.drift import KeyBasis, activation_norms, alignment, drift, drift_components, hidden_states
 from ketools.norms.residual import contributions_and_states, text_sample
-from ketools.norms.spectra import accumulated, update_spectra
-from ketools.norms.weights import frobenius, norms
+from ketools.norms.weights import accumulated, frobenius, norms, spectra, update_spectra
 from tests.conftest import SENTENCES
 
 SVDS = ("linalg_svd", "linalg_svdvals", "svd")
@@ -39,7 +38,7 @@ class Counted(TorchDispatchMode):
 
 def checkpoint(model, baseline, sample, reference, bases):
     frobenius(model, baseline)
-    spectra.spectra(model)
+    spectra(model)
     update_spectra(accumulated(model), model)
     alignment(model, bases=bases)
     _, now = contributions_and_states(model, sample)
@@ -50,7 +49,7 @@ def checkpoint(model, baseline, sample, reference, bases):
 
 @pytest.mark.parametrize("direct", [1024, 8], ids=["small", "as if large"])
 def test_a_checkpoint_decomposes_no_large_side_and_passes_once(tiny_gpt2, monkeypatch, direct):
-    monkeypatch.setattr(spectra, "DIRECT", direct)
+    monkeypatch.setattr(weights, "DIRECT", direct)
     model, (d_model, d_mlp) = tiny_gpt2, (32, 64)
     baseline, sample = norms(model), text_sample(model, SENTENCES * 8)
     reference = hidden_states(model, sample)

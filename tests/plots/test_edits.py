@@ -8,7 +8,7 @@ import torch
 from ketools import Edit, KetoolsError, plots
 from ketools.evaluation.edits import evaluate
 from ketools.norms import residual
-from ketools.norms.spectra import original, singular_values
+from ketools.norms.weights import original, singular_values
 from ketools.plots.style import numbers, words
 from tests.conftest import SENTENCES
 from tests.plots.figures import MARKUP, tells, tiny
@@ -126,10 +126,6 @@ def test_the_stream_says_whether_importance_is_hacked(frames):
     assert "No layer is edited" in tells(plots.stream_profile(frame.assign(edited=False)))
     one = frame[frame["state"] == "now"].drop(columns="state")
     assert "has the largest share" in tells(plots.stream_profile(one))
-    for measure in ("projection", "relative", "norm"):
-        assert tells(plots.stream_profile(frame, measure))
-    with pytest.raises(KetoolsError, match="measure='size'"):
-        plots.stream_profile(frame, "size")
     now = frame[(frame["state"] == "now") & (frame["kind"] == "mlp")]
     assert numbers(plots.stream_profile(frame))["MLP: now"].tolist() == pytest.approx(now["share"].tolist())
 

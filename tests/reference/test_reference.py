@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ketools.reference.scores import score, success
+from ketools.reference import score, success
 from ketools.reference.targets import mpes_holds, mpes_official, plain_target, plain_targets
 from ketools.reference.tracing import Tokens, knocked_out, probability, restored, states
 from ketools.reference.update import alphaedit, emmet, memit, null_space_projection, rome

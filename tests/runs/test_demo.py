@@ -13,10 +13,11 @@ from ketools.errors import NotFinite
 from ketools.report.page import write_report
 from ketools.runs import sweep as module
 from ketools.runs.compare import MEASURES, compare
+from ketools.runs.demo import demo, figures, sentences
+from ketools.runs.panel import Panel
 from ketools.runs.records import gather
 from ketools.runs.run import Interrupted
 from ketools.runs.store import RunRecord
-from ketools.runs.sweep import demo, figures, sentences
 
 FIGURES = {
     "norm_ratio", "norm_still_growing", "unedited_kept", "downstream_kept", "efficacy", "paraphrase", "neighbourhood",
@@ -139,7 +140,7 @@ def test_an_unfinished_job_with_other_settings_is_refused_unless_again(tiny_gpt2
 
 
 def test_bad_input_comes_before_any_work(tiny_gpt2, facts, quick, tmp_path, monkeypatch):
-    monkeypatch.setattr(module.Panel, "take", None)
+    monkeypatch.setattr(Panel, "take", None)
     with pytest.raises(KetoolsError, match="no method named 'mimit'"):
         demo(["memit", "mimit"], tiny_gpt2, out=tmp_path, facts=facts, **quick)
     with pytest.raises(KetoolsError, match="asked for 500 facts"):

@@ -2,8 +2,8 @@
 
 import pytest
 
+from ketools.runs.demo import demo
 from ketools.runs.panel import Sizes
-from ketools.runs.sweep import demo
 
 
 @pytest.mark.slow

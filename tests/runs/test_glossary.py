@@ -1,7 +1,7 @@
 """Every column of a run's tables and every figure of demo.json is explained by `ketools glossary`."""
 
 from ketools.evaluation.metrics import look_up
-from ketools.runs.sweep import demo
+from ketools.runs.demo import demo
 
 
 def test_every_reported_number_is_explained(tiny_gpt2, facts, quick, tmp_path):

@@ -10,8 +10,8 @@ import torch
 from ketools import KetoolsError
 from ketools.evaluation.edits import recall
 from ketools.models.weights import fresh
+from ketools.runs.demo import demo
 from ketools.runs.panel import Panel, Sizes, asked_of
-from ketools.runs.sweep import demo
 from tests.runs.conftest import SIZES, TASKS, TEXTS
 
 

@@ -15,10 +15,10 @@ from ketools import cli
 from ketools.errors import KetoolsError
 from ketools.runs.compare import compare
 from ketools.runs.config import RunConfig
-from ketools.runs.grid import Sweep, carry_out
 from ketools.runs.records import gather
 from ketools.runs.run import Interrupted, execute, opened, ready
 from ketools.runs.store import RunRecord, Store, survey
+from ketools.runs.sweep import Sweep, carry_out
 from tests.cli.test_cli_whole import home  # noqa: F401 - a fixture
 from tests.runs.test_exact import same_run
 
@@ -212,16 +212,17 @@ def test_a_full_disk_stops_one_run_and_not_the_others(tiny, tmp_path):
 
 
 def test_without_ray_an_address_says_which_extra(tiny, tmp_path, monkeypatch):
-    from ketools.runs import grid, pool
+    from ketools.runs import pool
+    from ketools.runs import sweep as module
 
     def none(name, *_):
         raise ImportError(name)
 
     monkeypatch.setattr(pool, "import_module", none)
-    monkeypatch.setattr(grid, "find_spec", lambda name: None)
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(KetoolsError, match=r"\.\[ray\]"):
         carry_out(asked(tmp_path / "s"), address="auto", progress=False)
-    monkeypatch.setattr(grid, "_one_by_one", lambda points, ended, progress: None)
+    monkeypatch.setattr(module, "_one_by_one", lambda points, ended, progress: None)
     with pytest.warns(UserWarning, match=r"\.\[ray\]"), pytest.raises(KetoolsError, match="12 of 12 runs failed"):
         carry_out(asked(tmp_path / "s"), workers=2, progress=False)
 

@@ -13,7 +13,7 @@ from ketools.course.mode import Lab
 from ketools.evaluation.metrics import number
 from ketools.facts.fact import Fact
 from ketools.models.model import EditableModel
-from ketools.models.states import recorded
+from ketools.models.replay import recorded
 from ketools.models.tokens import Row, make_rows
 from ketools.plots.drawers import LAYER, add_means, layer_axis
 from ketools.plots.style import OKABE_ITO, Style, dress, joined, over_facts
