@@ -45,7 +45,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     """Run both as asked for and return the figures."""
     model, _ = open_model(args.model, args.device, getattr(torch, args.dtype), args.seed)
     cases = make_cases(model, facts(args.source).sample(args.facts, seed=args.seed))
-    plan = plan_of(model, KINDS[:3], None, "each", 1, None, args.seed, 3.0 * spread_of(model, cases, "embedding"))
+    plan = plan_of(model, KINDS[:3], None, "each", 1, None, args.seed, 3.0 * spread_of(model))
     few = cases[: args.plain]
     work = {"replay": lambda: trace_cases(model, cases, plan), "plain": lambda: plain(model, few, plan)}
     trace_cases(model, few, plan)  # warm

@@ -270,10 +270,8 @@ def separation(edited: Numbers, natural: Numbers) -> pd.Series:
         natural: p of the known facts in `natural_probabilities`.
 
     Returns:
-        above_natural (share of edited facts beyond the natural 95% quantile; .05 or less where they are alike), auroc
-        (chance that a random edited fact is more probable than a random natural one, ties half; .5 where alike; the area
-        under scikit-learn's ROC curve), ks and ks_p (Kolmogorov and Smirnov's distance and its p-value, scipy), n_edited,
-        n_natural, excluded (entries that are not finite, on both sides together).
+        Of the glossary's table "overfitting" above_natural, auroc, ks and ks_p; n_edited, n_natural, and excluded (entries
+        that are not finite, on both sides together).
 
     Raises:
         KetoolsError: no finite number on a side.

@@ -117,10 +117,9 @@ def growth(series: pd.Series | Sequence[float], *, level: float = 0.95) -> pd.Se
         level: of the interval.
 
     Returns:
-        What the glossary's table "growth" lists: b with its interval (NaN with two points, all NaN with fewer), a, the law
-        ("linear in sqrt(n)" or "linear in n" where the interval has only that exponent in it, "power law" where it has
-        neither, "undecided" where it has both or there is none, "none" where nothing grew), R^2 of the three laws, growth
-        per edit, n (points fitted), excluded (points not finite, or with a norm no larger than the first).
+        The glossary's table "growth". b has no interval with two points, and is NaN with fewer; the law is "undecided" where
+        the interval has both exponents of `LAWS` or there is none, and "none" where nothing grew. n: points fitted;
+        excluded: points not finite, or with a norm no larger than the first.
 
     Raises:
         KetoolsError: fewer than two points, a first norm that is not positive and finite, edits that do not rise from 0.
@@ -297,9 +296,8 @@ def update_spectra(update: Edit | Factors, model: EditableModel | None = None) -
         model: if given, the update is also compared with the unedited matrix.
 
     Returns:
-        A row per layer: layer, rank (columns of the factors, at most the smaller side), the columns of `shape_of` (the
-        condition over the first `rank` values) and, with a model, relative_norm (Frobenius, of W_0's) and
-        relative_spectral_norm (spectral, of W_0's).
+        The glossary's table "spectra", a row per layer: layer, rank, the columns of `shape_of` (the condition over the first
+        `rank` values) and, with a model, relative_norm and relative_spectral_norm.
 
     Raises:
         KetoolsError: an update without layers or with numbers that are not finite.

@@ -90,7 +90,7 @@ def suggest(
             "to be tried, or ask for fewer with count="
         )
     cases, attrs = known_cases(model, facts, "true")
-    sigma = spread_of(model, cases, "embedding")
+    sigma = spread_of(model)
     plan = plan_of(model, ("mlp", "hidden"), None, "subject_last", 1, None, seed, 3.0 * sigma)
     means = average(trace_cases(model, cases, plan), by=("kind", "layer")).set_index(["kind", "layer"])
     mlp = means.loc["mlp"].rename(columns={"mean": "traced", "low": "traced_low", "high": "traced_high"})

@@ -49,7 +49,6 @@ def trace(
     layers: Sequence[int] | None = None,
     at: str = "each",
     noise: float = 3.0,
-    spread: str | float = "embedding",
     samples: int = 1,
     window: int | None = None,
     target: str = "true",
@@ -65,8 +64,8 @@ def trace(
         layers: where; None: all. With a window, its centre.
         at: "each" position of the prompt by itself; "subject_last" or "last" (the prompt's last token) alone; all
             tokens of the "subject", or "all" tokens from it on, together.
-        noise: standard deviation of the noise in units of `spread`; Meng et al. take 3.
-        spread: standard deviation of the "embedding" of the vocabulary, of the "subjects'" tokens, or a number.
+        noise: standard deviation of the noise in units of that of the vocabulary's embeddings (`spread_of`); Meng et al.
+            take 3, in units of that of the subjects' tokens.
         samples: draws of noise per fact, averaged (Meng et al.: 10). A mean over many facts needs one.
         window: layers of an mlp or attention window; None: the paper's share of the depth (10 of GPT2-XL's 48).
         target: "true" or "new" (after an edit): whose probability is read.
@@ -83,7 +82,7 @@ def trace(
         KetoolsError: no facts, none that the model knows, a fact that cannot be located, a setting out of range.
     """
     cases, attrs = known_cases(model, facts, target)
-    sigma = spread_of(model, cases, spread)
+    sigma = spread_of(model)
     plan = plan_of(model, kinds, layers, at, samples, window, seed, noise * sigma)
     frame = trace_cases(model, cases, plan, progress)
     frame.attrs = attrs | {"sigma": sigma, "noise": noise, "window": plan.window, "samples": samples, "seed": seed}
@@ -257,23 +256,11 @@ def noise_of(case: Case, sample: int, seed: int, width: int) -> Tensor:
 
 
 @torch.no_grad()
-def spread_of(model: EditableModel, cases: Sequence[Case], spread: str | float) -> float:
-    """Standard deviation of the entries of token embeddings, as the model's embedding module puts them out.
-
-    `spread` is "embedding" (of the whole vocabulary), "subjects" (of the subjects' tokens, as Meng et al. take it; it
-    depends on the facts given), or a number that is taken as it is.
-    """
-    if isinstance(spread, int | float) and not isinstance(spread, bool):
-        if not spread >= 0:
-            raise KetoolsError(f"spread={spread}: expected a number >= 0, 'embedding' or 'subjects'")
-        return float(spread)
-    if spread not in ("embedding", "subjects"):
-        raise KetoolsError(f"spread={spread!r}: expected 'embedding', 'subjects' or a number")
+def spread_of(model: EditableModel) -> float:
+    """Standard deviation of the entries of the vocabulary's embeddings, as the model's embedding module puts them out."""
     embed = model.model.get_input_embeddings()
-    tokens = [t for case in cases for t in case.ids[case.first : case.last + 1]]
-    ids = torch.arange(len(model.embedding)) if spread == "embedding" else torch.tensor(tokens)
     count, total, square = 0, 0.0, 0.0
-    for part in ids.split(8192):
+    for part in torch.arange(len(model.embedding)).split(8192):
         values = embed(part.to(model.device)).double() if model.device.type != "mps" else embed(part.to(model.device))
         count, total = count + values.numel(), total + float(values.sum())
         square += float(values.square().sum())

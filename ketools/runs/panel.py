@@ -281,22 +281,13 @@ class Panel:
     def measure(
         self, model: EditableModel, past: Collection[Fact], p_edited: float, layers: Collection[int]
     ) -> dict[str, float]:
-        """The rest of the model, relative to the unedited model.
+        """The rest of the model, relative to the unedited one, in columns of the glossary's table "checkpoints".
 
         Args:
-            model: the model now.
-            past: the facts edited so far.
-            p_edited: their mean P(target_new) on the edit prompts.
+            model: the model now; past: the facts edited so far; p_edited: their mean P(target_new) on the edit prompts.
             layers: the edited layers.
 
-        Returns:
-            unedited_kept, same_subject_kept: shares still answered correctly of those known before (same_subject: of the subjects
-            edited so far); unedited_p: mean P(target_true) of the unedited facts now, lost ones included;
-            downstream_f1 (mean over tasks), downstream_kept (relative to the unedited model), f1_TASK; perplexity,
-            perplexity_ratio; norm_ratio (largest ratio of an edited matrix), norm_ratio_unedited (largest of the
-            others); p_edited, p_natural, p_ratio. NaN where there is nothing to measure. NAME_asked, NAME_known of
-            unedited and same_subject: how many of the panel were asked before the first edit, and how many of them were
-            right and count.
+        NaN where there is nothing to measure. Before the first edit nothing is asked again.
         """
         beside = (math.nan, math.nan)
         if past:
@@ -305,7 +296,7 @@ class Panel:
             beside = _kept(model, [fact for fact in self.same_subject if _subject(fact) in subjects])
             f1 = f1_of(model, self.tasks, self.sizes.per_task, self.seed)
             now = perplexity(model, self.texts) if self.texts else math.nan
-        else:  # nothing has changed: what `take` measured, not measured again
+        else:
             unedited = (1.0, self.p_natural) if self.unedited else (math.nan, math.nan)
             f1, now = self.f1, self.perplexity
         mean, before = (sum(each.values()) / len(each) if each else math.nan for each in (f1, self.f1))

@@ -115,15 +115,10 @@ def test_the_noise_is_standard_normal_times_three_spreads(tiny_gpt2, known_facts
     facts = known_facts(tiny_gpt2)
     weight = tiny_gpt2.model.get_input_embeddings().weight
     cases = make_cases(tiny_gpt2, facts)
-    assert spread_of(tiny_gpt2, cases, "embedding") == pytest.approx(float(weight.std(correction=0)), rel=1e-5)
-    tokens = [t for c in cases for t in c.ids[c.first : c.last + 1]]
-    assert spread_of(tiny_gpt2, cases, "subjects") == pytest.approx(float(weight[tokens].std(correction=0)), rel=1e-5)
-    assert spread_of(tiny_gpt2, cases, 0.5) == 0.5
+    assert spread_of(tiny_gpt2) == pytest.approx(float(weight.std(correction=0)), rel=1e-5)
     many = torch.cat([noise_of(cases[0], s, 0, 2000) for s in range(5)])
     assert float(many.std()) == pytest.approx(1, abs=0.02) and abs(float(many.mean())) < 0.02
-    got = trace(tiny_gpt2, facts, ["hidden"], layers=[0], at="last", spread=0.5)
-    same = trace(tiny_gpt2, facts, ["hidden"], layers=[0], at="last", spread=1.0, noise=1.5)
-    assert got["p"].tolist() == same["p"].tolist()
+    assert trace(tiny_gpt2, facts, ["hidden"], layers=[0], at="last").attrs["sigma"] == spread_of(tiny_gpt2)
 
 
 def test_roles_and_what_stands_before_the_subject(tiny_gpt2):
@@ -177,7 +172,6 @@ def test_unknown_facts_are_left_out_and_counted(tiny_gpt2, known_facts):
         (None, {"samples": 0}, "samples"),
         (None, {"layers": []}, "layers is empty"),
         (None, {"layers": [9]}, "layers 0 to 3"),
-        (None, {"spread": "mean"}, "spread='mean'"),
         (None, {"target": "old"}, "target='old'"),
     ],
 )
