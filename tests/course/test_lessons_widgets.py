@@ -63,17 +63,17 @@ def frame():
 
 def test_each_dial_moves_its_own_sign(frame):
     view = trades.TradeDial(frame, context="Mode test.")
-    assert list(view.controls) == ["lambda", "free"] and view.data["dial"].tolist() == [10.0, 10.0]
-    view.controls["lambda"].value = 100.0
+    assert list(view.controls) == ["lambda_p", "ridge"] and view.data["dial"].tolist() == [10.0, 10.0]
+    view.controls["lambda_p"].value = 100.0
     assert view.data["dial"].tolist() == [100.0, 10.0]
-    view.controls["free"].value = 1.0
+    view.controls["ridge"].value = 1.0
     chosen = [trace for trace in drawn(view) if trace["name"].startswith("chosen")]
     assert [(trace["x"], trace["y"]) for trace in chosen] == [
         ([pytest.approx(0.1)], [pytest.approx(0.2)]),
         ([pytest.approx(0.3)], [pytest.approx(0.1)]),
     ]
-    assert view.sentence().startswith("With the covariance: prose moves by 0.100, 20% of the facts is missed")
-    assert [text for text, _ in view.controls["lambda"].options] == ["1", "10", "100"]
+    assert view.sentence().startswith("With the covariance: text moves by 0.100, 20% of the facts is missed")
+    assert [text for text, _ in view.controls["lambda_p"].options] == ["1", "10", "100"]
     assert "Mode test." in words(view.figure())["caption"] and view.message == ""
 
 
@@ -82,12 +82,12 @@ def test_a_dial_needs_the_table_of_a_trade_off(frame):
         trades.TradeDial(frame.drop(columns="dial"))
 
 
-def test_cost_lines_say_who_moves_prose_further(frame):
-    table = pd.DataFrame({"moved": [0.1, 0.2], "missed": [0.25, 0.1]}, index=["memit", "alphaedit"])
-    assert (
-        "AlphaEdit moves prose 2.00× as far as MEMIT and misses 10% of the facts against 25%"
-        in words(trades.cost_lines(frame, table, "Mode test."))["finding"]
-    )
+def test_cost_lines_compare_where_equally_much_is_missed():
+    moved = {trades.C_LINE: 0.1, trades.NULL_LINE: 0.2, trades.RANDOM_LINE: 0.4}
+    rows = [(line, 1.0, missed, far + missed) for line, far in moved.items() for missed in (0.0, 0.1, 0.5)]
+    frame = pd.DataFrame(rows, columns=["line", "dial", "missed", "moved"])
+    finding = words(trades.cost_lines(frame, {"MEMIT": (0.3, 0.2), "EMMET": (0.4, 0.0)}, "Mode test."))["finding"]
+    assert "(20%)" in finding and "1.33×" in finding and "2.00×" in finding
 
 
 def test_the_lens_explorer_follows_prompt_and_layers():

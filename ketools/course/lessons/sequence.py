@@ -1,12 +1,8 @@
-"""For lessons: AlphaEdit's narrow null space, and captions of stored figures."""
+"""For lessons: captions of stored figures."""
 
 import plotly.graph_objects as go
 
 from ketools.plots.style import dress, joined, words
-
-NARROW = {"null_threshold_relative": 0.1, "l2_relative": 10.0}
-"""AlphaEdit with a narrow null space, so that what it protects is most of prose. The package's own setting leaves more
-directions free and makes the update dearer; data/README.md has what each does over 500 edits."""
 
 
 def in_context(fig: go.Figure, context: str) -> go.Figure:

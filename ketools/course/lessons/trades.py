@@ -1,4 +1,4 @@
-"""For lessons 04 and 05: facts against prose. What updates miss of the facts, and how far they move prose, dial by dial."""
+"""For lessons 04 and 05: facts against background text. What updates miss of the facts, and how far they move the text."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,59 +11,49 @@ from torch import Tensor
 
 from ketools.course.widgets.base import View
 from ketools.evaluation.metrics import percent, times
-from ketools.norms.drift import KeyBasis
 from ketools.plots.drawers import add_line, checked
-from ketools.plots.style import NEUTRAL, OKABE_ITO, Style, dress, joined, label
+from ketools.plots.style import NEUTRAL, OKABE_ITO, Style, dress, joined
 
-C_LINE, FLAT_LINE, NULL_LINE = "with the covariance", "without it", "null space"
+C_LINE, FLAT_LINE, NULL_LINE, RANDOM_LINE = "with the covariance", "without it", "null space", "random space"
 _LOOKS = {
     C_LINE: Style(OKABE_ITO["blue"], "solid", "circle"),
     FLAT_LINE: Style(OKABE_ITO["vermillion"], "dash", "square"),
     NULL_LINE: Style(OKABE_ITO["green"], "dashdot", "diamond"),
+    RANDOM_LINE: Style(OKABE_ITO["vermillion"], "dot", "x"),
 }
 # Line -> name of its control, and what is written beside it.
 _DIALS = {
-    C_LINE: ("lambda", "lambda, with C"),
-    FLAT_LINE: ("flat", "lambda, without"),
-    NULL_LINE: ("free", "free directions"),
+    C_LINE: ("lambda_p", "lambda_p, with C"),
+    FLAT_LINE: ("flat", "lambda_p, without"),
+    NULL_LINE: ("ridge", "ridge, null space"),
+    RANDOM_LINE: ("random", "ridge, random"),
 }
 
 
-def _moved(m: Tensor, prose: Tensor, weight: Tensor, covariance: Tensor) -> float:
-    # Delta = m X^T moves prose by tr(m (X^T C X) m^T), relative to tr(W C W^T).
-    whole = ((weight @ covariance) * weight).sum()
-    return float((((m @ prose) * m).sum() / whole).sqrt())
+def _curve(
+    name: str, x: Tensor, keys: Tensor, residuals: Tensor, weight: Tensor, covariance: Tensor, values: Sequence[float]
+) -> pd.DataFrame:
+    # Delta = R (value I + K1^T X)^-1 X^T for each value: all is n x n, since Delta = m X^T moves text by tr(m (X^T C X) m^T).
+    gram, text, whole = keys.T @ x, x.T @ covariance @ x, ((weight @ covariance) * weight).sum()
+    rows = []
+    for value in values:
+        m = torch.linalg.solve(gram.T + value * torch.eye(len(gram), dtype=gram.dtype), residuals.T).T
+        missed = float((m @ gram.T - residuals).norm() / residuals.norm())
+        rows.append((name, float(value), missed, float((((m @ text) * m).sum() / whole).sqrt())))
+    return pd.DataFrame(rows, columns=["line", "dial", "missed", "moved"])
 
 
 def trade_off(
     keys: Tensor, residuals: Tensor, weight: Tensor, covariance: Tensor, lambdas: Sequence[float]
 ) -> pd.DataFrame:
-    """The closed form with many weights lambda of what is protected: with C, and with the identity of the same trace.
+    """MEMIT's closed form with many lambda_p: with C, and with the identity of the same trace in its place.
 
-    K1 (d_mlp, n), R (d_model, n), W (d_model, d_mlp), C (d_mlp, d_mlp), float64. Columns: line, dial (lambda), missed
-    (||Delta K1 - R|| / ||R||), moved (sqrt(E ||Delta k||^2 / E ||W k||^2) over the texts behind C). After X = C^-1 K1
-    all is n x n: Delta = R (lambda I + K1^T X)^-1 X^T.
+    K1 (d_mlp, n), R (d_model, n), W (d_model, d_mlp), C (d_mlp, d_mlp), float64. Columns: line, dial (lambda_p), missed
+    (||Delta K1 - R|| / ||R||), moved (sqrt(E ||Delta k||^2 / E ||W k||^2) over the texts behind C).
     """
-    unit = covariance.trace() / len(covariance)
-    forms = {C_LINE: torch.linalg.solve(covariance, keys), FLAT_LINE: keys / unit}
-    rows = []
-    for name, x in forms.items():
-        gram, prose = keys.T @ x, x.T @ covariance @ x
-        for value in lambdas:
-            m = torch.linalg.solve(gram.T + value * torch.eye(len(gram), dtype=gram.dtype), residuals.T).T
-            missed = float((m @ gram.T - residuals).norm() / residuals.norm())
-            rows.append((name, float(value), missed, _moved(m, prose, weight, covariance)))
-    return pd.DataFrame(rows, columns=["line", "dial", "missed", "moved"])
-
-
-def null_update(keys: Tensor, residuals: Tensor, basis: Tensor, l2: float) -> tuple[Tensor, Tensor]:
-    """AlphaEdit's Delta = left right^T in the span of the orthonormal `basis` U (d_mlp, r): (left, right), float64.
-
-    Minimises ||Delta K1 - R||^2 + l2 ||Delta||^2 over Delta = Delta U U^T.
-    """
-    x = basis @ (basis.T @ keys)  # P K1
-    inner = keys.T @ x + l2 * torch.eye(keys.shape[1], dtype=keys.dtype)
-    return torch.linalg.solve(inner, residuals.T).T, x
+    given, unit = (keys, residuals, weight, covariance, lambdas), covariance.trace() / len(covariance)
+    with_c = _curve(C_LINE, torch.linalg.solve(covariance, keys), *given)
+    return pd.concat([with_c, _curve(FLAT_LINE, keys / unit, *given)], ignore_index=True)
 
 
 def null_trade_off(
@@ -71,23 +61,24 @@ def null_trade_off(
     residuals: Tensor,
     weight: Tensor,
     covariance: Tensor,
-    found: KeyBasis,
-    sizes: Sequence[int],
-    l2: float,
+    basis: Tensor,
+    ridges: Sequence[float],
+    line: str,
 ) -> pd.DataFrame:
-    """The null-space update with more and more of C's weakest directions free; columns as in `trade_off`, dial: how many."""
-    rows = []
-    for size in sizes:
-        left, right = null_update(keys, residuals, found.vectors[:, :size], l2)
-        missed = float((left @ (right.T @ keys) - residuals).norm() / residuals.norm())
-        rows.append((NULL_LINE, int(size), missed, _moved(left, right.T @ covariance @ right, weight, covariance)))
-    return pd.DataFrame(rows, columns=["line", "dial", "missed", "moved"])
+    """AlphaEdit's update in the span of the orthonormal `basis` U (d_mlp, r) with many ridges; columns as in `trade_off`."""
+    return _curve(line, basis @ (basis.T @ keys), keys, residuals, weight, covariance, ridges)
+
+
+def moved_at(frame: pd.DataFrame, line: str, missed: float) -> float:
+    """How far background text moves on `line` where it misses `missed` of the facts, interpolated."""
+    rows = frame[frame["line"] == line].sort_values("missed")
+    return float(np.interp(missed, rows["missed"], rows["moved"]))
 
 
 def trade_lines(
     frame: pd.DataFrame, finding: str, context: str, *, stars: Mapping[str, tuple[float, float]], caption: str
 ) -> go.Figure:
-    """What the facts miss over how far prose moves: a line a kind of protection, a point a setting of its dial.
+    """What the facts miss over how far background text moves: a line a kind of protection, a point a setting of its dial.
 
     stars: name -> (moved, missed), settings in use. finding: the title, computed by the caller.
     """
@@ -97,7 +88,7 @@ def trade_lines(
         add_line(fig, mine["moved"].tolist(), mine["missed"].tolist(), str(name), _LOOKS[str(name)])
         least, most = mine.loc[mine["moved"].idxmin()], mine.loc[mine["moved"].idxmax()]
         said.append(
-            f"{name}: missed {least['missed']:.2f} where prose moves {least['moved']:.3f}, {most['missed']:.2f} where it "
+            f"{name}: missed {least['missed']:.2f} where text moves {least['moved']:.3f}, {most['missed']:.2f} where it "
             f"moves {most['moved']:.3f}"
         )
     symbols = ("star", "star-square", "star-diamond", "star-triangle-up")
@@ -106,45 +97,31 @@ def trade_lines(
             x=[x], y=[y], mode="markers", name=name, hovertemplate=f"{name}: moved %{{x:.3f}}, missed %{{y:.3f}}<extra></extra>",
             marker={"color": NEUTRAL, "symbol": symbol, "size": 15},
         )  # fmt: skip
-    fig.update_xaxes(title="how far prose moves (share of the matrix' output)", rangemode="tozero")
+    fig.update_xaxes(title="how far background text moves (share of the matrix's output)", rangemode="tozero")
     fig.update_yaxes(title="what the facts miss (% of R)", tickformat=".0%", range=[-0.04, 1.04])
     fig = dress(fig, finding, joined(caption, context), f"Lines. {'; '.join(said)}.")
     return fig.update_layout(hovermode="closest")
 
 
-def turned(
-    keys: Tensor, residuals: Tensor, weight: Tensor, covariance: Tensor, basis: KeyBasis, lam: float, l2: float
-) -> pd.DataFrame:
-    """Both dials over their whole range: MEMIT's lambda around `lam`, AlphaEdit's number of free directions up to all.
-
-    Shapes and columns as in `trade_off`; lines C_LINE and NULL_LINE.
-    """
-    d, r = len(covariance), basis.null
-    priced = trade_off(keys, residuals, weight, covariance, (lam * np.logspace(-4, 3, 15)).tolist())
-    sizes = sorted({max(1, r * i // 8) for i in range(1, 9)} | {r + (d - r) * i // 6 for i in range(1, 7)})
-    ruled = null_trade_off(keys, residuals, weight, covariance, basis, sizes, l2)
-    return pd.concat([priced[priced["line"] == C_LINE], ruled], ignore_index=True)
-
-
-def cost_lines(frame: pd.DataFrame, table: pd.DataFrame, context: str) -> go.Figure:
-    """The frame of `turned`, and the methods' own settings in it: `table` has a row a method, with moved and missed."""
-    stars = {label(str(name)): (row["moved"], row["missed"]) for name, row in table.iterrows()}
-    alpha, memit = table.loc["alphaedit"], table.loc["memit"]
+def cost_lines(frame: pd.DataFrame, own: Mapping[str, tuple[float, float]], context: str) -> go.Figure:
+    """Lines of `trade_off` and `null_trade_off`, with `own`: the methods' own settings, name -> (moved, missed)."""
+    missed = own["MEMIT"][1]
+    memit, null, random = (moved_at(frame, line, missed) for line in (C_LINE, NULL_LINE, RANDOM_LINE))
     finding = (
-        f"At their own settings AlphaEdit moves prose {times(alpha['moved'] / memit['moved'])} as far as MEMIT and misses "
-        f"{percent(alpha['missed'])} of the facts against {percent(memit['missed'])}"
+        f"Missing as much as MEMIT ({percent(missed)}), AlphaEdit moves background text {times(null / memit)} as far, "
+        f"in a random space {times(random / memit)}"
     )
-    caption = "Lines: MEMIT's lambda, and AlphaEdit's number of free directions; signs: the methods' own settings."
-    return trade_lines(frame, finding, context, stars=stars, caption=caption)
+    caption = "Lines: MEMIT's lambda_p, AlphaEdit's ridge; stars: the methods' own settings."
+    return trade_lines(frame, finding, context, stars=own, caption=caption)
 
 
 class TradeDial(View):
-    """A dial for each line of a trade-off that was computed before: what the facts miss and how far prose moves there."""
+    """A dial for each line of a trade-off that was computed before: what the facts miss and how far background text moves there."""
 
     kind, title, height = "trade", "Trade-off dial", 400
 
     def __init__(self, frame: pd.DataFrame, *, context: str = "") -> None:
-        """`frame`: of `trade_off`, `null_trade_off` or `turned`; `context` (mode, model, n, seed) ends the caption."""
+        """`frame`: of `trade_off` or `null_trade_off`; `context` (mode, model, n, seed) ends the caption."""
         self.frame = checked(frame, "line", "dial", "missed", "moved", of="lessons.trades", least=2)
         self.context, self._of = context, {}
         style, wide = {"description_width": "8rem"}, W.Layout(width="min(30rem, 100%)")
@@ -172,7 +149,7 @@ class TradeDial(View):
         """The lines of `trade_lines` with the chosen points on them."""
         rows = list(self.data.itertuples())
         said = [
-            f"{row.line}: prose moves by {row.moved:.3f}, {percent(row.missed)} of the facts is missed" for row in rows
+            f"{row.line}: text moves by {row.moved:.3f}, {percent(row.missed)} of the facts is missed" for row in rows
         ]
         stars = {f"chosen, {row.line}": (row.moved, row.missed) for row in rows}
         caption = "Each point a setting of its line's dial."

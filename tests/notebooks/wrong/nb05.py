@@ -3,45 +3,49 @@
 import torch
 from torch import Tensor
 
-from ketools.course.lessons.nb05 import exact_update
 from ketools.reference.update import memit
 
-
-def _singles(keys: Tensor, residuals: Tensor, covariance: Tensor) -> Tensor:
-    n = keys.shape[1]
-    return torch.stack([exact_update(keys[:, [i]], residuals[:, [i]], covariance) for i in range(n)]).sum(0)
+DIM = {"dtype": torch.float64}
 
 
-def _other_way(covariance: Tensor, threshold: float) -> Tensor:
-    values, vectors = torch.linalg.eigh(covariance)
-    return vectors[:, values >= threshold] @ vectors[:, values >= threshold].T
+def _right(keys: Tensor, residuals: Tensor, basis: Tensor) -> Tensor:
+    x = basis @ (basis.T @ keys)
+    return residuals @ torch.linalg.solve(keys.T @ x, x.T)
 
 
-def _no_product(covariance: Tensor, threshold: float) -> Tensor:
-    values, vectors = torch.linalg.eigh(covariance)
-    return vectors[:, values < threshold]
+def _afterwards(keys: Tensor, residuals: Tensor, basis: Tensor) -> Tensor:
+    return residuals @ torch.linalg.pinv(keys) @ basis @ basis.T
 
 
-def _soft(covariance: Tensor, threshold: float) -> Tensor:
-    return threshold * torch.linalg.inv(covariance + threshold * torch.eye(len(covariance), dtype=covariance.dtype))
+def _with_weights(keys: Tensor, residuals: Tensor, basis: Tensor) -> Tensor:
+    x = basis @ (torch.arange(1, 6, **DIM)[:, None] * (basis.T @ keys))
+    return residuals @ torch.linalg.solve(keys.T @ x, x.T)
 
 
-def _three(covariance: Tensor, threshold: float) -> Tensor:
-    vectors = torch.linalg.eigh(covariance).eigenvectors
-    return vectors[:, :3] @ vectors[:, :3].T
+def _soft(keys: Tensor, residuals: Tensor, x: Tensor, share: float) -> Tensor:
+    return residuals @ torch.linalg.solve(share * torch.eye(keys.shape[1], **DIM) + keys.T @ x, x.T)
+
+
+def _exact(keys: Tensor, residuals: Tensor, x: Tensor, share: float) -> Tensor:
+    return residuals @ torch.linalg.solve(keys.T @ x, x.T)
+
+
+def _shrunk(keys: Tensor, residuals: Tensor, x: Tensor, share: float) -> Tensor:
+    return (1 - share) * _exact(keys, residuals, x, share)
 
 
 WRONG = {
-    "Make all facts hold exactly": [
-        ("gives the transpose", lambda k, r, c: exact_update(k, r, c).T, "the update has the matrix's shape"),
-        ("takes MEMIT's", lambda k, r, c: memit(c, k, r, 1.0), "every fact holds"),
-        ("adds up single updates", _singles, "every fact holds"),
-        ("takes the pseudo-inverse", lambda k, r, c: r @ torch.linalg.pinv(k), "no other such update moves prose less"),
+    "Make both rules hold": [
+        ("gives the transpose", lambda k, r, u: _right(k, r, u).T, "the update has the matrix's shape"),
+        ("takes MEMIT's", lambda k, r, u: memit(u @ u.T, k, r, 1.0), "every fact holds"),
+        ("projects afterwards", _afterwards, "every fact holds"),
+        ("forgets the projection", lambda k, r, u: r @ torch.linalg.pinv(k), "protected directions stay"),
+        ("weighs the free directions", _with_weights, "no other such update is smaller"),
     ],
-    "Project on the null space": [
-        ("gives U alone", _no_product, "P is a square matrix"),
-        ("keeps the large eigenvalues", _other_way, "directions that prose uses are taken out"),
-        ("shrinks instead of projecting", _soft, "directions that prose uses are taken out"),
-        ("keeps a fixed number", _three, "the threshold decides how many"),
+    "Move background text as little as possible": [
+        ("gives the transpose", lambda k, r, x, s: _exact(k, r, x, s).T, "the update has the matrix's shape"),
+        ("takes the share for lambda_p", _soft, "it misses the share that is allowed"),
+        ("misses nothing", _exact, "it misses the share that is allowed"),
+        ("shrinks EMMET's update", _shrunk, "no other such update moves text less"),
     ],
 }
