@@ -10,9 +10,8 @@ from ketools.errors import KetoolsError
 from ketools.models.replay import read_last
 from ketools.models.weights import edited
 from ketools.plots.style import words
-from ketools.probing.lens import lens, lens_trace
+from ketools.probing.lens import lens
 from ketools.probing.recall import answers
-from tests.plots.figures import known_facts
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}
 
@@ -56,70 +55,16 @@ def test_a_matrix_of_rank_one_is_an_edit(tiny_model, tiny_facts):
     )
 
 
-def test_a_state_of_the_same_subject_changes_nothing(tiny_model, tiny_facts):
-    facts = known_facts(tiny_model, tiny_facts)
-    fact = facts[0]
-    other = next(f for f in facts if f.target_true != fact.target_true)
-    frame = nb02.transplanted(tiny_model, [(fact, other)])
-    untouched = frame[(frame["layer"] == -1) & (frame["answer"] == "own")]["p"].item()
-    assert untouched == pytest.approx(answers(tiny_model, [fact.text], [fact.target_true])["probability"][0], rel=1e-4)
-    assert set(frame["layer"]) == {-1, *range(tiny_model.anatomy.n_layer)} and set(frame["answer"]) == {"own", "other"}
-    row = nb02._row(tiny_model, fact, fact.subject)
-    clean = nb02._next(tiny_model, row, -1, None)
-    got = []
-    handle = tiny_model.layer(1).register_forward_hook(
-        lambda m, a, out: got.append((out[0] if isinstance(out, tuple) else out)[0, row.subject_last].clone())
+def test_transplants_say_whose_answer_is_given():
+    rows = [("a", -1, 0.6, 0.01), ("b", -1, 0.8, 0.01), ("a", 0, 0.02, 0.5), ("b", 0, 0.02, 0.7)]
+    frame = pd.DataFrame(
+        [(f, i, name, p) for f, i, *both in rows for name, p in zip(("own", "other"), both)],
+        columns=["fact", "layer", "answer", "p"],
     )
-    nb02._next(tiny_model, row, -1, None)
-    handle.remove()
-    torch.testing.assert_close(nb02._next(tiny_model, row, 1, got[0]), clean, **CLOSE)
-    assert "does not bring its answer along" in words(nb02.transplant_lines(frame, context="n = 1"))["finding"]
-
-
-def test_shares_of_a_trace_are_effects_over_the_loss():
-    rows = [
-        ("a", "mlp", "last of the subject", 0, 0.4, 0.5, 0.1),
-        ("b", "mlp", "last of the subject", 0, 0.1, 0.4, 0.2),
-    ]
-    frame = pd.DataFrame(rows, columns=["fact", "kind", "role", "layer", "effect", "p_clean", "p_corrupted"])
-    assert nb02.recovered(frame)["mlp", "last of the subject", 0] == pytest.approx(0.25 / 0.3)
-    assert nb02.lost(frame) == pytest.approx((0.8 + 0.5) / 2)
-
-
-def test_an_answer_by_tokens_multiplies_to_its_score(tiny_model, tiny_facts):
-    fact = max(tiny_facts, key=lambda f: len(f.target_new))
-    table = nb01.answer_tokens(tiny_model, fact.text, fact.target_new)
-    p = answers(tiny_model, [fact.text], [fact.target_new])["probability"][0]
-    assert len(table) > 1 and table["probability"].prod() ** (1 / len(table)) == pytest.approx(p, rel=1e-4)
-
-
-def test_since_counts_from_the_last_time_that_the_target_was_not_first():
-    rows = [
-        (prompt, layer, 0, rank)
-        for prompt, ranks in enumerate([(5, 1, 2, 1), (1, 1, 1, 1), (9, 9, 9, 3)])
-        for layer, rank in enumerate(ranks, -1)
-    ]
-    frame = pd.DataFrame(rows, columns=["prompt", "layer", "from_end", "rank"])
-    assert nb01.since(frame).tolist() == [2, -1, 3]
-
-
-def test_wins_against_itself_are_none(tiny_model, tiny_facts):
-    frame = lens_trace(tiny_model, [f.text for f in tiny_facts], [f.target_new for f in tiny_facts])
-    assert nb01.wins(frame, frame).eq(0).all()
-    best = nb01.at_subject(tiny_model, list(tiny_facts), frame)
-    assert best["prompt"].tolist() == list(range(len(tiny_facts)))
-    assert all(fact.subject.endswith(token.strip()) for fact, token in zip(tiny_facts, best["token"]))
-
-
-def test_contests_need_another_relation(tiny_model, tiny_facts):
-    # The "right" answer is the random one itself here, which cannot beat itself.
-    facts = list(tiny_facts)
-    frame = lens_trace(tiny_model, [f.text for f in facts], [f.target_new for f in facts])
-    found = nb01.contests(tiny_model, facts, frame)
-    assert len({f.relation for f in facts}) > 1 and found["kind"].between(0, 1).all()
-    assert found["right"].eq(0).all() and found.index.tolist() == sorted(set(frame["layer"]))
-    alone = lens_trace(tiny_model, [facts[0].text], [facts[0].target_new])
-    assert nb01.contests(tiny_model, facts[:1], alone)["kind"].isna().all()
+    finding = words(nb02.transplant_lines(frame, context="n = 2"))["finding"]
+    assert "after layer 0" in finding and "0.600" in finding and "untouched 0.700" in finding
+    untouched = nb02.transplant_lines(frame.assign(p=frame["p"].where(frame["answer"] == "own", 0.0)), context="n = 2")
+    assert "does not bring its answer along" in words(untouched)["finding"]
 
 
 def test_the_lens_explorer_draws_what_is_chosen(tiny_gpt2):

@@ -1,18 +1,29 @@
 """Plausible wrong answers to the exercises of notebook 01: what each does, the answer, and the property that catches it."""
 
 import math
+from collections.abc import Sequence
 
-from torch import Tensor
-
-from ketools.models.model import EditableModel
-
-
-def _no_norm(model: EditableModel, state: Tensor) -> Tensor:
-    return model.logits(state).softmax(-1)
+Logs = Sequence[float]
 
 
-def _only_logits(model: EditableModel, state: Tensor) -> Tensor:
-    return model.logits(model.final_norm(state))
+def _mean(logs: Logs) -> float:
+    return sum(logs) / len(logs)
+
+
+def _difference(own: Logs, others: Sequence[Logs]) -> float:
+    return math.exp(_mean(own)) - _mean([math.exp(_mean(logs)) for logs in others])
+
+
+def _mean_of_logs(own: Logs, others: Sequence[Logs]) -> float:
+    return _mean(own) - _mean([_mean(logs) for logs in others])
+
+
+def _product(own: Logs, others: Sequence[Logs]) -> float:
+    return sum(own) - math.log(_mean([math.exp(sum(logs)) for logs in others]))
+
+
+def _own_alone(own: Logs, others: Sequence[Logs]) -> float:
+    return _mean(own)
 
 
 WRONG = {
@@ -24,8 +35,10 @@ WRONG = {
             "the mean is taken of logarithms",
         ),
     ],
-    "Write the logit lens": [
-        ("forgets the softmax", _only_logits, "what comes out is a distribution over the vocabulary"),
-        ("skips the final norm", _no_norm, "behind the last layer it is the model's own output"),
+    "Measure what the subject adds": [
+        ("forgets the others", _own_alone, "a subject that makes no difference adds 0"),
+        ("takes the difference", _difference, "ten times as probable is log 10"),
+        ("averages logarithms", _mean_of_logs, "the mean over others is one of probabilities"),
+        ("multiplies the tokens' probabilities", _product, "an answer of several tokens has one score"),
     ],
 }
