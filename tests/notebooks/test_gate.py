@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import nbformat
-import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,17 +52,15 @@ def test_the_same_output_passes_and_so_do_what_is_ignored_and_a_figure(tmp_path)
     assert code == 0 and "5 passed" in text, text
 
 
-@pytest.mark.parametrize(
-    ("source", "outputs", "word"),
-    [
-        ("print('holds: y (at least 1)')", said("holds: x (at least 1)"), "mismatch"),
-        ("print('holds: x')", [], "Unexpected output"),
-        ("assert False, 'does not hold'", [], "does not hold"),
-    ],
-)
-def test_another_output_and_an_error_fail(tmp_path, source, outputs, word):
-    code, text, _ = run(tmp_path, (source, ["claim"], outputs))
-    assert code == 1 and word in text, text
+def test_another_output_and_an_error_fail(tmp_path):
+    code, text, _ = run(
+        tmp_path,
+        ("print('holds: y (at least 1)')", ["claim"], said("holds: x (at least 1)")),
+        ("print('holds: x')", ["claim"], []),
+        ("assert False, 'does not hold'", ["claim"], said("holds: x (at least 1)")),
+    )
+    assert code == 1 and "3 failed" in text, text
+    assert all(word in text for word in ("mismatch", "Unexpected output", "does not hold")), text
 
 
 def test_a_dead_kernel_fails_at_once_and_names_the_cell(tmp_path):

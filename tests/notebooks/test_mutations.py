@@ -1,9 +1,7 @@
 """Every mutation breaks what it says, seen on a tiny model, and is gone afterwards; the harness tells what became of one."""
 
-import subprocess
-import sys
+import json
 from dataclasses import replace
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -23,7 +21,6 @@ from ketools.probing.recall import answers
 from tests.notebooks import harness, rules
 from tests.notebooks.mutations import MUTATIONS, broken
 
-ROOT = Path(__file__).resolve().parents[2]
 BY_NAME = {mutation.name: mutation for mutation in MUTATIONS}
 SETTINGS = {"layers": [1], "prefixes": [], "steps": 6, "lr": 0.5, "loss_floor": 1e-9}
 
@@ -125,21 +122,31 @@ import torch
 model = SimpleNamespace(anatomy=SimpleNamespace(n_layer=2), weight=lambda i: torch.ones(2, 2) * (i + 1))"""
 
 
-@pytest.mark.parametrize(
-    ("claim", "verdict"),
-    [
-        ('print(check_claim("an earlier claim", 0, at_least=1))\nprint(check_claim("the edited matrix grows", ketools.norms.weights.norms(model)[0], at_most=3))', "killed"),
-        ('print(check_claim("the edited matrix grows", 5, at_most=9))', "survived"),
-        ("1 / 0", "not reached"),
-    ],
-)  # fmt: skip
-def test_the_harness_tells_what_became_of_a_mutation(tmp_path, claim, verdict):
+CLAIMS = """print(check_claim("an earlier claim", 0, at_least=1))
+print(check_claim("the edited matrix grows", ketools.norms.weights.norms(model)[0], at_most=3))"""
+
+
+def test_the_harness_runs_a_notebook_past_its_errors_to_the_claim_that_a_mutation_breaks(tmp_path):
     skipped = new_code_cell("raise SystemError", metadata={"tags": ["exercise"]})
-    made = [new_markdown_cell("# x"), new_code_cell(NOTEBOOK), skipped, new_code_cell(claim)]
+    made = [new_markdown_cell("# x"), *map(new_code_cell, (NOTEBOOK, "1 / 0")), skipped, new_code_cell(CLAIMS)]
     nbformat.write(new_notebook(cells=made), tmp_path / "08_watch_the_norm.ipynb")
     outcome = harness.run(BY_NAME["wrong-matrix"], tmp_path)
-    assert outcome.verdict == verdict and outcome.fine == (verdict == "killed")
-    assert outcome.others == (("an earlier claim",) if verdict == "killed" else ())
+    assert outcome.verdict == "killed" and outcome.fine and outcome.others == ("an earlier claim",)
+
+
+@pytest.mark.parametrize(
+    ("made", "verdict"), [({"holds": False}, "killed"), ({"holds": True}, "survived"), (None, "not reached")]
+)
+def test_what_became_of_a_mutation_follows_from_the_claims_that_were_made(tmp_path, monkeypatch, made, verdict):
+    def execute(path, mutation, record, seconds):
+        record.write_text(json.dumps({"claim": mutation.claim, "observed": 5} | made) if made else "")
+        return "cell 1: ZeroDivisionError"
+
+    monkeypatch.setattr(harness, "_execute", execute)
+    (tmp_path / "08_watch_the_norm.ipynb").touch()
+    outcome = harness.run(BY_NAME["wrong-matrix"], tmp_path)
+    assert outcome.verdict == verdict and outcome.fine == (verdict == "killed") and outcome.others == ()
+    assert outcome.observed == ("5" if made else "cell 1: ZeroDivisionError")
     assert verdict in harness.table([outcome]) and "`wrong-matrix`" in harness.table([outcome])
 
 
@@ -148,8 +155,8 @@ def test_a_notebook_that_is_not_there_yet_is_said_so(tmp_path):
     assert harness.run(BY_NAME["wrong-matrix"], tmp_path).verdict == "no notebook"
 
 
-def test_an_unknown_name_is_refused_with_those_there_are():
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.notebooks.harness", "nothing"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 2 and "no-penalty" in done.stderr
+def test_an_unknown_name_is_refused_with_those_there_are(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["harness", "nothing"])
+    with pytest.raises(SystemExit, match="2"):
+        harness.main()
+    assert "no-penalty" in capsys.readouterr().err
