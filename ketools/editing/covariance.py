@@ -36,6 +36,7 @@ from ketools.models.tokens import batches, check_ids, pad_right
 _PARTIAL = "ketools-moments-1"  # format of a file of partial sums
 _DTYPES = ("float32", "bfloat16", "float16", "float64")  # of a model, as the provenance names them
 _TOKENS_AT_ONCE = 4096
+_BLOCK = 384  # columns of a triangular matrix that are multiplied at once
 # What numpy raises for a file that is no .npz, or a damaged one.
 _UNREADABLE = (OSError, EOFError, TypeError, KeyError, ValueError, AttributeError, NotImplementedError, OverflowError,
                MemoryError, zlib.error, zipfile.BadZipFile)  # fmt: skip
@@ -448,10 +449,7 @@ class _Unpacked(Mapping[int, Tensor]):
             raise KeyError(layer)
         if layer not in self._made:
             half, scale = _upper(self._stored[f"triangle.{layer}"]), self._stored.get(f"scale.{layer}")
-            if scale is not None:
-                factor = half * scale.double()
-                product = factor.T @ factor
-            self._made[layer] = _symmetric(half) if scale is None else (product + product.T) / 2  # exactly symmetric
+            self._made[layer] = _symmetric(half) if scale is None else _squared(half * scale.double())
         return self._made[layer]
 
 
@@ -472,6 +470,15 @@ def _upper(entries: Tensor) -> Tensor:
 
 def _symmetric(half: Tensor) -> Tensor:
     return half + half.triu(1).T
+
+
+def _squared(factor: Tensor) -> Tensor:
+    """factor.T @ factor of an upper triangular matrix (d, d), exactly symmetric, in a sixth of the operations."""
+    product = torch.zeros_like(factor)
+    for start in range(0, len(factor), _BLOCK):
+        end = start + _BLOCK
+        product[start:end, start:] = factor[:end, start:end].T @ factor[:end, start:]
+    return _symmetric(product.triu())
 
 
 # Name: repository, configuration. English Wikipedia is what ROME and MEMIT took their covariances from.
