@@ -31,6 +31,9 @@ Draw = Callable[[Sequence[dict[str, Any]]], list[str]]
 """Figures (plotly's JSON) -> a PNG of each, base64."""
 _WIDGET_TEXT = "A widget: run the notebook to use it."
 _SCRIPT = "plotly.min.js"
+_WELCOME = """<p>A fact can be located in a language model's weights and changed there. Many changes make the model overconfident
+and its weights grow. Both problems have a cause, and a remedy in closed form. In these notebooks you write the methods, watch a
+model break, and repair it.</p>"""
 _NAME = re.compile(r"(\d\d)_[a-z0-9_]+")
 _LINK = re.compile(r"\]\((?!#)(?![a-z]+:)([^)\s]+)")
 # Code first, so that a $ in it stays what it is; then display and inline mathematics.
@@ -245,6 +248,8 @@ def build(folder: str | Path, out: str | Path, only: Sequence[Path] | None = Non
     """
     from plotly.offline import get_plotlyjs
 
+    from ketools.plots.diagrams import transformer
+
     folder, out = Path(folder), Path(out)
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / _SCRIPT, get_plotlyjs())
@@ -257,13 +262,13 @@ def build(folder: str | Path, out: str | Path, only: Sequence[Path] | None = Non
     items, took = [], run_seconds(out)
     for path in notebooks(out):
         nb = read(path)
-        learnt = "".join(f"<li>{escape(re.sub(r'[*`$]', '', each))}</li>" for each in objectives(nb))
+        learnt = "".join(f"<li>{_inline(each)}</li>" for each in objectives(nb))
         time = f"{minutes(nb)} minutes to read and do, {took[path.stem]:.0f} s to run"
         items.append(
             f'<li value="{int(number(path))}"><a href="{path.stem}.html">{escape(title(nb))}</a> '
             f"<small>({time})</small><ul>{learnt}</ul></li>"
         )
-    index = f"<h1>The course</h1><ol>{''.join(items)}</ol>"
+    index = f"<h1>The course</h1>{_WELCOME}<figure>{transformer()}</figure><ol>{''.join(items)}</ol>"
     write_atomic(out / "index.html", _html("ketools: the course", index))
     return took
 
@@ -319,11 +324,28 @@ def mathml(text: str) -> str:
         if match[1]:
             return match[1]
         tex, display = (match[2], "block") if match[2] else (match[3], "inline")
-        # Markdown must not take parts of a formula for emphasis, nor an empty line in it for a new paragraph.
         made = convert(" ".join(tex.split()), display=display)
-        return made.replace("*", "&#42;").replace("_", "&#95;").replace("\n", " ")
+        if match[2]:
+            for bare, limits, count in (("msubsup", "munderover", 2), ("msub", "munder", 1)):
+                part = r"(?:<mrow>(?:(?!</?mrow>).)*</mrow>|<m[ino]>[^<]*</m[ino]>)"
+                sums = rf"<{bare}>(<mo>&#x02211;</mo>{part * count})</{bare}>"
+                made = re.sub(sums, rf"<{limits}>\1</{limits}>", made)
+        # Browsers know no menclose, and stretch a brace only with a font that has its parts: both are drawn by site.css.
+        made = re.sub(
+            r"<munder>(<munder>)(.*?)<mo>&#x23DF;</mo></munder>", r'<munder><mrow class="brace">\2</mrow>', made
+        )
+        made = made.replace('<menclose notation="box">', '<mrow class="box">').replace("</menclose>", "</mrow>")
+        # Markdown must not take parts of a formula for emphasis, nor an empty line in it for a new paragraph.
+        made = made.replace("*", "&#42;").replace("_", "&#95;").replace("\n", " ")
+        return f'<div class="formula">{made}</div>' if match[2] else made
 
     return _MATH.sub(drawn, text)
+
+
+def _inline(text: str) -> str:
+    """A line of markdown as HTML: mathematics, `code`, *emphasis*."""
+    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", mathml(escape(text, quote=False)))
+    return re.sub(r"\*([^*]+)\*", r"<em>\1</em>", text)
 
 
 def _html(title: str, body: str, script: str = "") -> str:

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import nbformat
 import pytest
@@ -135,6 +136,18 @@ def test_mathematics_becomes_mathml_and_code_stays():
     made = cells.mathml("Cost $5 and `$x$`; $W' k_1 = v^*$ and\n\n$$\\Delta = R K^T$$\n")
     assert made.startswith("Cost $5 and `$x$`; <math") and made.count("<math") == 2 and 'display="block"' in made
     assert "*" not in made.replace("&#42;", "") and "_1" not in made
+
+
+def test_braces_boxes_and_limits_are_drawn_without_a_mathematical_font():
+    made = cells.mathml(
+        r"$$\boxed{\underbrace{\sum_{j=1}^{6} x_j}_{\text{a}} + \underbrace{y}_{\text{b}}}$$ $\sum_{j=1}^{6} x$"
+    )
+    assert made.count('<mrow class="brace">') == 2 and made.count('<mrow class="box">') == 1
+    assert made.count("<munder>") == made.count("</munder>") == 2 and "menclose" not in made and "23DF" not in made
+    assert made.count("<munderover>") == 1 and made.count("<msubsup>") == 1, (
+        "limits stand above and below in display alone"
+    )
+    ElementTree.fromstring(f"<p>{made}</p>")
 
 
 def test_a_folder_without_notebooks_is_said_so(tmp_path):
