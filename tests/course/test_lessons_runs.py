@@ -7,8 +7,9 @@ import pytest
 
 from benchmarks.light import pack
 from ketools.course.lessons import nb10
+from ketools.plots.style import words
 from ketools.runs.records import gather
-from tests.runs.fakes import fake_record, fake_run
+from tests.runs.fakes import fake_run
 
 LAB = SimpleNamespace(model=SimpleNamespace(fingerprint="pocket-fingerprint"), seed=0)
 
@@ -28,12 +29,13 @@ def results(tmp_path):
     return folder
 
 
-def test_reference_runs_are_those_of_this_model_and_seed(results):
+def test_reference_runs_are_those_of_this_model_with_all_methods(results, tmp_path):
     found = nb10.reference(LAB, results)
     assert sorted(run.method for run in found) == sorted([*nb10.COMPARED, "sequential-memit"])
-    assert {(run.seed, run.model) for run in found} == {(0, "pocket")}
-    other = SimpleNamespace(model=LAB.model, seed=1)
-    assert nb10.reference(other, results) == [], "seed 1 has ENCORE alone"
+    assert {(run.seed, run.model) for run in found} == {(0, "pocket")}, "seed 1 has ENCORE alone"
+    for method in ("memit", "alphaedit"):
+        pack(fake_run(tmp_path / f"{method}1", method, seed=1), results / f"pocket-{method}-seed1")
+    assert [run.seed for run in nb10.reference(LAB, results)] == [0, 0, 0, 0, 1, 1, 1]
 
 
 def test_without_all_three_methods_there_is_no_reference(results, tmp_path):
@@ -46,26 +48,42 @@ def test_without_all_three_methods_there_is_no_reference(results, tmp_path):
     assert nb10.reference(LAB, tmp_path / "nothing") == []
 
 
-def test_who_keeps_most_is_said_from_the_shares():
-    kept = pd.Series({"memit": 0.4, "alphaedit": 0.7, "encore": 0.9, "sequential-memit": 1.0})
-    answer, why = nb10.keeper(kept)
-    assert answer == "encore" and set(why) == {"memit", "alphaedit", "encore", "undecided"}
-    assert "40%" in why["memit"] and "ENCORE" in why["memit"] and "50 of 100" in why["undecided"]
-    assert (
-        nb10.keeper(kept + pd.Series({"alphaedit": 0.4, "memit": 0.0, "encore": 0.0, "sequential-memit": 0.0}))[0]
-        == "alphaedit"
+def rows(**shares):
+    return pd.DataFrame(
+        [(method, seed, kept) for method, seeds in shares.items() for seed, kept in enumerate(seeds)],
+        columns=["method", "seed", "unedited_kept"],
     )
-    assert nb10.keeper(pd.Series({"memit": 1.0, "encore": 0.99}))[0] == "undecided"
-    assert set(nb10.keeper(pd.Series({"memit": 1.0, "encore": 0.99}))[1]) == {"memit", "encore"}
 
 
-def test_a_p_value_too_small_for_a_float_is_not_told_as_zero():
-    assert [nb10.chance(p) for p in (0.0, 3.056144e-143, 0.0421, 1.0)] == ["<1e-300", "3.1e-143", "0.042", "1"]
+def test_who_keeps_most_is_said_from_the_seeds():
+    apart = rows(memit=[0.4, 0.5], alphaedit=[0.6, 0.7], encore=[0.8, 0.9]).assign(method=lambda t: t["method"])
+    answer, why = nb10.keeper(pd.concat([apart, rows(other=[1.0, 1.0])]))
+    assert answer == "encore" and set(why) == {"memit", "alphaedit", "encore", "undecided"}
+    assert "40% to 50%" in why["memit"] and "ENCORE 80% to 90%" in why["memit"]
+    overlapping = rows(memit=[0.4, 0.5], alphaedit=[0.6, 0.85], encore=[0.8, 0.9])
+    assert nb10.keeper(overlapping)[0] == "undecided"
+    assert nb10.keeper(rows(memit=[1.0], encore=[0.97]))[0] == "undecided", "one seed each, close together"
+    assert nb10.keeper(rows(memit=[0.9], encore=[1.0]))[0] == "encore"
 
 
-def test_hours_are_those_of_editing():
-    record = fake_record("encore")  # 4 batches of 6 s
-    assert nb10.hours({"encore": record}) == "ENCORE 24.0 s"
-    slow = record.batches.assign(seconds=3600.0)
-    assert nb10.hours({"memit": SimpleNamespace(batches=slow)}) == "MEMIT 4.0 h"
-    assert nb10.hours({"memit": SimpleNamespace(batches=slow[:1])}) == "MEMIT 60.0 min"
+def test_paths_are_means_over_seeds_and_large_within_the_papers_loads():
+    table = pd.DataFrame(
+        [("encore", s, load, 1 - load / 4 + s / 10, 1 - load / 2) for s in (0, 1) for load in (0.5, 1.0, 1.9)],
+        columns=["method", "seed", "load", "efficacy_accuracy", "unedited_kept"],
+    )
+    (path,) = nb10.trade(table, "Mode test.").data
+    assert list(path.x) == pytest.approx([0.925, 0.8, 0.575]) and list(path.y) == pytest.approx([0.75, 0.5, 0.05])
+    small, large, last = path.marker.size
+    assert small == last < large
+
+
+def test_a_pair_that_a_seed_leaves_open_is_starred():
+    columns = ["a", "b", "seed", "share_a", "share_b", "p_adjusted"]
+    tests = pd.DataFrame(
+        [("memit", "encore", 0, 0.9, 0.5, 0.001), ("memit", "encore", 1, 0.9, 0.7, 0.2),
+         ("memit", "alphaedit", 0, 0.9, 0.4, 0.001), ("encore", "alphaedit", 0, 0.5, 0.4, 0.001)], columns=columns,
+    )  # fmt: skip
+    fig = nb10.pairs(tests, "Mode test.")
+    shown = dict(zip(fig.data[0].y, map(list, fig.data[0].text), strict=True))
+    assert shown["MEMIT"] == ["", "+30*", "+50"] and shown["AlphaEdit"] == ["-50", "-10", ""]
+    assert "2 of 3 pairs" in words(fig)["finding"]

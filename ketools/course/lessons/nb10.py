@@ -1,33 +1,32 @@
-"""Notebook 10: a run that is stopped on purpose and goes on, what a long one would cost, exercises."""
+"""Notebook 10: a panel that stops a run, the stored runs, pictures of methods over load, exercises."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import pandas as pd
+import plotly.graph_objects as go
 
 from ketools.course.claims import Exercise, Property
 from ketools.course.mode import Lab
-from ketools.evaluation.metrics import percent
-from ketools.facts.fact import Fact, FactSet
+from ketools.evaluation.metrics import metric, percent
+from ketools.facts.fact import Fact
 from ketools.io import data_root
 from ketools.models.model import EditableModel
-from ketools.models.weights import fresh
-from ketools.runs.panel import Panel, Sizes
+from ketools.plots.drawers import add_line, checked, colours
+from ketools.plots.style import dress, joined, label, left_of, styles, wrap
+from ketools.runs.panel import Panel
 from ketools.runs.records import Run, gather, title
-from ketools.runs.resume import weights_digest
-from ketools.runs.run import Interrupted, lifelong
 from ketools.runs.store import RunRecord, Store
 
 COMPARED = ("memit", "alphaedit", "encore")
-"""Methods that reference runs are read for: without all three the notebook compares small runs."""
+"""Methods that stored runs are read for: seeds without all three are left out."""
+REGIME = (0.7, 1.6)
+"""Load (edits / d_mlp) of the paper's 10,000 edits: 0.70 in Llama-3-8B, 0.91 in Llama-2-7B, 1.56 in GPT2-XL."""
 
 
 @dataclass(frozen=True)
 class _Stopping(Panel):
-    # A panel that is interrupted when it is to measure after `at` edits.
     at: int = 0
 
     def measure(
@@ -38,114 +37,26 @@ class _Stopping(Panel):
         return super().measure(model, past, p_edited, layers)
 
 
-class Runs:
-    """Small lifelong runs of one lab, side by side on one panel, in a folder that goes with the notebook."""
-
-    def __init__(self, lab: Lab, facts: FactSet, **sizes: int) -> None:
-        """`facts`: what may be edited and compared with; `sizes` of the panel, as `ketools.runs.panel.Sizes` names them.
-
-        lab.sizes must have edits and batch.
-        """
-        self.lab, self.facts = lab, facts
-        self._folder = TemporaryDirectory(prefix="ketools-runs-")
-        todo = facts.sample(lab.sizes.edits, lab.seed)
-        small: dict[str, Any] = {"per_task": 0, "documents": 8, "neighbours_end": 1, "residual_tokens": 0} | sizes
-        self.panel = Panel.take(lab.model, facts, todo, sizes=Sizes(**small), seed=lab.seed, tasks=pd.DataFrame())
-
-    def path(self, name: str) -> Path:
-        """The folder of the run `name`."""
-        return Path(self._folder.name) / name
-
-    def go(
-        self, method: str, name: str | None = None, stop_at: int | None = None
-    ) -> tuple[RunRecord | None, dict[int, str]]:
-        """Start the run, or go on with it where it stopped; the model comes back unedited.
-
-        stop_at: raise KeyboardInterrupt, as Ctrl-C does, in the checkpoint after so many edits; it is not finished then.
-
-        Returns:
-            (the record, or None if the run was stopped; sha256 of each edited matrix as the run left it).
-        """
-        lab, panel = self.lab, self.panel
-        if stop_at is not None:
-            panel = _Stopping(**{each.name: getattr(panel, each.name) for each in fields(Panel)}, at=stop_at)
-        with fresh(lab.model):
-            try:
-                record: RunRecord | None = lifelong(
-                    lab.model, self.facts, method, edits=lab.sizes.edits, batch=lab.sizes.batch, seed=lab.seed,
-                    checkpoint_every=lab.sizes.every, out=self.path(name or method), statistics=lab.statistics,
-                    panel=panel, progress=False,
-                )  # fmt: skip
-            except Interrupted:
-                record = None
-            return record, weights_digest(lab.model, sorted({i for edit in lab.model.edits for i in edit.layers}))
-
-    def small(self, *methods: str) -> list[Run]:
-        """The runs of these methods, made where they are not done yet."""
-        for method in methods:
-            self.go(method)
-        return gather([self.path(method) for method in methods])
-
-    def files(self, name: str) -> dict[str, int]:
-        """How many files of each kind the run's folder holds."""
-        out = self.path(name)
-        kinds = ("batches", "edits", "state", "snapshots", "checkpoints")
-        return {kind: len(list((out / kind).glob("[0-9]*"))) for kind in kinds}
-
-    def bytes_per_fact(self, name: str) -> float:
-        """Of the updates alone: the files of the run's edits, over its facts."""
-        sizes = [path.stat().st_size for path in (self.path(name) / "edits").iterdir()]
-        return sum(sizes) / self.lab.sizes.edits
-
-    def megabytes(self, name: str) -> float:
-        """Size of the run's folder."""
-        return sum(path.stat().st_size for path in self.path(name).rglob("*") if path.is_file()) / 1e6
+def stopping(panel: Panel, at: int) -> Panel:
+    """The same panel, interrupted, as by Ctrl-C, when it is to measure after `at` edits."""
+    return _Stopping(**{each.name: getattr(panel, each.name) for each in fields(Panel)}, at=at)
 
 
 def reference(lab: Lab, folder: Path | None = None) -> list[Run]:
-    """The reference runs (None: those in data/results) of this lab's model and seed, finished; [] unless all of COMPARED are there.
+    """The stored runs (None: those in data/results) of this lab's model, those of its seed first; [] without all of COMPARED.
 
-    Finished: all edits, or an end before them in an update that is not finite. Raises KetoolsError for a damaged record.
+    Only finished ones: all edits, or an end before them in an update that is not finite. Raises KetoolsError for a
+    damaged record.
     """
     folder = folder or data_root() / "results"
     inside = [path for path in sorted(folder.iterdir()) if Store(path).exists()] if folder.is_dir() else []
     runs = [
         run
         for run in (gather(inside) if inside else [])
-        if (run.fingerprint, run.seed) == (lab.model.fingerprint, lab.seed) and (run.complete or run.collapsed)
+        if run.fingerprint == lab.model.fingerprint and (run.complete or run.collapsed)
     ]
-    return runs if set(COMPARED) <= {run.method for run in runs} else []
-
-
-def hours(records: Mapping[str, RunRecord]) -> str:
-    """What editing alone took, by method: "MEMIT 1.2 h, ENCORE 40 min"."""
-    took = {method: float(record.batches["seconds"].sum()) for method, record in records.items()}
-    return ", ".join(f"{title(method)} {_clock(seconds)}" for method, seconds in took.items())
-
-
-def _clock(seconds: float) -> str:
-    big = {"h": 3600, "min": 60, "s": 1}
-    unit = next((name for name, size in big.items() if seconds >= 1.5 * size), "s")
-    return f"{seconds / big[unit]:.1f} {unit}"
-
-
-def keeper(kept: pd.Series, apart: float = 0.05) -> tuple[str, dict[str, str]]:
-    """For a prediction: who of COMPARED kept most (or "undecided", if best and worst lie less than `apart` apart), and why not
-    the others. `kept`: shares by method.
-    """
-    kept = kept[[method for method in COMPARED if method in kept.index]]
-    best, between = str(kept.idxmax()), float(kept.max() - kept.min())
-    if between < apart:
-        return "undecided", dict.fromkeys(kept.index, "Nearly all of it is still there with every method that was run.")
-    why = {
-        method: f"It has kept {percent(share)}, {title(best)} {percent(kept[best])}." for method, share in kept.items()
-    }
-    return best, why | {"undecided": f"Best and worst lie {100 * between:.0f} of 100 facts apart."}
-
-
-def chance(p: float) -> str:
-    """A p-value as text; those too small for a float are below 1e-300, not 0."""
-    return "<1e-300" if p < 1e-300 else f"{p:.2g}"
+    whole = [seed for seed in {run.seed for run in runs} if set(COMPARED) <= {r.method for r in runs if r.seed == seed}]
+    return sorted((run for run in runs if run.seed in whole), key=lambda run: (run.seed != lab.seed, run.seed))
 
 
 def same_tables(one: RunRecord, two: RunRecord) -> float:
@@ -156,6 +67,87 @@ def same_tables(one: RunRecord, two: RunRecord) -> float:
         if not left.drop(columns=clock).equals(right.drop(columns=clock)):
             return 0.0
     return 1.0
+
+
+def keeper(rows: pd.DataFrame, column: str = "unedited_kept") -> tuple[str, dict[str, str]]:
+    """For a prediction: which of COMPARED keeps most, and why not the others; `rows`: method, seed and `column`, a share.
+
+    "undecided" if the lowest seed of the best does not lie above the highest of the next, or, with one seed each, less
+    than 0.05 above it.
+    """
+    seeds = rows[rows["method"].isin(COMPARED)].groupby("method")[column].agg(["mean", "min", "max", "count"])
+    seeds = seeds.sort_values("mean", ascending=False)
+    best, following = seeds.iloc[0], seeds.iloc[1]
+    range_of = {
+        str(name): f"{title(str(name))} {percent(s['min'])} to {percent(s['max'])}" for name, s in seeds.iterrows()
+    }
+    first, second = list(range_of)[:2]
+    why = {name: f"{told}; {range_of[first]}." for name, told in range_of.items()}
+    if best["min"] - following["max"] < (0.05 if best["count"] == 1 else 0):
+        return "undecided", why | {first: f"The seeds overlap: {range_of[first]}, {range_of[second]}."}
+    return first, why | {"undecided": f"The seeds do not overlap: {range_of[first]}, {range_of[second]}."}
+
+
+def trade(table: pd.DataFrame, context: str, x: str = "efficacy_accuracy", y: str = "unedited_kept") -> go.Figure:
+    """A path a method through the plane of two metrics as the load grows, the points of the paper's regime filled.
+
+    `table`: rows with method, load, `x` and `y`, both shares; seeds are averaged. Raises KetoolsError for another table or an
+    empty one.
+    """
+    table = checked(table, "method", "load", x, y, of="checkpoints")
+    table = table.groupby(["method", "load"], sort=False, as_index=False)[[x, y]].mean()
+    fig, told = go.Figure(), []
+    for method, look in styles(table["method"]).items():
+        rows = table[table["method"] == method].sort_values("load")
+        add_line(fig, rows[x].tolist(), rows[y].tolist(), label(method), look, show=".2f")
+        inside = rows["load"].between(*REGIME)
+        fig.data[-1].marker.size = [11 if each else 6 for each in inside]
+        fig.data[-1].text = [f"load {each:.2f}" for each in rows["load"]]
+        fig.data[-1].hovertemplate = f"{label(method)}, %{{text}}: %{{x:.2f}}, %{{y:.2f}}<extra></extra>"
+        end = rows.iloc[-1]
+        told.append(f"{title(method)} ends at {percent(end[x])} and {percent(end[y])}")
+    fig.update_xaxes(title=metric(x).axis, range=[0, 1.04], tickformat=".0%")
+    fig.update_yaxes(title=metric(y).axis, range=[0, 1.04], tickformat=".0%")
+    last = table["load"].max()
+    finding = f"From load {table['load'].min():.2f} to {last:.2f}: no method stays in the upper right corner"
+    if table.loc[table["load"] == last, [x, y]].min(axis=1).max() >= 0.5:
+        finding = f"From load {table['load'].min():.2f} to {last:.2f}: what is written and what is kept"
+    caption = f"Each path begins near the corner and follows the load; large points: load {REGIME[0]} to {REGIME[1]}."
+    fig = dress(fig, finding, joined(caption, context), f"Paths in a plane. {'; '.join(told)}.", 560)
+    return fig.update_layout(hovermode="closest")
+
+
+def pairs(tests: pd.DataFrame, context: str) -> go.Figure:
+    """`ketools.runs.compare.paired_tests` as a map: by how many points the row's method holds more edits than the column's.
+
+    A cell is starred unless every seed's p_adjusted is below 0.05; mean over seeds. Raises KetoolsError for another table.
+    """
+    tests = checked(tests, "a", "b", "share_a", "share_b", "p_adjusted", of="ketools.runs.compare.paired_tests")
+    other = tests.rename(columns={"a": "b", "b": "a", "share_a": "share_b", "share_b": "share_a"})
+    both = pd.concat([tests, other]).assign(points=lambda t: 100 * (t["share_a"] - t["share_b"]))
+    shape = {"index": "a", "columns": "b"}
+    order = list(dict.fromkeys([*tests["a"], *tests["b"]]))
+    ahead = both.pivot_table(values="points", aggfunc="mean", **shape).reindex(index=order, columns=order)
+    worst = both.pivot_table(values="p_adjusted", aggfunc="max", **shape).reindex(index=order, columns=order)
+    open_pairs = tests.groupby(["a", "b"])["p_adjusted"].max().ge(0.05)
+    text = [
+        ["" if pd.isna(v) else f"{v:+.0f}{'*' if worst.loc[a, b] >= 0.05 else ''}" for b, v in ahead.loc[a].items()]
+        for a in order
+    ]
+    names = [label(method) for method in order]
+    upright = ["<br>".join(wrap(name, 11)) for name in names]
+    fig = go.Figure(
+        go.Heatmap(z=ahead.to_numpy(), x=upright, y=names, text=text, texttemplate="%{text}",
+                   coloraxis="coloraxis", hovertemplate="%{y} against %{x}: %{z:+.1f} points<extra></extra>")
+    )  # fmt: skip
+    fig.update_layout(coloraxis=colours(ahead.to_numpy(), "edits held, points more"))
+    fig.update_xaxes(title="than with this method", tickangle=0, tickfont_size=11, side="top")
+    fig.update_yaxes(title="with this method", autorange="reversed")
+    finding = f"{int((~open_pairs).sum())} of {len(open_pairs)} pairs differ in every seed"
+    caption = "Of 100 edits, how many more win at the end (ES). * p ≥ 0.05 in a seed (McNemar, Benjamini-Hochberg)."
+    said = f"Map of pairs. Undecided: {', '.join(' and '.join(map(title, pair)) for pair in open_pairs[open_pairs].index) or 'none'}."
+    fig = dress(fig, finding, joined(caption, context), said, 520, left_of(names))
+    return fig.update_layout(hovermode="closest", margin_t=fig.layout.margin.t + 60)
 
 
 Forecast = Callable[[Sequence[float], int, int], float]
@@ -170,7 +162,7 @@ forecast = Exercise(
         Property(
             "growth is carried on",
             lambda answer: abs(float(answer([1.0, 2.0, 3.0, 4.0], 10, 100)) - 55.0) < 1e-6,
-            "Batches get dearer as past keys pile up. Fit a line over the batches (np.polyfit) and sum it over all of them.",
+            "Batches become costlier as past keys pile up. Fit a line over the batches (np.polyfit) and sum it over all of them.",
         ),
     ),
     )  # fmt: skip
