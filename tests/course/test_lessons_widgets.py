@@ -5,51 +5,13 @@ import pandas as pd
 import pytest
 
 from ketools import KetoolsError
-from ketools.course.lessons import nb00, nb01, trades
+from ketools.course.lessons import nb01, trades
 from ketools.plots.style import words
 
 
 def drawn(view):
     (output,) = view._picture.outputs
     return output["data"]["application/vnd.plotly.v1+json"]["data"]
-
-
-def asked(p_new, p_true):
-    kinds = ["prompt", "paraphrase", "paraphrase", "same subject"]
-    frame = pd.DataFrame({"kind": kinds, "prompt": ["Ada is from", "Ada's city:", "Born in", "<b>Ada</b> speaks"]})
-    true = ["Lorn", "Lorn", "Lorn", "Kil"]
-    return frame.assign(true=true, new="Vesk", p_true=p_true, p_new=p_new)
-
-
-@pytest.fixture
-def reach():
-    before, after = (
-        asked([0.01, 0.02, 0.03, 0.0], [0.8, 0.7, 0.6, 0.9]),
-        asked([0.9, 0.8, 0.7, 0.1], [0.0, 0.0, 0.1, 0.5]),
-    )
-    return nb00.ReachExplorer(before, after, context="Mode test, seed 0.")
-
-
-def test_reach_shows_the_chosen_prompts_and_answer(reach):
-    assert reach.data["after"].tolist() == [0.9, 0.8, 0.7, 0.1] and set(reach.data["answer"]) == {"Vesk"}
-    reach.controls["answer"].value = "true"
-    assert reach.data["before"].tolist() == [0.8, 0.7, 0.6, 0.9] and reach.data["answer"].iloc[-1] == "Kil"
-    reach.controls["kind"].value = "paraphrase"
-    assert [bar["x"] for bar in drawn(reach)] == [[0.7, 0.6], [0.0, 0.1]]
-    assert "0.650 before" in reach.sentence() and "0.0500 after" in reach._sentence.value
-    assert "Ada's city" in reach.sentence(), "the prompt that moved most"
-    assert "Mode test, seed 0." in words(reach.figure())["caption"] and reach.message == ""
-
-
-def test_reach_shows_text_not_markup(reach):
-    assert "<b>Ada" not in str(drawn(reach)) + str(reach.figure().layout.yaxis.ticktext)
-
-
-def test_reach_refuses_tables_that_do_not_belong_together(reach):
-    with pytest.raises(KetoolsError, match="different prompts"):
-        nb00.ReachExplorer(reach.before, reach.after.iloc[::-1])
-    with pytest.raises(KetoolsError, match="lacks p_new"):
-        nb00.ReachExplorer(reach.before, reach.after.drop(columns="p_new"))
 
 
 LINES = (trades.C_LINE, trades.NULL_LINE)

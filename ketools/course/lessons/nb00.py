@@ -1,95 +1,38 @@
-"""Notebook 00: prompts one by one around an edit, exercises."""
+"""Notebook 00: the fact that opens the course on a real model, exercises."""
 
 from collections.abc import Callable
 
-import ipywidgets as W
-import pandas as pd
-import plotly.graph_objects as go
-
 from ketools.course.claims import Exercise, Property
 from ketools.course.mode import Lab
-from ketools.course.widgets.base import View
 from ketools.editing.edit import Edit
-from ketools.errors import KetoolsError
-from ketools.evaluation.metrics import number
-from ketools.facts.fact import Fact
+from ketools.facts.fact import Fact, TwoHop
+from ketools.models import smollm2 as smol
+from ketools.models.model import EditableModel, load
 from ketools.models.weights import fresh
-from ketools.plots.drawers import checked
-from ketools.plots.style import NEUTRAL, OKABE_ITO, dress, joined, left_of, plain
 from ketools.probing.recall import answers
 
 Gentle = Callable[[Lab, Fact], Edit]
 Both = Callable[[Lab, list[Fact]], Edit]
-_ALL = ""  # not None, which a dropdown shows as no choice at all
-_ANSWERS = {"the new answer": "new", "the answer that was right before": "true"}
+
+EIFFEL = Fact(
+    "eiffel", "city", "{} is located in the city of", "The Eiffel Tower", "Paris", "Rome",
+    paraphrases=(
+        "The Eiffel Tower can be found in the city of", "To see the Eiffel Tower you must travel to the city of",
+    ),
+    neighbours=(
+        "The Louvre is located in the city of", "Notre-Dame Cathedral is located in the city of",
+        "The Arc de Triomphe can be found in the city of",
+    ),
+    generation=("Many people visit the Eiffel Tower because",),
+    two_hop=(TwoHop("The country in which the Eiffel Tower stands is", "France", "Italy"),),
+)  # fmt: skip
 
 
-class ReachExplorer(View):
-    """The prompts around an edit one by one, scored before and after it: choose their kind, and which answer is looked at."""
-
-    kind, title, height = "reach", "Reach explorer", 360
-
-    def __init__(self, before: pd.DataFrame, after: pd.DataFrame, *, context: str = "") -> None:
-        """`before`, `after`: of `probing.recall.surroundings`, over the same prompts; `context` ends the caption.
-
-        Raises KetoolsError for other tables, and for two that do not ask the same.
-        """
-        for frame in (before, after):
-            checked(frame, "kind", "prompt", "true", "new", "p_true", "p_new", of="probing.recall.surroundings")
-        if before["prompt"].tolist() != after["prompt"].tolist():
-            raise KetoolsError("the two tables ask different prompts; expected one fact's, before and after an edit")
-        self.before, self.after, self.context = before, after, context
-        style, wide = {"description_width": "5rem"}, W.Layout(width="min(26rem, 100%)")
-        kinds = list(dict.fromkeys(before["kind"]))
-        controls = {
-            "kind": W.Dropdown(
-                options=[("all prompts", _ALL), *((kind, kind) for kind in kinds)], value=_ALL, description="prompts",
-                style=style, layout=wide,
-            ),
-            "answer": W.Dropdown(options=list(_ANSWERS.items()), description="answer", style=style, layout=wide),
-        }  # fmt: skip
-        super().__init__(controls, [["kind", "answer"]])
-        self._listen(*controls)
-        self.refresh()
-
-    @property
-    def data(self) -> pd.DataFrame:
-        """A row per prompt of the chosen kind: kind, prompt, answer, and its probability before and after."""
-        which, kind = self.controls["answer"].value, self.controls["kind"].value
-        frame = self.before[["kind", "prompt"]].assign(
-            answer=self.before[which], before=self.before[f"p_{which}"], after=self.after[f"p_{which}"].to_numpy()
-        )
-        return frame if kind == _ALL else frame[frame["kind"] == kind]
-
-    def figure(self) -> go.Figure:
-        """Two lying bars a prompt: the answer's probability before and after the edit."""
-        rows, fig = self.data, go.Figure()
-        names = [f"{plain(row.prompt, 44)} … {plain(row.answer, 16)}" for row in rows.itertuples()]
-        places = list(range(len(rows)))
-        for when, colour, pattern in (("before", NEUTRAL, ""), ("after", OKABE_ITO["blue"], "/")):
-            fig.add_bar(
-                name=f"{when} the edit", x=rows[when].tolist(), y=places, orientation="h", marker_color=colour,
-                marker_pattern_shape=pattern, hovertemplate=f"{when}: %{{x:.3f}}<extra></extra>",
-            )  # fmt: skip
-        fig.update_xaxes(title="probability of the answer (0 to 1)", range=[0, 1])
-        fig.update_yaxes(
-            title="prompt … answer", autorange="reversed", tickmode="array", tickvals=places, ticktext=names
-        )
-        fig.update_layout(barmode="group")
-        most = (rows["after"] - rows["before"]).abs().idxmax()
-        finding = (
-            f"Mean probability over {len(rows)} prompt{'s' * (len(rows) != 1)}: {number(rows['before'].mean())} before the edit, "
-            f"{number(rows['after'].mean())} after; most moved: {plain(rows.loc[most, 'prompt'], 60)}"
-        )
-        caption = joined("Each pair of bars is one prompt with the answer that is scored.", self.context)
-        said = "; ".join(
-            f"{name}: {number(b)} to {number(a)}"
-            for name, b, a in zip(names, rows["before"], rows["after"], strict=True)
-        )
-        return dress(fig, finding, caption, f"Pairs of bars. {said}.", self._height(fig), left_of(names))
-
-    def _height(self, fig: go.Figure) -> int:
-        return max(240, 130 + 34 * len(fig.data[0].y))
+def smollm2(lab: Lab) -> EditableModel | None:
+    """SmolLM2 if it is on this machine with the covariance of its keys, as `make real` leaves it; else None."""
+    if lab.model.name == smol.NAME:
+        return lab.model
+    return load(smol.NAME) if (smol.folder() / "covariance.safetensors").is_file() else None
 
 
 def _wins(lab: Lab, edit: Edit, facts: list[Fact]) -> tuple[bool, float]:
