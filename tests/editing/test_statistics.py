@@ -65,7 +65,9 @@ def test_saved_and_loaded(tiny_model, tmp_path, dtype, close):
         held.of(tiny_model, [1, 2])
 
 
-def test_half_precision_leaves_a_nearly_singular_covariance_positive(tmp_path):
+@pytest.mark.parametrize("block", [64, 384])
+def test_half_precision_leaves_a_nearly_singular_covariance_positive(tmp_path, monkeypatch, block):
+    monkeypatch.setattr("ketools.editing.covariance._BLOCK", block)
     generator = torch.Generator().manual_seed(0)
     keys = torch.randn(200, 150, dtype=torch.float64, generator=generator)  # rank 150 of 200
     covariance = keys @ keys.T + 1e-6 * torch.eye(200, dtype=torch.float64)
