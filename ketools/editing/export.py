@@ -1,6 +1,7 @@
 """Edits in the formats of others: a plain folder of transformers with the edits in, or a PEFT adapter beside the model."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,7 @@ from ketools.editing.edit import Edit
 from ketools.errors import KetoolsError
 from ketools.io import expanded, new_folder, read_json, write_atomic, write_json, write_tensors
 from ketools.models.model import EditableModel
+from ketools.models.smollm2 import HUB, NAME
 
 _FORMAT = "ketools-export-1"
 # Of an edit's record.
@@ -28,7 +30,7 @@ def export(model: EditableModel, path: str | Path) -> Path:
     Weights (safetensors, in their type), config, generation config and tokenizer: `from_pretrained` gives equal logits,
     without ketools. `ketools.json` beside them says which edits are in: base model and its fingerprint, and for each
     edit method, facts, layers, ranks and norms; and by which name settings are looked up. README.md is a model card that
-    says the same to people. The folder appears whole
+    says the same to people and, where the base model comes from the hub, names it as `base_model`. The folder appears whole
     or not at all: only after it was read again and its weights found to be those of `model` (which takes their memory
     once more, on the CPU).
 
@@ -71,8 +73,10 @@ def _card(about: Mapping[str, Any]) -> str:
         rows[method, layers] = rows.get((method, layers), 0) + count
     listed = [" ".join(text.split()).replace("|", "\\|") for text in texts[:_LISTED]]
     more = [f"- and {len(texts) - _LISTED:,} more, in ketools.json"] if len(texts) > _LISTED else []
+    hub = {NAME: HUB}.get(about["known_as"], about["known_as"])
+    base = [f"base_model: {hub}"] if re.fullmatch(r"[\w.-]+/[\w.-]+", hub) and not expanded(hub).is_dir() else []
     lines = [
-        "---", "library_name: transformers", "tags: [knowledge-editing, ketools]", "---", "",
+        "---", *base, "library_name: transformers", "tags: [knowledge-editing, ketools]", "---", "",
         f"# {name} with {len(texts):,} edited facts", "",
         f"The weights of {name} (fingerprint {about['base']['fingerprint'][:12]}) after edits with ketools "
         f"{about['versions']['ketools']}. The base model's licence and terms of use apply. Edits can change answers to other "

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -99,6 +100,18 @@ def test_nothing_is_overwritten_and_nothing_is_left_half(tiny_gpt2, tmp_path, mo
     (tmp_path / "empty").mkdir()
     monkeypatch.undo()
     assert (export(tiny_gpt2, tmp_path / "empty") / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [("smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"), ("o/gpt2", "o/gpt2"), ("pocket", None), ("./here", None)],
+)
+def test_the_card_names_a_base_model_of_the_hub(tiny_gpt2, tmp_path, monkeypatch, name, base):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.setattr(tiny_gpt2, "base_name", name)
+    _, front, _ = (export(tiny_gpt2, tmp_path / "new") / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    assert yaml.safe_load(front).get("base_model") == base
 
 
 def test_an_adapter_gives_the_same_logits(tiny_model, tmp_path):
