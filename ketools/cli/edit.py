@@ -120,7 +120,7 @@ def edit(
     from ketools.runs.config import RunConfig, check_seed, composed, settled
 
     base = RunConfig() if settings is None else RunConfig.read(settings)
-    chosen = {**base.settings, **common.overrides(layers, set_)}
+    chosen, chat = {**base.settings, **common.overrides(layers, set_)}, chat or base.chat
     if base.statistics and text is None:
         statistics = statistics or [Path(part) for part in base.statistics.split(os.pathsep)]
     if text is not None and statistics:

@@ -109,6 +109,7 @@ def tune(
     layers: common.Layers = None,
     seed: common.Seed = 0,
     statistics: common.Statistics = None,
+    chat: common.Chat = False,
     json: common.Json = None,
     quiet: common.Quiet = False,
     device: common.Device = None,
@@ -123,6 +124,7 @@ def tune(
     from ketools.facts.layouts import as_record
     from ketools.facts.reading import facts as read_facts
     from ketools.facts.reading import own_facts
+    from ketools.models.tokens import in_chat
     from ketools.runs.config import RunConfig, composed, settled
     from ketools.runs.tune import split
     from ketools.runs.tune import tune as choose
@@ -136,7 +138,8 @@ def tune(
         given = settled(read_facts(facts))
         loaded = common.load_model(model, device, dtype)
         covariance = stored_covariance(loaded, statistics) if way.needs_statistics else None
-        trial, known, left = split(loaded, given, own_facts(model), size, seed)
+        asked, others = (in_chat(loaded, some) if chat else some for some in (given, own_facts(model)))
+        trial, known, left = split(loaded, asked, others, size, seed)
         typer.echo(
             f"{len(trial)} facts to edit on trial, {len(known)} known facts that are to stay, {len(left)} untouched"
         )
@@ -145,9 +148,9 @@ def tune(
             progress=None if quiet else lambda line: typer.echo(line, err=True),
         )  # fmt: skip
     settings = {name: list(value) if isinstance(value, tuple) else value for name, value in found.settings.items()}
-    about = RunConfig(model=model, facts=str(names["facts.jsonl"]), method=method, seed=seed, device=device, dtype=dtype,
+    about = RunConfig(model=model, facts=str(names["facts.jsonl"]), method=method, seed=seed, device=device, dtype=dtype, chat=chat,
                       statistics=os.pathsep.join(map(str, statistics)) if statistics else None).as_dict()  # fmt: skip
-    names_kept = ("model", "facts", "method", "statistics", "seed", "device", "dtype")
+    names_kept = ("model", "facts", "method", "statistics", "seed", "device", "dtype", "chat")
     kept = {name: about[name] for name in names_kept if name in about}
     lines = [
         f"# Chosen by `ketools tune` on {len(trial)} facts that are not in facts.jsonl, and {len(known)} that were to stay",
@@ -156,10 +159,16 @@ def tune(
         f"edits = {len({fact.subject for fact in left})}",
         "", "[settings]", *(f"{name} = {json_text.dumps(value)}" for name, value in settings.items()),
     ]  # fmt: skip
+    untouched = set(left.ids)  # written as they were given: the run puts them into the template
     write_atomic(names["trials.csv"], found.trials.to_csv(index=False))
     if found.layers is not None:
         write_atomic(names["layers.csv"], found.layers.to_csv(index=False))
-    write_atomic(names["facts.jsonl"], "".join(f"{json_text.dumps(as_record(f), ensure_ascii=False)}\n" for f in left))
+    write_atomic(
+        names["facts.jsonl"],
+        "".join(
+            f"{json_text.dumps(as_record(f), ensure_ascii=False)}\n" for f in given.filter(lambda f: f.id in untouched)
+        ),
+    )
     write_atomic(names["settings.toml"], "\n".join(lines) + "\n")
     ranked = found.trials.sort_values("score", ascending=False, kind="stable")
     common.show(

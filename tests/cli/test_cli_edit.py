@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from ketools import Edit, cli, evaluate, load
@@ -18,9 +18,10 @@ from ketools import facts as ke_facts
 from ketools.editing.covariance import Statistics
 from ketools.editing.editor import Editor
 from ketools.editing.methods import FT, MEMIT
+from ketools.models.tokens import in_chat
 from ketools.runs.config import RunConfig
 from ketools.runs.run import advice, as_one
-from ketools.runs.store import write_sealed
+from ketools.runs.store import RunRecord, write_sealed
 from tests.cli.test_cli import one_line
 from tests.conftest import SENTENCES
 from tests.small_world import small_facts
@@ -180,6 +181,27 @@ def test_tuned_settings_are_the_best_trial_and_edit_reads_them(home, run, tmp_pa
         run("tune", home / "model", out / "facts.jsonl", "--out", tmp_path / "p", "--statistics", covariance), 2
     )
     assert "at least 6 subjects, there are 4" in line
+
+
+def test_settings_tuned_in_the_chat_template_are_used_in_it(home, run, tmp_path, monkeypatch):
+    words = ("tune", tmp_path / "model", home / "facts.csv", "--out", tmp_path / "tuned", "--method", "ft",
+             "--layers", "0", "--chat", "--quiet")  # fmt: skip
+    shutil.copytree(home / "model", tmp_path / "model")
+    assert "template" in one_line(run(*words), 2), "no template, no trial"
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %} yes"
+    tokenizer.save_pretrained(tmp_path / "model")
+    assert (done := run(*words)).exit_code == 0, done.output
+    given = {fact.id: fact for fact in ke_facts(home / "facts.csv")}
+    assert all(fact == given[fact.id] for fact in ke_facts(tmp_path / "tuned" / "facts.jsonl"))
+    put = []
+    monkeypatch.setattr(
+        "ketools.models.tokens.in_chat", lambda model, facts: put.extend(facts) or in_chat(model, facts)
+    )
+    done = run("edit", "--model", tmp_path / "model", "--facts", tmp_path / "tuned" / "facts.jsonl", "--settings",
+               tmp_path / "tuned" / "settings.toml", "--out", tmp_path / "o", "--set", "ft_steps=1", "--quiet")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert len(put) == len(RunRecord.load(tmp_path / "o").facts)
 
 
 def test_of_facts_that_contradict_each_other_the_last_one_counts_everywhere(home, run, tmp_path):
