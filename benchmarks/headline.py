@@ -14,7 +14,7 @@ from ketools.io import write_atomic
 from ketools.plots.drawers import EDITS, add_lines, add_load, describe, scale
 from ketools.plots.pictures import pictures
 from ketools.plots.style import LEFT, dress, ends_of, label, last, plain
-from ketools.report.figures import left_out, pooled
+from ketools.report.figures import Rows, left_out, pooled
 from ketools.report.page import picture, render
 from ketools.runs.records import Group, listed
 
@@ -23,14 +23,16 @@ PANELS = ("norm_ratio", "unedited_kept", "ES")
 _AXIS = 66  # pixels that ticks and titles of the x axes take
 
 
-def headline(groups: Sequence[Group]) -> go.Figure:
+def headline(groups: Sequence[Group], rows: Rows = lambda record: record.checkpoints) -> go.Figure:
     """The figure of the README: norm, retention and efficacy over edits, a line a method, seeds as mean and range.
+
+    rows: a record's checkpoints, where a study has measured more of them than the record holds.
 
     Raises KetoolsError where the runs lack one of the three, or are of several models.
     """
     if len({group.model for group in groups}) != 1:
         raise KetoolsError(f"the figure is of one model; got {sorted({group.model for group in groups})}")
-    frame = pooled(groups, lambda record: record.checkpoints)
+    frame = pooled(groups, rows)
     if missing := [name for name in PANELS if name not in frame or frame[name].isna().all()]:
         raise KetoolsError(f"nothing to draw: the runs have no {', '.join(missing)}")
     panels = [metric(name) for name in PANELS]
@@ -70,13 +72,15 @@ def headline(groups: Sequence[Group]) -> go.Figure:
     return fig.update_xaxes(title_standoff=6, nticks=4, tickformat=",d")
 
 
-def write_headline(groups: Sequence[Group], folder: str | Path) -> list[Path]:
+def write_headline(
+    groups: Sequence[Group], folder: str | Path, rows: Rows = lambda record: record.checkpoints
+) -> list[Path]:
     """headline.html (stands alone, opens offline) and headline.png (1,800 pixels wide) in `folder`; returns both.
 
     Raises KetoolsError as `headline` does; and, when the page is written already, where there is no Chromium to draw the
     picture with.
     """
-    fig = headline(groups)
+    fig = headline(groups, rows)
     bare = go.Figure(fig).update_layout(width=None, legend={"yref": "paper", "y": 1.12, "yanchor": "bottom"})
     shown = picture("headline", fig)
     there = write_atomic(Path(folder) / "headline.html", render(shown.finding, {"headline": bare}, headline=shown))

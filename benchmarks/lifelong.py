@@ -69,23 +69,27 @@ class Planned:
         return f"{Path(self.model).name}-{self.method.replace('+', '-')}-seed{self.seed}"
 
 
-def plan(only: Sequence[str] = (), models: Sequence[str] | None = None) -> list[Planned]:
-    """The runs, the first seed of every method before the next; `only`: those whose name has one of these words whole."""
-    found = [
+def plan(models: Sequence[str] | None = None) -> list[Planned]:
+    """The runs, the first seed of every method before the next."""
+    return [
         Planned(model, method, seed)
         for seed in sorted({seed for seeds in SEEDS.values() for seed in seeds})
         for model in (models or SEEDS)
         for method in METHODS
         if seed in SEEDS.get(model, SEEDS["pocket"])
     ]
-    if not only:
-        return found
-    chosen = [
-        run for run in found if any(word in (run.name, run.method, run.model, f"seed{run.seed}") for word in only)
+
+
+def chosen(runs: Sequence[Planned], only: Sequence[str]) -> list[Planned]:
+    """Those whose name has one of the words of `only` whole; all without words."""
+    some = [
+        run
+        for run in runs
+        if not only or any(word in (run.name, run.method, run.model, f"seed{run.seed}") for word in only)
     ]
-    if not chosen:
-        raise KetoolsError(f"--only {','.join(only)}: no such run; there are {', '.join(run.name for run in found)}")
-    return chosen
+    if not some:
+        raise KetoolsError(f"--only {','.join(only)}: no such run; there are {', '.join(run.name for run in runs)}")
+    return some
 
 
 def done(folder: Path) -> bool:
@@ -261,6 +265,9 @@ def publish(runs: Sequence[Planned], options: argparse.Namespace) -> list[Path]:
 
 def run_options(parser: argparse.ArgumentParser, *, edits: int, batch: int, every: int, out: str, results: str) -> None:
     """What every script with a plan of long runs takes, with its own defaults."""
+    parser.add_argument(
+        "--only", type=lambda s: s.split(","), default=[], help="encore,seed0: runs with one of these words"
+    )
     parser.add_argument("--edits", type=int, default=edits)
     parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--checkpoint-every", type=int, default=every, help="edits between two checkpoints")
@@ -274,9 +281,6 @@ def run_options(parser: argparse.ArgumentParser, *, edits: int, batch: int, ever
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--only", type=lambda s: s.split(","), default=[], help="encore,seed0: runs with one of these words"
-    )
     parser.add_argument("--models", type=lambda s: s.split(","), default=None, help="others than pocket, pocket-llama")
     run_options(parser, edits=10_000, batch=100, every=1000, out="build/lifelong", results="data/results")
     parser.add_argument("--all", action="store_true", help="continue with the next run until all are done")
@@ -290,14 +294,14 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _made(options: argparse.Namespace) -> None:
-    runs = plan(options.only, options.models)
+    runs = chosen(plan(options.models), options.only)
     if options.list:
         sys.stdout.write(f"{listing(runs, options.out)}\n")
         return
     waiting = [] if options.pack else [run for run in runs if not done(options.out / run.name)]
     for run in waiting if options.all else waiting[:1]:
         go(run, options)
-    for path in publish(plan((), options.models), options):
+    for path in publish(plan(options.models), options):
         sys.stdout.write(f"{path}\n")
 
 

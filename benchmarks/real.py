@@ -1,9 +1,10 @@
-"""A real model at the paper's load: SmolLM2 (d_mlp 1,536), CounterFact, 2,400 edits = load 1.56, that of 10,000 on GPT2-XL.
+"""A real model at the paper's load: SmolLM2 (d_mlp 1,536), CounterFact, 1,100 edits = load 0.72, that of 10,000 on Llama 3 8B.
 
     python -m benchmarks.real --facts counterfact.json.gz --text wikitext.txt.gz     runs, one after another; resumes
+    python -m benchmarks.real ... --only memit,seed0 only runs whose name has one of these words
     python -m benchmarks.real ... --list             how far each run is
-    python -m benchmarks.real ... --pack             no run; pack what is finished, write the tables of all
-    python -m benchmarks.real ... --ends FOLDER      measure each run where it stands: its own edits, facts of ketools, six tasks
+    python -m benchmarks.real ... --states FOLDER    no run; ask each run's checkpoints what a run doesn't: past edits, own facts, six tasks
+    python -m benchmarks.real ... --pack             no run; pack what is finished, write the tables of all and the picture
 
 Settings come first, by a rule that was fixed before any run (`develop`): a small grid, tried on BATCHES batches one after
 another of facts that no run edits, of which each method takes what has the largest harmonic mean of ES, PS and retention at
@@ -16,14 +17,15 @@ them, in all runs alike. The rest of those, and 400 others, are set aside for th
 all articles but the last twenty, which perplexity is measured on. What is made once (which facts the model knows, C) lies
 beside the runs; so does generation entropy (generation.json), before any edit and, in a run's folder, at its end.
 
-`--ends FOLDER` rebuilds each run's model from its stored edits after its last checkpoint, finished or not, and asks what is too
-dear for every checkpoint (`ends`). FOLDER holds downstream-sst2.jsonl.gz and so on: items of GLUE and MMLU with their own
-fields, asked with four solved ones before each, as in the paper.
+`--states FOLDER` rebuilds each run's model from its stored edits at every checkpoint, of unfinished runs too, and asks what would
+slow a run down (`states`). FOLDER holds downstream-sst2.jsonl.gz and so on: items of GLUE and MMLU with their own fields,
+asked with four solved ones before each, as in the paper.
 """
 
 import argparse
 import gzip
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -36,7 +38,8 @@ import pandas as pd
 import torch
 
 from benchmarks.command import ended
-from benchmarks.lifelong import Planned, done, listing, packed, run_options, state
+from benchmarks.headline import write_headline
+from benchmarks.lifelong import Planned, chosen, done, listing, packed, run_options, state
 from ketools.editing.covariance import Statistics
 from ketools.editing.editor import Editor
 from ketools.editing.targets import Targets
@@ -50,6 +53,7 @@ from ketools.models.model import EditableModel, load
 from ketools.probing.layers import suggest
 from ketools.runs.config import composed, settled
 from ketools.runs.panel import Panel, Sizes
+from ketools.runs.records import Run, arrange, gather
 from ketools.runs.resume import restore
 from ketools.runs.run import lifelong
 from ketools.runs.store import RunRecord, Store
@@ -63,12 +67,11 @@ LAYERS, PUBLISHED = range(16), range(4, 9)  # that C is of; of Llama 2 and 3
 HELD, DEVELOPMENT = 300, 400  # known facts never edited; unknown ones set aside
 ARTICLES, CHARACTERS, OPENINGS = 20, 2000, 50  # of held-out text, of each; of free text, 100 tokens each
 BATCHES = 5  # of options.batch facts, that settings are chosen on
-# Past edits are scored at the end: 2,400 facts take ten minutes.
 PAST, SHOTS, PER_TASK = (
     300,
     4,
     100,
-)  # edits and facts of ours asked at a run's end; solved items before an item; items a task
+)  # past edits and own facts asked of a state; solved items before an item; items a task
 ENTAILED = (" True", " False")
 TASKS: dict[str, tuple[str, tuple[str, ...]]] = {
     "sst2": ("Review: {sentence}\nSentiment:", (" negative", " positive")),
@@ -243,36 +246,36 @@ def items(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def ends(runs: Sequence[Planned], options: argparse.Namespace) -> pd.DataFrame:
-    """A row per state, the unedited model first: method, seed, edits; ES, PS, NS, S, p_edited of PAST of the run's edits as they
-    are now; ours: recall of PAST facts that ketools made for this model; GE; F1 of each task and their mean. Kept in ends.csv.
+def states(runs: Sequence[Planned], options: argparse.Namespace) -> pd.DataFrame:
+    """A row per state, the unedited model first: method, seed, edits; ES, PS, NS, S, p_edited of PAST of the run's edits so far.
+
+    Before any edit and after the last checkpoint also, since each takes minutes: ours: recall of PAST facts that ketools made for
+    this model; GE; F1 of each task and their mean. Kept in states.csv.
     """
-    path, tasks = options.out / "ends.csv", items(options.ends)
+    path, tasks = options.out / "states.csv", items(options.states)
     rows = pd.read_csv(path).to_dict("records") if path.is_file() else []
-    begun = [run for run in runs if state(options.out / run.name)[1]]
-    for run in (None, *begun):
-        at = int(RunRecord.load(options.out / run.name).checkpoints["edits"].max()) if run else 0
+    asked: list[tuple[Planned | None, int, bool]] = [(None, 0, True)]
+    for run in runs:
+        if state(options.out / run.name)[1]:
+            edits = RunRecord.load(options.out / run.name).checkpoints["edits"].astype(int)
+            asked += [(run, at, at == edits.max()) for at in edits[edits > 0]]
+    for run, at, whole in asked:
         key = {"method": run.method if run else "unedited", "seed": run.seed if run else -1, "edits": at}
         if any(key.items() <= row.items() for row in rows):
             continue
         world, row = World(options), dict(key)
         if run:
             restore(Store(options.out / run.name), world.model, -(-at // options.batch))
-            past = world.pool.sample(options.edits, run.seed)[:at].sample(min(PAST, at), 0)
+            past = world.pool.sample(options.edits, run.seed)[:at]
+            past = past.sample(min(PAST, at), 1000)  # by the run's own seed it would be the oldest
             scores = summary(evaluate(world.model, past))
-            row |= {
-                "ES": scores["ES"],
-                "PS": scores["PS"],
-                "NS": scores["NS"],
-                "S": scores["S"],
-                "p_edited": scores["p_new"],
-            }
-        row["ours"] = float(
-            recall(world.model, read_facts("real").sample(PAST, 0), prompts="prompt")["accuracy"].mean()
-        )
-        row["GE"] = world.entropy()
-        f1 = downstream(world.model, tasks, PER_TASK).set_index("task")["f1"]
-        row |= {"F1": float(f1.mean())} | {f"F1_{task}": value for task, value in f1.items()}
+            row |= {name: scores[name] for name in ("ES", "PS", "NS", "S")} | {"p_edited": scores["p_new"]}
+        if whole:
+            own = read_facts("real").sample(PAST, 0)
+            row["ours"] = float(recall(world.model, own, prompts="prompt")["accuracy"].mean())
+            row["GE"] = world.entropy()
+            f1 = downstream(world.model, tasks, PER_TASK).set_index("task")["f1"]
+            row |= {"F1": float(f1.mean())} | {f"F1_{task}": value for task, value in f1.items()}
         rows.append(row)
         write_atomic(path, pd.DataFrame(rows).to_csv(index=False))
     return pd.DataFrame(rows)
@@ -280,7 +283,8 @@ def ends(runs: Sequence[Planned], options: argparse.Namespace) -> pd.DataFrame:
 
 def table(runs: Sequence[Planned], out: Path) -> pd.DataFrame:
     """A row per run and checkpoint, of finished and unfinished runs alike: method, seed, edits, COLUMNS, means over the batches
-    so far of steps and at_edit_p_new, seconds a fact, GE.
+    so far of steps and at_edit_p_new, seconds a fact, GE; what `states` measured where the run did not.
+    ES to p_edited of the unedited model are those of at most `ketools.runs.panel.BEFORE` facts.
     """
     parts = []
     for run in runs:
@@ -289,6 +293,8 @@ def table(runs: Sequence[Planned], out: Path) -> pd.DataFrame:
         record, entropy = RunRecord.load(out / run.name), out / run.name / "generation.json"
         points, batches = record.checkpoints, record.batches.expanding().mean(numeric_only=True)
         part = points[["edits", *(name for name in COLUMNS if name in points)]].assign(method=run.method, seed=run.seed)
+        before = {name: value for name, value in Run("", record).before.items() if name in COLUMNS}
+        part.loc[part["edits"] == 0, [*before]] = [*before.values()]
         if len(batches):
             so_far = batches.assign(
                 edits=record.batches["edits"], seconds_per_edit=batches["seconds"] / batches["facts"]
@@ -296,8 +302,30 @@ def table(runs: Sequence[Planned], out: Path) -> pd.DataFrame:
             part = part.merge(so_far[["edits", "steps_mean", "seconds_per_edit", "at_edit_p_new"]], "left", "edits")
         if entropy.is_file():
             part.loc[part["edits"] == part["edits"].max(), "GE"] = json.loads(entropy.read_text(encoding="utf-8"))["GE"]
-        parts.append(part[["method", "seed", *part.columns.drop(["method", "seed"])]])
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+        parts.append(part)
+    if not parts:
+        return pd.DataFrame()
+    frame, path, place = pd.concat(parts, ignore_index=True), out / "states.csv", ["method", "seed", "edits"]
+    if path.is_file():
+        more = pd.read_csv(path)
+        unedited = more[more["method"] == "unedited"].drop(columns=place)
+        more = pd.concat([more, frame.loc[frame["edits"] == 0, place].merge(unedited, "cross")])
+        more = frame[place].merge(more, "left", place)  # row by row what `frame` has
+        frame = frame.combine_first(more)[[*frame, *more.columns.difference(frame.columns, sort=False)]]
+    return frame
+
+
+def picture(runs: Sequence[Planned], results: Path) -> None:
+    """headline.png of the README from the packed runs of seed 0, with the efficacy that checkpoints.csv has of them."""
+    scores = pd.read_csv(results / "checkpoints.csv").set_index(["method", "seed", "edits"])["ES"]
+
+    def rows(record: RunRecord) -> pd.DataFrame:
+        points, run = record.checkpoints, Run("", record)
+        at = [(run.method, run.seed, edits) for edits in points["edits"]]
+        return points.assign(ES=[scores.get(place, math.nan) if place[-1] else math.nan for place in at])
+
+    there = [results / run.name for run in runs if run.seed == 0 and Store(results / run.name).exists()]
+    write_headline(arrange(gather(there)), results, rows)
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -305,9 +333,11 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--facts", type=Path, required=True, help="CounterFact, in any layout that ketools reads")
     parser.add_argument("--text", type=Path, required=True, help="wikitext, of C and of perplexity; may be .gz")
+    parser.add_argument(
+        "--states", type=Path, help="folder of the tasks' items; start no run, ask the checkpoints of all"
+    )
     # A checkpoint about every 0.18 of load.
-    parser.add_argument("--ends", type=Path, help="folder of the tasks' items; start no run, measure where each stands")
-    run_options(parser, edits=2400, batch=50, every=275, out="build/real", results="data/real")
+    run_options(parser, edits=1100, batch=50, every=275, out="build/real", results="data/real")
     return parser.parse_args(words)
 
 
@@ -318,21 +348,21 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _made(options: argparse.Namespace) -> None:
-    runs = plan()
+    runs = chosen(plan(), options.only)
     if options.list:
         sys.stdout.write(f"{listing(runs, options.out)}\n{table(runs, options.out).round(3).to_string(index=False)}\n")
         return
     options.out.mkdir(parents=True, exist_ok=True)
-    if options.ends:
-        sys.stdout.write(f"{ends(runs, options).round(3).to_string(index=False)}\n")
+    if options.states:
+        sys.stdout.write(f"{states(runs, options).round(3).to_string(index=False)}\n")
         return
     for run in () if options.pack else runs:
         go(run, options)
     for path in packed(runs, options.out, options.results):
         sys.stdout.write(f"{path}\n")
-    frame = table(runs, options.out)
-    if len(frame):
+    if len(frame := table(plan(), options.out)):
         write_atomic(options.results / "checkpoints.csv", frame.round(6).to_csv(index=False))
+        picture(plan(), options.results)
 
 
 if __name__ == "__main__":

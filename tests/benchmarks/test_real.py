@@ -6,6 +6,7 @@ import json
 from types import SimpleNamespace
 
 import pandas as pd
+import pytest
 import torch
 
 from benchmarks import real
@@ -17,6 +18,7 @@ from ketools.facts.fact import Fact, FactSet
 from ketools.io import write_json
 from ketools.probing.layers import Suggestion
 from ketools.runs.panel import Sizes
+from ketools.runs.store import RunRecord
 
 
 def test_known_facts_are_asked_and_never_edited(monkeypatch):
@@ -113,18 +115,20 @@ def test_a_run_is_resumed_and_its_table_holds_it(tiny_gpt2, tiny_facts, tmp_path
 
     monkeypatch.setattr(real, "World", World)
     monkeypatch.setattr(real, "plan", lambda: [real.Planned("m", "encore", 0)])
+    drawn = []
+    monkeypatch.setattr(real, "write_headline", lambda *given: drawn.append(given))
     (tmp_path / "out").mkdir()
     write_json(tmp_path / "out" / "settings.json", {"encore": {"layers": [1, 2], "steps": 2}})
     words = ["--facts", "f", "--text", "t", "--edits", "4", "--batch", "2", "--out", str(tmp_path / "out"), "--quiet"]
-    words += ["--results", str(tmp_path / "results")]
+    words += ["--results", str(tmp_path / "results"), "--checkpoint-every", "2"]
     for _ in range(2):
         assert real.main(words) == 0
     assert len(made) == 1, "a finished run is left alone"
     frame = pd.read_csv(tmp_path / "results" / "checkpoints.csv")
-    assert frame["edits"].tolist() == [0, 4] and frame["load"].tolist() == [0, 4 / 64]
-    assert frame["GE"].iloc[-1] == 2.0 and frame["ES"].notna().tolist() == [False, True]
+    assert frame["edits"].tolist() == [0, 2, 4] and frame["load"].tolist() == [0, 2 / 64, 4 / 64]
+    assert frame["GE"].iloc[-1] == 2.0 and frame["ES"].notna().tolist() == [True, False, True]
 
-    # At the end, from the stored edits alone: the weights are the run's, and tasks, facts and edits are asked of them.
+    # At each checkpoint, from the stored edits alone: the weights are the run's, and tasks, facts and edits are asked of them.
     ended = made[0].model
     items_in(tmp_path)
     monkeypatch.setattr(real, "read_facts", lambda name: facts)
@@ -132,14 +136,28 @@ def test_a_run_is_resumed_and_its_table_holds_it(tiny_gpt2, tiny_facts, tmp_path
     monkeypatch.setattr(real, "PAST", 3)
     monkeypatch.setattr(real, "SHOTS", 2)
     for _ in range(2):
-        assert real.main([*words, "--ends", str(tmp_path)]) == 0
-    assert len(made) == 3, "what is measured is left alone"
-    rebuilt, ends = made[2].model, pd.read_csv(tmp_path / "out" / "ends.csv")
+        assert real.main([*words, "--states", str(tmp_path)]) == 0
+    assert len(made) == 4, "what is measured is left alone"
+    unedited, halfway, rebuilt = (world.model for world in made[1:])
     for layer in (1, 2):
+        assert torch.equal(unedited.weight(layer), tiny_gpt2.weight(layer))
         assert torch.equal(rebuilt.weight(layer), ended.weight(layer))
-        assert not torch.equal(rebuilt.weight(layer), tiny_gpt2.weight(layer))
-    assert ends["method"].tolist() == ["unedited", "encore"] and ends["edits"].tolist() == [0, 4]
-    assert ends["ES"].notna().tolist() == [False, True] and ends.filter(like="F1_").notna().all().all()
+        assert not torch.equal(rebuilt.weight(layer), halfway.weight(layer))
+    states = pd.read_csv(tmp_path / "out" / "states.csv")
+    assert states["method"].tolist() == ["unedited", "encore", "encore"] and states["edits"].tolist() == [0, 2, 4]
+    assert states["ES"].notna().tolist() == [False, True, True] and (
+        states.filter(like="F1_").notna().all(axis=1).tolist() == [True, False, True]
+    )
+
+    # The table takes from them what the run did not measure, and nothing else; the picture is drawn from the table.
+    assert real.main([*words, "--pack"]) == 0
+    whole = pd.read_csv(tmp_path / "results" / "checkpoints.csv")
+    assert whole["ES"].tolist()[1:] == pytest.approx([states["ES"][1], frame["ES"].iloc[-1]])
+    assert whole["F1"].tolist()[::2] == pytest.approx(states["F1"].tolist()[::2], abs=1e-5)
+    pd.testing.assert_series_equal(whole["norm_ratio"], frame["norm_ratio"])
+    ((_, folder, rows),) = drawn[-1:]
+    assert folder == tmp_path / "results"
+    assert rows(RunRecord.load(folder / "m-encore-seed0"))["ES"].tolist()[1:] == whole["ES"].tolist()[1:]
 
 
 def test_items_show_every_answer_before_they_ask(tmp_path):

@@ -42,7 +42,7 @@ def test_the_plan_is_that_of_the_paper(script):
     assert len(runs) == 7 * 4 == len({run.name for run in runs})
     assert {run.seed for run in runs if run.model == "pocket"} == {0, 1, 2}
     assert all(run.seed == 0 for run in runs[:14]), "every method once before the next seed"
-    assert [run.name for run in script.plan(["encore"])] == [
+    assert [run.name for run in script.chosen(runs, ["encore"])] == [
         "pocket-encore-seed0", "pocket-llama-encore-seed0", "pocket-encore-seed1", "pocket-encore-seed2",
     ]  # fmt: skip
     assert all(variant(plain(composed(method))) == method for method in script.METHODS)
