@@ -114,6 +114,30 @@ def demo() -> str:
     return ends(demo_runs(), keys, ("method",))
 
 
+def real() -> str:
+    """SmolLM2 before any edit and at the end of each of its runs (data/real/checkpoints.csv), which the README shows too."""
+    import pandas as pd
+
+    from ketools.evaluation.metrics import number, percent, times
+    from ketools.io import data_root
+    from ketools.runs.records import title
+
+    shown = {
+        "norm_ratio": ("norm", times), "unedited_kept": ("known", percent), "ours": ("own set", percent),
+        "perplexity_ratio": ("perplexity", times), "F1": ("F1", percent), "at_edit_ES": ("ES then", percent),
+        "ES": ("ES", percent), "PS": ("PS", percent), "NS": ("NS", percent), "p_edited": ("probability", number),
+        "steps_mean": ("steps", number),
+    }  # fmt: skip
+    frame = pd.read_csv(data_root() / "real" / "checkpoints.csv")
+    states = [("*unedited*", frame[frame["edits"] == 0].iloc[0])]
+    states += [(title(row["method"]), row) for _, row in frame[frame["edits"] == frame["edits"].max()].iterrows()]
+    rows = [
+        (name, *("-" if pd.isna(row[key]) else show(row[key]) for key, (_, show) in shown.items()))
+        for name, row in states
+    ]
+    return table(("method", *(head for head, _ in shown.values())), rows)
+
+
 def drawing(name: str, *highlight: str) -> str:
     """A drawing of ketools.plots.diagrams as SVG within the page."""
     from ketools.plots import diagrams
@@ -129,6 +153,7 @@ MADE = {
     "overfitting": lambda: published("overfitting"),
     "ours": ours,
     "demo": demo,
+    "real": real,
     "transformer": lambda: drawing("transformer"),
     "update": lambda: drawing("transformer", "key", "W", "delta", "value"),
     "form": lambda: drawing("quadratic_form"),
