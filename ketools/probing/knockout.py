@@ -27,26 +27,28 @@ SOURCES = ("subject", "other")
 _TOKENS = 4096  # of one pass
 
 
-def knockout(model: EditableModel, facts: Sequence[Fact]) -> pd.DataFrame:
+def knockout(
+    model: EditableModel, facts: Sequence[Fact], sources: Sequence[str] = SOURCES, *, window: int | None = None
+) -> pd.DataFrame:
     """The true object's probability when the reading positions cannot attend to the subject, by layer.
 
     Args:
         model: the model in its current state, edits included; with eager or sdpa attention.
         facts: facts that the model knows; the others are left out, with a warning.
+        sources: what is blocked: the "subject"'s tokens, or all "other" tokens before the last one.
+        window: how many layers are blocked around each; None: the paper's share of the depth (9 of GPT2-XL's 48).
 
     Returns:
-        A row per fact, source and layer: fact, source (what is blocked: the "subject"'s tokens, or all "other" tokens
-        before the last one), layer (centre of the window of blocked layers, the paper's share of the depth, 9 of GPT2-XL's
-        48), p (exp of the target's mean token log-probability), p_clean, change ((p - p_clean) / p_clean, the paper's
-        measure). A fact without such tokens (its prompt ends with the subject's only token) has NaN. Attrs: facts,
+        A row per fact, source and layer: fact, source, layer (centre of the window), p (exp of the target's mean token
+        log-probability), p_clean, change ((p - p_clean) / p_clean, the paper's measure). A fact without such tokens (its prompt ends with the subject's only token) has NaN. Attrs: facts,
         unknown, unknown_ids, window.
 
     Raises:
         KetoolsError: as `tracing.trace`; an attention whose mask cannot be changed (flash, flex).
     """
-    window = max(1, round(model.anatomy.n_layer * 9 / 48))
+    window = window or max(1, round(model.anatomy.n_layer * 9 / 48))
     cases, attrs = known_cases(model, facts, "true")
-    frame = knockout_cases(model, cases, SOURCES, window)
+    frame = knockout_cases(model, cases, sources, window)
     frame.attrs = attrs | {"window": window}
     return frame
 
