@@ -7,7 +7,7 @@ again, and what it returns is a copy, so that neither the resident memory nor th
 
 import json
 from collections import UserList
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,15 +36,6 @@ def factors(tensors: Mapping[str, Tensor], layer: int) -> tuple[Tensor, Tensor]:
         left = torch.eye(right.shape[-1] if right.dim() else 1)
     if left.dim() != 2 or right.dim() != 2 or left.shape[1] != right.shape[1]:
         raise KetoolsError(f"its factors of layer {layer} have the shapes {tuple(left.shape)} and {tuple(right.shape)}")
-    return left, right
-
-
-def merged(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """The factors of several updates of one layer as one pair: side by side, or as a dense matrix where that is smaller."""
-    left, right = (torch.cat([pair[side] for pair in pairs], 1) for side in (0, 1))
-    if len(pairs) > 1 and left.shape[1] > len(left):
-        total = left.double() @ right.double().T
-        return torch.eye(len(left)), total.T.float().contiguous()
     return left, right
 
 

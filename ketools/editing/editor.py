@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ketools.editing import baselines
 from ketools.editing.covariance import Statistics, load_statistics
-from ketools.editing.edit import STATE, Blocks, Edit, StoredBlock, merged
+from ketools.editing.edit import STATE, Blocks, Edit, StoredBlock
 from ketools.editing.keys import (
     FactRows,
     before_norm,
@@ -33,7 +33,7 @@ from ketools.editing.keys import (
 from ketools.editing.methods import Constraint, FineTune, Method, Nas, Shift, method
 from ketools.editing.postprocess import Post, Prune, processed
 from ketools.editing.targets import Callback, Targets, compute_targets
-from ketools.editing.update import Protection, constrained, frobenius, least_squares, quadratic_form
+from ketools.editing.update import Protection, constrained, frobenius, least_squares, merged, quadratic_form
 from ketools.errors import Damaged, KetoolsError, NotFinite, named
 from ketools.facts.fact import Fact, short
 from ketools.io import checked, parsed, read_tensors, write_tensors

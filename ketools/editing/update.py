@@ -243,6 +243,15 @@ def cholesky(matrix: Tensor, name: str) -> Tensor:
     return lower
 
 
+def merged(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The factors of several updates of one layer as one pair: side by side, or as a dense matrix where that is smaller."""
+    left, right = (torch.cat([pair[side] for pair in pairs], 1) for side in (0, 1))
+    if len(pairs) > 1 and left.shape[1] > len(left):
+        total = left.double() @ right.double().T
+        return torch.eye(len(left)), total.T.float().contiguous()
+    return left, right
+
+
 def frobenius(left: Tensor, right: Tensor) -> float:
     """||left right^T||_F by the factors' Gram matrices in float64: no matrix (d_model, d_mlp) is formed."""
     left, right = left.double(), right.double()

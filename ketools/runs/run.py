@@ -18,12 +18,13 @@ import torch
 from tqdm.auto import tqdm
 
 from ketools.editing.covariance import Statistics, load_statistics
-from ketools.editing.edit import Edit, merged
+from ketools.editing.edit import Edit
 from ketools.editing.editor import AlreadyKnown, Editor, finished
 from ketools.editing.keys import checked_rows
 from ketools.editing.methods import Method
 from ketools.editing.methods import method as named_method
 from ketools.editing.targets import Targets
+from ketools.editing.update import merged
 from ketools.errors import KetoolsError, NotFinite
 from ketools.evaluation.downstream import load_heldout, tasks_named
 from ketools.evaluation.edits import evaluate, unscorable
