@@ -46,7 +46,7 @@ report: env ## Draw build/demo/report.html again from the records of the last de
 	$(BIN)/ketools report $(OUT)
 
 test: env ## All tests, and every notebook against its stored output
-	$(QUIET) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not attack' $(NBVAL) $(NOTEBOOKS) tests $(ARGS)
+	$(QUIET) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not attack' $(NBVAL) $(NOTEBOOKS) tests/notebooks tests/runs tests $(ARGS)
 
 test-faults: env ## A run of 400 edits killed fifty times, and every disk fault: bit for bit the same result
 	KETOOLS_KILLS=50 $(QUIET) $(BIN)/python -m pytest tests/runs/test_exact.py tests/runs/test_faults.py $(ARGS)
