@@ -90,8 +90,8 @@ def test_the_norms_are_those_of_a_plain_pass(tiny_llama):
 
 def test_batches_and_padding_change_nothing(tiny_gpt2, monkeypatch):
     whole = contributions(tiny_gpt2, text_sample(tiny_gpt2, SENTENCES))
-    original = residual.places
-    monkeypatch.setattr(residual, "places", lambda model, sample: original(model, sample, tokens=1))
+    original = residual.batches
+    monkeypatch.setattr(residual, "batches", lambda lengths, tokens: original(lengths, 1))
     single = contributions(tiny_gpt2, text_sample(tiny_gpt2, SENTENCES))
     assert (whole["norm"] - single["norm"]).abs().max() < 1e-4
 
