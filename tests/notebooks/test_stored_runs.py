@@ -4,6 +4,7 @@ The stored outputs of the notebook show one situation, with such runs or without
 """
 
 import ast
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from ketools import plots
 from ketools.course import build as cells
 from ketools.course import check_claim, predict
 from ketools.course.lessons import nb10
+from ketools.io import data_root
 from ketools.plots.style import words
 from tests.runs.fakes import fake_run
 
@@ -27,10 +29,13 @@ def state(tmp_path, monkeypatch):
         run = fake_run(tmp_path / method, method, loss=loss)
         (tmp_path / "data" / "results").mkdir(parents=True, exist_ok=True)
         pack(run, tmp_path / "data" / "results" / f"pocket-{method}-seed0")
+    shutil.copytree(data_root() / "real", tmp_path / "data" / "real")
     monkeypatch.setenv("KETOOLS_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("KETOOLS_MODE", "full")  # made-up numbers: a claim may fail, and says so
     model = SimpleNamespace(fingerprint="pocket-fingerprint", name="pocket")
-    lab = SimpleNamespace(model=model, seed=0, context=lambda n: f"Mode quick, model pocket, n = {n}, seed 0.")
+    lab = SimpleNamespace(
+        model=model, mode="quick", seed=0, context=lambda n: f"Mode quick, model pocket, n = {n}, seed 0."
+    )
     names = {"lab": lab, "model": model, "runs": None, "nb10": nb10, "check_claim": check_claim, "predict": predict}
     exec("\n".join(_imports()), names)
     return names
@@ -63,9 +68,9 @@ def test_the_cells_that_read_records_turn_on_stored_ones(state, capsys):
         "holds: with each seed all methods edited the same facts" in out and "holds: MEMIT's matrix grows more" in out
     )
     figures = [value for value in said.values() if hasattr(value, "to_plotly_json") and "meta" in value.layout]
-    assert len(figures) == 3 and all(
-        "n = 200 edits in 3 runs, stored" in words(figure)["caption"] for figure in figures
-    )
+    captions = [words(figure)["caption"] for figure in figures]
+    assert len(captions) == 4 and sum("n = 200 edits in 3 runs, stored" in caption for caption in captions) == 3
+    assert sum("model SmolLM2, n = 1,100 edits a method" in caption for caption in captions) == 1
     assert plots.stack(state["records"], "batches")["method"].nunique() == 3
     (answer,) = [value for last, value in said.items() if "second.reveal" in last]
     assert "It is `encore`" in answer.text and "MEMIT" not in answer.text.split("Why not `memit`?")[0]
