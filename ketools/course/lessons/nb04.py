@@ -30,17 +30,17 @@ def as_edit(layer: int, delta: Tensor, rank: int) -> Edit:
 
 
 def bargain(frame: pd.DataFrame, chosen: float, context: str) -> go.Figure:
-    """The frame of `trades.trade_off`, lines with and without C; `chosen`: the lambda in use."""
+    """The frame of `trades.trade_off`, lines with and without C; `chosen`: the λp in use."""
     at = {}
     for line, mine in frame.groupby("line", sort=False):
         row = mine.loc[(mine["dial"] - chosen).abs().idxmin()]
-        at[f"lambda in use, {line}"] = (row["moved"], row["missed"])
+        at[f"λp in use, {line}"] = (row["moved"], row["missed"])
     (near, missed), _ = at.values()
-    # Where the line without C misses as much, how much further it moves prose.
+    # Where the line without C misses as much, how much further it moves background text.
     flat = frame[frame["line"] == FLAT_LINE].sort_values("missed")
     far = float(np.interp(missed, flat["missed"], flat["moved"]))
-    finding = f"Facts written equally well: without the covariance prose moves {times(far / near)} as far"
-    caption = "Each point a weight lambda, small ones on the right."
+    finding = f"Facts written equally well: without the covariance background text moves {times(far / near)} as far"
+    caption = "Each point a λp, small ones on the right."
     return trade_lines(frame, finding, context, stars=at, caption=caption)
 
 
