@@ -14,7 +14,7 @@ from ketools.io import write_atomic
 from ketools.plots.drawers import EDITS, add_lines, add_load, describe, scale
 from ketools.plots.pictures import pictures
 from ketools.plots.style import LEFT, dress, ends_of, label, last, plain
-from ketools.report.figures import Rows, left_out, pooled
+from ketools.report.figures import Rows, checkpoints, left_out, pooled
 from ketools.report.page import picture, render
 from ketools.runs.records import Group, listed
 
@@ -23,7 +23,7 @@ PANELS = ("norm_ratio", "unedited_kept", "ES")
 _AXIS = 66  # pixels that ticks and titles of the x axes take
 
 
-def headline(groups: Sequence[Group], rows: Rows = lambda record: record.checkpoints) -> go.Figure:
+def headline(groups: Sequence[Group], rows: Rows = checkpoints) -> go.Figure:
     """The figure of the README: norm, retention and efficacy over edits, a line a method, seeds as mean and range.
 
     rows: a record's checkpoints, where a study has measured more of them than the record holds.
@@ -72,9 +72,7 @@ def headline(groups: Sequence[Group], rows: Rows = lambda record: record.checkpo
     return fig.update_xaxes(title_standoff=6, nticks=4, tickformat=",d")
 
 
-def write_headline(
-    groups: Sequence[Group], folder: str | Path, rows: Rows = lambda record: record.checkpoints
-) -> list[Path]:
+def write_headline(groups: Sequence[Group], folder: str | Path, rows: Rows = checkpoints) -> list[Path]:
     """headline.html (stands alone, opens offline) and headline.png (1,800 pixels wide) in `folder`; returns both.
 
     Raises KetoolsError as `headline` does; and, when the page is written already, where there is no Chromium to draw the

@@ -250,7 +250,7 @@ def states(runs: Sequence[Planned], options: argparse.Namespace) -> pd.DataFrame
     """A row per state, the unedited model first: method, seed, edits; ES, PS, NS, S, p_edited of PAST of the run's edits so far.
 
     Before any edit and after the last checkpoint also, since each takes minutes: ours: recall of PAST facts that ketools made for
-    this model; GE; F1 of each task and their mean. Kept in states.csv.
+    this model; F1 of each task and their mean. Kept in states.csv.
     """
     path, tasks = options.out / "states.csv", items(options.states)
     rows = pd.read_csv(path).to_dict("records") if path.is_file() else []
@@ -273,7 +273,6 @@ def states(runs: Sequence[Planned], options: argparse.Namespace) -> pd.DataFrame
         if whole:
             own = read_facts("real").sample(PAST, 0)
             row["ours"] = float(recall(world.model, own, prompts="prompt")["accuracy"].mean())
-            row["GE"] = world.entropy()
             f1 = downstream(world.model, tasks, PER_TASK).set_index("task")["f1"]
             row |= {"F1": float(f1.mean())} | {f"F1_{task}": value for task, value in f1.items()}
         rows.append(row)
@@ -290,7 +289,7 @@ def table(runs: Sequence[Planned], out: Path) -> pd.DataFrame:
     for run in runs:
         if state(out / run.name)[0] == "not started":
             continue
-        record, entropy = RunRecord.load(out / run.name), out / run.name / "generation.json"
+        record = RunRecord.load(out / run.name)
         points, batches = record.checkpoints, record.batches.expanding().mean(numeric_only=True)
         part = points[["edits", *(name for name in COLUMNS if name in points)]].assign(method=run.method, seed=run.seed)
         before = {name: value for name, value in Run("", record).before.items() if name in COLUMNS}
@@ -300,8 +299,9 @@ def table(runs: Sequence[Planned], out: Path) -> pd.DataFrame:
                 edits=record.batches["edits"], seconds_per_edit=batches["seconds"] / batches["facts"]
             )
             part = part.merge(so_far[["edits", "steps_mean", "seconds_per_edit", "at_edit_p_new"]], "left", "edits")
-        if entropy.is_file():
-            part.loc[part["edits"] == part["edits"].max(), "GE"] = json.loads(entropy.read_text(encoding="utf-8"))["GE"]
+        for folder, at in ((out, 0), (out / run.name, part["edits"].max())):
+            if (entropy := folder / "generation.json").is_file():
+                part.loc[part["edits"] == at, "GE"] = json.loads(entropy.read_text(encoding="utf-8"))["GE"]
         parts.append(part)
     if not parts:
         return pd.DataFrame()

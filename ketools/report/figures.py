@@ -183,7 +183,8 @@ def _most_grown(record: RunRecord) -> pd.DataFrame:
     return most[["edits", "edited", "layer", "ratio"]].sort_values("edits")
 
 
-def _checkpoints(record: RunRecord) -> pd.DataFrame:
+def checkpoints(record: RunRecord) -> pd.DataFrame:
+    """The rows that most figures are of."""
     return record.checkpoints
 
 
@@ -278,20 +279,20 @@ class Chart:
 CHARTS: dict[str, Chart] = {
     "norm": Chart("Norm of the edited matrices", _most_grown, plots.norm_growth, ("ratio",), "norms", ("edited",)),
     "residual": Chart("The edited layers in the residual stream", _shares, residual_share, ("share",), "residual"),
-    "unedited": Chart("Unedited facts", _checkpoints, plots.unedited_kept, ("unedited_kept",), n="unedited_known"),
+    "unedited": Chart("Unedited facts", checkpoints, plots.unedited_kept, ("unedited_kept",), n="unedited_known"),
     "same-subject": Chart(
         "Other facts about edited subjects",
-        _checkpoints,
+        checkpoints,
         plots.same_subject_kept,
         ("same_subject_kept",),
         n="same_subject_known",
     ),
-    "downstream": Chart("Downstream tasks", _checkpoints, plots.downstream_kept, ("downstream_kept",)),
-    "perplexity": Chart("Perplexity", _checkpoints, plots.perplexity, ("perplexity_ratio",)),
-    "scores": Chart("The edits", _checkpoints, plots.edit_scores, ("ES", "PS", "NS"), n="edits"),
+    "downstream": Chart("Downstream tasks", checkpoints, plots.downstream_kept, ("downstream_kept",)),
+    "perplexity": Chart("Perplexity", checkpoints, plots.perplexity, ("perplexity_ratio",)),
+    "scores": Chart("The edits", checkpoints, plots.edit_scores, ("ES", "PS", "NS"), n="edits"),
     "forgetting": Chart("Forgetting", _left, forgetting, ("kept",), "forgetting"),
     "age": Chart("Forgetting by age", _ages, by_age, ("kept",), "forgetting"),
-    "probability": Chart("Probability of edited facts", _checkpoints, plots.probability, ("p_edited",)),
+    "probability": Chart("Probability of edited facts", checkpoints, plots.probability, ("p_edited",)),
     "stopped": Chart(
         "Targets when their optimisation stopped",
         _stopped,
@@ -325,7 +326,7 @@ def capacity(groups: Sequence[Group]) -> pd.DataFrame:
     for group in groups:
         if math.isnan(d_mlp := group.runs[0].d_mlp):
             continue
-        frame = pooled([group], _checkpoints)
+        frame = pooled([group], checkpoints)
         if len(frame) and "efficacy_accuracy" in frame:
             names = {f"efficacy_accuracy{end}": f"held{end}" for end in ("", LOW, HIGH)}
             frame = frame[frame["edits"] > 0].rename(columns=names)[["method", "edits", *names.values(), "seeds"]]

@@ -73,7 +73,7 @@ def split(
     """
     if (n := len({fact.subject.lower() for fact in facts})) < 6:
         raise KetoolsError(
-            f"tuning needs facts about at least 6 subjects, there are {n}; give more, or set values by hand"
+            f"tuning needs facts about at least 6 subjects, there are {n}; give more, or choose settings yourself"
         )
     trial = facts.sample(min(size, n // 3), seed)
     subjects, ids = {fact.subject.lower() for fact in trial}, {fact.id for fact in trial}

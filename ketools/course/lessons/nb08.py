@@ -26,7 +26,7 @@ def package_ratio(lab: Lab, edits: Sequence[Edit], layer: int) -> float:
 
 
 def norm_and_loss(records: Mapping[str, RunRecord]) -> pd.DataFrame:
-    """A row per method and checkpoint: method, edits, norm_ratio (of the most grown edited matrix), unedited_kept."""
+    """A row per method and checkpoint: method, edits, norm_ratio (of the most-changed edited matrix), unedited_kept."""
     parts = []
     for method, record in records.items():
         table = record.norms[record.norms["edited"].astype(bool)]

@@ -86,7 +86,7 @@ class FactSurgeon(View):
 
     shown: the Operation in the picture. trials: a row per edit made so far: method, subject, new, p_before and p_after
     (of the new answer at the prompt), paraphrases (their mean p_after), neighbours_kept and same_subject_kept (shares of
-    those answered rightly before that still are), norm_ratio (of the most grown matrix), steps, seconds.
+    those answered rightly before that still are), norm_ratio (of the most-changed matrix), steps, seconds.
     """
 
     kind, title = "surgeon", "Fact surgeon"
