@@ -1,4 +1,4 @@
-"""The reference runs: seven methods, 10,000 edits each, on the pocket models; their light records, table and reading.
+"""The reference runs: seven methods, 10,000 edits each, on pocket; their light records, table and reading.
 
     python -m benchmarks.lifelong --list              the plan, and how far each run is
     python -m benchmarks.lifelong                     start or resume the next unfinished run
@@ -38,7 +38,7 @@ from ketools.runs.run import execute, ready
 from ketools.runs.store import RunRecord, Store
 
 METHODS = ("memit", "sequential-memit", "alphaedit", "emmet+mpes", "memit+mpes", "memit+norm", "encore")
-SEEDS = {"pocket": (0, 1, 2), "pocket-llama": (0,)}
+MODEL, SEEDS = "pocket", (0, 1, 2)
 BUDGET = 20 * 2**20  # bytes of all light records together
 COLUMNS = {
     "ES": ("ES", "percent"), "PS": ("PS", "percent"), "NS": ("NS", "percent"), "S": ("S", "percent"),
@@ -71,13 +71,7 @@ class Planned:
 
 def plan(models: Sequence[str] | None = None) -> list[Planned]:
     """The runs, the first seed of every method before the next."""
-    return [
-        Planned(model, method, seed)
-        for seed in sorted({seed for seeds in SEEDS.values() for seed in seeds})
-        for model in (models or SEEDS)
-        for method in METHODS
-        if seed in SEEDS.get(model, SEEDS["pocket"])
-    ]
+    return [Planned(model, method, seed) for seed in SEEDS for model in (models or [MODEL]) for method in METHODS]
 
 
 def chosen(runs: Sequence[Planned], only: Sequence[str]) -> list[Planned]:
@@ -281,7 +275,7 @@ def run_options(parser: argparse.ArgumentParser, *, edits: int, batch: int, ever
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", type=lambda s: s.split(","), default=None, help="others than pocket, pocket-llama")
+    parser.add_argument("--models", type=lambda s: s.split(","), default=None, help="others than pocket")
     run_options(parser, edits=10_000, batch=100, every=1000, out="build/lifelong", results="data/results")
     parser.add_argument("--all", action="store_true", help="continue with the next run until all are done")
     return parser.parse_args(words)

@@ -105,7 +105,7 @@ def demo_runs() -> list[Path]:
     from ketools.io import data_root
 
     names = ("memit", "alphaedit", "encore")
-    return [data_root() / "findings" / f"pocket-llama-v2-{name}-seed{seed}" for name in names for seed in range(3)]
+    return [data_root() / "findings" / f"pocket-{name}-seed{seed}" for name in names for seed in range(3)]
 
 
 def demo() -> str:

@@ -45,7 +45,7 @@ STAGES = (
     Stage(4900, 12300, 0.5, 8e-4, 3e-5),
     Stage(5500, 12300, 0.5, 6e-4, 2e-5),
 )
-# The stored pocket-llama is older than this recipe, which made pocket-llama-v2 (data/README.md).
+# The stored pocket-llama is older than this recipe, which made pocket (data/README.md).
 RECIPES = {"pocket": Recipe(GPT2, STAGES)} | dict.fromkeys(
-    ("pocket-llama", "pocket-llama-v2"), Recipe(LLAMA, STAGES, seed=1)
+    ("pocket-llama", "pocket"), Recipe(LLAMA, STAGES, seed=1)
 )

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ketools.runs.store import RunRecord
 
 DEMO_METHODS = "memit,alphaedit,encore"
-DEMO_MODEL = "pocket-llama-v2"
 DEMO_ROWS = [
     "norm_ratio", "unedited_kept", "same_subject_kept", "downstream_kept", "perplexity_ratio", "efficacy", "paraphrase",
     "neighbourhood", "p_edited", "p_natural", "steps_mean", "seconds_per_edit", "seconds_cpu_per_edit",
@@ -56,7 +55,7 @@ def demo(
     methods: Annotated[
         str, typer.Option(help="Methods, separated by commas; `ketools methods` lists them.")
     ] = DEMO_METHODS,
-    model: Annotated[str, typer.Option(help=common.MODEL)] = DEMO_MODEL,
+    model: Annotated[str, typer.Option(help=common.MODEL)] = "pocket",
     seed: common.Seed = 0,
     out: Annotated[Path, typer.Option(help="Folder for the report and the records.")] = Path("build/demo"),
     json: Annotated[Path | None, typer.Option(help="Also write the final measures to this file.")] = None,

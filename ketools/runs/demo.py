@@ -25,8 +25,6 @@ from ketools.runs.store import RunRecord, Store
 from ketools.runs.sweep import sweep
 
 METHODS = ("memit", "alphaedit", "encore")
-MODEL = "pocket-llama-v2"
-"""The pocket model on which a thousand edits show what the paper shows (data/README.md: the others, and why less)."""
 REAL_SIZES = Sizes(unedited=200, same_subject=100, documents=20, neighbours_end=1)
 """What a demo measures on a real language model: three methods in minutes on two cores."""
 Report = Callable[[Mapping[str, RunRecord], Path], object]
@@ -42,7 +40,7 @@ class _Demo(BaseModel):
 
 def demo(
     methods: Sequence[str] = METHODS,
-    model: str | EditableModel = MODEL,
+    model: str | EditableModel = "pocket",
     edits: int | None = None,
     seed: int = 0,
     out: str | Path = "build/demo",

@@ -104,7 +104,7 @@ def test_the_block_is_put_between_its_markers():
     text = "# Card\n\nkept\n"
     once = findings.written(text, "one\n", "pocket")
     assert once.startswith(text.rstrip()) and once.count("## The paper's findings") == 1
-    both = findings.written(once, "llama \\1\n", "pocket-llama")
+    both = findings.written(once, "llama \\1\n", "smollm2")
     again = findings.written(both, "two\n", "pocket")
     assert "one" not in again and "two" in again and "llama \\1" in again and "kept" in again
     assert again.count("## The paper's findings") == 1 and again.count("begin") == 2

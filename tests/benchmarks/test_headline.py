@@ -36,7 +36,7 @@ def test_the_headline(tmp_path):
     )
     assert words(fig)["finding"].endswith("% with MEMIT")
     with pytest.raises(KetoolsError, match="of one model"):
-        headline(arrange([Run("a", fake_record()), Run("b", fake_record(changes={"model": "pocket-llama"}))]))
+        headline(arrange([Run("a", fake_record()), Run("b", fake_record(changes={"model": "smollm2"}))]))
 
 
 def test_the_headline_as_page_and_picture(tmp_path, monkeypatch):

@@ -74,14 +74,14 @@ def test_version_and_help(run):
 
 def test_demo_passes_everything_on_and_prints_table_and_sentences(run, job, tmp_path):
     result = run(
-        *("demo", "--edits", 200, "--methods", "memit, encore", "--model", "pocket-llama", "--seed", 3, "--batch", 20),
+        *("demo", "--edits", 200, "--methods", "memit, encore", "--model", "smollm2", "--seed", 3, "--batch", 20),
         *("--out", tmp_path / "o", "--json", tmp_path / "deep" / "f.json", "--checkpoint-every", 40, "--quiet"),
     )
     assert result.exit_code == 0, result.output
     assert callable(job.got.pop("look"))
     assert job.got == {
         "methods": ["memit", "encore"],
-        "model": "pocket-llama",
+        "model": "smollm2",
         "edits": 200,
         "seed": 3,
         "out": tmp_path / "o",
@@ -104,11 +104,11 @@ def test_demo_passes_everything_on_and_prints_table_and_sentences(run, job, tmp_
 def test_the_defaults_are_the_jobs_own(run, job):
     import inspect
 
-    from ketools.runs.demo import METHODS, MODEL
+    from ketools.runs.demo import METHODS
     from ketools.runs.run import lifelong
 
     assert run("demo").exit_code == 0
-    assert job.got["methods"] == list(METHODS) and job.got["model"] == MODEL and job.got["edits"] is None
+    assert job.got["methods"] == list(METHODS) and job.got["model"] == "pocket" and job.got["edits"] is None
     assert job.got["batch"] == inspect.signature(lifelong).parameters["batch"].default
     assert job.got["checkpoint_every"] == inspect.signature(lifelong).parameters["checkpoint_every"].default
 
@@ -291,8 +291,8 @@ def test_a_read_only_folder_is_named(run, job, tmp_path):
 
 
 def test_a_method_is_described_with_the_settings_of_a_model(run):
-    told = run("methods", "encore", "--model", "pocket-llama")
-    assert told.exit_code == 0 and "settings for pocket-llama:" in told.output and "clamp" in told.output
+    told = run("methods", "encore", "--model", "pocket")
+    assert told.exit_code == 0 and "settings for pocket:" in told.output and "clamp" in told.output
     for words, why in ((["--model", "pocket"], "without a method"), (["encore", "--model", "nowhere"], "nowhere")):
         wrong = run("methods", *words)
         assert wrong.exit_code == 2 and why in wrong.output + wrong.stderr

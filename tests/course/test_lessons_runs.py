@@ -23,7 +23,7 @@ def results(tmp_path):
     for method in (*nb10.COMPARED, "sequential-memit"):
         pack(fake_run(tmp_path / method, method), folder / f"pocket-{method}-seed0")
     pack(
-        fake_run(tmp_path / "other", "encore", changes={"model": "pocket-llama"}), folder / "pocket-llama-encore-seed0"
+        fake_run(tmp_path / "other", "encore", changes={"model": "smollm2"}), folder / "smollm2-encore-seed0"
     )
     pack(fake_run(tmp_path / "seed", "encore", seed=1), folder / "pocket-encore-seed1")
     return folder

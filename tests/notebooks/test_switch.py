@@ -1,6 +1,6 @@
 """KETOOLS_MODE turns every notebook: quick on pocket (nbval runs that), full on a stand-in with other layers, facts and sizes.
 
-Full needs a large model and CounterFact. The stand-in is pocket-llama with a few facts in CounterFact's form: no other
+Full needs a large model and CounterFact. The stand-in is pocket by another name, and so with other settings, with a few facts in CounterFact's form: no other
 fact of a subject, no two-step questions, relations by other names. What the notebooks take for granted about the quick
 mode fails here. Its claims need not hold, and their lines say whether they do.
 """
@@ -8,6 +8,7 @@ mode fails here. Its claims need not hold, and their lines say whether they do.
 import json
 import os
 import re
+import shutil
 import tomllib
 from importlib.resources import files
 from pathlib import Path
@@ -34,7 +35,8 @@ def full(tmp_path_factory):
     rows = [json.dumps(_counterfact(i, fact)) for i, fact in enumerate(ke.facts("world").sample(FACTS, seed=5))]
     (folder / "facts.jsonl").write_text("\n".join(rows), encoding="utf-8")
     sizes = tomllib.loads(files("ketools.course").joinpath("full.toml").read_text(encoding="utf-8"))["sizes"]
-    text = '[model]\nname = "pocket-llama"\nfacts = "facts.jsonl"\ndtype = "float32"\ndevice = "cpu"\n'
+    shutil.copytree(ROOT / "data" / "models" / "pocket", folder / "stand-in")
+    text = f'[model]\nname = "{folder / "stand-in"}"\nfacts = "facts.jsonl"\ndtype = "float32"\ndevice = "cpu"\n'
     for number, named in sizes.items():
         small = {name: min(size, SIZE // 2 if name == "batch" else SIZE) for name, size in named.items()}
         text += f"\n[sizes.{number}]\n" + "".join(f"{name} = {size}\n" for name, size in small.items())
@@ -75,11 +77,11 @@ def test_full_mode_runs_on_a_stand_in_and_says_so(path, full, shell, monkeypatch
             if not cells.tags(cell) & {"exercise", "widget"}:
                 shell.run_cell(cell.source).raise_error()
     said = shown.stdout
-    assert "Mode full: model pocket-llama" in said and "Mode quick" not in said
+    assert "Mode full: model stand-in" in said and "Mode quick" not in said
     figures = [out.data[cells.PLOTLY] for out in shown.outputs if cells.PLOTLY in out.data]
     captions = [figure["layout"]["meta"]["caption"] for figure in figures]
     live = [caption for caption in captions if not caption.endswith("stored.")]
-    assert live and all("Mode full, model pocket-llama" in caption for caption in live)
+    assert live and all("Mode full, model stand-in" in caption for caption in live)
     assert re.search(r"^holds: every weight has its old bits again", said, re.M), "weights are restored in every mode"
 
 

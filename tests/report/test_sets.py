@@ -139,7 +139,7 @@ def test_every_explained_chart_names_what_the_glossary_knows():
 
 
 def test_seven_runs_of_two_models(tmp_path):
-    for model, seeds in (("pocket", (0, 1)), ("pocket-llama", (0,))):
+    for model, seeds in (("pocket", (0, 1)), ("smollm2", (0,))):
         for i, method in enumerate(ABLATIONS):
             for seed in seeds:
                 fake_run(

@@ -65,10 +65,10 @@ def test_seeds_of_one_method_are_a_group_and_nothing_else_is():
     assert [group.label for group in arrange([*runs(("encore", 0)), again])] == ["encore (encore-0)", "encore (again)"]
     mpes = Run("mpes", fake_record(replace(MEMIT, stopping=MPES())))
     assert [group.label for group in arrange([*runs(("memit", 0)), mpes])] == ["memit", "memit+mpes"]
-    llama = Run("llama", fake_record("encore", 0, changes={"model": "pocket-llama"}))
+    llama = Run("llama", fake_record("encore", 0, changes={"model": "smollm2"}))
     assert [(g.model, g.label) for g in arrange([*runs(("encore", 0)), llama])] == [
         ("pocket", "encore"),
-        ("pocket-llama", "encore"),
+        ("smollm2", "encore"),
     ]
 
 

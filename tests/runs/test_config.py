@@ -14,7 +14,7 @@ from ketools.runs.config import RunConfig, composed, settled
 from ketools.runs.records import plain, variant
 
 TOML = """
-model = "pocket-llama"
+model = "smollm2"
 method = "memit+mpes"
 edits = 400
 batch = 20
@@ -34,7 +34,7 @@ def test_a_file_is_read_and_options_win_over_it(tmp_path):
     path.write_text(TOML)
     config = RunConfig.read(path)
     assert (config.model, config.method, config.edits, config.batch, config.seed) == (
-        "pocket-llama",
+        "smollm2",
         "memit+mpes",
         400,
         20,

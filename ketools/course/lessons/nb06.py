@@ -14,7 +14,6 @@ from ketools.plots.drawers import add_line, checked
 from ketools.plots.style import OKABE_ITO, Style, dress, joined
 from ketools.runs.records import Run, gather
 
-_LONG = "pocket-llama"
 _RINGS = {
     "edits_right": ("the edits", Style(OKABE_ITO["blue"], "solid", "circle")),
     "same_subject_kept": ("the same subjects' other facts", Style(OKABE_ITO["vermillion"], "dash", "square")),
@@ -40,13 +39,13 @@ def ring_lines(frame: pd.DataFrame, context: str) -> go.Figure:
 
 def long_runs(methods: Sequence[str]) -> list[Run]:
     """The stored runs of these methods, seed 0."""
-    return gather([data_root() / "results" / f"{_LONG}-{method}-seed0" for method in methods])
+    return gather([data_root() / "results" / f"pocket-{method}-seed0" for method in methods])
 
 
 def about(lab: Lab, runs: Sequence[Run]) -> str:
     """The end of a caption about stored runs."""
     most = max(int(run.record.checkpoints["edits"].max()) for run in runs)
-    return f"Mode {lab.mode}, model {_LONG}, n = {most:,} edits a method, seed 0, stored."
+    return f"Mode {lab.mode}, model pocket, n = {most:,} edits a method, seed 0, stored."
 
 
 Over = Callable[[Tensor, Tensor, Tensor], float]
