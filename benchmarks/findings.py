@@ -1,19 +1,18 @@
 """The paper's six findings, the ablation of past keys against lambda_n, and norm against damage, on a pocket model.
 
     python -m benchmarks.findings --out build/findings                       seeds 0-4, 1,000 edits, all methods
-    python -m benchmarks.findings --model pocket-llama --write               and the tables into data/README.md
+    python -m benchmarks.findings --seeds 0,1,2 --write                      and put records and tables into data/findings
     python -m benchmarks.findings --records data/results --edits 10000       use records that lie there, run what is missing
 
 A run that is finished is not run again, one that was stopped resumes. Writes MODEL.md and MODEL.json into --out; every
 verdict is computed from the numbers beside it. Records are used if model, method, seed, edits and batch are those asked for;
-without --records those in data/findings, into which --write puts the light records of its runs.
+without --records those in data/findings.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -23,7 +22,6 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.command import ended, over_seeds
-from benchmarks.light import pack
 from benchmarks.verdicts import METHODS, damage, judge, measure, student
 from ketools.facts.fact import FactSet
 from ketools.facts.reading import facts as read_facts
@@ -32,10 +30,10 @@ from ketools.models.model import EditableModel, load
 from ketools.runs.config import composed
 from ketools.runs.records import Run, gather, title
 from ketools.runs.store import RunRecord, Store
+from ketools.runs.study import is_study, write_study
 from ketools.runs.sweep import sweep
 
-README = Path(__file__).resolve().parent.parent / "data" / "README.md"
-KEPT = README.parent / "findings"
+KEPT = Path(__file__).resolve().parent.parent / "data" / "findings"
 STATE = (
     ("P(new) at edit time", "p_at_edit", "{:.2f}"), ("P natural", "natural", "{:.2f}"), ("norm ratio", "norm_ratio", "{:.2f}"),
     ("exponent of growth", "exponent", "{:.2f}"), ("residual share", "share_end", "{:.3f}"),
@@ -59,7 +57,7 @@ def collect(
 
     `settings` are further arguments of `ketools.runs.sweep.sweep`.
     """
-    places = options.records or [folder for folder in sorted(KEPT.glob("*")) if Store(folder).exists()]
+    places = options.records or ([KEPT] if is_study(KEPT) else [])
     there = gather(places) if places else []
     known = {(run.method, run.seed): run for run in there if usable(run, fingerprint, options)}
     # A seed is whole before the next begins: tables can be made after each.
@@ -82,13 +80,6 @@ def collect(
     return [known[each] for each in asked]
 
 
-def keep(runs: Sequence[Run], out: Path, kept: Path) -> None:
-    """Put the light records of those `runs` that were made in `out` into `kept`, unless they are there."""
-    for run in runs:
-        if Store(out / run.name).exists() and not Store(kept / run.name).exists():
-            pack(out / run.name, kept / run.name)
-
-
 def tables(runs: Sequence[Run], options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """All tables as markdown, and the same as data."""
     rows = pd.DataFrame([{"method": run.method, "seed": run.seed} | measure(run) for run in runs])
@@ -96,7 +87,7 @@ def tables(runs: Sequence[Run], options: argparse.Namespace) -> tuple[str, dict[
     seeds = ", ".join(map(str, options.seeds))
     text = [
         f"`{options.model}`, {options.edits:,} sequential edits in batches of {options.batch}, seeds {seeds}; "
-        f"`python -m benchmarks.findings{'' if options.model == 'pocket' else f' --model {options.model}'}`. Means and Student's 95% intervals over seeds; a claim *holds* where the whole "
+        f"`python -m benchmarks.findings --seeds {seeds.replace(' ', '')}`. Means and Student's 95% intervals over seeds; a claim *holds* where the whole "
         "interval lies above the bound; where methods are compared, seed by seed.",
         "",
         _counted(judged),
@@ -165,22 +156,12 @@ def _interval(mean: float, low: float, high: float, form: str) -> str:
     return form.format(mean) + ("" if pd.isna(low) else f" ({form.format(low)} to {form.format(high)})")
 
 
-def written(text: str, block: str, name: str) -> str:
-    """`text` with `block` between the markers of `name`; they are put at the end where they are not there yet."""
-    begin, end = f"<!-- findings {name}: begin -->", f"<!-- findings {name}: end -->"
-    whole = f"{begin}\n{block}{end}"
-    if begin in text and end in text:
-        return re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: whole, text, flags=re.DOTALL)
-    head = "" if "## The paper's findings" in text else "\n## The paper's findings\n"
-    return f"{text.rstrip()}\n{head}\n{whole}\n"
-
-
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = over_seeds(__doc__, METHODS, "build/findings")
     parser.add_argument("--checkpoint-every", type=int, default=250)
     parser.add_argument("--records", nargs="*", default=[], help="runs that are there already; data/findings")
-    parser.add_argument("--write", action="store_true", help="put the tables into data/README.md")
+    parser.add_argument("--write", action="store_true", help="put records and tables into data/findings")
     options = parser.parse_args(words)
     options.name = Path(options.model).name
     return options
@@ -202,8 +183,8 @@ def _made(options: argparse.Namespace) -> None:
     about = {"model": options.model, "fingerprint": model.fingerprint, "edits": options.edits, "batch": options.batch}
     write_atomic(out / f"{options.name}.json", json.dumps(finite(about | data), indent=1) + "\n")
     if options.write:
-        keep(runs, out, KEPT)
-        write_atomic(README, written(README.read_text(encoding="utf-8"), text, options.name))
+        write_study({run.name: run.record for run in runs}, KEPT)
+        write_atomic(KEPT / "README.md", f"# The paper's findings\n\n{text}")
     sys.stdout.write(text)
 
 

@@ -1,4 +1,4 @@
-"""The reference runs: seven methods, 10,000 edits each, on pocket; their light records, table and reading.
+"""The reference runs: seven methods, 10,000 edits each, on pocket; their records, table and reading.
 
     python -m benchmarks.lifelong --list              the plan, and how far each run is
     python -m benchmarks.lifelong                     start or resume the next unfinished run
@@ -7,13 +7,12 @@
     python -m benchmarks.lifelong --pack              no run; pack what is finished, write table and figures
 
 Runs lie in build/lifelong (weights of every batch; resumed after Ctrl-C or a kill). What is finished is packed without
-weights into data/results, from which `ketools report data/results/*` draws everything on a fresh clone.
+weights into data/results, from which `ketools report data/results` draws everything on a fresh clone.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ import pandas as pd
 
 from benchmarks.command import ended
 from benchmarks.headline import write_headline
-from benchmarks.light import pack, size
 from benchmarks.verdicts import damage_sentences
 from ketools.editing.methods import scaled
 from ketools.errors import KetoolsError
@@ -33,13 +31,13 @@ from ketools.report.figures import capacity
 from ketools.report.verdicts import Verdict, capacity_reached, reading
 from ketools.runs.compare import by_method, compare, paired_tests
 from ketools.runs.config import RunConfig, composed
-from ketools.runs.records import Group, Run, arrange, gather, listed, plain, title
+from ketools.runs.records import Group, Run, arrange, listed, plain, title
 from ketools.runs.run import execute, ready
 from ketools.runs.store import RunRecord, Store
+from ketools.runs.study import is_study, read_study, write_study
 
 METHODS = ("memit", "sequential-memit", "alphaedit", "emmet+mpes", "memit+mpes", "memit+norm", "encore")
 MODEL, SEEDS = "pocket", (0, 1, 2)
-BUDGET = 20 * 2**20  # bytes of all light records together
 COLUMNS = {
     "ES": ("ES", "percent"), "PS": ("PS", "percent"), "NS": ("NS", "percent"), "S": ("S", "percent"),
     "at_edit_ES": ("ES then", "percent"), "at_edit_PS": ("PS then", "percent"), "at_edit_NS": ("NS then", "percent"),
@@ -118,24 +116,13 @@ def listing(runs: Sequence[Planned], out: Path) -> str:
     return pd.DataFrame(rows).to_string(index=False)
 
 
-def packed(runs: Sequence[Planned], out: Path, results: Path) -> list[Path]:
-    """The light records of the finished runs, packed again where the run is newer; raises KetoolsError above the budget."""
-    for run in runs:
-        if not done(out / run.name):
-            continue
-        target, about = results / run.name, Store(out / run.name).about()
-        if Store(target).exists():
-            if RunRecord.load(target).provenance.get("started") == about.get("started"):
-                continue
-            shutil.rmtree(target)
-        pack(out / run.name, target)
-    there = [folder for folder in sorted(results.iterdir()) if Store(folder).exists()] if results.is_dir() else []
-    if (total := sum(map(size, there))) > BUDGET:
-        largest = max(there, key=size)
-        raise KetoolsError(
-            f"{results}: {total / 2**20:.1f} MiB of light records, more than 20; the largest is {largest}"
-        )
-    return there
+def packed(runs: Sequence[Planned], out: Path, results: Path) -> dict[str, RunRecord]:
+    """The study in `results` with the finished runs of `out` put into it, by name; written only where something is new."""
+    there = read_study(results) if is_study(results) else {}
+    new = {run.name: RunRecord.load(out / run.name) for run in runs if done(out / run.name)}
+    if any(name not in there or there[name].provenance != record.provenance for name, record in new.items()):
+        write_study(there | new, results)
+    return there | new
 
 
 _SHOW = {"percent": "{:.1f}", "whole": "{:.0f}%", "times": "{:.2f}", "seconds": "{:.3f}"}
@@ -173,8 +160,8 @@ def readme(groups: Sequence[Group]) -> str:
     parts = [
         "# Reference runs",
         f"{edits:,} sequential edits of facts about different subjects in batches of {_each(runs, 'batch')}; written by "
-        "`python -m benchmarks.lifelong` from the records in this folder. `ketools report data/results/*` draws all "
-        "figures, `ketools compare data/results/*` puts the runs side by side, fact by fact. headline.png is the figure of "
+        "`python -m benchmarks.lifelong` from the records in this folder. `ketools report data/results` draws all "
+        "figures, `ketools compare data/results` puts the runs side by side, fact by fact. headline.png is the figure of "
         "the README; `python -m benchmarks.lifelong --pack` draws it again and also writes it as a page, headline.html, "
         "which is not stored.",
         f"## After {edits:,} edits",
@@ -247,11 +234,11 @@ def _each(runs: Sequence[Run], name: str) -> str:
 
 
 def publish(runs: Sequence[Planned], options: argparse.Namespace) -> list[Path]:
-    """Pack, then write table, reading and the figure of the README; nothing where no run is finished."""
+    """Pack, then write table, reading and their figure; nothing where no run is finished."""
     there = packed(runs, options.out, options.results)
     if not there:
         return []
-    groups = arrange(gather(there))
+    groups = arrange([Run(name, record) for name, record in there.items()])
     written = [write_atomic(options.results / "README.md", readme(groups))]
     first = [group for group in groups if group.model == groups[0].model]
     return [*written, *write_headline(first, options.results)]
@@ -266,7 +253,7 @@ def run_options(parser: argparse.ArgumentParser, *, edits: int, batch: int, ever
     parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--checkpoint-every", type=int, default=every, help="edits between two checkpoints")
     parser.add_argument("--out", type=Path, default=Path(out), help="folder of the runs, with weights")
-    parser.add_argument("--results", type=Path, default=Path(results), help="folder of the light records")
+    parser.add_argument("--results", type=Path, default=Path(results), help="folder of the records without weights")
     parser.add_argument("--list", action="store_true", help="say how far each run is, and leave")
     parser.add_argument("--pack", action="store_true", help="start no run; pack what is finished")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")

@@ -324,8 +324,8 @@ def picture(runs: Sequence[Planned], results: Path) -> None:
         at = [(run.method, run.seed, edits) for edits in points["edits"]]
         return points.assign(ES=[scores.get(place, math.nan) if place[-1] else math.nan for place in at])
 
-    there = [results / run.name for run in runs if run.seed == 0 and Store(results / run.name).exists()]
-    write_headline(arrange(gather(there)), results, rows)
+    names = {run.name for run in runs if run.seed == 0}
+    write_headline(arrange([run for run in gather([results]) if run.name in names]), results, rows)
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -358,10 +358,15 @@ def _made(options: argparse.Namespace) -> None:
         return
     for run in () if options.pack else runs:
         go(run, options)
-    for path in packed(runs, options.out, options.results):
-        sys.stdout.write(f"{path}\n")
-    if len(frame := table(plan(), options.out)):
-        write_atomic(options.results / "checkpoints.csv", frame.round(6).to_csv(index=False))
+    for name in packed(runs, options.out, options.results):
+        sys.stdout.write(f"{name}\n")
+    if len(frame := table(plan(), options.out).round(6)):
+        path = options.results / "checkpoints.csv"
+        if path.is_file():  # runs that were packed on another machine
+            kept, here = pd.read_csv(path), {*zip(frame["method"], frame["seed"], strict=True)}
+            other = [run not in here for run in zip(kept["method"], kept["seed"], strict=True)]
+            frame = pd.concat([kept[other], frame], ignore_index=True)
+        write_atomic(path, frame.to_csv(index=False))
         picture(plan(), options.results)
 
 

@@ -28,7 +28,6 @@ from safetensors import SafetensorError, safe_open
 from ketools.errors import Damaged, KetoolsError
 
 if TYPE_CHECKING:
-    import pandas as pd
     from torch import Tensor
 
 
@@ -81,13 +80,12 @@ def read_toml(path: str | Path, expected: str = "TOML") -> dict[str, Any]:
         raise Damaged(f"{path}: not TOML ({_reason(error)}); expected {expected}") from error
 
 
-def table_of(data: bytes, where: str) -> "pd.DataFrame":
+def arrow_of(data: bytes, where: str) -> "pa.Table":
     """The table in the parquet file at `where` that holds these bytes. Raises Damaged."""
-    import pandas as pd
-    from pyarrow import ArrowException
+    from pyarrow import ArrowException, parquet
 
     try:
-        return pd.read_parquet(BytesIO(data))
+        return parquet.read_table(BytesIO(data))
     except (ArrowException, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise Damaged(f"{where}: not a parquet table ({_reason(error)})") from error
 

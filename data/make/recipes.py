@@ -46,6 +46,4 @@ STAGES = (
     Stage(5500, 12300, 0.5, 6e-4, 2e-5),
 )
 # The stored pocket-llama is older than this recipe, which made pocket (data/README.md).
-RECIPES = {"pocket": Recipe(GPT2, STAGES)} | dict.fromkeys(
-    ("pocket-llama", "pocket"), Recipe(LLAMA, STAGES, seed=1)
-)
+RECIPES = {"pocket": Recipe(GPT2, STAGES)} | dict.fromkeys(("pocket-llama", "pocket"), Recipe(LLAMA, STAGES, seed=1))

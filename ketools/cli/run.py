@@ -264,9 +264,8 @@ def status(
 
 def status_lines(folder: Path, status: Mapping[str, Any]) -> list[str]:
     """The result of `ketools.runs.store.status` in lines, without the checkpoint."""
-    light = " (tables without weights)" if status["light"] else ""
     progress = f"{status['edits']:,} of {status['edits_asked']:,} edits"
-    lines = [f"{folder}: {status['state']}, {progress} with {status['method']} on {status['model']}{light}"]
+    lines = [f"{folder}: {status['state']}, {progress} with {status['method']} on {status['model']}"]
     if status["collapse"]:
         lines.append(collapse_text(status["collapse"]))
     if status["seconds_per_edit"] is not None:

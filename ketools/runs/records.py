@@ -1,4 +1,4 @@
-"""Stored runs and what they are called: method labels, provenance, gathering runs into groups of seeds, light records."""
+"""Stored runs and what they are called: method labels, provenance, gathering runs into groups of seeds."""
 
 import dataclasses
 import math
@@ -20,6 +20,7 @@ from ketools.errors import Damaged, KetoolsError
 from ketools.io import read_json
 from ketools.models.model import EditableModel
 from ketools.runs.store import RunRecord, Store
+from ketools.runs.study import is_study, read_study
 
 # In the order in which they are shown.
 _TITLES = {
@@ -286,7 +287,8 @@ class Group:
 
 
 def gather(folders: Iterable[str | Path]) -> list[Run]:
-    """The runs in these folders: each a run's own, or one that holds runs' folders (as `ketools demo` writes it).
+    """The runs in these folders: each a run's own, one that holds runs' folders (as `ketools demo` writes it), a study
+    (study.py), or one run of a study, by its name below the study's folder.
 
     Files among several folders (a README that a pattern of the shell names too) are passed over.
 
@@ -302,23 +304,8 @@ def gather(folders: Iterable[str | Path]) -> list[Run]:
         given = [path for path in given if path.is_dir() or not path.exists()]
     records: dict[Path, RunRecord] = {}
     for folder in given:
-        paths = [folder]
-        if not Store(folder).exists():
-            paths = [path for path in sorted(folder.iterdir()) if Store(path).exists()] if folder.is_dir() else []
-            # An earlier demo of other methods may have left its runs beside those of the last, which demo.json names.
-            try:
-                last = read_json(folder / "demo.json", dict[str, Any]).get("methods")
-                paths = [path for path in paths if isinstance(last, dict) and path.name in last] or paths
-            except Damaged:  # no finished demo, or one that cannot be read
-                pass
-            if not paths:
-                raise KetoolsError(
-                    f"{folder}: no records of a run here; expected a folder with run.json, or one that holds such folders, "
-                    f"as `ketools demo --out {folder}` writes it"
-                )
-        inside = [(path.resolve(), RunRecord.load(path)) for path in paths]
-        for path, record in sorted(inside, key=lambda item: str(item[1].provenance.get("started", ""))):
-            records.setdefault(path, record)
+        for path, record in sorted(_inside(folder), key=lambda item: str(item[1].provenance.get("started", ""))):
+            records.setdefault(path.resolve(), record)
     if not records:
         raise KetoolsError("no folder of a run given; expected folders that `ketools run` or `ketools demo` wrote")
     names = [path.name for path in records]
@@ -326,6 +313,32 @@ def gather(folders: Iterable[str | Path]) -> list[Run]:
         Run(path.name if names.count(path.name) == 1 else f"{path.parent.name}/{path.name}", record)
         for path, record in records.items()
     ]
+
+
+def _inside(folder: Path) -> list[tuple[Path, RunRecord]]:
+    """The runs of one folder. Raises KetoolsError where there is none."""
+    if is_study(folder):
+        return [(folder / name, record) for name, record in read_study(folder).items()]
+    if Store(folder).exists():
+        return [(folder, RunRecord.load(folder))]
+    if is_study(folder.parent):
+        records = read_study(folder.parent)
+        if folder.name not in records:
+            raise KetoolsError(f"{folder}: no such run; {folder.parent} holds {', '.join(records)}")
+        return [(folder, records[folder.name])]
+    paths = [path for path in sorted(folder.iterdir()) if Store(path).exists()] if folder.is_dir() else []
+    # An earlier demo of other methods may have left its runs beside those of the last, which demo.json names.
+    try:
+        last = read_json(folder / "demo.json", dict[str, Any]).get("methods")
+        paths = [path for path in paths if isinstance(last, dict) and path.name in last] or paths
+    except Damaged:  # no finished demo, or one that cannot be read
+        pass
+    if not paths:
+        raise KetoolsError(
+            f"{folder}: no records of a run here; expected a folder with run.json, or one that holds such folders, "
+            f"as `ketools demo --out {folder}` writes it"
+        )
+    return [(path, RunRecord.load(path)) for path in paths]
 
 
 def arrange(runs: Sequence[Run]) -> list[Group]:

@@ -47,8 +47,6 @@ def begin(store: Store, settings: Mapping[str, Any], about: Mapping[str, Any], *
         with store.writing():
             store.write_about(about)
         return 0
-    if store.light:
-        raise KetoolsError(f"{store.out} holds the tables of a run without its edits: it can be read, not resumed")
     found, stored = survey(store.out), store.about()
     # All that decides the numbers, (of the run, now), what cannot be forced first.
     old = stored.get("settings", {})
@@ -228,7 +226,7 @@ def model_of(out: str | Path) -> dict[str, str | None]:
 
     Raises KetoolsError if there is no run, or only its tables, which need no model.
     """
-    about = _with_weights(out).about()
+    about = Store.of(out).about()
     config = about.get("config") or {"model": about["model"]["name"]}
     return {name: config.get(name) for name in ("model", "device", "dtype")}
 
@@ -254,7 +252,7 @@ def model_at(out: str | Path, at: int | None, model: EditableModel) -> Iterator[
     Raises:
         KetoolsError: no batch ends there (the nearest are named), another model, a damaged file.
     """
-    store = _with_weights(out)
+    store = Store.of(out)
     about, done = store.about(), store.progress()
     settings = about["settings"]
     size, asked = int(settings["batch"]), int(settings["edits"])
@@ -276,12 +274,3 @@ def model_at(out: str | Path, at: int | None, model: EditableModel) -> Iterator[
     # A run measures the model as if the sequence ended there: pruned, where the method ends with that.
     with finished(model, Prune(post["when"]) if post.get("type") == "Prune" else None, sorted(model.originals)):
         yield at
-
-
-def _with_weights(out: str | Path) -> Store:
-    store = Store.of(out)
-    if store.light:
-        raise KetoolsError(
-            f"{out} holds the tables of a run without its weights; export needs the folder the run wrote"
-        )
-    return store

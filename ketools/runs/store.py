@@ -25,8 +25,7 @@ restored ones are compared.
 Size: 4 (d_model + d_mlp) bytes per fact and edited layer for the updates, 4 d_mlp for the keys of methods that protect them,
 two snapshots, and about 500 bytes per fact for the rows.
 
-To read a run: `RunRecord.load(folder)`. It also reads a folder with only run.json and the parquet files, the light record
-that `benchmarks/light.py` writes.
+To read a run: `RunRecord.load(folder)`. Runs without their weights are kept as in study.py.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import pandas as pd
 from filelock import FileLock, Timeout
@@ -52,7 +51,7 @@ from torch import Tensor
 from ketools.editing.edit import Edit
 from ketools.editing.editor import SequentialState
 from ketools.errors import Damaged, KetoolsError
-from ketools.io import PART, checked, finite, read_bytes, read_json, table_of, write_atomic, write_tensors
+from ketools.io import PART, checked, finite, read_json, write_atomic, write_tensors
 
 FRAMES = ("batches", "norms", "facts", "checkpoints", "spectra", "residual")
 """The tables of a run: the first three have rows of every batch, the others of every checkpoint."""
@@ -76,7 +75,7 @@ _COLUMNS = {
 }  # without which nobody can read a table
 
 
-class _Record(BaseModel):
+class Schema(BaseModel):
     model_config = ConfigDict(extra="allow")
 
 
@@ -84,14 +83,14 @@ _Count = Annotated[int, Field(ge=0)]
 _Table = dict[str, Annotated[list[str | list[Any]], Field(min_length=2, max_length=2)]]  # {column: [dtype, values]}
 
 
-class _Method(_Record):
+class _Method(Schema):
     name: str = ""
     stopping: dict[str, Any] | None = None
     update: dict[str, Any] | None = None
     post: dict[str, Any] | None = None
 
 
-class _Settings(_Record):
+class _Settings(Schema):
     method: _Method | None = None
     hyper: dict[str, Any] | None = None
     sizes: dict[str, Any] | None = None
@@ -103,18 +102,18 @@ class _Settings(_Record):
     left_out: _Count = 0
 
 
-class _Model(_Record):
+class _Model(Schema):
     name: str = ""
     fingerprint: str = ""
     d_mlp: Annotated[int, Field(ge=1)] | None = None
 
 
-class _Forced(_Record):
+class _Forced(Schema):
     after_batch: _Count
     changed: dict[str, Any]
 
 
-class About(_Record):
+class About(Schema):
     """run.json."""
 
     settings: _Settings
@@ -128,7 +127,7 @@ class About(_Record):
     id: str | None = None
 
 
-class Commit(_Record):
+class Commit(Schema):
     """batches/00001.json and so on."""
 
     batch: _Count
@@ -139,7 +138,7 @@ class Commit(_Record):
     previous: str | None = None
 
 
-class Begun(_Record):
+class Begun(Schema):
     """batches/00000.json."""
 
     edits: _Count
@@ -148,7 +147,7 @@ class Begun(_Record):
     run: About
 
 
-class Measured(_Record):
+class Measured(Schema):
     """checkpoints/00005.json."""
 
     checkpoints: _Table = {}
@@ -158,7 +157,7 @@ class Measured(_Record):
     run: str | None = None
 
 
-class Collapse(_Record):
+class Collapse(Schema):
     """collapse.json."""
 
     batch: Annotated[int, Field(ge=1)]
@@ -169,7 +168,7 @@ class Collapse(_Record):
     run: str | None = None
 
 
-class Progress(_Record):
+class Progress(Schema):
     """progress.json."""
 
     batches: _Count
@@ -235,7 +234,7 @@ def _joined(packed: Iterable[Mapping[str, Any]], where: str) -> pd.DataFrame:
         raise Damaged(f"{where}: no columns as a run writes them ({error})") from error
 
 
-def _usable(name: str, frame: pd.DataFrame, where: str) -> pd.DataFrame:
+def usable(name: str, frame: pd.DataFrame, where: str) -> pd.DataFrame:
     """The table `name` itself. Raises Damaged if a column that is read everywhere is missing, or holds no numbers."""
     if len(frame) and (missing := [column for column in _COLUMNS[name] if column not in frame]):
         raise Damaged(f"{where}: the column {missing[0]!r} is missing; expected a table of a run")
@@ -295,6 +294,10 @@ class Store:
     def of(cls, out: str | Path) -> Store:
         """The store of the run in `out`; KetoolsError if there is none."""
         store = cls(Path(out))
+        if (store.out / "runs.json").is_file():
+            raise KetoolsError(
+                f"{out}: the tables of runs without their weights; `ketools compare` and `ketools report` read them"
+            )
         if not store.exists():
             raise KetoolsError(f"{out}: no run here (run.json is missing); expected the folder that a run wrote")
         store.check_files()
@@ -327,11 +330,6 @@ class Store:
     def exists(self) -> bool:
         """Has a run been started here?"""
         return (self.out / "run.json").is_file() or self.path("batches", 0).is_file()
-
-    @property
-    def light(self) -> bool:
-        """Are these only the tables of a run (`benchmarks/light.py`)?"""
-        return not (self.out / "batches").is_dir() and any(self.out.glob("*.parquet"))
 
     def clear(self) -> None:
         """Remove the run and nothing else: its files, and its folders if they are empty then."""
@@ -441,7 +439,7 @@ class Store:
         return self._of_this_run(read_sealed(path := self.path("checkpoints", batch), Measured), path)
 
     def _of_this_run(self, content: dict[str, Any], path: Path) -> dict[str, Any]:
-        if not self.light and content.get("run") != self.about().get("id"):
+        if content.get("run") != self.about().get("id"):
             raise Damaged(f"{path}: field run: the record of another run")
         return content
 
@@ -540,18 +538,6 @@ class Store:
 
     def frames(self) -> dict[str, pd.DataFrame]:
         """FRAMES as far as they are committed; empty where nothing is. Raises Damaged, naming the file."""
-        if not (self.out / "batches").is_dir():
-            begun = self.light or (self.out / "tables.json").exists()
-            sums, frames = self.sums() if begun else {}, {name: pd.DataFrame() for name in FRAMES}
-            for file in sorted({*sums, *(name for name in TABLES if (self.out / name).exists())}):
-                if not (path := self.out / file).exists():
-                    raise Damaged(f"{path}: missing; tables.json names it")
-                data = read_bytes(path, "a table of a run")
-                if hashlib.sha256(data).hexdigest() != sums.get(file):
-                    raise Damaged(f"{path}: its checksum does not match that in tables.json")
-                if file in TABLES:
-                    frames[path.stem] = table_of(data, str(path))
-            return {name: _usable(name, frame, f"{self.out / name}.parquet") for name, frame in frames.items()}
         last, commits = max(self.numbers("batches"), default=-1), [self.commit(0)] if self.numbers("batches") else []
         for number in range(1, last + 1):
             commits.append(self.commit(number))
@@ -564,26 +550,23 @@ class Store:
         }
         if ends := [part["ends"] for part in points if "ends" in part]:
             frames["facts"] = pd.concat([frames["facts"], _joined(ends[-1:], f"{self.out}, facts")], axis=1)
-        return {name: _usable(name, frame, f"{self.out}, {name}") for name, frame in frames.items()}
+        return {name: usable(name, frame, f"{self.out}, {name}") for name, frame in frames.items()}
 
     def sums(self) -> dict[str, str]:
-        """tables.json: the sha256 of each table (a light record's collapse.json and run.json too). Raises Damaged."""
+        """tables.json: the sha256 of each table. Raises Damaged."""
         sums = read_sealed(path := self.out / "tables.json", dict[str, str])
-        if foreign := sorted(sums.keys() - {*TABLES, "collapse.json", "run.json"}):
+        if foreign := sorted(sums.keys() - {*TABLES}):
             raise Damaged(f"{path}: field {foreign[0]}: no table of a run")
         return sums
 
-    def write_tables(
-        self, frames: Mapping[str, pd.DataFrame], compression: Literal["snappy", "zstd"] = "snappy"
-    ) -> None:
-        """A parquet file per table, then tables.json with their checksums (and those of a light record's JSON files)."""
+    def write_tables(self, frames: Mapping[str, pd.DataFrame]) -> None:
+        """A parquet file per table, then tables.json with their checksums."""
         (self.out / "tables.json").unlink(missing_ok=True)
         for name, frame in frames.items():
             buffer = io.BytesIO()
-            frame.to_parquet(buffer, index=False, compression=compression)
+            frame.to_parquet(buffer, index=False)
             write_atomic(self.out / f"{name}.parquet", buffer.getvalue())
-        names = [*TABLES, *(("collapse.json", "run.json") if self.light else ())]
-        sums = {name: file_digest(self.out / name) for name in names if (self.out / name).is_file()}
+        sums = {name: file_digest(self.out / name) for name in TABLES if (self.out / name).is_file()}
         write_sealed(self.out / "tables.json", sums, indent=2)
 
 
@@ -598,7 +581,7 @@ class Survey:
 
     batches: batches that can be restored bit for bit; the run resumes after them. last: the highest batch that has a file.
     damaged: {file (relative): what is wrong}; files: how many were checked. leftovers: temporary files of a process that
-    was killed, files after the last commit, and files that are not the run's. light: only the tables of a run.
+    was killed, files after the last commit, and files that are not the run's.
     unsealed: tables.json, with the checksums of the tables, is missing.
     """
 
@@ -607,7 +590,6 @@ class Survey:
     damaged: dict[str, str]
     files: int
     leftovers: tuple[str, ...]
-    light: bool
     unsealed: bool
 
     @property
@@ -628,9 +610,7 @@ class Survey:
         lines.append(
             f"{self.files} files, {what}" + (f"; batches 1 to {self.batches} are whole" if self.batches else "")
         )
-        if self.light and not self.sound:
-            lines.append("these are the tables of a run without its weights: fetch them again, or pack the run again")
-        elif not self.sound:
+        if not self.sound:
             lines.append(f"`ketools resume` repeats what is damaged, from batch {self.batches + 1} on")
         return "\n".join(lines)
 
@@ -677,8 +657,6 @@ def survey(out: str | Path) -> Survey:
         "collapse.json": lambda: store.collapse() or {},
     }
     optional = {name: content(store.out / name, read) for name, read in readers.items() if (store.out / name).is_file()}
-    if store.light and "tables.json" not in optional:
-        damaged["tables.json"] = "missing"
     for name, wanted in optional.get("tables.json", {}).items():
         check(name, wanted)
     for number in numbers["checkpoints"]:
@@ -725,7 +703,7 @@ def survey(out: str | Path) -> Survey:
     )  # fmt: skip
     unsealed = "tables.json" not in optional and bool(numbers["checkpoints"])
     highest = max((number for some in numbers.values() for number in some), default=0)
-    return Survey(batches, highest, damaged, len(known & there), tuple(leftovers), store.light, unsealed)
+    return Survey(batches, highest, damaged, len(known & there), tuple(leftovers), unsealed)
 
 
 def cut(store: Store, found: Survey) -> None:
@@ -756,9 +734,9 @@ def status(out: str | Path) -> dict[str, Any]:
     """How far the run in `out` is; nothing of it is changed.
 
     Returns:
-        state ("running", "stopped", "complete", "collapsed"); light (tables without weights); edits, edits_asked, batches;
+        state ("running", "stopped", "complete", "collapsed"); edits, edits_asked, batches;
         seconds_per_edit (of the last batches, with their scoring), cpu_per_edit (of the editing alone), seconds_left (None unless the run goes on); bytes by
-        folder ("bytes"), bytes_at_end (about; None for tables alone); checkpoint (the last one's columns), known (facts
+        folder ("bytes"), bytes_at_end (about); checkpoint (the last one's columns), known (facts
         that needed no edit), collapse, forced, model, method.
 
     Raises:
@@ -766,10 +744,7 @@ def status(out: str | Path) -> dict[str, Any]:
     """
     store, record = Store.of(out), RunRecord.load(out)
     settings, points, batches = record.provenance.get("settings", {}), record.checkpoints, record.batches
-    if store.light:
-        done = {"batches": len(batches), "edits": int(points["edits"].max()) if len(points) else 0}
-    else:
-        done = store.progress()
+    done = store.progress()
     asked = int(settings.get("edits", 0))
     if record.collapse:
         state = "collapsed"
@@ -799,7 +774,6 @@ def status(out: str | Path) -> dict[str, Any]:
     grows = sum(used.get(name, 0) for name in ("batches", "edits", "state"))
     return {
         "state": state,
-        "light": store.light,
         **done,
         "edits_asked": asked,
         "seconds_per_edit": pace,

@@ -23,7 +23,7 @@ from ketools.editing.methods import Hyper
 from ketools.io import write_tensors
 from ketools.runs.store import read_sealed, write_sealed
 from tests.cli.test_cli_whole import home  # noqa: F401 - a fixture
-from tests.runs.fakes import fake_run
+from tests.runs.fakes import fake_run, fake_study
 
 FIELD_VALUES = {
     "null": None, "true": True, "number": 7, "fraction": 0.5, "negative": -3, "huge": 10**400, "text": "x", "empty": "",
@@ -206,12 +206,7 @@ def _():
                   ("resume", "{r}"), ("runs", "verify", "{o}"), ("glossary", "nothing"), ("methods", "nothing"),
                   ("models", "get", "nothing"), ("data", "get", "nothing"), ("stats", "tiny", "--out", "{o}/c", "--npz", "x")):  # fmt: skip
         yield " ".join(words[:2]), lambda folder, _, words=words: [
-            word.format(o=folder / "none", r=fake_run(folder / "light")) for word in words]  # fmt: skip
-
-
-def relight(folder, about):
-    """A light record with another run.json, sealed again."""
-    write_sealed(folder / "run.json", about)
+            word.format(o=folder / "none", r=fake_run(folder / "run")) for word in words]  # fmt: skip
 
 
 PATHS = ["settings", "model", "method", "config", "versions", "seed", "started", "forced", "id", "settings.method", "settings.hyper",
@@ -228,30 +223,30 @@ def _():
                 continue
 
             def prepare(folder, _, name=name, kind=kind, command=command):
-                run = fake_run(folder / "light")
+                run = fake_run(folder / "run")
                 about = read_sealed(run / "run.json")
                 place, parts = about, name.split(".")
                 for part in parts[:-1]:
                     place = place[part]
                 place[parts[-1]] = FIELD_VALUES[kind]
-                relight(run, about)
+                write_sealed(run / "run.json", about)
                 return *command, run
 
             yield f"{name} is {kind} ({command[-1]})", prepare
 
 
-@cases("a file of a light record")
+@cases("a file of a study")
 def _():
-    names = ("run.json", "tables.json", "batches.parquet", "norms.parquet", "facts.parquet", "checkpoints.parquet")
+    names = ("runs.json", "batches.parquet", "norms.parquet", "facts.parquet", "checkpoints.parquet")
     for name, kind in itertools.product(names, (*BYTES, *FILES)):
-        command = ("status", "compare", "runs verify")[(len(name) + len(kind)) % 3].split()
+        command = ("compare", "report")[(len(name) + len(kind)) % 2]
 
         def prepare(folder, _, name=name, kind=kind, command=command):
-            run = fake_run(folder / "light")
-            put(run / name, kind)
-            return *command, run
+            study = fake_study(folder / "study", fake_run(folder / "run"))
+            put(study / name, kind)
+            return command, study
 
-        yield f"{name} is {kind} ({command[-1]})", prepare
+        yield f"{name} is {kind} ({command})", prepare
 
 
 @cases("a covariance")
@@ -375,16 +370,16 @@ def _():
     yield "stats --out onto another file", lambda f, h: ("stats", "tiny", "--text", "world", "--out", facts_file(f))
     yield (
         "compare --json onto run.json",
-        lambda f, h: ("compare", fake_run(f / "light"), "--json", f / "light" / "run.json"),
+        lambda f, h: ("compare", fake_run(f / "run"), "--json", f / "run" / "run.json"),
     )
     yield (
         "compare --csv onto a table",
-        lambda f, h: ("compare", fake_run(f / "light"), "--csv", f / "light" / "facts.parquet"),
+        lambda f, h: ("compare", fake_run(f / "run"), "--csv", f / "run" / "facts.parquet"),
     )
-    yield "report --to run.json", lambda f, h: ("report", fake_run(f / "light"), "--to", f / "light" / "run.json")
+    yield "report --to run.json", lambda f, h: ("report", fake_run(f / "run"), "--to", f / "run" / "run.json")
     yield (
         "export --out in the run",
-        lambda f, h: ("export", fake_run(f / "light"), "--at", "50", "--out", f / "light" / "model"),
+        lambda f, h: ("export", fake_run(f / "run"), "--at", "50", "--out", f / "run" / "model"),
     )
 
 

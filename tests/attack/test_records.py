@@ -11,7 +11,8 @@ import pytest
 from ketools import KetoolsError
 from ketools.runs.resume import begin
 from ketools.runs.store import FOLDERS, RunRecord, Store, read_sealed, survey, write_sealed
-from tests.runs.fakes import about, fake_run
+from ketools.runs.study import read_study
+from tests.runs.fakes import about, fake_run, fake_study
 
 
 class Keys:
@@ -80,8 +81,6 @@ def test_a_record_names_files_of_its_own_alone(made, tmp_path, name, where):
     store = made("run")
     (tmp_path / "own.txt").write_text("mine")
     name = name.format(absolute=tmp_path / "own.txt")
-    if where == "tables.json" and name == "run.json":
-        pytest.skip("a light record's own")
     path = store.out / where
     sums = {name: "0" * 64}
     resealed(path, **(sums if where == "tables.json" else {"files": read_sealed(path)["files"] | sums}))
@@ -161,7 +160,7 @@ def flips(size, count):
 
 @pytest.mark.parametrize("table", ["batches", "norms", "facts", "checkpoints", "residual"])
 def test_every_flipped_bit_of_a_table_is_seen(tmp_path, table):
-    folder = fake_run(tmp_path / "run")
+    folder = fake_study(tmp_path / "study", fake_run(tmp_path / "run"))
     path = folder / f"{table}.parquet"
     whole = path.read_bytes()
     for at, bit in flips(len(whole), 48):
@@ -169,12 +168,12 @@ def test_every_flipped_bit_of_a_table_is_seen(tmp_path, table):
         hurt[at] ^= bit
         path.write_bytes(hurt)
         with pytest.raises(KetoolsError, match=rf"{table}\.parquet"):
-            RunRecord.load(folder)
+            read_study(folder)
 
 
 def reseal_tables(folder):
     sums = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.glob("*.parquet")}
-    write_sealed(folder / "tables.json", sums)
+    resealed(folder / "runs.json", tables=sums)
 
 
 OTHERS = {
@@ -190,21 +189,17 @@ OTHERS = {
 @pytest.mark.parametrize("other", OTHERS)
 @pytest.mark.parametrize("table", ["batches", "norms", "facts", "checkpoints", "residual"])
 def test_another_table_in_its_place(tmp_path, table, other, sealed):
-    folder = fake_run(tmp_path / "run")
+    folder = fake_study(tmp_path / "study", fake_run(tmp_path / "run"))
     path = folder / f"{table}.parquet"
     OTHERS[other](pd.read_parquet(path)).rename(columns=str).to_parquet(path, index=False)
     if sealed:
         reseal_tables(folder)
-    if sealed and other == "empty":  # as of a run that has not begun
-        assert not len(getattr(RunRecord.load(folder), table))
-        return
     with pytest.raises(KetoolsError, match=rf"{table}\.parquet"):
-        RunRecord.load(folder)
+        read_study(folder)
 
 
 def test_all_committed_records_are_read(request):
-    data = request.config.rootpath / "data"
-    folders = [path.parent for path in data.rglob("run.json")]
-    assert len(folders) > 50
-    for folder in folders[:: len(folders) // 6]:
-        assert len(RunRecord.load(folder).checkpoints) and survey(folder).sound
+    studies = [path.parent for path in (request.config.rootpath / "data").rglob("runs.json")]
+    assert {study.name for study in studies} >= {"findings", "real"}
+    for study in studies:
+        assert all(len(record.checkpoints) for record in read_study(study).values())

@@ -26,6 +26,7 @@ from ketools.editing.covariance import Statistics
 from ketools.models.model import load
 from ketools.runs.panel import Panel, Sizes
 from ketools.runs.records import Run
+from ketools.runs.study import write_study
 from tests.conftest import SENTENCES
 from tests.runs.fakes import fake_record
 from tests.small_world import small_facts
@@ -100,17 +101,6 @@ def test_intervals_are_student_s_and_methods_are_compared_seed_by_seed():
     assert judged.loc[claim, "mean"] == pytest.approx(0.1, abs=1e-3)
 
 
-def test_the_block_is_put_between_its_markers():
-    text = "# Card\n\nkept\n"
-    once = findings.written(text, "one\n", "pocket")
-    assert once.startswith(text.rstrip()) and once.count("## The paper's findings") == 1
-    both = findings.written(once, "llama \\1\n", "smollm2")
-    again = findings.written(both, "two\n", "pocket")
-    assert "one" not in again and "two" in again and "llama \\1" in again and "kept" in again
-    assert again.count("## The paper's findings") == 1 and again.count("begin") == 2
-    assert findings.written(again, "two\n", "pocket") == again
-
-
 def test_a_run_that_ended_in_its_first_batch_has_no_numbers_and_no_vote():
     record = fake_record("memit")
     first = {name: getattr(record, name)[lambda frame: frame["edits"] == 0] for name in ("checkpoints", "norms")}
@@ -177,10 +167,10 @@ def test_runs_are_made_once_go_on_and_become_tables(job, tmp_path, monkeypatch):
     elsewhere = findings.parse([*words, "--out", str(tmp_path / "none"), "--records", str(tmp_path / "runs")])
     found = findings.collect(elsewhere, never, never, model.fingerprint)
     assert [run.record.provenance["seed"] for run in found] == [run.seed for run in runs]
-    findings.keep(runs, tmp_path / "runs", tmp_path / "kept")
+    write_study({run.name: run.record for run in runs}, tmp_path / "kept")
     monkeypatch.setattr(findings, "KEPT", tmp_path / "kept")
     without = findings.parse([*words, "--out", str(tmp_path / "none")])
     kept = findings.collect(without, never, never, model.fingerprint)
-    assert findings.tables(kept, options)[0] == text, "light records give the same tables"
+    assert findings.tables(kept, options)[0] == text, "a study gives the same tables"
     with pytest.raises(AssertionError):  # of another model
         findings.collect(elsewhere, lambda: model, lambda: facts, "another")

@@ -5,46 +5,38 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from benchmarks.light import pack
 from ketools.course.lessons import nb10
 from ketools.plots.style import words
 from ketools.runs.records import gather
-from tests.runs.fakes import fake_run
+from tests.runs.fakes import fake_run, fake_study
 
 LAB = SimpleNamespace(model=SimpleNamespace(fingerprint="pocket-fingerprint"), seed=0)
 
 
 @pytest.fixture
 def results(tmp_path):
-    """Light records as `benchmarks/lifelong.py` leaves them, a README beside them."""
-    folder = tmp_path / "results"
-    folder.mkdir()
-    (folder / "README.md").write_text("# Reference runs\n", encoding="utf-8")
-    for method in (*nb10.COMPARED, "sequential-memit"):
-        pack(fake_run(tmp_path / method, method), folder / f"pocket-{method}-seed0")
-    pack(
-        fake_run(tmp_path / "other", "encore", changes={"model": "smollm2"}), folder / "smollm2-encore-seed0"
-    )
-    pack(fake_run(tmp_path / "seed", "encore", seed=1), folder / "pocket-encore-seed1")
-    return folder
+    """The runs of a study as `benchmarks/lifelong.py` leaves it."""
+    runs = [fake_run(tmp_path / method, method) for method in (*nb10.COMPARED, "sequential-memit")]
+    runs += [fake_run(tmp_path / "other", "encore", changes={"model": "smollm2"})]
+    return [*runs, fake_run(tmp_path / "seed", "encore", seed=1)]
 
 
 def test_reference_runs_are_those_of_this_model_with_all_methods(results, tmp_path):
-    found = nb10.reference(LAB, results)
+    folder = fake_study(tmp_path / "results", *results)
+    found = nb10.reference(LAB, folder)
     assert sorted(run.method for run in found) == sorted([*nb10.COMPARED, "sequential-memit"])
     assert {(run.seed, run.model) for run in found} == {(0, "pocket")}, "seed 1 has ENCORE alone"
-    for method in ("memit", "alphaedit"):
-        pack(fake_run(tmp_path / f"{method}1", method, seed=1), results / f"pocket-{method}-seed1")
-    assert [run.seed for run in nb10.reference(LAB, results)] == [0, 0, 0, 0, 1, 1, 1]
+    second = [fake_run(tmp_path / f"{method}1", method, seed=1) for method in ("memit", "alphaedit")]
+    fake_study(folder, *results, *second)
+    assert [run.seed for run in nb10.reference(LAB, folder)] == [0, 0, 0, 0, 1, 1, 1]
 
 
 def test_without_all_three_methods_there_is_no_reference(results, tmp_path):
-    import shutil
-
-    shutil.rmtree(results / "pocket-alphaedit-seed0")
-    assert nb10.reference(LAB, results) == []
-    unfinished = fake_run(results / "pocket-alphaedit-seed0", "alphaedit", done=100)
-    assert not gather([unfinished])[0].complete and nb10.reference(LAB, results) == []
+    two = [run for run in results if run.name != "alphaedit"]
+    assert nb10.reference(LAB, fake_study(tmp_path / "two", *two)) == []
+    unfinished = fake_run(tmp_path / "unfinished", "alphaedit", done=100)
+    assert not gather([unfinished])[0].complete
+    assert nb10.reference(LAB, fake_study(tmp_path / "unfinished study", *two, unfinished)) == []
     assert nb10.reference(LAB, tmp_path / "nothing") == []
 
 

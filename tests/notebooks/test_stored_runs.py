@@ -10,25 +10,23 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.light import pack
 from ketools import plots
 from ketools.course import build as cells
 from ketools.course import check_claim, predict
 from ketools.course.lessons import nb10
 from ketools.io import data_root
 from ketools.plots.style import words
-from tests.runs.fakes import fake_run
+from tests.runs.fakes import fake_run, fake_study
 
 PATH = Path(__file__).resolve().parents[2] / "notebooks" / "10_ten_thousand_edits.ipynb"
 
 
 @pytest.fixture
 def state(tmp_path, monkeypatch):
-    """What the notebook knows after its set-up, with light records of three methods in the data folder."""
-    for method, loss in (("memit", 0.5), ("alphaedit", 0.45), ("encore", 0.3)):
-        run = fake_run(tmp_path / method, method, loss=loss)
-        (tmp_path / "data" / "results").mkdir(parents=True, exist_ok=True)
-        pack(run, tmp_path / "data" / "results" / f"pocket-{method}-seed0")
+    """What the notebook knows after its set-up, with the runs of three methods in the data folder."""
+    losses = {"memit": 0.5, "alphaedit": 0.45, "encore": 0.3}
+    runs = [fake_run(tmp_path / f"pocket-{method}-seed0", method, loss=loss) for method, loss in losses.items()]
+    fake_study(tmp_path / "data" / "results", *runs)
     shutil.copytree(data_root() / "real", tmp_path / "data" / "real")
     monkeypatch.setenv("KETOOLS_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("KETOOLS_MODE", "full")  # made-up numbers: a claim may fail, and says so

@@ -10,6 +10,7 @@ from ketools.editing.methods import method as named_method
 from ketools.runs.panel import Sizes
 from ketools.runs.records import plain
 from ketools.runs.store import RunRecord, Store
+from ketools.runs.study import write_study
 
 GROWTH = {"memit": 2.4, "alphaedit": 0.9, "encore": 0.15}
 LOSS = {"memit": 0.45, "alphaedit": 0.12, "encore": 0.02}
@@ -138,10 +139,14 @@ def fake_record(method="encore", seed=0, *, changes=None, **shape) -> RunRecord:
 
 
 def fake_run(out: Path, method="encore", seed=0, *, changes=None, **shape) -> Path:
-    """The same as a folder: run.json and parquet files."""
-    record = fake_record(method, seed, changes=changes, **shape)
-    out.mkdir(parents=True, exist_ok=True)
-    Store(out).write_about(record.provenance)
-    names = ("batches", "norms", "facts", "checkpoints", "residual")
-    Store(out).write_tables({name: frame for name in names if len(frame := getattr(record, name))})
+    """The same as a run's folder, all of it written before the first batch."""
+    record, store = fake_record(method, seed, changes=changes, **shape), Store(out)
+    store.write_about(record.provenance | {"id": "made up"})
+    store.start({name: getattr(record, name) for name in ("batches", "norms", "facts")}, panel={})
+    store.put_checkpoint(0, {name: getattr(record, name) for name in ("checkpoints", "residual")})
     return out
+
+
+def fake_study(folder: Path, *runs: Path) -> Path:
+    """A study of these runs, by the names of their folders."""
+    return write_study({run.name: RunRecord.load(run) for run in runs}, folder)

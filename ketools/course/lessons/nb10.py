@@ -17,7 +17,8 @@ from ketools.plots.drawers import add_line, checked, colours
 from ketools.plots.style import dress, joined, label, left_of, styles, wrap
 from ketools.runs.panel import Panel
 from ketools.runs.records import Run, gather, title
-from ketools.runs.store import RunRecord, Store
+from ketools.runs.store import RunRecord
+from ketools.runs.study import is_study
 
 COMPARED = ("memit", "alphaedit", "encore")
 """Methods that stored runs are read for: seeds without all three are left out."""
@@ -49,10 +50,9 @@ def reference(lab: Lab, folder: Path | None = None) -> list[Run]:
     damaged record.
     """
     folder = folder or data_root() / "results"
-    inside = [path for path in sorted(folder.iterdir()) if Store(path).exists()] if folder.is_dir() else []
     runs = [
         run
-        for run in (gather(inside) if inside else [])
+        for run in (gather([folder]) if is_study(folder) else [])
         if run.fingerprint == lab.model.fingerprint and (run.complete or run.collapsed)
     ]
     whole = [seed for seed in {run.seed for run in runs} if set(COMPARED) <= {r.method for r in runs if r.seed == seed}]
