@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from ketools.errors import Damaged, KetoolsError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from torch import Tensor
 
 
