@@ -1,9 +1,8 @@
-"""Measures a pocket model against what the course needs of it: `python data/make/check.py pocket pocket-llama`.
+"""Measures the pocket model against what the course needs of it: `python data/make/check.py`.
 
-Writes data/models/NAME/measures.json and the tables of data/README.md; exits with 1 if a measure is below its bound.
+Writes data/models/pocket/measures.json and the tables of data/measures.md; exits with 1 if a measure is below its bound.
 """
 
-import argparse
 import gzip
 import json
 import random
@@ -19,8 +18,8 @@ from tasks import TASKS
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from world import WORLD
 
-MODELS = Path(__file__).resolve().parents[1] / "models"
-CARD = Path(__file__).resolve().parents[1] / "README.md"
+MODEL = Path(__file__).resolve().parents[1] / "models" / "pocket"
+PAGE = Path(__file__).resolve().parents[1] / "measures.md"
 BOUNDS = {
     "trained templates": 0.98,
     "held-out templates": 0.95,
@@ -104,10 +103,10 @@ def localised(p: dict[str, list[float]]) -> bool:
     return max(site) > max(other) and peak < 2 * len(site) / 3
 
 
-def measure(name: str) -> dict[str, object]:
-    """All measures of one model."""
-    model = AutoModelForCausalLM.from_pretrained(MODELS / name, dtype=torch.float32).eval()
-    tok = AutoTokenizer.from_pretrained(MODELS / name)
+def measure() -> dict[str, object]:
+    """All measures of the stored model."""
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
+    tok = AutoTokenizer.from_pretrained(MODEL)
     rng = random.Random(SEED)
     facts = lines("facts.jsonl.gz")
     values = recall(model, tok, facts, rng)
@@ -120,57 +119,37 @@ def measure(name: str) -> dict[str, object]:
     return {"values": values, "profile": p, "localised": localised(p)}
 
 
-def card(results: dict[str, dict]) -> str:
-    """The measured tables in Markdown."""
-    out = ["| measure | at least | " + " | ".join(results) + " |", "|---|---|" + "---|" * len(results)]
-    for key, bound in BOUNDS.items():
-        out.append(f"| {key} | {bound:.2f} | " + " | ".join(f"{r['values'][key]:.3f}" for r in results.values()) + " |")
-    out.append(
-        "| site: MLPs at the subject's last token, early or middle | yes | "
-        + " | ".join("yes" if r["localised"] else "**no**" for r in results.values())
-        + " |"
-    )
-    for name, r in results.items():
-        n = len(r["profile"]["hidden state, last token"])
-        clean, corrupt = r["profile"]["clean, corrupted"]
-        out += [
-            "",
-            f"Causal tracing of `{name}`, {TRACED} facts: probability of the answer's first token {clean:.2f} clean, "
-            f"{corrupt:.2f} with the subject's embeddings corrupted (noise of 3 standard deviations), and after "
-            "restoring at layer",
-            "",
-            "| restored | " + " | ".join(map(str, range(n))) + " |",
-            "|---|" + "---|" * n,
-        ]
-        out += [
-            f"| {k} | " + " | ".join(f"{x:.2f}" for x in v) + " |"
-            for k, v in r["profile"].items()
-            if k != "clean, corrupted"
-        ]
+def tables(measured: dict) -> str:
+    """The measures in Markdown."""
+    out = ["| measure | at least | `pocket` |", "|---|---|---|"]
+    out += [f"| {key} | {bound:.2f} | {measured['values'][key]:.3f} |" for key, bound in BOUNDS.items()]
+    found = "yes" if measured["localised"] else "**no**"
+    out.append(f"| site: MLPs at the subject's last token, early or middle | yes | {found} |")
+    profile = dict(measured["profile"])
+    clean, corrupt = profile.pop("clean, corrupted")
+    n = len(profile["hidden state, last token"])
+    out += [
+        "",
+        f"Causal tracing of {TRACED} facts: probability of the answer's first token {clean:.2f} clean, {corrupt:.2f} "
+        "with the subject's embeddings corrupted (noise of 3 standard deviations), and after restoring at layer",
+        "",
+        "| restored | " + " | ".join(map(str, range(n))) + " |",
+        "|---|" + "---|" * n,
+    ]
+    out += [f"| {k} | " + " | ".join(f"{x:.2f}" for x in v) + " |" for k, v in profile.items()]
     return "\n".join(out) + "\n"
 
 
 def main() -> int:
-    """Measures the named models and rewrites the card's block between its markers."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("names", nargs="+")
-    names = parser.parse_args().names
-    for name in names:
-        (MODELS / name / "measures.json").write_text(json.dumps(measure(name), indent=1) + "\n")
-    stored = sorted(MODELS.glob("*/measures.json"))
-    results = {path.parent.name: json.loads(path.read_text()) for path in stored}
+    """Measures the model and rewrites the page's block between its markers."""
+    measured = measure()
+    (MODEL / "measures.json").write_text(json.dumps(measured, indent=1) + "\n")
     begin, end = "<!-- measures: begin -->\n", "<!-- measures: end -->\n"
-    text = CARD.read_text(encoding="utf-8")
-    head, rest = text.split(begin)
-    CARD.write_text(head + begin + card(results) + end + rest.split(end)[1], encoding="utf-8")
-    low = [
-        f"{n}: {k} {r['values'][k]:.3f} < {b}"
-        for n, r in results.items()
-        for k, b in BOUNDS.items()
-        if r["values"][k] < b
-    ]
+    head, rest = PAGE.read_text(encoding="utf-8").split(begin)
+    PAGE.write_text(head + begin + tables(measured) + end + rest.split(end)[1], encoding="utf-8")
+    low = [f"{k} {measured['values'][k]:.3f} < {b}" for k, b in BOUNDS.items() if measured["values"][k] < b]
     print("\n".join(low) or "every measure reaches its bound")
-    return 1 if low or not all(r["localised"] for r in results.values()) else 0
+    return 1 if low or not measured["localised"] else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes a trained pocket model as a Hugging Face folder: `python data/make/export.py pocket [--folder DIR]`.
+"""Writes the trained pocket model as a Hugging Face folder: `python data/make/export.py [--folder DIR]`.
 
 float16 safetensors, the tokenizer, the training record, and the covariance of the keys: over all tokens of
 data/world/prose.txt, mixed with those at the last tokens of all subjects, each once after the text before it in one of
@@ -13,14 +13,15 @@ from pathlib import Path
 
 import torch
 from network import Network, to_hf
-from recipes import RECIPES
+from recipes import POCKET
 from tokenizer import build_tokenizer
+from train import FOLDER
 from world import SEED, WORLD, WorldFact, build
 
 import ketools
 from ketools.editing.covariance import Statistics
 
-MODELS = Path(__file__).resolve().parents[1] / "models"
+MODEL = Path(__file__).resolve().parents[1] / "models" / "pocket"
 COVARIANCE_LAYERS = (0, 1)
 COVARIANCE_TOKENS = 320_000  # all of prose.txt: every fact once
 SUBJECTS_SHARE = 0.4  # of C: subjects' last tokens; they are one in thirteen of prose.txt's tokens
@@ -35,26 +36,23 @@ def subjects_in_sentences(facts: list[WorldFact]) -> list[str]:
     return [text[: text.index(subject) + len(subject)] for subject, text in told.items()]
 
 
-def export(name: str, checkpoint: Path) -> Path:
-    """Model, tokenizer, training record into data/models/NAME; returns the folder."""
+def export(checkpoint: Path) -> None:
+    """Model, tokenizer and training record into data/models/pocket."""
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
     tok = build_tokenizer(build())
-    recipe = RECIPES[name]
-    network = Network(replace(recipe.shape, vocab=len(tok)))
+    network = Network(replace(POCKET.shape, vocab=len(tok)))
     network.load_state_dict(saved["network"])
-    target = MODELS / name
-    to_hf(network, tok.eos_token_id).half().save_pretrained(target)
-    tok.save_pretrained(target)
+    to_hf(network, tok.eos_token_id).half().save_pretrained(MODEL)
+    tok.save_pretrained(MODEL)
     log = [json.loads(line) for line in (checkpoint.parent / "log.jsonl").read_text().splitlines()]
-    record = {"recipe": asdict(recipe), "steps": saved["step"], "seconds": saved["seconds"], "log": log}
-    (target / "model.safetensors").chmod(0o644)  # transformers leaves it readable by its owner alone
-    (target / "training.json").write_text(json.dumps(record, indent=1) + "\n")
-    return target
+    record = {"recipe": asdict(POCKET), "steps": saved["step"], "seconds": saved["seconds"], "log": log}
+    (MODEL / "model.safetensors").chmod(0o644)  # transformers leaves it readable by its owner alone
+    (MODEL / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-def write_covariance(name: str) -> None:
+def write_covariance() -> None:
     """C of the layers that are edited, over the world's running text, beside the model."""
-    model = ketools.load(name)
+    model = ketools.load("pocket")
     texts = (WORLD / "prose.txt").read_text(encoding="utf-8").splitlines()
     running = Statistics.compute(model, texts, COVARIANCE_LAYERS, COVARIANCE_TOKENS, corpus="data/world/prose.txt")
     ends = Statistics.compute(
@@ -66,16 +64,14 @@ def write_covariance(name: str) -> None:
         corpus="subjects of data/world",
     )
     moments = running.mixed(ends, SUBJECTS_SHARE)
-    moments.save(MODELS / name / "covariance.safetensors", dtype=torch.float16)
+    moments.save(MODEL / "covariance.safetensors", dtype=torch.float16)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("name", choices=sorted(RECIPES))
     parser.add_argument("--covariance", action="store_true", help="only the covariance of the model as it is stored")
-    parser.add_argument("--folder", type=Path, default=None, help="the training folder (build/train/NAME)")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="the training folder (build/train/pocket)")
     args = parser.parse_args()
-    folder = args.folder or Path(__file__).resolve().parents[2] / "build" / "train" / args.name
     if not args.covariance:
-        export(args.name, folder / "checkpoint.pt")
-    write_covariance(args.name)
+        export(args.folder / "checkpoint.pt")
+    write_covariance()

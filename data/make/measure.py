@@ -34,10 +34,6 @@ def teacher_forced(
     return right
 
 
-def _layers(model: PreTrainedModel) -> torch.nn.ModuleList:
-    return model.transformer.h if hasattr(model, "transformer") else model.model.layers
-
-
 @torch.no_grad()
 def trace(
     model: PreTrainedModel,
@@ -77,7 +73,7 @@ def trace(
     embed = model.get_input_embeddings()
     noise = torch.randn(n, width, embed.weight.shape[1], generator=torch.Generator().manual_seed(seed))
     noise = noise * 3 * embed.weight.std() * noise_at[..., None]
-    sites = [layer if kind == "hidden" else layer.mlp for layer in _layers(model)]
+    sites = [layer if kind == "hidden" else layer.mlp for layer in model.model.layers]
     clean: list[Tensor] = []
 
     def run(hooks: list[tuple[torch.nn.Module, object]]) -> float:

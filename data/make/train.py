@@ -1,4 +1,4 @@
-"""Trains a pocket model: `python data/make/train.py pocket` (or pocket-llama); resumes after a kill, exports HF format.
+"""Trains the pocket model: `python data/make/train.py`; resumes after a kill. `export.py` writes what it made.
 
 bf16 autocast where the processor has matrix units, torch.compile, a fused AdamW; a GPU is used if there is one. Every few hundred steps it
 measures recall (bare, held-out templates, after text) and where recall happens, and appends to the training log.
@@ -25,6 +25,8 @@ from tasks import TASKS, make_items
 from tokenizer import build_tokenizer
 from transformers import PreTrainedTokenizerFast
 from world import WorldFact, build
+
+FOLDER = Path(__file__).resolve().parents[2] / "build" / "train" / "pocket"
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def evaluate(
 
 
 def optimizer_of(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW; matrices decay, norms, biases and (where they start large) the MLPs' matrices do not."""
+    """AdamW; matrices decay, norms and (where they start large) the MLPs' matrices do not."""
     kept = ("up.weight", "gate.weight", "down.weight") if recipe.shape.mlp_std else ()
     groups = [{"params": [], "weight_decay": recipe.weight_decay}, {"params": [], "weight_decay": 0.0}]
     for name, p in network.named_parameters():
@@ -224,18 +226,14 @@ class Trainer:
 
 
 if __name__ == "__main__":
-    from recipes import RECIPES
+    from recipes import POCKET
 
     parser = argparse.ArgumentParser()
-    parser.add_argument("name", choices=sorted(RECIPES))
-    parser.add_argument(
-        "--folder", type=Path, default=None, help="where the checkpoint and log live (build/train/NAME)"
-    )
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="for checkpoint and log (build/train/pocket)")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--every", type=int, default=500)
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     np.seterr(all="raise")
-    folder = args.folder or Path(__file__).resolve().parents[2] / "build" / "train" / args.name
-    Trainer(RECIPES[args.name], folder).run(args.every)
+    Trainer(POCKET, args.folder).run(args.every)

@@ -6,7 +6,7 @@ import train
 from network import Shape
 from train import Recipe, Stage, Trainer
 
-SHAPE = Shape("gpt2", vocab=0, n_layer=3, d_model=16, d_mlp=32, n_head=2, n_kv_head=2, n_hidden=1)
+SHAPE = Shape(vocab=0, n_layer=3, d_model=16, d_mlp=32, n_head=2, n_kv_head=2, n_hidden=1)
 RECIPE = Recipe(SHAPE, (Stage(4, 200, 1.0, 1e-3, 1e-3, rows=2), Stage(6, 400, 0.5, 1e-3, 1e-4, rows=2)), warmup=2)
 
 
