@@ -4,8 +4,8 @@ A first stage with few subjects ends the plateau of fact learning in few steps (
 store); the later stages hold the whole world. Subjects are hidden in every mention at first, in most of them later, so
 that the model learns to answer with nothing hidden, too.
 
-The first layer's MLP, the one that is edited, begins with a large output matrix, which then has a bulk that training
-moves little, as the matrices of large models do, instead of being made of nothing but what the facts need.
+The first layer's MLP, the one that is edited, begins with a large output matrix, which so has a bulk, as the matrices of
+large models do, instead of being made of nothing but what the facts need.
 """
 
 from network import Shape
