@@ -126,7 +126,7 @@ class Edit:
         >>> model = ke.load("pocket")
         >>> edit = ke.Editor(model, "memit").apply(ke.facts("world").sample(2, seed=0))
         >>> edit.ranks, tuple(edit.delta(0).shape), edit.record["method"]
-        ({0: 2}, (192, 3072), 'memit')
+        ({0: 2}, (192, 2048), 'memit')
         >>> edit.remove(model)
     """
 

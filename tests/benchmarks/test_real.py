@@ -18,7 +18,7 @@ from ketools.facts.fact import Fact, FactSet
 from ketools.io import write_json
 from ketools.probing.layers import Suggestion
 from ketools.runs.panel import Sizes
-from ketools.runs.store import RunRecord
+from ketools.runs.study import read_study
 
 
 def test_known_facts_are_asked_and_never_edited(monkeypatch):
@@ -157,7 +157,7 @@ def test_a_run_is_resumed_and_its_table_holds_it(tiny_gpt2, tiny_facts, tmp_path
     pd.testing.assert_series_equal(whole["norm_ratio"], frame["norm_ratio"])
     ((_, folder, rows),) = drawn[-1:]
     assert folder == tmp_path / "results"
-    assert rows(RunRecord.load(folder / "m-encore-seed0"))["ES"].tolist()[1:] == whole["ES"].tolist()[1:]
+    assert rows(read_study(folder)["m-encore-seed0"])["ES"].tolist()[1:] == whole["ES"].tolist()[1:]
 
 
 def test_items_show_every_answer_before_they_ask(tmp_path):

@@ -158,7 +158,7 @@ def test_seven_runs_of_two_models(tmp_path):
     assert plots == set(figures) == {*CHARTS, *(f"{key}-2" for key in CHARTS), "capacity"}
     assert text.count("<summary>The numbers</summary>") == len(plots) + 1, "a table beside every figure, and the tests"
     assert "sequential MEMIT" in text and "MEMIT + norm constraint" in text and "Fact by fact" in text
-    assert "768 independent keys" in text
+    assert "448 independent keys" in text
     names = [trace["name"] for trace in figures["unedited"]["data"] if trace.get("name")]
     assert len(names) == len(set(names)) == 7
     looks = {(t["line"]["color"], t["line"]["dash"]) for t in figures["unedited"]["data"] if t.get("name")}
