@@ -1,9 +1,8 @@
-"""Seconds of all norm measures of one checkpoint on a pocket model, and of the spectrum of a large matrix.
+"""Seconds of the norm measures that a run takes at one checkpoint, and of the spectrum of a large matrix.
 
     python -m benchmarks.norms --json build/norms.json
 
-Wanted on two idle cores: a checkpoint in less than 2 s. Medians over the repeats; what is taken once a run (the reference
-states, the eigenvectors of C) is listed apart.
+Wanted on two idle cores: a checkpoint on a pocket model in less than 2 s. Medians over the repeats.
 """
 
 from __future__ import annotations
@@ -19,14 +18,13 @@ from typing import Any
 import torch
 
 from benchmarks.measure import measured
-from ketools.editing.covariance import load_statistics
 from ketools.editing.edit import Edit
 from ketools.evaluation.downstream import load_heldout
 from ketools.io import write_atomic
 from ketools.models.model import EditableModel, load
-from ketools.norms.drift import activation_norms, alignment, drift, drift_components, hidden_states, key_bases
-from ketools.norms.residual import contributions_and_states, text_sample
-from ketools.norms.weights import accumulated, frobenius, norms, singular_values, spectra, update_spectra
+from ketools.norms.residual import contributions, text_sample
+from ketools.norms.weights import frobenius, norms, singular_values, spectra
+from ketools.runs.panel import Sizes
 from ketools.runs.records import versions
 
 RANK = 50  # of the update in each edited layer: a batch of 50 facts
@@ -43,28 +41,16 @@ def edited(model: EditableModel, layers: Sequence[int]) -> None:
     Edit(factors, {"fingerprint": model.fingerprint}).apply_to(model)
 
 
-def jobs(model: EditableModel, layers: Sequence[int]) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
-    """The measures of a checkpoint by name, and the seconds of what is taken once a run."""
-    once = {}
-    baseline, sample = norms(model), text_sample(model, load_heldout())
-    statistics = load_statistics(model)
-    cost, reference = measured(lambda: hidden_states(model, sample), model.device)
-    once["reference states"] = cost.seconds
-    cost, bases = measured(lambda: key_bases(model, statistics, layers), model.device)
-    once["eigenvectors of C"] = cost.seconds
+def jobs(model: EditableModel, layers: Sequence[int]) -> dict[str, Callable[[], Any]]:
+    """The measures by name, of as much as `ketools.runs.panel` takes by default; edits `layers` of the model."""
+    baseline, sizes = norms(model), Sizes()
+    texts = load_heldout(documents=sizes.documents)
     edited(model, layers)
-    now = hidden_states(model, sample)
-    last = model.anatomy.n_layer - 1
     return {
-        "frobenius": lambda: frobenius(model, baseline),
-        "spectra": lambda: spectra(model),
-        "update_spectra": lambda: update_spectra(accumulated(model), model),
-        "alignment": lambda: alignment(model, bases=bases),
-        "contributions and states": lambda: contributions_and_states(model, sample),
-        "drift": lambda: drift(now, reference),
-        "activation_norms": lambda: activation_norms(now),
-        "drift_components": lambda: drift_components(now, reference, last),
-    }, once
+        "frobenius": lambda: frobenius(model, baseline, edited=layers),
+        "spectra": lambda: spectra(model, layers),
+        "contributions": lambda: contributions(model, text_sample(model, texts, sizes.residual_tokens), edited=layers),
+    }
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -79,23 +65,22 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(words)
     model = load(options.model)
-    todo, once = jobs(model, options.layers)
     device = model.device
-    if options.shape:
-        matrix = torch.randn(options.shape, generator=torch.Generator().manual_seed(0))
-        once[f"spectrum of {options.shape[0]} x {options.shape[1]}"] = measured(
-            lambda: singular_values(matrix), device
-        )[0].seconds
     seconds = {
         name: statistics.median(measured(job, device)[0].seconds for _ in range(options.repeats))
-        for name, job in todo.items()
+        for name, job in jobs(model, options.layers).items()
     }
     whole = sum(seconds.values())
-    for name, value in (seconds | {"checkpoint": whole} | {f"once a run: {k}": v for k, v in once.items()}).items():
+    result = {"model": options.model, "layers": options.layers, "threads": torch.get_num_threads()}
+    result |= {"seconds": seconds, "checkpoint": whole, "versions": versions()}
+    lines = seconds | {"checkpoint": whole}
+    if options.shape:
+        matrix = torch.randn(options.shape, generator=torch.Generator().manual_seed(0))
+        cost, _ = measured(lambda: singular_values(matrix), device)
+        result["spectrum"] = lines[f"spectrum of {options.shape[0]} x {options.shape[1]}"] = cost.seconds
+    for name, value in lines.items():
         sys.stdout.write(f"{value:8.3f} s  {name}\n")
     if options.json:
-        result = {"model": options.model, "layers": options.layers, "threads": torch.get_num_threads()}
-        result |= {"seconds": seconds, "checkpoint": whole, "once": once, "versions": versions()}
         write_atomic(options.json, json.dumps(result, indent=1) + "\n")
     return 0
 

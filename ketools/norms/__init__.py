@@ -1,1 +1,1 @@
-"""What edits do to weights and states: norms, spectra, the residual stream, drift, and optimised targets."""
+"""What edits do to weights and states: norms, spectra, the residual stream, and optimised targets."""

@@ -6,7 +6,7 @@ agreeing with anything. Works for sequential and parallel layers alike, because 
 made (`EditableModel.sublayer`); that they do sum to the stream is checked, not assumed.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -89,55 +89,19 @@ def subject_sample(model: EditableModel, facts: Sequence[Fact]) -> Sample:
     return Sample(ids, tuple((at,) for at in places if at is not None))
 
 
-@dataclass(frozen=True)
-class Places:
-    """One batch of a sample on the model's device: ids and mask (rows, longest) int64, row and position (reads,), and
-    the place of each read in the order of the whole sample (reads,), on the CPU.
-    """
-
-    ids: torch.Tensor
-    mask: torch.Tensor
-    row: torch.Tensor
-    position: torch.Tensor
-    order: torch.Tensor
-
-    def pick(self, states: torch.Tensor) -> torch.Tensor:
-        """States at the read places, (reads, d_model) float32, out of (rows, longest, d_model)."""
-        return states[self.row.to(states.device), self.position.to(states.device)].float()
-
-
-def places(model: EditableModel, sample: Sample) -> Iterator[Places]:
-    """The sample in batches of at most 4,096 tokens, rows of like length together."""
-    starts = [0]
-    for positions in sample.reads:
-        starts.append(starts[-1] + len(positions))
-    for batch in batches(map(len, sample.ids), 4096):
-        ids, mask = pad_right([sample.ids[i] for i in batch], model.device)
-        reads = [(b, at, starts[i] + n) for b, i in enumerate(batch) for n, at in enumerate(sample.reads[i])]
-        row, position, order = torch.tensor(reads).T
-        yield Places(ids, mask, row.to(ids.device), position.to(ids.device), order)
-
-
 EMBEDDING = -1
 """The "layer" of what enters layer 0."""
 TOLERANCE = 1e-5
 """Relative error up to which attention and MLP sum to a layer's output, in float32."""
 
 
-def contributions(
-    model: EditableModel,
-    sample: Sample,
-    *,
-    edited: Collection[int] | None = None,
-    into: Mapping[int, Tensor] | None = None,
-) -> pd.DataFrame:
+def contributions(model: EditableModel, sample: Sample, *, edited: Collection[int] | None = None) -> pd.DataFrame:
     """What each sublayer adds to the residual stream, mean over the sample's tokens.
 
     Args:
         model: the model in its current state.
         sample: from `text_sample` or `subject_sample`.
         edited: layers that count as edited; None: those that the edits in `model.edits` touch.
-        into: {layer: (tokens, d_model)}, filled with the states after these layers, in the sample's order.
 
     Returns:
         The glossary's table "residual", a row per summand: layer (-1: what enters layer 0), kind ("embedding",
@@ -149,7 +113,7 @@ def contributions(
     touched = {layer for edit in model.edits for layer in edit.layers} if edited is None else set(edited)
     parts = [(EMBEDDING, "embedding"), *((i, kind) for i in range(model.anatomy.n_layer) for kind in SUBLAYERS)]
     total = torch.zeros(len(parts), 4, dtype=torch.float64)
-    for c, states, order in _streams(model, sample):
+    for c, states in _streams(model, sample):
         entering = torch.cat([c[:1], states[:-1]])  # (n_layer, tokens, d_model), the state that a layer adds to
         added = c[1::2] + c[2::2]
         _check_sums(model, (states - entering - added).norm(dim=-1) / states.norm(dim=-1).clamp_min(1e-30))
@@ -158,8 +122,6 @@ def contributions(
         projection = torch.einsum("ntd,td->nt", c, last) / last.square().sum(-1).clamp_min(1e-30)
         measures = torch.stack([norm, stream_share(norm), norm / met.clamp_min(1e-30), projection], -1)
         total += measures.double().sum(1).cpu()
-        for layer, place in (into or {}).items():
-            place[order] = states[layer].cpu()
     frame = pd.DataFrame(parts, columns=["layer", "kind"])
     frame["edited"] = [kind == "mlp" and layer in touched for layer, kind in parts]
     means = dict(zip(("norm", "share", "relative", "projection"), (total / sample.tokens).T.numpy(), strict=True))
@@ -172,21 +134,6 @@ def stream_share(norms: Tensor) -> Tensor:
     Importance hacking: the share of the edited layers' MLPs grows with the edits (Gupta et al., 2502.01636, figure 5).
     """
     return norms / norms.sum(0)
-
-
-def contributions_and_states(
-    model: EditableModel, sample: Sample, *, edited: Collection[int] | None = None
-) -> tuple[pd.DataFrame, dict[int, Tensor]]:
-    """`contributions` and, from the same pass over the sample, `drift.hidden_states` of all layers.
-
-    Returns:
-        (frame, {layer: (tokens, d_model) float32, CPU}): 4 n_layer tokens d_model bytes more than the frame alone.
-
-    Raises:
-        KetoolsError: as `contributions`.
-    """
-    states = {layer: torch.zeros(sample.tokens, model.anatomy.d_model) for layer in range(model.anatomy.n_layer)}
-    return contributions(model, sample, edited=edited, into=states), states
 
 
 def before_and_now(model: EditableModel, sample: Sample, *, edited: Collection[int] | None = None) -> pd.DataFrame:
@@ -223,21 +170,28 @@ def edited_share(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _streams(model: EditableModel, sample: Sample) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """For each batch of the sample's tokens the stream's parts, float32, and the tokens' places in the sample (tokens,).
+def _streams(model: EditableModel, sample: Sample) -> Iterator[tuple[Tensor, Tensor]]:
+    """The stream's parts at the tokens read, float32, in batches of at most 4,096 tokens, rows of like length together.
 
     Summands (2 n_layer + 1, tokens, d_model), embedding first, then attention and MLP of each layer; states (n_layer,
     tokens, d_model) after each layer.
     """
-    for batch in places(model, sample):
-        recording = recorded(model, ("embedding", "hidden", *SUBLAYERS), len(batch.ids))
-        with torch.no_grad(), recording as got:
-            model.body(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
-        start = batch.pick(got["embedding"][EMBEDDING])
-        picked = {name: [batch.pick(by_layer[i]) for i in sorted(by_layer)] for name, by_layer in got.items()}
-        pairs = zip(picked["attention"], picked["mlp"], strict=True)
+    for batch in batches(map(len, sample.ids), 4096):
+        ids, mask = pad_right([sample.ids[i] for i in batch], model.device)
+        row, position = torch.tensor([(n, at) for n, i in enumerate(batch) for at in sample.reads[i]]).T
+        with torch.no_grad(), recorded(model, ("embedding", "hidden", *SUBLAYERS), len(ids)) as got:
+            model.body(input_ids=ids, attention_mask=mask, use_cache=False)
+        read = {
+            name: [
+                states[row.to(states.device), position.to(states.device)].float()
+                for _, states in sorted(by_layer.items())
+            ]
+            for name, by_layer in got.items()
+        }
+        (start,) = read["embedding"]
+        pairs = zip(read["attention"], read["mlp"], strict=True)
         summands = [start, *(model.residual_scale * part.to(start.device) for pair in pairs for part in pair)]
-        yield torch.stack(summands), torch.stack([state.to(start.device) for state in picked["hidden"]]), batch.order
+        yield torch.stack(summands), torch.stack([state.to(start.device) for state in read["hidden"]])
 
 
 def _check_sums(model: EditableModel, error: Tensor) -> None:

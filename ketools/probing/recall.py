@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 from ketools.errors import KetoolsError
 from ketools.evaluation.generation import continuations
@@ -14,6 +13,7 @@ from ketools.models.scoring import score_pairs
 from ketools.models.tokens import prompt_rows, said_in_chat
 
 
+@torch.no_grad()
 def top_tokens(model: EditableModel, prompt: str, k: int = 5, *, chat: bool = False) -> pd.DataFrame:
     """The `k` most probable next tokens after `prompt`: columns token (text), probability.
 
@@ -22,8 +22,12 @@ def top_tokens(model: EditableModel, prompt: str, k: int = 5, *, chat: bool = Fa
     """
     check_k(model, k)
     prompt = said_in_chat(model, [prompt])[0][0] if chat else prompt
-    words, probability = _top(model, _next_logits(model, prompt), k)
-    return pd.DataFrame({"token": words, "probability": probability})
+    (row,) = prompt_rows(model, [prompt])
+    ids = torch.tensor([row.ids], device=model.device)
+    logits = model.model(input_ids=ids, use_cache=False).logits[0, -1].float()  # (vocabulary,)
+    probability, tokens = logits.softmax(-1).topk(k)
+    words = [str(model.tokenizer.decode([token])) for token in tokens.tolist()]
+    return pd.DataFrame({"token": words, "probability": probability.tolist()})
 
 
 def answers(
@@ -75,15 +79,3 @@ def check_k(model: EditableModel, k: int) -> None:
     """Raise KetoolsError unless `k` tokens of the model's vocabulary can be listed."""
     if not 1 <= k <= model.config.vocab_size:
         raise KetoolsError(f"k={k}: expected 1 to {model.config.vocab_size} tokens")
-
-
-@torch.no_grad()
-def _next_logits(model: EditableModel, prompt: str) -> Tensor:
-    # (vocabulary,), float32
-    (row,) = prompt_rows(model, [prompt])
-    return model.model(input_ids=torch.tensor([row.ids], device=model.device), use_cache=False).logits[0, -1].float()
-
-
-def _top(model: EditableModel, logits: Tensor, k: int) -> tuple[list[str], list[float]]:
-    probability, token = logits.softmax(-1).topk(k)
-    return [str(model.tokenizer.decode([t])) for t in token.tolist()], probability.tolist()

@@ -4,7 +4,7 @@ Three runs. Clean: the prompt as it is. Corrupted: Gaussian noise on the embeddi
 answer is lost. Restored: the corrupted run with some clean states put back. A state whose restoration brings the answer
 back carries the fact; the gain in the answer's probability is its *indirect effect*.
 
-The tokens before the subject are clean in all runs and is computed once (ketools.models.replay). A restoration at layer l
+The tokens before the subject are clean in all runs and are computed once (ketools.models.replay). A restoration at layer l
 runs only what can change: the layers above it, the tokens from the subject on. Every (fact, draw of noise, place) is a row,
 so that thousands of restorations make few passes.
 """

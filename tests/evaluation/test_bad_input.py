@@ -9,7 +9,6 @@ from ketools.evaluation.downstream import downstream, perplexity
 from ketools.evaluation.edits import evaluate, natural_probabilities, recall
 from ketools.evaluation.generation import continuations
 from ketools.facts.fact import Locality, TwoHop
-from ketools.norms.drift import activation_norms, drift, hidden_states
 from ketools.norms.residual import subject_sample, text_sample
 from ketools.probing import recall as asked
 from ketools.probing.lens import lens
@@ -55,16 +54,3 @@ def test_a_prompt_longer_than_the_window_is_refused_with_both_lengths(tiny_gpt2,
 def test_empty_samples_are_refused(tiny_gpt2, ask, said):
     with pytest.raises(KetoolsError, match=said):
         ask(tiny_gpt2)
-
-
-def test_states_of_a_collapsed_model_are_named_and_drift_counts_what_it_leaves_out(tiny_gpt2):
-    sample = text_sample(tiny_gpt2, ["Ada Lorn was born in Vell."])
-    states = hidden_states(tiny_gpt2, sample, [1])
-    silent = {1: states[1].clone()}
-    silent[1][0] = 0
-    row = drift(silent, states).iloc[0]
-    assert (row["left_out"], row["tokens"]) == (1, sample.tokens)
-    assert activation_norms(states)["tokens"].item() == sample.tokens
-    tiny_gpt2.weight(1).fill_(float("nan"))
-    with pytest.raises(KetoolsError, match="layer 1 .*not finite"):
-        hidden_states(tiny_gpt2, sample, [1])

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from ketools import Edit, KetoolsError
-from ketools.editing.covariance import Statistics
 from ketools.editing.methods import FixedSteps, Hyper
 from ketools.editing.targets import compute_targets
 from ketools.evaluation import downstream, edits, forgetting
@@ -23,10 +22,7 @@ from ketools.evaluation.metrics import (
     of_table,
 )
 from ketools.facts.fact import Locality, TwoHop
-from ketools.norms import drift, residual, weights
-from ketools.norms import drift as alignment
-from ketools.norms import residual as sample
-from ketools.norms import weights as growth
+from ketools.norms import residual, targets, weights
 from ketools.probing import knockout, layers, lens, recall, tracing
 from tests.conftest import SENTENCES
 
@@ -123,23 +119,15 @@ def test_forgetting_is_covered():
 
 
 def test_norms_are_covered(tiny_gpt2, tiny_facts):
-    read = sample.text_sample(tiny_gpt2, SENTENCES)
-    reference = drift.hidden_states(tiny_gpt2, read, [2])
     edit = Edit({1: (torch.ones(32, 1), torch.ones(64, 1))}, {"fingerprint": tiny_gpt2.fingerprint, "facts": ["a"]})
     edit.apply_to(tiny_gpt2)
     explained("norms", weights.frobenius(tiny_gpt2))
-    explained("growth", growth.growth([1.0, 2.0, 3.0]))
+    explained("growth", weights.growth([1.0, 2.0, 3.0]))
     explained("spectra", weights.spectra(tiny_gpt2))
-    explained("spectra", weights.update_spectra(edit, tiny_gpt2))
-    bases = alignment.key_bases(tiny_gpt2, Statistics({1: torch.eye(64, dtype=torch.float64)}, 9), [1])
-    explained("alignment", alignment.alignment(tiny_gpt2, bases=bases))
-    both = residual.before_and_now(tiny_gpt2, read)
+    both = residual.before_and_now(tiny_gpt2, residual.text_sample(tiny_gpt2, SENTENCES))
     explained("residual", both, residual.edited_share(both))
-    now = drift.hidden_states(tiny_gpt2, read, [2])
-    explained("drift", drift.drift(now, reference), drift.activation_norms(now))
-    explained("drift", drift.drift_components(now, reference, 2))
     found = compute_targets(tiny_gpt2, tiny_facts[:2], ["", "You sang. "], FixedSteps(), Hyper(layers=(1,), steps=2))
-    explained("targets", drift.overfitting_curve(found))
+    explained("targets", targets.overfitting_curve(found))
     explained("diff", edit.diff(edit))
 
 

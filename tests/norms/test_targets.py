@@ -8,8 +8,8 @@ import torch
 from ketools import KetoolsError
 from ketools.editing.methods import MPES, FixedSteps, Hyper
 from ketools.editing.targets import Targets, compute_targets
-from ketools.norms.drift import hidden_states, overfitting_curve
 from ketools.norms.residual import subject_sample
+from ketools.norms.targets import overfitting_curve
 
 
 @pytest.fixture
@@ -39,8 +39,11 @@ def test_the_curve_by_hand(found):
 def test_on_a_model(tiny_model, tiny_facts):
     hyper = Hyper(layers=(1,), steps=6)
     got = compute_targets(tiny_model, tiny_facts, ["", "You sang. "], FixedSteps(), hyper)
-    natural = hidden_states(tiny_model, subject_sample(tiny_model, tiny_facts), [1])[1].norm(dim=1)
-    assert torch.allclose(natural, got.h0.norm(dim=1), rtol=1e-4), "not the place where targets are written"
+    sample = subject_sample(tiny_model, tiny_facts)
+    for ids, (at,), h0 in zip(sample.ids, sample.reads, got.h0, strict=True):
+        with torch.no_grad():
+            natural = tiny_model.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[2][0, at]
+        assert torch.allclose(natural, h0, atol=1e-4), "not the place where targets are written"
     last = got.trace[torch.arange(len(tiny_facts)), got.steps]
     assert last.numpy() == pytest.approx(got.p_target.numpy(), rel=1e-6)
     curve = overfitting_curve(got)
