@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 WIDTH = 100  # of tables, in characters
 FAILED = 2  # exit code of a check that found something
 FACTS = '"world", "real", a data set, or a file of facts (.csv, .jsonl, .json, .gz); default: what the model knows.'
-MODEL = "A pocket model, a model folder, or a Hugging Face model id."
+MODEL = '"pocket", "smollm2", a model folder, or a Hugging Face model id.'
 Batch = Annotated[int, typer.Option(min=1, help="Facts per batch.")]
 Seed = Annotated[int, typer.Option(help="Decides which facts are drawn, and every random choice.")]
 Layers = Annotated[str | None, typer.Option(help="Layers separated by commas, such as 4,5,6; default: the method's.")]

@@ -1,1 +1,1 @@
-"""What edits do to weights and states: norms, spectra, the residual stream, and optimised targets."""
+"""What edits do to weights and states: norms, spectra, and the residual stream."""

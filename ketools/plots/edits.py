@@ -150,11 +150,11 @@ def probability_curve(
 def target_curve(frame: pd.DataFrame, natural: float | None = None, *, context: str = "") -> go.Figure:
     """The overfitting curve: the target's mean probability per step, with the range from 5% to 95% of facts.
 
-    From `drift.overfitting_curve`; several methods below each other with a column method. `natural`: mean probability of
+    From `ketools.evaluation.edits.overfitting_curve`; several methods below each other with a column method. `natural`: mean probability of
     natural facts, the level that is passed or not. Raises KetoolsError for another table or fewer than two steps.
     """
     columns = ("step", "p_mean", "p05", "p95", "running", "n")
-    frame = checked(frame, *columns, of="norms.drift.overfitting_curve", least=2)
+    frame = checked(frame, *columns, of="evaluation.edits.overfitting_curve", least=2)
     frame = frame if "method" in frame else frame.assign(method="targets")
     looks = styles(dict.fromkeys(frame["method"]))
     fig, lines = go.Figure(), []

@@ -68,8 +68,6 @@ _PARTS = {
     "before": Style(NEUTRAL, "dot", "circle-open"),
     "now": Style(OKABE_ITO["blue"], "solid", "circle"),
 }
-PATTERNS = {"now": "/"}
-"""Hatching of bars, for readers who cannot tell their colours apart; what is not named has none."""
 # Without black and yellow: one is lost on a dark page, the other on a white one.
 _COLOURS = tuple(OKABE_ITO[name] for name in ("green", "sky", "orange", "purple", "vermillion", "blue"))
 _DASHES = ("dashdot", "longdashdot", "longdash", "dot", "dash", "solid")

@@ -22,7 +22,7 @@ from ketools.evaluation.metrics import (
     of_table,
 )
 from ketools.facts.fact import Locality, TwoHop
-from ketools.norms import residual, targets, weights
+from ketools.norms import residual, weights
 from ketools.probing import knockout, layers, lens, recall, tracing
 from tests.conftest import SENTENCES
 
@@ -127,7 +127,7 @@ def test_norms_are_covered(tiny_gpt2, tiny_facts):
     both = residual.before_and_now(tiny_gpt2, residual.text_sample(tiny_gpt2, SENTENCES))
     explained("residual", both, residual.edited_share(both))
     found = compute_targets(tiny_gpt2, tiny_facts[:2], ["", "You sang. "], FixedSteps(), Hyper(layers=(1,), steps=2))
-    explained("targets", targets.overfitting_curve(found))
+    explained("targets", edits.overfitting_curve(found))
     explained("diff", edit.diff(edit))
 
 

@@ -8,8 +8,8 @@ import torch
 from ketools import KetoolsError
 from ketools.editing.methods import MPES, FixedSteps, Hyper
 from ketools.editing.targets import Targets, compute_targets
+from ketools.evaluation.edits import overfitting_curve
 from ketools.norms.residual import subject_sample
-from ketools.norms.targets import overfitting_curve
 
 
 @pytest.fixture
