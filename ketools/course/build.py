@@ -353,10 +353,15 @@ def _figure(figure: dict[str, Any]) -> str:
         validate=False,
         config={"responsive": True},
     )
+    # Wide enough for its labels and panels: on a narrow screen the axes scroll, not the page.
+    panels = {str(axis.get("domain")) for name, axis in layout.items() if name.startswith("xaxis")}
+    margin = layout.get("margin", {})
+    width = margin.get("l", 0) + margin.get("r", 0) + 230 * max(1, len(panels))
     finding, caption = (words.get(name, "") for name in ("finding", "caption"))
     return (
         f'<figure class="plot"><figcaption>{finding}</figcaption>'
-        f'<div role="img" aria-label="{words.get("description", "a figure")}">{drawn}</div><small>{caption}</small></figure>'
+        f'<div role="img" aria-label="{words.get("description", "a figure")}">'
+        f'<div style="min-width: {width}px">{drawn}</div></div><small>{caption}</small></figure>'
     )
 
 
