@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from html import escape
+from html import escape, unescape
 from importlib.resources import files
 from pathlib import Path
 from time import perf_counter
@@ -35,6 +35,7 @@ _WELCOME = """<p>A fact can be located in a language model's weights and changed
 and its weights grow. Both problems have a cause, and a remedy in closed form. In these notebooks you write the methods, watch a
 model break, and repair it.</p>"""
 _NAME = re.compile(r"(\d\d)_[a-z0-9_]+")
+_TURNS = re.compile(r"\n\n(?:Previous|Next): \[.*")
 _LINK = re.compile(r"\]\((?!#)(?![a-z]+:)([^)\s]+)")
 # Code first, so that a $ in it stays what it is; then display and inline mathematics.
 _MATH = re.compile(r"(```.*?```|`[^`\n]*`)|\$\$(.+?)\$\$|(?<![\\$\w])\$(?!\s)([^$\n]+?)(?<!\s)\$(?!\w)", re.S)
@@ -133,6 +134,22 @@ def solution(source: str) -> tuple[str, str]:
     return "\n".join(stub), "\n".join(line.removeprefix(indent) for line in lines[first + 1 : last])
 
 
+def turns(path: str | Path) -> str:
+    """Links from the notebook in `path` to those before and after it in its folder, as a line of markdown; "" if alone."""
+    path, around = Path(path), notebooks(Path(path).parent)
+    at = around.index(path)
+    places = (("Previous", at - 1), ("Next", at + 1))
+    found = [(word, around[i]) for word, i in places if 0 <= i < len(around)]
+    return " · ".join(f"{word}: [{title(read(other))}]({other.name})" for word, other in found)
+
+
+def with_turns(nb: NotebookNode, path: str | Path) -> NotebookNode:
+    """The notebook, the line of `turns` below its title in place of the one that was there."""
+    name, *rest = _TURNS.sub("", nb.cells[0].source, count=1).split("\n\n")
+    nb.cells[0].source = "\n\n".join(filter(None, (name, turns(path), *rest)))
+    return nb
+
+
 def run(nb: NotebookNode, folder: Path, *, go_on: bool = False, seconds: int = CELL_SECONDS) -> None:
     """Execute all cells in place, in a fresh kernel that works in `folder`; at most `seconds` a cell.
 
@@ -162,7 +179,8 @@ def run(nb: NotebookNode, folder: Path, *, go_on: bool = False, seconds: int = C
 def store(path: str | Path, draw: Draw | None = None, seconds: int = CELL_SECONDS) -> Path:
     """Run the notebook in `path` from a fresh kernel and write it back with its outputs, ready to be committed.
 
-    Left out are widgets and their state, times, the machine's Python, and warnings on stderr. Beside every figure stand
+    Left out are widgets and their state, times, the machine's Python, and warnings on stderr. Below the title stand links
+    to the notebooks before and after it (`turns`), beside every figure
     a PNG, by `draw` (None: `ketools.plots.pictures`), and its description in words as the output's plain text.
     `seconds` is the most that a cell may take. The file is written only if every cell ran. Raises KetoolsError naming
     the cell that failed, and without a browser.
@@ -170,7 +188,7 @@ def store(path: str | Path, draw: Draw | None = None, seconds: int = CELL_SECOND
     from ketools.plots.pictures import pictures
 
     path = Path(path)
-    nb = read(path)
+    nb = with_turns(read(path), path)
     run(nb, path.parent, seconds=seconds)
     nb.metadata = NotebookNode(
         kernelspec={"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -248,8 +266,6 @@ def build(folder: str | Path, out: str | Path, only: Sequence[Path] | None = Non
     """
     from plotly.offline import get_plotlyjs
 
-    from ketools.plots.diagrams import transformer
-
     folder, out = Path(folder), Path(out)
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / _SCRIPT, get_plotlyjs())
@@ -259,6 +275,14 @@ def build(folder: str | Path, out: str | Path, only: Sequence[Path] | None = Non
         nb.metadata["seconds"] = perf_counter() - start
         write_atomic(out / path.name, nbformat.writes(nb) + "\n")
         write_atomic(out / f"{path.stem}.html", page(relinked(nb, folder, out)))
+    return write_index(out)
+
+
+def write_index(out: str | Path) -> dict[str, float]:
+    """The index page of the notebooks in `out`, made by `build`; returns the seconds that each took."""
+    from ketools.plots.diagrams import transformer
+
+    out = Path(out)
     items, took = [], run_seconds(out)
     for path in notebooks(out):
         nb = read(path)
@@ -284,7 +308,6 @@ def run_seconds(folder: str | Path) -> dict[str, float]:
 def page(nb: NotebookNode) -> str:
     """A notebook as one page of HTML beside plotly.min.js, figures alive; nothing in it asks the network."""
     from nbconvert import HTMLExporter
-    from plotly.io import to_html
 
     nb.metadata.pop("widgets", None)
     shown: list[NotebookNode] = []
@@ -301,19 +324,45 @@ def page(nb: NotebookNode) -> str:
         for output in cell.get("outputs", ()):
             data = output.get("data", {})
             if PLOTLY in data:
-                figure: dict[str, Any] = {k: v for k, v in data[PLOTLY].items() if k in ("data", "layout")}
-                description = (figure["layout"].get("meta") or {}).get("description", "a figure")
-                drawn = to_html(
-                    figure, full_html=False, include_plotlyjs=False, validate=False, config={"responsive": True}
-                )
-                label = escape(str(description), quote=True)
-                output.data = NotebookNode({"text/html": f'<div role="img" aria-label="{label}">{drawn}</div>'})
+                output.data = NotebookNode({"text/html": _figure(deepcopy(data[PLOTLY]))})
             elif data.pop(WIDGET, None) is not None and "text/markdown" not in data:
                 output.data = NotebookNode({"text/html": f"<p><em>{_WIDGET_TEXT}</em></p>"})
     exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
     body = re.sub(r'href="([0-9]{2}_[a-z0-9_]+)\.ipynb"', r'href="\1.html"', exporter.from_notebook_node(nb)[0])
     script = f'<script src="{_SCRIPT}"></script>'
     return _html(title(nb), f'<p><a href="index.html">The course</a></p>\n{body}', script)
+
+
+def _figure(figure: dict[str, Any]) -> str:
+    """A figure, its axes alive; finding and caption are text of the page, which wraps on a narrow screen."""
+    from plotly.io import to_html
+
+    layout = figure["layout"]
+    words = {name: escape(unescape(str(text))) for name, text in (layout.get("meta") or {}).items()}
+    notes = layout.get("annotations", [])
+    if "finding" in words:  # the height that `dress` gave them goes with them
+        above = 18 + 22 * (1 + layout.pop("title")["text"].count("<br>"))
+        below = sum(18 * (1 + note["text"].count("<br>")) for note in notes if note.get("name") == "caption")
+        layout["annotations"] = [note for note in notes if note.get("name") != "caption"]
+        layout["margin"] |= {"t": layout["margin"]["t"] - above, "b": layout["margin"]["b"] - below}
+        layout["height"] -= above + below
+    drawn = to_html(
+        {"data": figure["data"], "layout": layout},
+        full_html=False,
+        include_plotlyjs=False,
+        validate=False,
+        config={"responsive": True},
+    )
+    # Wide enough for its labels and panels: on a narrow screen the axes scroll, not the page.
+    panels = {str(axis.get("domain")) for name, axis in layout.items() if name.startswith("xaxis")}
+    margin = layout.get("margin", {})
+    width = margin.get("l", 0) + margin.get("r", 0) + 230 * max(1, len(panels))
+    finding, caption = (words.get(name, "") for name in ("finding", "caption"))
+    return (
+        f'<figure class="plot"><figcaption>{finding}</figcaption>'
+        f'<div role="img" aria-label="{words.get("description", "a figure")}">'
+        f'<div style="min-width: {width}px">{drawn}</div></div><small>{caption}</small></figure>'
+    )
 
 
 def mathml(text: str) -> str:

@@ -12,6 +12,7 @@ from ketools import KetoolsError
 from ketools.course import build as cells
 from ketools.course.build import student, write_students
 
+ROOT = Path(__file__).resolve().parents[2]
 HEAD = "# Try it\n\n**You will be able to**\n\n1. add $a_1 + b_1$;\n2. draw.\n\n**Time**: 5 minutes\n\nSee [data](../data/x.md) and [next](01_more.ipynb)."
 DRAW = """import plotly.graph_objects as go
 import plotly.io
@@ -69,6 +70,23 @@ def test_links_lead_on_from_where_a_student_is(folder, tmp_path):
     (path,) = write_students(folder, tmp_path / "build" / "student")
     said = cells.read(path).cells[0].source
     assert "](../../data/x.md)" in said and "](01_more.ipynb)" in said
+
+
+def test_a_notebook_links_to_those_before_and_after_it(folder):
+    for number in ("01", "02"):
+        nbformat.write(
+            new_notebook(cells=[new_markdown_cell(f"# Do {number}\n\nIt goes on.")]), folder / f"{number}_x.ipynb"
+        )
+    path, line = folder / "01_x.ipynb", "Previous: [Try it](00_try.ipynb) · Next: [Do 02](02_x.ipynb)"
+    nb = cells.with_turns(cells.with_turns(cells.read(path), path), path)
+    assert nb.cells[0].source == f"# Do 01\n\n{line}\n\nIt goes on.", "once, however often it is stored"
+    assert cells.turns(folder / "02_x.ipynb") == "Previous: [Do 01](01_x.ipynb)"
+
+
+@pytest.mark.parametrize("path", cells.notebooks(ROOT / "notebooks"), ids=lambda path: path.stem)
+def test_links_that_a_notebook_has_are_those(path):
+    line = cells.read(path).cells[0].source.split("\n\n")[1]
+    assert line == cells.turns(path) or not line.startswith(("Previous: ", "Next: ")), "store it again"
 
 
 @pytest.mark.parametrize(
