@@ -38,6 +38,7 @@ from ketools.runs.study import is_study, read_study, write_study
 
 METHODS = ("memit", "sequential-memit", "alphaedit", "emmet+mpes", "memit+mpes", "memit+norm", "encore")
 MODEL, SEEDS = "pocket", (0, 1, 2)
+PAPER_LOAD = 1.56  # of its 10,000 edits in GPT2-XL, the narrowest of its models
 COLUMNS = {
     "ES": ("ES", "percent"), "PS": ("PS", "percent"), "NS": ("NS", "percent"), "S": ("S", "percent"),
     "at_edit_ES": ("ES then", "percent"), "at_edit_PS": ("PS then", "percent"), "at_edit_NS": ("NS then", "percent"),
@@ -161,14 +162,15 @@ def readme(groups: Sequence[Group]) -> str:
         "# Reference runs",
         f"{edits:,} sequential edits of facts about different subjects in batches of {_each(runs, 'batch')}; written by "
         "`python -m benchmarks.lifelong` from the records in this folder. `ketools report data/results` draws all "
-        "figures, `ketools compare data/results` puts the runs side by side, fact by fact. headline.png is the figure of "
-        "the README; `python -m benchmarks.lifelong --pack` draws it again and also writes it as a page, headline.html, "
-        "which is not stored.",
+        "figures, `ketools compare data/results` puts the runs side by side, fact by fact. headline.png draws the first "
+        "table; `python -m benchmarks.lifelong --pack` draws it again and also writes it as a page, headline.html, which is "
+        "not stored.",
         f"## After {edits:,} edits",
         markdown(table, BRIEF),
         "Mean over seeds (lowest to highest). Norm of the most-changed matrix and weighted downstream F1 relative to the unedited "
         "model; unedited and other facts: share still answered correctly of those the unedited model knew; ES: of all edits, on "
         "the final model.",
+        *within_paper(runs),
         "## All measures",
         markdown(table, COLUMNS),
         "Mean over seeds (lowest to highest). ES, PS, NS, S in percent of all edits, scored again on the final model; \"then\": right "
@@ -189,6 +191,15 @@ def readme(groups: Sequence[Group]) -> str:
     if said := damage_sentences(runs):
         parts += ["## Norm and damage", *said]
     return "\n\n".join([*parts, *_capacity(groups)]) + "\n"
+
+
+def within_paper(runs: Sequence[Run]) -> list[str]:
+    """The short table at the last checkpoint within the paper's loads; nothing where that is the last one, or there is none."""
+    points = runs[0].record.checkpoints["edits"]
+    if not (at := points[points <= PAPER_LOAD * runs[0].d_mlp].max()) < points.max() or not at:
+        return []
+    table = by_method(compare(runs, int(at)))
+    return [f"## After {int(at):,} edits, within the paper's loads (at most {PAPER_LOAD})", markdown(table, BRIEF)]
 
 
 def older_settings(runs: Sequence[Run]) -> list[str]:

@@ -61,7 +61,6 @@ from ketools.runs.tune import stopped
 
 MODEL, MAIN = "smollm2", ("encore", "memit", "alphaedit")
 OTHERS = ("sequential-memit", "memit+mpes", "memit+norm", "emmet+mpes")
-LOADS = {"Llama 3 8B": 0.70, "Llama 2 7B": 0.91, "GPT2-XL": 1.56}  # of 10,000 edits
 TOKENS = 100_000  # that C is over
 LAYERS, PUBLISHED = range(16), range(4, 9)  # that C is of; of Llama 2 and 3
 HELD, DEVELOPMENT = 300, 400  # known facts never edited; unknown ones set aside

@@ -26,17 +26,16 @@ def test_reference_runs_are_those_of_this_model_with_all_methods(results, tmp_pa
     found = nb10.reference(LAB, folder)
     assert sorted(run.method for run in found) == sorted([*nb10.COMPARED, "sequential-memit"])
     assert {(run.seed, run.model) for run in found} == {(0, "pocket")}, "seed 1 has ENCORE alone"
-    second = [fake_run(tmp_path / f"{method}1", method, seed=1) for method in ("memit", "alphaedit")]
-    fake_study(folder, *results, *second)
-    assert [run.seed for run in nb10.reference(LAB, folder)] == [0, 0, 0, 0, 1, 1, 1]
+    fake_study(folder, *results, fake_run(tmp_path / "memit1", "memit", seed=1))
+    assert [run.seed for run in nb10.reference(LAB, folder)] == [0, 0, 0, 1, 1]
 
 
-def test_without_all_three_methods_there_is_no_reference(results, tmp_path):
-    two = [run for run in results if run.name != "alphaedit"]
-    assert nb10.reference(LAB, fake_study(tmp_path / "two", *two)) == []
-    unfinished = fake_run(tmp_path / "unfinished", "alphaedit", done=100)
+def test_without_both_methods_there_is_no_reference(results, tmp_path):
+    left = [run for run in results if run.name != "memit"]
+    assert nb10.reference(LAB, fake_study(tmp_path / "left", *left)) == []
+    unfinished = fake_run(tmp_path / "unfinished", "memit", done=100)
     assert not gather([unfinished])[0].complete
-    assert nb10.reference(LAB, fake_study(tmp_path / "unfinished study", *two, unfinished)) == []
+    assert nb10.reference(LAB, fake_study(tmp_path / "unfinished study", *left, unfinished)) == []
     assert nb10.reference(LAB, tmp_path / "nothing") == []
 
 
@@ -48,11 +47,11 @@ def rows(**shares):
 
 
 def test_who_keeps_most_is_said_from_the_seeds():
-    apart = rows(memit=[0.4, 0.5], alphaedit=[0.6, 0.7], encore=[0.8, 0.9]).assign(method=lambda t: t["method"])
+    apart = rows(memit=[0.4, 0.5], encore=[0.8, 0.9])
     answer, why = nb10.keeper(pd.concat([apart, rows(other=[1.0, 1.0])]))
-    assert answer == "encore" and set(why) == {"memit", "alphaedit", "encore", "undecided"}
+    assert answer == "encore" and set(why) == {"memit", "encore", "undecided"}
     assert "40% to 50%" in why["memit"] and "ENCORE 80% to 90%" in why["memit"]
-    overlapping = rows(memit=[0.4, 0.5], alphaedit=[0.6, 0.85], encore=[0.8, 0.9])
+    overlapping = rows(memit=[0.4, 0.85], encore=[0.8, 0.9])
     assert nb10.keeper(overlapping)[0] == "undecided"
     assert nb10.keeper(rows(memit=[1.0], encore=[0.97]))[0] == "undecided", "one seed each, close together"
     assert nb10.keeper(rows(memit=[0.9], encore=[1.0]))[0] == "encore"

@@ -20,8 +20,8 @@ from ketools.runs.records import Run, gather, title
 from ketools.runs.store import RunRecord
 from ketools.runs.study import is_study
 
-COMPARED = ("memit", "alphaedit", "encore")
-"""Methods that stored runs are read for: seeds without all three are left out."""
+COMPARED = ("memit", "encore")
+"""Methods that stored runs are read for: seeds without both are left out."""
 REGIME = (0.7, 1.6)
 """Load (edits / d_mlp) of the paper's 10,000 edits: 0.70 in Llama-3-8B, 0.91 in Llama-2-7B, 1.56 in GPT2-XL."""
 
