@@ -1,16 +1,19 @@
 """Notebook 02: the figure of transplanted states, exercises."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 import torch
+from plotly.subplots import make_subplots
 from torch import Tensor
 
 from ketools.course.claims import Exercise, Property
 from ketools.evaluation.metrics import number
-from ketools.plots.drawers import LAYER, add_means, layer_axis
-from ketools.plots.style import OKABE_ITO, Style, dress, joined, over_facts
+from ketools.io import data_root, read_json
+from ketools.plots.drawers import LAYER, add_line, add_means, layer_axis
+from ketools.plots.style import NEUTRAL, OKABE_ITO, Style, dress, joined, over_facts
 from ketools.probing.tracing import average
 
 States = Mapping[str, Sequence[Tensor]]
@@ -20,6 +23,62 @@ _ANSWERS = {
     "own": ("answer of the prompt's subject", Style(OKABE_ITO["blue"], "solid", "circle")),
     "other": ("answer of the other subject", Style(OKABE_ITO["vermillion"], "dash", "square")),
 }
+
+
+_PLACES = {
+    ("hidden", "last of the subject"): (
+        "state at the subject's last token",
+        Style(OKABE_ITO["blue"], "solid", "circle"),
+    ),
+    ("mlp", "last of the subject"): (
+        "MLPs at the subject's last token",
+        Style(OKABE_ITO["vermillion"], "dash", "square"),
+    ),
+    ("hidden", "last token"): ("state at the prompt's last token", Style(OKABE_ITO["sky"], "dashdot", "x")),
+    ("attention", "last token"): ("attentions at the prompt's last token", Style(OKABE_ITO["green"], "dot", "diamond")),
+}
+
+
+def stored_trace() -> tuple[pd.DataFrame, dict[str, Any]]:
+    """SmolLM2's trace as `shares`, and how it was made: facts, window, ..., and the layers that are edited."""
+    folder = data_root() / "real"
+    about = read_json(folder / "trace.json")
+    edited = read_json(folder / "settings.json")["memit"]["layers"]
+    rows = pd.read_csv(folder / "trace.csv")
+    return shares(rows, about["p_clean"] - about["p_corrupted"]), about | {"edited": edited}
+
+
+def shares(rows: pd.DataFrame, lost: float) -> pd.DataFrame:
+    """Rows of `average`, their effects as shares of the probability that noise takes."""
+    return rows.assign(**{name: rows[name] / lost for name in ("mean", "low", "high")})
+
+
+def traces_beside(
+    models: Mapping[str, pd.DataFrame], edited: Mapping[str, Sequence[int]], *, context: str = ""
+) -> go.Figure:
+    """What a restored part brings back, by layer, a panel a model; shaded: the layers that are `edited`."""
+    fig = make_subplots(1, len(models), shared_yaxes=True, horizontal_spacing=0.05, subplot_titles=list(models))
+    found, said = [], []
+    for column, (name, rows) in enumerate(models.items(), 1):
+        at = {"row": 1, "col": column}
+        for place, (label, look) in _PLACES.items():
+            line = rows[(rows["kind"] == place[0]) & (rows["role"] == place[1])].sort_values("layer")
+            spread = {"low": line["low"], "high": line["high"], "band": True}
+            add_line(fig, line["layer"], line["mean"], label, look, show=".0%", at=at, legend=column == 1, **spread)
+            best = line.loc[line["mean"].idxmax()]
+            said.append(f"{name}, {label}: most at layer {best['layer']}, {best['mean']:.0%}")
+            if place == ("mlp", "last of the subject"):
+                found.append(f"{best['mean']:.0%} around layer {best['layer']} of {len(line)} in {name}")
+        first, last = edited[name][0] - 0.5, edited[name][-1] + 0.5
+        fig.add_vrect(first, last, **at, line_width=0, fillcolor=NEUTRAL, opacity=0.15, layer="below")
+        fig.update_xaxes(title=LAYER, **at, **layer_axis(rows["layer"]))
+    fig.update_yaxes(title="share of the lost probability", tickformat=".0%", col=1)
+    finding = f"MLPs at the subject's last token bring the answer back: {', '.join(found)}"
+    caption = (
+        "Mean share of what noise takes that one restored part brings back, with 95% bootstrap intervals over facts. MLPs and "
+        "attentions: a window of layers around the one named. Shaded: the edited layers."
+    )
+    return dress(fig, finding, joined(caption, context), f"Line charts over layers. {'; '.join(said)}.")
 
 
 def transplant_lines(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
