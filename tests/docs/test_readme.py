@@ -69,7 +69,9 @@ def test_tables_are_those_of_the_package_and_the_records(hooks, demo):  # noqa: 
 def test_every_figure_of_the_findings_is_one_of_the_records(hooks, demo):  # noqa: F811
     (table, runs), ours = demo, (data_root() / "results" / "README.md").read_text("utf-8")
     number = re.compile(r"\b\d[\d,.]*\d?(?:%|×)|\b0\.\d+")
-    allowed = {*number.findall(table + hooks.real()), *(f"{share}%" for share in re.findall(r"\| (\d+\.\d) ", ours))}
+    allowed = {*number.findall(table + hooks.real() + ours)}
+    shares, ratios = (re.findall(rf"\| (\d+\.\d{{{digits}}}) ", ours) for digits in (1, 2))  # cells without their unit
+    allowed |= {*(f"{share}%" for share in shares), *(f"{ratio}×" for ratio in ratios)}
     natural = [run.record.checkpoints["p_natural"].iloc[0] for run in runs]
     allowed.add(f"{sum(natural) / len(natural):.3f}")
     said = TEXT.split("## What it shows")[1].split("## Citing")[0].replace(table, "").replace(hooks.real(), "")

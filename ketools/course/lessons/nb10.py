@@ -78,14 +78,17 @@ def keeper(rows: pd.DataFrame, column: str = "unedited_kept") -> tuple[str, dict
     seeds = rows[rows["method"].isin(COMPARED)].groupby("method")[column].agg(["mean", "min", "max", "count"])
     seeds = seeds.sort_values("mean", ascending=False)
     best, following = seeds.iloc[0], seeds.iloc[1]
+    one = best["count"] == 1
     range_of = {
-        str(name): f"{title(str(name))} {percent(s['min'])} to {percent(s['max'])}" for name, s in seeds.iterrows()
+        str(name): f"{title(str(name))} {percent(s['min'])}{'' if one else f' to {percent(s.max_)}'}"
+        for name, s in seeds.rename(columns={"max": "max_"}).iterrows()
     }
     first, second = list(range_of)[:2]
     why = {name: f"{told}; {range_of[first]}." for name, told in range_of.items()}
-    if best["min"] - following["max"] < (0.05 if best["count"] == 1 else 0):
-        return "undecided", why | {first: f"The seeds overlap: {range_of[first]}, {range_of[second]}."}
-    return first, why | {"undecided": f"The seeds do not overlap: {range_of[first]}, {range_of[second]}."}
+    apart = f"{range_of[first]}, {range_of[second]}."
+    if best["min"] - following["max"] < (0.05 if one else 0):
+        return "undecided", why | {first: f"{'One seed each, and close' if one else 'The seeds overlap'}: {apart}"}
+    return first, why | {"undecided": f"{'One seed each, far apart' if one else 'The seeds do not overlap'}: {apart}"}
 
 
 def trade(table: pd.DataFrame, context: str, x: str = "efficacy_accuracy", y: str = "unedited_kept") -> go.Figure:
