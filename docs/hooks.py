@@ -120,7 +120,7 @@ def real() -> str:
 
     from ketools.evaluation.metrics import number, percent, times
     from ketools.io import data_root
-    from ketools.runs.records import title
+    from ketools.runs.records import rank, title
 
     shown = {
         "norm_ratio": ("norm", times), "unedited_kept": ("known", percent), "ours": ("own set", percent),
@@ -130,7 +130,8 @@ def real() -> str:
     }  # fmt: skip
     frame = pd.read_csv(data_root() / "real" / "checkpoints.csv")
     states = [("*unedited*", frame[frame["edits"] == 0].iloc[0])]
-    states += [(title(row["method"]), row) for _, row in frame[frame["edits"] == frame["edits"].max()].iterrows()]
+    ends = frame[frame["edits"] == frame["edits"].max()].sort_values("method", key=lambda names: names.map(rank))
+    states += [(title(row["method"]), row) for _, row in ends.iterrows()]
     rows = [
         (name, *("-" if pd.isna(row[key]) else show(row[key]) for key, (_, show) in shown.items()))
         for name, row in states

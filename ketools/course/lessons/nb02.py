@@ -78,7 +78,8 @@ def traces_beside(
         "Mean share of what noise takes that one restored part brings back, with 95% bootstrap intervals over facts. MLPs and "
         "attentions: a window of layers around the one named. Shaded: the edited layers."
     )
-    return dress(fig, finding, joined(caption, context), f"Line charts over layers. {'; '.join(said)}.")
+    text = f"Line charts over layers. {'; '.join(said)}."
+    return dress(fig, finding, joined(caption, context), text).update_layout(legend={"y": 1.09})
 
 
 def transplant_lines(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
