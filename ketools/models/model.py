@@ -284,7 +284,7 @@ def load(
         >>> import ketools as ke
         >>> model = ke.load("pocket")
         >>> model.anatomy.architecture, model.anatomy.n_layer, model.dtype
-        ('GPT2LMHeadModel', 5, torch.float32)
+        ('LlamaForCausalLM', 5, torch.float32)
     """
     if isinstance(source, str | Path):
         name, path = str(source), _folder(source)
