@@ -2,7 +2,7 @@
 
 A random model costs what a trained one of its shape costs; what it says means nothing. Shapes as in the configuration
 files published with the models. Their vocabulary is as large as the original's; the text that they read is cut by the
-pocket models' tokenizer, so that its subjects have a few tokens, as names have.
+pocket's tokenizer, so that its subjects have a few tokens, as names have.
 """
 
 from dataclasses import dataclass

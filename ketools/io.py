@@ -333,7 +333,7 @@ def data_root() -> Path:
 
 
 def model_names() -> list[str]:
-    """Names of the pocket models that the data folder holds (folders with a config.json), in order."""
+    """Names of the models that the data folder holds (folders with a config.json), in order."""
     folder = data_root() / "models"
     if not folder.is_dir():
         return []

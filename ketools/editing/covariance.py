@@ -314,7 +314,7 @@ def own_file(model: EditableModel) -> Path | None:
 
 
 def load_statistics(model: EditableModel) -> Statistics:
-    """The covariance file in the model's own folder (pocket models have one). Raises KetoolsError if there is none.
+    """The covariance file in the model's own folder (`pocket` has one). Raises KetoolsError if there is none.
 
     That of SmolLM2 is computed when it is first asked for, over the text of `smollm2.text`, and kept in its folder.
     """
