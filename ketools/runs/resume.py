@@ -47,6 +47,7 @@ def begin(store: Store, settings: Mapping[str, Any], about: Mapping[str, Any], *
         with store.writing():
             store.write_about(about)
         return 0
+    store.check_whole()
     found, stored = survey(store.out), store.about()
     # All that decides the numbers, (of the run, now), what cannot be forced first.
     old = stored.get("settings", {})

@@ -331,6 +331,11 @@ class Store:
         """Has a run been started here?"""
         return (self.out / "run.json").is_file() or self.path("batches", 0).is_file()
 
+    def check_whole(self) -> None:
+        """Raise Damaged for tables without the batches that they were made of, which a run would write over."""
+        if not self.numbers("batches") and (tables := [name for name in TABLES if (self.out / name).exists()]):
+            raise Damaged(f"{self.out / tables[0]}: a table of a run without its batches; put the run's folders back")
+
     def clear(self) -> None:
         """Remove the run and nothing else: its files, and its folders if they are empty then."""
         self.check_files()
@@ -538,6 +543,7 @@ class Store:
 
     def frames(self) -> dict[str, pd.DataFrame]:
         """FRAMES as far as they are committed; empty where nothing is. Raises Damaged, naming the file."""
+        self.check_whole()
         last, commits = max(self.numbers("batches"), default=-1), [self.commit(0)] if self.numbers("batches") else []
         for number in range(1, last + 1):
             commits.append(self.commit(number))

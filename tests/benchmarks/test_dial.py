@@ -4,7 +4,6 @@ import pandas as pd
 import pytest
 
 from benchmarks import dial
-from ketools.editing.covariance import load_statistics
 from ketools.editing.methods import ENCORE
 from ketools.models.model import load
 
@@ -13,10 +12,7 @@ def test_knobs_stand_around_the_models_own_settings():
     model = load("pocket")
     weights, steps = dial.knobs(model)
     own = ENCORE.settings(model)
-    mean = load_statistics(model).layers[own.layers[0]].diagonal().mean().item()
-    assert weights == pytest.approx(
-        [0, own.lambda_n / mean / 4, own.lambda_n / mean, 4 * own.lambda_n / mean], rel=1e-2
-    )
+    assert weights == pytest.approx([factor * own.lambda_n_relative for factor in (0, 1 / 4, 1, 4)], rel=1e-2)
     assert own.patience in steps and 1 in steps and steps[-1] is None
 
 

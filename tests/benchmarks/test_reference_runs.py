@@ -131,8 +131,7 @@ def test_a_cell_says_of_how_many_seeds_its_mean_is(script, tmp_path):
 
 
 def test_the_tables_are_those_of_the_stored_records():
-    there = [folder for folder in sorted((ROOT / "data/results").iterdir()) if folder.is_dir()]
-    table = lifelong.by_method(lifelong.compare(lifelong.gather(there)))
+    table = lifelong.by_method(lifelong.compare(gather([ROOT / "data/results"])))
     brief, full = (lifelong.markdown(table, columns) for columns in (lifelong.BRIEF, lifelong.COLUMNS))
     results = (ROOT / "data/results/README.md").read_text(encoding="utf-8")
     assert brief in results and full in results, "stale: python -m benchmarks.lifelong --pack"

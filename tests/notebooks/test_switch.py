@@ -21,6 +21,7 @@ from traitlets.config import Config
 import ketools as ke
 from ketools.course import build as cells
 from ketools.course import setup
+from ketools.editing.covariance import Statistics, corpus
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = cells.notebooks(ROOT / "notebooks")
@@ -35,8 +36,10 @@ def full(tmp_path_factory):
     rows = [json.dumps(_counterfact(i, fact)) for i, fact in enumerate(ke.facts("world").sample(FACTS, seed=5))]
     (folder / "facts.jsonl").write_text("\n".join(rows), encoding="utf-8")
     sizes = tomllib.loads(files("ketools.course").joinpath("full.toml").read_text(encoding="utf-8"))["sizes"]
-    shutil.copytree(ROOT / "data" / "models" / "pocket", folder / "stand-in")
-    text = f'[model]\nname = "{folder / "stand-in"}"\nfacts = "facts.jsonl"\ndtype = "float32"\ndevice = "cpu"\n'
+    model = shutil.copytree(ROOT / "data" / "models" / "pocket", folder / "stand-in")
+    (model / "covariance.safetensors").unlink()  # of the layers that pocket's own settings edit
+    Statistics.compute(ke.load(model), corpus("world"), range(5), 10_000).save(folder / "C.safetensors")
+    text = f'[model]\nname = "{model}"\nstatistics = "C.safetensors"\nfacts = "facts.jsonl"\ndtype = "float32"\ndevice = "cpu"\n'
     for number, named in sizes.items():
         small = {name: min(size, SIZE // 2 if name == "batch" else SIZE) for name, size in named.items()}
         text += f"\n[sizes.{number}]\n" + "".join(f"{name} = {size}\n" for name, size in small.items())

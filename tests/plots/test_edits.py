@@ -8,7 +8,7 @@ import torch
 from ketools import Edit, KetoolsError, plots
 from ketools.evaluation.edits import evaluate
 from ketools.norms import residual
-from ketools.norms.weights import original, singular_values
+from ketools.norms.weights import singular_values
 from ketools.plots.style import numbers, words
 from tests.conftest import SENTENCES
 from tests.plots.figures import MARKUP, tells, tiny
@@ -33,6 +33,7 @@ def frames(trained_gpt2, tiny_tokenizer):
     found = {"scores": evaluate(model, small_facts()[:8])}
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(d, 3, generator=generator) for d in (model.anatomy.d_model, model.anatomy.d_mlp))
+    before = {layer: model.weight(layer).clone() for layer in (0, 1)}
     Edit({1: (left, right)}, {}).apply_to(model)
     sample = residual.text_sample(model, SENTENCES)
     values = [
@@ -40,7 +41,7 @@ def frames(trained_gpt2, tiny_tokenizer):
             {"layer": layer, "state": state, "value": singular_values(matrix), "index": range(1, 1 + len(matrix))}
         )
         for layer in (0, 1)
-        for state, matrix in (("before", original(model, layer)), ("now", model.weight(layer)))
+        for state, matrix in (("before", before[layer]), ("now", model.weight(layer)))
     ]
     return found | {"values": pd.concat(values), "stream": residual.before_and_now(model, sample), "curve": CURVE}
 
