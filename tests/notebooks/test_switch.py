@@ -80,11 +80,12 @@ def test_full_mode_runs_on_a_stand_in_and_says_so(path, full, shell, monkeypatch
             if not cells.tags(cell) & {"exercise", "widget"}:
                 shell.run_cell(cell.source).raise_error()
     said = shown.stdout
-    assert "Mode full: model stand-in" in said and "Mode quick" not in said
+    model = full.parent / "stand-in"
+    assert f"Mode full: model {model}" in said and "Mode quick" not in said
     figures = [out.data[cells.PLOTLY] for out in shown.outputs if cells.PLOTLY in out.data]
     captions = [figure["layout"]["meta"]["caption"] for figure in figures]
     live = [caption for caption in captions if not caption.endswith("stored.")]
-    assert live and all("Mode full, model stand-in" in caption for caption in live)
+    assert live and all(f"Mode full, model {model}" in caption for caption in live)
     assert re.search(r"^holds: every weight has its old bits again", said, re.M), "weights are restored in every mode"
 
 
