@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from html import escape, unescape
 from pathlib import Path
+from typing import Any
 
 _SOURCE = re.compile(r"arXiv (\d{4}\.\d{5})")
 _BLOCK = re.compile(r"^```python( figure)?\n(.*?)^```$", re.M | re.S)
@@ -161,8 +162,11 @@ MADE = {
 }
 
 
-def with_figures(markdown: str) -> str:
-    """The page with the figure of each "```python figure" block below it; its blocks are run in order and share names."""
+def with_figures(markdown: str, top: str = "") -> str:
+    """The page with the figure of each "```python figure" block below it; its blocks are run in order and share names.
+
+    `top`: the way from the page to the site's folder, as "../".
+    """
     from ketools.plots.style import undressed, words
 
     names: dict[str, object] = {}
@@ -182,13 +186,13 @@ def with_figures(markdown: str) -> str:
             f"<figcaption>{text['caption']}</figcaption></figure>\n"
         )
 
-    return '<script src="assets/plotly.min.js"></script>\n\n' + _BLOCK.sub(draw, markdown)
+    return f'<script src="{top}assets/plotly.min.js"></script>\n\n' + _BLOCK.sub(draw, markdown)
 
 
-def on_page_markdown(markdown: str, **_: object) -> str:
+def on_page_markdown(markdown: str, page: Any = None, **_: object) -> str:  # noqa: ANN401 - mkdocs' page
     """Put in what the page asks for."""
     if "```python figure" in markdown:
-        markdown = with_figures(markdown)
+        markdown = with_figures(markdown, "../" * page.url.count("/"))
     return _MADE.sub(lambda found: MADE[found[1]](), markdown).replace("```python norun", "```python")
 
 
