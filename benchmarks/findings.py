@@ -30,7 +30,7 @@ from ketools.models.model import EditableModel, load
 from ketools.runs.config import composed
 from ketools.runs.records import Run, gather, title
 from ketools.runs.store import RunRecord, Store
-from ketools.runs.study import is_study, write_study
+from ketools.runs.study import add_to_study, is_study
 from ketools.runs.sweep import sweep
 
 KEPT = Path(__file__).resolve().parent.parent / "data" / "findings"
@@ -87,7 +87,7 @@ def tables(runs: Sequence[Run], options: argparse.Namespace) -> tuple[str, dict[
     seeds = ", ".join(map(str, options.seeds))
     text = [
         f"`{options.model}`, {options.edits:,} sequential edits in batches of {options.batch}, seeds {seeds}; "
-        f"`python -m benchmarks.findings --seeds {seeds.replace(' ', '')}`. Means and Student's 95% intervals over seeds; a claim *holds* where the whole "
+        f"`python -m benchmarks.findings{'' if options.model == 'pocket' else f' --model {options.model}'} --seeds {seeds.replace(' ', '')}`. Means and Student's 95% intervals over seeds; a claim *holds* where the whole "
         "interval lies above the bound; where methods are compared, seed by seed.",
         "",
         _counted(judged),
@@ -183,7 +183,7 @@ def _made(options: argparse.Namespace) -> None:
     about = {"model": options.model, "fingerprint": model.fingerprint, "edits": options.edits, "batch": options.batch}
     write_atomic(out / f"{options.name}.json", json.dumps(finite(about | data), indent=1) + "\n")
     if options.write:
-        write_study({run.name: run.record for run in runs}, KEPT)
+        add_to_study({run.name: run.record for run in runs}, KEPT)
         write_atomic(KEPT / "README.md", f"# The paper's findings\n\n{text}")
     sys.stdout.write(text)
 

@@ -34,7 +34,7 @@ from ketools.runs.config import RunConfig, composed
 from ketools.runs.records import Group, Run, arrange, listed, plain, title
 from ketools.runs.run import execute, ready
 from ketools.runs.store import RunRecord, Store
-from ketools.runs.study import is_study, read_study, write_study
+from ketools.runs.study import add_to_study
 
 METHODS = ("memit", "sequential-memit", "alphaedit", "emmet+mpes", "memit+mpes", "memit+norm", "encore")
 MODEL, SEEDS = "pocket", (0, 1, 2)
@@ -119,11 +119,7 @@ def listing(runs: Sequence[Planned], out: Path) -> str:
 
 def packed(runs: Sequence[Planned], out: Path, results: Path) -> dict[str, RunRecord]:
     """The study in `results` with the finished runs of `out` put into it, by name; written only where something is new."""
-    there = read_study(results) if is_study(results) else {}
-    new = {run.name: RunRecord.load(out / run.name) for run in runs if done(out / run.name)}
-    if any(name not in there or there[name].provenance != record.provenance for name, record in new.items()):
-        write_study(there | new, results)
-    return there | new
+    return add_to_study({run.name: RunRecord.load(out / run.name) for run in runs if done(out / run.name)}, results)
 
 
 _SHOW = {"percent": "{:.1f}", "whole": "{:.0f}%", "times": "{:.2f}", "seconds": "{:.3f}"}

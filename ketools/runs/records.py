@@ -303,8 +303,11 @@ def gather(folders: Iterable[str | Path]) -> list[Run]:
     if len(given) > 1:
         given = [path for path in given if path.is_dir() or not path.exists()]
     records: dict[Path, RunRecord] = {}
+    studies: dict[Path, dict[str, RunRecord]] = {}  # each read once, however many of its runs are asked for
     for folder in given:
-        for path, record in sorted(_inside(folder), key=lambda item: str(item[1].provenance.get("started", ""))):
+        for path, record in sorted(
+            _inside(folder, studies), key=lambda item: str(item[1].provenance.get("started", ""))
+        ):
             records.setdefault(path.resolve(), record)
     if not records:
         raise KetoolsError("no folder of a run given; expected folders that `ketools run` or `ketools demo` wrote")
@@ -315,14 +318,17 @@ def gather(folders: Iterable[str | Path]) -> list[Run]:
     ]
 
 
-def _inside(folder: Path) -> list[tuple[Path, RunRecord]]:
-    """The runs of one folder. Raises KetoolsError where there is none."""
-    if is_study(folder):
-        return [(folder / name, record) for name, record in read_study(folder).items()]
+def _inside(folder: Path, studies: dict[Path, dict[str, RunRecord]]) -> list[tuple[Path, RunRecord]]:
+    """The runs of one folder; a study is taken from `studies`, or read and put there. Raises KetoolsError where there is none."""
+    study = folder if is_study(folder) else folder.parent
+    if study not in studies and is_study(study):
+        studies[study] = read_study(study)
+    if study == folder:
+        return [(folder / name, record) for name, record in studies[folder].items()]
     if Store(folder).exists():
         return [(folder, RunRecord.load(folder))]
-    if is_study(folder.parent):
-        records = read_study(folder.parent)
+    if study in studies:
+        records = studies[study]
         if folder.name not in records:
             raise KetoolsError(f"{folder}: no such run; {folder.parent} holds {', '.join(records)}")
         return [(folder, records[folder.name])]

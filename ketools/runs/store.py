@@ -76,6 +76,8 @@ _COLUMNS = {
 
 
 class Schema(BaseModel):
+    """A part of a JSON file of ours: what is named is checked, anything else is kept."""
+
     model_config = ConfigDict(extra="allow")
 
 

@@ -71,6 +71,18 @@ def write_study(records: Mapping[str, RunRecord], folder: str | Path) -> Path:
     return folder
 
 
+def add_to_study(records: Mapping[str, RunRecord], folder: str | Path) -> dict[str, RunRecord]:
+    """Put the runs into the study in `folder`, beside those that are there; written only where one is new.
+
+    Returns:
+        All runs of the study, by name.
+    """
+    there = read_study(folder) if is_study(Path(folder)) else {}
+    if any(name not in there or there[name].provenance != record.provenance for name, record in records.items()):
+        write_study({**there, **records}, folder)
+    return {**there, **records}
+
+
 def read_study(folder: str | Path) -> dict[str, RunRecord]:
     """The runs of a study, by name. Raises Damaged for a file that is missing or was changed, named."""
     folder = Path(folder)
