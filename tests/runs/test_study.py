@@ -8,7 +8,7 @@ from ketools import KetoolsError, cli
 from ketools.runs.compare import compare, paired_tests
 from ketools.runs.records import arrange, gather
 from ketools.runs.store import FRAMES, Damaged, RunRecord, Store
-from ketools.runs.study import read_study
+from ketools.runs.study import add_to_study, read_study
 from tests.runs.fakes import fake_run, fake_study
 
 
@@ -33,6 +33,15 @@ def test_a_study_says_the_same_as_the_runs(folders):
         assert list(one.record.facts["id"]) == list(two.record.facts["id"])
         assert two.record.facts["at_edit_p_new"].dtype == "float32"
     assert "end_p_new" in kept[0].record.facts and "end_p_new" not in kept[1].record.facts
+
+
+def test_a_run_is_put_beside_those_that_are_there_and_what_is_there_already_is_not_written(folders):
+    whole, study = folders
+    more = RunRecord.load(fake_run(whole.parent / "more", "rome", 1))
+    assert list(add_to_study({"rome": more}, study)) == ["memit", "encore", "rome"] == list(read_study(study))
+    before = (study / "runs.json").stat().st_mtime_ns
+    add_to_study({"rome": more}, study)
+    assert (study / "runs.json").stat().st_mtime_ns == before
 
 
 def test_one_run_of_a_study_is_named_below_it(folders):
