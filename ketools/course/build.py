@@ -180,9 +180,9 @@ def store(path: str | Path, draw: Draw | None = None, seconds: int = CELL_SECOND
     """Run the notebook in `path` from a fresh kernel and write it back with its outputs, ready to be committed.
 
     Left out are widgets and their state, times, the machine's Python, and warnings on stderr. Below the title stand links
-    to the notebooks before and after it (`turns`), beside every figure
-    a PNG, by `draw` (None: `ketools.plots.pictures`), and its description in words as the output's plain text.
-    `seconds` is the most that a cell may take. The file is written only if every cell ran. Raises KetoolsError naming
+    to the notebooks before and after it (`turns`), beside every figure a PNG, by `draw` (None: `ketools.plots.pictures`),
+    and its description in words as the output's plain text. `seconds` is the most that a cell may take. The file is
+    written only if every cell ran. Raises KetoolsError naming
     the cell that failed, and without a browser.
     """
     from ketools.plots.pictures import pictures
@@ -266,6 +266,8 @@ def build(folder: str | Path, out: str | Path, only: Sequence[Path] | None = Non
     """
     from plotly.offline import get_plotlyjs
 
+    from ketools.plots.diagrams import transformer
+
     folder, out = Path(folder), Path(out)
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / _SCRIPT, get_plotlyjs())
@@ -275,14 +277,6 @@ def build(folder: str | Path, out: str | Path, only: Sequence[Path] | None = Non
         nb.metadata["seconds"] = perf_counter() - start
         write_atomic(out / path.name, nbformat.writes(nb) + "\n")
         write_atomic(out / f"{path.stem}.html", page(relinked(nb, folder, out)))
-    return write_index(out)
-
-
-def write_index(out: str | Path) -> dict[str, float]:
-    """The index page of the notebooks in `out`, made by `build`; returns the seconds that each took."""
-    from ketools.plots.diagrams import transformer
-
-    out = Path(out)
     items, took = [], run_seconds(out)
     for path in notebooks(out):
         nb = read(path)
