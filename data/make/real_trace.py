@@ -21,15 +21,14 @@ from ketools.models.model import EditableModel
 from ketools.probing.tracing import average, trace
 from ketools.runs.records import provenance
 
-SEED, CONTROL = 0, range(4, 1000, 10)
+SEED = 0
 
 
 def traced(model: EditableModel, facts: Sequence[Fact]) -> pd.DataFrame:
     """A row per fact, kind, position and layer, as of `trace`."""
     subject = trace(model, facts, ("hidden", "mlp"), at="subject_last", seed=SEED)
     end = trace(model, facts, ("hidden", "attention"), at="last", seed=SEED)
-    layers = [layer for layer in range(model.anatomy.n_layer) if layer in CONTROL]
-    others = trace(model, facts, "hidden", layers=layers, seed=SEED)
+    others = trace(model, facts, "hidden", layers=range(4, model.anatomy.n_layer, 10), seed=SEED)
     others = others[~others["role"].isin(["before the subject", "last of the subject", "last token"])]
     parts = [part.astype({"kind": str, "role": str}) for part in (subject, end, others)]
     frame = pd.concat(parts, ignore_index=True)
