@@ -16,7 +16,7 @@ NB        ?= $(NOTEBOOKS)
 QUIET := TQDM_DISABLE=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help docs env demo real report test test-attack test-faults test-real course student store times test-mutations browser test-browser lint lab lock clean distclean
+.PHONY: help docs env demo real report test test-attack test-faults test-real course student store badges times test-mutations browser test-browser lint lab lock clean distclean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -72,6 +72,9 @@ docs: env ## The site about ketools in build/docs/site: open index.html, no serv
 
 store: env ## Run notebooks and store their outputs and pictures: make store NB=notebooks/00_first_edit.ipynb
 	$(COURSE) store $(NB) $(ARGS)
+
+badges: env ## Links that open the notebooks in Colab and Binder: make badges URL=https://github.com/OWNER/NAME
+	$(COURSE) badges $(URL)
 
 times: course ## Table of times in notebooks/README.md, from a fresh run of all notebooks
 	$(COURSE) times

@@ -59,6 +59,19 @@ def times(built: Path = Path("build/course"), notebooks: _Folder = Path("noteboo
     typer.echo(write_times(notebooks, built))
 
 
+@app.command()
+def badges(url: str, notebooks: _Folder = Path("notebooks")) -> None:
+    """Let every notebook be opened in Colab and Binder, from the repository at URL (https://github.com/OWNER/NAME)."""
+    import nbformat
+
+    from ketools.course import build as course
+    from ketools.io import write_atomic
+
+    for path in course.notebooks(notebooks):
+        nb = course.badges(course.read(path), path.name, url)
+        typer.echo(write_atomic(path, nbformat.writes(nb) + "\n"))
+
+
 def main() -> None:
     """Run a command; a mistake of the user's is one line and exit code 2."""
     try:

@@ -15,7 +15,7 @@ from typing import Any
 
 import nbformat
 from nbformat import NotebookNode
-from nbformat.v4 import new_markdown_cell
+from nbformat.v4 import new_code_cell, new_markdown_cell
 
 from ketools.errors import KetoolsError
 from ketools.io import write_atomic
@@ -27,6 +27,8 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 CELL_SECONDS = 120
 HIDDEN = "hide-input"
 """Tag of code that JupyterLab and the pages fold up: claims, and cells that only draw."""
+COLAB = "colab"
+"""Tag of the cell that installs ketools in Colab."""
 Draw = Callable[[Sequence[dict[str, Any]]], list[str]]
 """Figures (plotly's JSON) -> a PNG of each, base64."""
 _WIDGET_TEXT = "A widget: run the notebook to use it."
@@ -35,11 +37,18 @@ _WELCOME = """<p>A fact can be located in a language model's weights and changed
 and its weights grow. Both problems have a cause, and a remedy in closed form. In these notebooks you write the methods, watch a
 model break, and repair it.</p>"""
 _NAME = re.compile(r"(\d\d)_[a-z0-9_]+")
+_BADGES = re.compile(r"\n\nOpen in \[Colab\]\(.*")
 _TURNS = re.compile(r"\n\n(?:Previous|Next): \[.*")
 _LINK = re.compile(r"\]\((?!#)(?![a-z]+:)([^)\s]+)")
 # Code first, so that a $ in it stays what it is; then display and inline mathematics.
 _MATH = re.compile(r"(```.*?```|`[^`\n]*`)|\$\$(.+?)\$\$|(?<![\\$\w])\$(?!\s)([^$\n]+?)(?<!\s)\$(?!\w)", re.S)
 
+_INSTALL = """import sys
+
+if "google.colab" in sys.modules:  # on any other machine this cell does nothing
+    !git clone -q --depth 1 {url} ketools
+    %pip install -q "./ketools[notebooks]"
+    %env KETOOLS_DATA=ketools/data"""
 _NOTE = """# The course
 
 The notebooks need ketools with its notebook extra, and run without a network and without an accelerator. In the folder of
@@ -84,8 +93,9 @@ def tags(cell: NotebookNode) -> set[str]:
 
 
 def code(nb: NotebookNode, tag: str | None = None) -> list[NotebookNode]:
-    """The code cells, all or those with `tag`."""
-    return [cell for cell in nb.cells if cell.cell_type == "code" and (tag is None or tag in tags(cell))]
+    """The code cells, all or those with `tag`, without the one that installs ketools in Colab (`badges`)."""
+    cells = [cell for cell in nb.cells if cell.cell_type == "code" and COLAB not in tags(cell)]
+    return [cell for cell in cells if tag is None or tag in tags(cell)]
 
 
 def prose(nb: NotebookNode) -> str:
@@ -147,6 +157,25 @@ def with_turns(nb: NotebookNode, path: str | Path) -> NotebookNode:
     """The notebook, the line of `turns` below its title in place of the one that was there."""
     name, *rest = _TURNS.sub("", nb.cells[0].source, count=1).split("\n\n")
     nb.cells[0].source = "\n\n".join(filter(None, (name, turns(path), *rest)))
+    return nb
+
+
+def badges(nb: NotebookNode, name: str, url: str) -> NotebookNode:
+    """The notebook with links that open it in Colab and in Binder, and a cell that installs ketools in Colab.
+
+    `name`: of its file in notebooks/ of the public repository `url`, on GitHub. What an earlier call wrote is replaced.
+    Raises KetoolsError for another address.
+    """
+    match = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+?)(?:\.git)?/?", url)
+    if match is None:
+        raise KetoolsError(f"{url}: expected a repository on GitHub, such as https://github.com/OWNER/NAME")
+    colab = f"https://colab.research.google.com/github/{match[1]}/blob/HEAD/notebooks/{name}"
+    binder = f"https://mybinder.org/v2/gh/{match[1]}/HEAD?labpath=notebooks/{name}"
+    top, *rest = _BADGES.sub("", nb.cells[0].source).split("\n\n")
+    nb.cells[0].source = "\n\n".join([top, f"Open in [Colab]({colab}) or [Binder]({binder})", *rest])
+    install = new_code_cell(_INSTALL.format(url=f"https://github.com/{match[1]}"), id="colab")
+    install.metadata = NotebookNode(tags=[COLAB, "nbval-skip", "skip-execution"], jupyter={"source_hidden": True})
+    nb.cells = [nb.cells[0], install, *(cell for cell in nb.cells[1:] if COLAB not in tags(cell))]
     return nb
 
 

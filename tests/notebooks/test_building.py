@@ -83,6 +83,26 @@ def test_a_notebook_links_to_those_before_and_after_it(folder):
     assert cells.turns(folder / "02_x.ipynb") == "Previous: [Do 01](01_x.ipynb)"
 
 
+def test_a_notebook_opens_in_colab_and_binder_and_stays_what_it_is(folder):
+    nb, path = cells.with_turns(cells.read(folder / "00_try.ipynb"), folder / "00_try.ipynb"), folder / "00_try.ipynb"
+    rest = [cell.source for cell in nb.cells[1:]]
+    for url in ("https://github.com/a/old", "https://github.com/some-one/ke.tools.git"):
+        nb = cells.badges(nb, path.name, url)
+    (line,) = re.findall(r"^Open in .*", nb.cells[0].source, re.M)
+    links = re.findall(r"\((https:[^)]+)\)", line)
+    assert links == [
+        "https://colab.research.google.com/github/some-one/ke.tools/blob/HEAD/notebooks/00_try.ipynb",
+        "https://mybinder.org/v2/gh/some-one/ke.tools/HEAD?labpath=notebooks/00_try.ipynb",
+    ]
+    assert "git clone -q --depth 1 https://github.com/some-one/ke.tools ketools" in nb.cells[1].source
+    assert [cell.source for cell in nb.cells[2:]] == rest == [cell.source for cell in [*cells.code(nb)]]
+    cells.run(nb, folder)
+    assert nb.cells[1].execution_count is None, "it is run in Colab only"
+    nbformat.validate(nb)
+    with pytest.raises(KetoolsError, match="OWNER/NAME"):
+        cells.badges(nb, path.name, "git@host:a/b")
+
+
 @pytest.mark.parametrize("path", cells.notebooks(ROOT / "notebooks"), ids=lambda path: path.stem)
 def test_links_that_a_notebook_has_are_those(path):
     line = cells.read(path).cells[0].source.split("\n\n")[1]
