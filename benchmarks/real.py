@@ -10,10 +10,10 @@ Settings come first, by a rule that was fixed before any run (`develop`): a smal
 another of facts that no run edits, of which each method takes what has the largest harmonic mean of ES, PS and retention at
 the end; MEMIT chooses between the layer picker's layers and the published ones for all. One batch alone would choose too little
 protection: what it costs shows after several. Targets are those of the unedited model, computed once. development.csv and
-layers.csv hold the evidence, settings.json the choice, which a later start does not make anew.
+layers.csv hold the evidence, settings.json the choice, which a later start keeps.
 
-Of the facts that the model completes with the true object (4% of CounterFact), 300 are never edited: retention is asked of
-them, in all runs alike. The rest of those, and 400 others, are set aside for the choice of settings (`split`). C is over
+Of the facts that the model completes with the true object (4% of CounterFact), 300 are never edited: retention is measured
+on them, the same in all runs. The rest of those, and 400 others, are set aside for the choice of settings (`split`). C is over
 all articles but the last twenty, which perplexity is measured on. What is made once (which facts the model knows, C) lies
 beside the runs; so does generation entropy (generation.json), before any edit and, in a run's folder, at its end.
 
@@ -217,7 +217,7 @@ def go(run: Planned, options: argparse.Namespace) -> None:
 
 
 def items(folder: Path) -> pd.DataFrame:
-    """The six tasks as `downstream` takes them: before each item SHOTS solved ones of its task, the shortest, answers by turns."""
+    """The six tasks as `downstream` takes them: before each item the SHOTS shortest solved ones of its task, each answer in turn."""
     rows = []
     for task, (prompt, choices) in TASKS.items():
         with gzip.open(folder / f"downstream-{task}.jsonl.gz", "rt", encoding="utf-8") as stream:

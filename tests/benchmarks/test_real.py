@@ -128,7 +128,7 @@ def test_a_run_is_resumed_and_its_table_holds_it(tiny_gpt2, tiny_facts, tmp_path
     assert frame["edits"].tolist() == [0, 2, 4] and frame["load"].tolist() == [0, 2 / 64, 4 / 64]
     assert frame["GE"].iloc[-1] == 2.0 and frame["ES"].notna().tolist() == [True, False, True]
 
-    # At each checkpoint, from the stored edits alone: the weights are the run's, and tasks, facts and edits are asked of them.
+    # At each checkpoint, from the stored edits alone: the weights are the run's, and tasks, facts and edits are scored on them.
     ended = made[0].model
     items_in(tmp_path)
     monkeypatch.setattr(real, "read_facts", lambda name: facts)

@@ -112,7 +112,7 @@ def test_quick_is_pocket_on_the_cpu(monkeypatch):
     assert (lab.mode, lab.model.name, lab.device, lab.sizes.facts) == ("quick", "pocket", "cpu", 5)
     assert len(lab.known(5)) == 5 and lab.known(2)[0] == lab.known(5)[0]
     editors = [lab.editor("memit"), lab.editor("alphaedit")]
-    assert all(editor.statistics is lab.statistics for editor in editors), "each C is unpacked anew for each editor"
+    assert all(editor.statistics is lab.statistics for editor in editors), "each editor unpacks C again"
 
 
 def test_the_file_that_comes_along_is_whole():

@@ -61,7 +61,7 @@ def test_the_slider_moves_every_panel():
 def test_methods_layer_and_measure_of_the_spectrum():
     runs = measured(records())
     view = LifelongScrubber(runs)
-    assert view.methods == ["memit", "encore"] and view.controls["layer"].value == 1, "the most grown layer"
+    assert view.methods == ["memit", "encore"] and view.controls["layer"].value == 1, "the layer that grew most"
     view.controls["left"].value = "alphaedit"
     assert set(view.data["method"]) == {"alphaedit", "encore"} and "AlphaEdit" in view.sentence()
     view.controls["right"].value = "alphaedit"

@@ -84,7 +84,7 @@ def test_a_fact_known_as_well_as_can_be_needs_little() -> None:
     seen = np.unique(batcher.read_fact[batcher.read_fact >= 0])
     assert len(seen) and np.allclose(batcher.need[seen], 0.2)
     assert (np.delete(batcher.need, seen) == 1).all()
-    batcher.note(np.zeros(256))  # surer than the epithets allow
+    batcher.note(np.zeros(256))  # more confident than the epithets allow
     assert (batcher.need[seen] >= 0.1).all()
 
 

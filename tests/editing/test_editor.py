@@ -146,7 +146,7 @@ def test_an_interrupt_at_any_line_leaves_all_or_nothing(tiny_gpt2, tiny_facts, h
         assert model.edits == it.history and model.edits[0] is first
         if complete:
             it.undo()
-        elif line % 8 == 0 and line % 3 == 0:  # what was built on the way is built anew, to the same bits
+        elif line % 8 == 0 and line % 3 == 0:  # what was built on the way is built again, to the same bits
             apply()
             assert same(after, model) and now() == done
             it.undo()

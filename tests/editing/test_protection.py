@@ -43,7 +43,7 @@ def test_dropped_keys_leave_no_trace(seed, kept, dropped):
     for block in blocks:
         long.add(block)
     for left in reversed(range(kept, kept + dropped)):
-        if not long.drop():  # folded: made anew from the others, as an Editor does
+        if not long.drop():  # folded: made again from the others, as an Editor does
             long = Protection(c)
             long.add(*blocks[:left])
     for block in blocks[:kept]:

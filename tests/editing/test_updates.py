@@ -63,7 +63,7 @@ def test_encores_gradient_is_zero_at_the_solution(seed, lambda_p, lambda_n):
     assert slope.norm() <= 1e-9 * (r @ k1.T).norm()
 
 
-# The same examples each time: how far L-BFGS gets hangs on the problem's condition.
+# The same examples each time: how far L-BFGS gets depends on the problem's condition.
 few = settings(max_examples=5, deadline=None, derandomize=True)
 moderate = st.floats(0.5, 4)
 

@@ -84,7 +84,7 @@ def test_full_restoration_recovers_everything_exactly(tiny_model, known_facts):
 
 
 def test_the_subject_s_stream_behind_the_embeddings_of_the_subject_alone_carries_all(tiny_model, known_facts):
-    # All tokens of the subject restored behind layer 0: the others there saw corrupted keys in layer 0 alone.
+    # All tokens of the subject are restored after layer 0: there the others have seen corrupted keys in layer 0 alone.
     frame = trace(tiny_model, known_facts(tiny_model), ["hidden"], at="last", layers=[3])
     assert np.allclose(frame["p"], frame["p_clean"], rtol=1e-5), "the top layer's state at the end is the answer"
 

@@ -1,4 +1,4 @@
-"""Facts that change under their ids while a run is stopped are noticed; a run of before that was kept goes on as it did."""
+"""Facts that change under their ids while a run is stopped are noticed; a run that was kept from before goes on as it did."""
 
 import shutil
 import warnings

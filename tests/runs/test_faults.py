@@ -29,7 +29,7 @@ FILES = (
     "snapshots/00002.safetensors", "checkpoints/00000.json", "checkpoints/00002.json", "checkpoints/00003.json",
     "facts.parquet", "tables.json", "progress.json",
 )  # fmt: skip
-# What a deletion would leave is what a kill leaves, too: tables that are written anew.
+# A deletion would leave what a kill leaves: tables that are written again.
 AS_IF_NEVER_WRITTEN = ("tables.json",)
 
 
@@ -169,7 +169,7 @@ def test_how_a_run_ended_cannot_be_lost_unseen(run, tiny_gpt2, tmp_path, monkeyp
     monkeypatch.setattr(ketools.editing.editor, "least_squares", breaks)
     ended = run("broken").collapse
     undo_all(tiny_gpt2)
-    assert run("broken").collapse == ended and ended["batch"] == 3  # progress.json is written anew on the way
+    assert run("broken").collapse == ended and ended["batch"] == 3  # progress.json is written again on the way
     assert survey(tmp_path / "broken").sound
     (tmp_path / "broken" / "collapse.json").unlink()
     assert survey(tmp_path / "broken").damaged == {"collapse.json": "missing"}
