@@ -20,10 +20,10 @@ EIFFEL = Fact(
         "The Eiffel Tower can be found in the city of", "To see the Eiffel Tower you must travel to the city of",
     ),
     neighbours=(
-        "The Louvre is located in the city of", "Notre-Dame Cathedral is located in the city of",
-        "The Arc de Triomphe can be found in the city of",
+        "The Louvre is located in the city of", "The Pompidou Centre is located in the city of",
+        "Notre-Dame de Paris is located in the city of",
     ),
-    generation=("Many people visit the Eiffel Tower because",),
+    generation=("The Eiffel Tower is famous for",),
     two_hop=(TwoHop("The country in which the Eiffel Tower stands is", "France", "Italy"),),
 )  # fmt: skip
 
