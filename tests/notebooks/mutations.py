@@ -248,7 +248,7 @@ MUTATIONS = (
     Mutation("no-projection", "AlphaEdit skips the projection", "05", "the null space keeps keys of background text where they were", _no_projection),
     Mutation("slack", "EMMET solves with slack", "05", "the constraint holds exactly", _slack),
     Mutation("past-keys-06", "past keys are dropped", "06", _SURVIVE, _past_keys),
-    Mutation("unedited-06", "evaluation is done on the unedited model", "06", "unedited facts are lost", _unedited),
+    Mutation("unedited-06", "evaluation is done on the unedited model", "06", "the subjects' other facts are lost", _unedited),
     Mutation("swapped", "ES compares with the targets swapped", "07", "new objects win after the edit", _swapped),
     Mutation("mpes-never", "MPES never stops", "07", "MPES stops earlier", _mpes_never),
     Mutation("mpes-at-once", "MPES stops at once", "07", "MPES still writes the fact", _mpes_at_once),

@@ -1,5 +1,6 @@
 """Notebook 07: what is asked of edits with different stopping rules, exercises."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -69,11 +70,13 @@ def ablation_lines(frame: pd.DataFrame, natural: float, context: str) -> go.Figu
     fig.update_yaxes(title="share or probability (0 to 1)", range=[0, 1.04])
     first, last = frame.iloc[0], frame.iloc[-1]
     said = (
-        f"from {first['stopping']} to {last['stopping']} the mean probability goes from {first['p_edited']:.2f} to "
-        f"{last['p_edited']:.2f}, efficacy from {first['accuracy']:.0%} to {last['accuracy']:.0%}"
+        f"edits from {first['p_edited']:.2f} to {last['p_edited']:.2f} in probability, from {first['accuracy']:.0%} to "
+        f"{last['accuracy']:.0%} in efficacy"
     )
     caption = joined("MEMIT each time, its target optimisation stopped earlier or later.", context)
-    return dress(fig, f"Patience buys confidence: {said}", caption, f"Lines over stopping rules: {said}.", 440)
+    if not math.isnan(last["beside"]):
+        said += f"; the subjects' other facts from {first['beside']:.0%} to {last['beside']:.0%}"
+    return dress(fig, f"More patience: {said}", caption, f"Lines over stopping rules: {said}.", 440)
 
 
 _TRACE = np.array([[0.1, 0.5, 0.8, 0.9], [0.1, 0.2, 0.3, 0.4], [0.9, 0.2, 0.9, 0.9]])

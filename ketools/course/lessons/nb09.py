@@ -70,7 +70,8 @@ def ablation_bars(frame: pd.DataFrame, measures: Sequence[str], context: str) ->
         for name, (_, row) in zip(names, frame.iterrows(), strict=True)
     )
     first, last = frame.iloc[0], frame.iloc[-1]
-    said = ", ".join(f"{_PANELS[m][0]} {first[m]:.2g} to {last[m]:.2g}" for m in measures)
+    changed = [m for m in measures if f"{first[m]:.2g}" != f"{last[m]:.2g}"]
+    said = ", ".join(f"{_PANELS[m][0]} {first[m]:.2g} to {last[m]:.2g}" for m in changed) or "no measure changes"
     fig.update_xaxes(title="", tickangle=-25)
     caption = joined("Each bar is a sequence of its own, measured at its end.", context)
     return dress(fig, f"From {names[0]} to {names[-1]}: {said}", caption, f"Bars. {rows}.", 430)
