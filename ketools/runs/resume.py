@@ -59,9 +59,7 @@ def begin(store: Store, settings: Mapping[str, Any], about: Mapping[str, Any], *
     for name, (was, now) in compared.items():
         if was == now or (name == "reads" and was is None):  # runs of earlier versions do not say
             continue
-        refusal = (
-            f"{store.out} holds a run with {name} = {was!r}, not {now!r}; give the same settings to resume it"
-        )
+        refusal = f"{store.out} holds a run with {name} = {was!r}, not {now!r}; give the same settings to resume it"
         if name in FIXED or settings.get("kind") == "edit":  # `ketools edit` has no --force
             raise KetoolsError(f"{refusal}, or another output folder")
         if not force:
