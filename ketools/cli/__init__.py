@@ -1,7 +1,7 @@
-"""The command line. Each module holds a group of commands: `run` (demo, run, ...), `edit`, `report`, `data`.
+"""The command line. Each module holds a group of commands: `run` (demo, run, ...), `edit`, `probe`, `report`, `data`.
 
-A mistake of the user's or a fault of the disk is one line on stderr and exit code 2, Ctrl-C one line and exit code 130.
-torch and transformers are imported inside the commands, so that `--help` and `--version` answer at once.
+A user's mistake or a disk error prints one line on stderr and exits with code 2, Ctrl-C prints one line and exits with 130.
+Commands import torch and transformers themselves, so that `--help` and `--version` answer at once.
 """
 
 import shlex
@@ -29,7 +29,7 @@ class OneLineErrors(TyperGroup):
         except KetoolsError as error:
             message, code = str(error), BAD_INPUT
         except BrokenPipeError:
-            raise  # the reader of our output has left; click ends quietly
+            raise  # the reader of our output is gone; click exits quietly
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
             message, code = f"{place}{error.strerror or error}; free some space or choose another place", BAD_INPUT
@@ -43,9 +43,11 @@ class OneLineErrors(TyperGroup):
 def resume_command() -> str:
     """The command that continues an interrupted one, for the user's shell."""
     program = Path(sys.argv[0]).name
-    if shutil.which(program) is None:  # `make` calls it by its path, and the environment need not be active
+    if shutil.which(program) is None:  # `make` calls it by path; the environment may be inactive
         program = sys.argv[0]
-    return shlex.join([program, *(word for word in sys.argv[1:] if word != "--again")])  # --again would discard it
+    return shlex.join(
+        [program, *(word for word in sys.argv[1:] if word != "--again")]
+    )  # --again would discard the work
 
 
 app = typer.Typer(
@@ -65,7 +67,7 @@ def options(
         bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Lifelong knowledge editing of language models: run methods side by side and see what they do to a model."""
+    """Lifelong knowledge editing of language models: compare methods and see what they do to a model."""
 
 
 app.command()(run.demo)

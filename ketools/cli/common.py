@@ -1,4 +1,4 @@
-"""What commands share: options, checks of what was typed before any work begins, the question before an edit."""
+"""Shared by the commands: options, checks of the input before any work, tables, and the confirmation before an edit."""
 
 import os
 import re
@@ -27,25 +27,29 @@ if TYPE_CHECKING:
     from ketools.runs.preflight import Preflight
 
 WIDTH = 100  # of tables, in characters
-FAILED = 2  # exit code of a check that found something
-FACTS = '"world", "real", a data set, or a file of facts (.csv, .jsonl, .json, .gz); default: what the model knows.'
+FAILED = 2  # exit code of a check that found problems
+FACTS = (
+    '"world", "real", a data set, or a file of facts (.csv, .jsonl, .json, .gz); default: facts that the model knows.'
+)
 MODEL = '"pocket", "smollm2", a model folder, or a Hugging Face model id.'
 Batch = Annotated[int, typer.Option(min=1, help="Facts per batch.")]
 Seed = Annotated[int, typer.Option(help="Decides which facts are drawn, and every random choice.")]
 Layers = Annotated[str | None, typer.Option(help="Layers separated by commas, such as 4,5,6; default: the method's.")]
 Statistics = Annotated[
     list[Path] | None,
-    typer.Option(help="Covariance of keys, a file written by `ketools stats`; repeatable, for layers computed apart."),
+    typer.Option(
+        help="Covariance of keys, a file written by `ketools stats`; repeatable, for layers in separate files."
+    ),
 ]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="A setting of the method, such as lr=0.1 or layers=1,2; repeatable.")
 ]
-Chat = Annotated[bool, typer.Option("--chat", help="Ask in the form of the tokenizer's chat template.")]
+Chat = Annotated[bool, typer.Option("--chat", help="Put prompts into the tokenizer's chat template.")]
 Tasks = Annotated[
     str | None,
-    typer.Option(help="Downstream tasks: a file of items (.jsonl, .yaml), or names of lm-eval's, with commas."),
+    typer.Option(help="Downstream tasks: a file of items (.jsonl, .yaml), or lm-eval tasks, separated by commas."),
 ]
-Text = Annotated[str | None, typer.Option(help="Held-out text for perplexity, a file.")]
+Text = Annotated[str | None, typer.Option(help="File of held-out text for perplexity.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write what is shown to this file.")]
 Again = Annotated[bool, typer.Option("--again", help="Discard an earlier job in the folder.")]
 Device = Annotated[str | None, typer.Option(help='Device of the model ("cpu", "auto", ...).')]
@@ -55,7 +59,7 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation; a
 
 
 def grid(rows: Iterable[Sequence[str]], heads: Sequence[str] = (), left: int = 1) -> "Table":
-    """A table for the terminal: the first `left` columns are left-aligned and may wrap, numbers are right-aligned and do not."""
+    """A table for the terminal: the first `left` columns are left-aligned and may wrap, the others right-aligned and unwrapped."""
     from rich.table import Table
 
     rows = list(rows)
@@ -72,12 +76,12 @@ def grid(rows: Iterable[Sequence[str]], heads: Sequence[str] = (), left: int = 1
 
 
 def framed(frame: "pd.DataFrame", left: int = 1) -> "Table":
-    """A frame as a table: its first `left` columns are texts; a column that the glossary names is written as it says."""
+    """A frame as a table; its first `left` columns are texts, and columns in the glossary are formatted as it says."""
 
     def shown(name: str) -> Callable[[Any], str]:
         try:
             return metric(name).format
-        except KetoolsError:  # a setting, or a name of the table's own
+        except KetoolsError:  # not in the glossary
             return figures
 
     formats = [shown(str(name)) for name in frame.columns]
@@ -91,23 +95,21 @@ def framed(frame: "pd.DataFrame", left: int = 1) -> "Table":
 
 
 def show(*parts: "RenderableType") -> None:
-    """Print texts and tables, one below the other, in at most `WIDTH` columns."""
+    """Print texts and tables below each other, at most `WIDTH` columns wide."""
     from rich.console import Console
 
     terminal = sys.stdout.isatty()
     width = min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDTH) if terminal else WIDTH
     console = Console(file=StringIO(), force_terminal=terminal, width=width, markup=False, highlight=False, emoji=False)
     for part in parts:
-        console.print(
-            part, soft_wrap=isinstance(part, str)
-        )  # a terminal breaks paths itself, so that they can be copied
+        console.print(part, soft_wrap=isinstance(part, str))  # the terminal wraps text, so that paths can be copied
     lines = str(console.file.getvalue()).splitlines()  # type: ignore[attr-defined]
     typer.echo("\n".join(line.rstrip() for line in lines))
 
 
 def writable(path: Path | None, *inputs: str | Path | None) -> None:
-    """Raise now, not after minutes of work, if the file `path` cannot be written, or is one of the `inputs`: the file
-    itself, a file of a run's folder, or one that is in a model's folder already. None: nothing is to be written.
+    """Raise now, not after minutes of work, if the file `path` cannot be written or would overwrite one of the `inputs`: a
+    file, a file in a run's folder, or an existing file in a model's folder. None: nothing will be written.
     """
     if path is None:
         return
@@ -121,7 +123,7 @@ def writable(path: Path | None, *inputs: str | Path | None) -> None:
         of_run = (source / "run.json").exists() and (name in TOP or OURS.fullmatch(name or ""))
         of_model = (source / "config.json").exists() and name is not None and place.exists()
         if place == source or of_run or of_model:
-            raise KetoolsError(f"{path} is read here and would be overwritten; choose another name")
+            raise KetoolsError(f"{path} is an input and would be overwritten; choose another name")
     if path.exists() and not path.is_file():
         return  # a device or a pipe
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +140,7 @@ def numbers(text: str | None, option: str) -> tuple[int, ...] | None:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise KetoolsError(f"{option} {text!r}: expected numbers with commas, such as 4,5,6") from None
+        raise KetoolsError(f"{option} {text!r}: expected numbers separated by commas, such as 4,5,6") from None
 
 
 def settings(pairs: list[str] | None, option: str = "--set") -> dict[str, Any]:
@@ -158,24 +160,24 @@ def settings(pairs: list[str] | None, option: str = "--set") -> dict[str, Any]:
 
 
 def overrides(layers: str | None, pairs: list[str] | None) -> dict[str, Any]:
-    """The method's settings that `--set` and `--layers` name."""
+    """The settings given by `--set` and `--layers`."""
     return settings(pairs) | ({} if layers is None else {"layers": numbers(layers, "--layers")})
 
 
 def load_model(name: str, device: str | None, dtype: str | None) -> "EditableModel":
-    """The model of that name; raises KetoolsError for an unknown type or device, and as `ketools.load` does."""
+    """Load a model. Raises KetoolsError for an unknown type or device, and as `ketools.load` does."""
     import torch
 
     from ketools.models.model import load
+    from ketools.runs.config import DTYPES
 
-    types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype is not None and dtype not in types:
-        raise KetoolsError(f"--dtype {dtype!r}: expected one of {', '.join(types)}")
-    return load(name, device=device, dtype=types[dtype] if dtype else None)
+    if dtype not in (None, *DTYPES):
+        raise KetoolsError(f"--dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+    return load(name, device=device, dtype=None if dtype is None else getattr(torch, dtype))
 
 
 def no_loading_bars() -> None:
-    """Turn off the progress bars that transformers shows while it loads a model."""
+    """Turn off the progress bars of transformers while it loads a model."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -190,7 +192,7 @@ _MARKS = {"target": ">{}<", "subject's last": "[{}]*", "subject": "[{}]", "": "{
 
 
 def findings(preflight: "Preflight") -> "list[RenderableType]":
-    """What a preflight found, on one screen."""
+    """The findings of a preflight, on one screen."""
     about = [*preflight.about.items(), ("edited layers", f"{', '.join(map(str, preflight.layers))}: {preflight.why}")]
     for fact, rows in preflight.tokens.groupby("fact", sort=False):
         tokens = " ".join(_MARKS[row.mark].format(row.token) for row in rows.itertuples())
@@ -198,7 +200,7 @@ def findings(preflight: "Preflight") -> "list[RenderableType]":
     parts = preflight.modules[["part", "path", "shape"]].itertuples(index=False)
     blocks: list[RenderableType] = [grid(about, left=2), "", grid(parts, ("part", "path", "shape"), 2)]
     if preflight.costs is not None:
-        heads = ("method", "layers", "memory", "set-up", "an edit", "all")
+        heads = ("method", "layers", "memory", "set-up", "per edit", "total")
         costs = [
             (row.method, row.layers, f"{row.memory_gib:.2f} GiB", *map(duration, (row.seconds_setup, row.seconds_per_edit, row.seconds)))
             for row in preflight.costs.itertuples()
@@ -209,7 +211,7 @@ def findings(preflight: "Preflight") -> "list[RenderableType]":
 
 
 def confirm(preflight: "Preflight", count: int, name: str, yes: bool, quiet: bool) -> None:
-    """Show what a preflight found and ask; raises KetoolsError for its problems and without a yes.
+    """Show the findings of a preflight and ask for confirmation. Raises KetoolsError for problems, or without a yes.
 
     `yes`: skip the question. `quiet`: show the findings only if there are problems, warnings, or a question to answer.
     """
@@ -225,14 +227,14 @@ def confirm(preflight: "Preflight", count: int, name: str, yes: bool, quiet: boo
     except typer.Abort as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt("interrupted, nothing was changed") from None
-        agreed = False  # no one can answer
+        agreed = False  # nobody can answer
     if not agreed:
         raise KetoolsError("not confirmed, nothing was changed; --yes skips the question")
 
 
 @contextmanager
 def notes() -> Iterator[None]:
-    """Show our warnings as one line each; other libraries' are for developers and are left out."""
+    """Show our warnings as one line each; hide those of other libraries, which are for developers."""
 
     def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
         if issubclass(category, UserWarning):

@@ -1,4 +1,4 @@
-"""Files of facts, models to fetch, and what is installed: `ketools data check|get|list`, `models get`, `doctor`."""
+"""Fact files, models to fetch, and the installation: `ketools data check|get|list`, `models get`, `doctor`."""
 
 import json as json_text
 import os
@@ -25,14 +25,12 @@ def check(
     file: Annotated[str, typer.Argument(help="A file of facts (.csv, .jsonl, .json, .gz) or the name of a data set.")],
     json: Annotated[Path | None, typer.Option(help="Also write the report to this file.")] = None,
     good: Annotated[
-        Path | None, typer.Option(help="Write the facts without a mistake to this file (.jsonl), in the plain layout.")
+        Path | None, typer.Option(help="Write the valid facts to this file (.jsonl), in the plain layout.")
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Treat warnings as mistakes.")] = False,
-    every: Annotated[
-        bool, typer.Option("--all", help="Show every error and every warning, not a line for each kind.")
-    ] = False,
+    every: Annotated[bool, typer.Option("--all", help="Show every error and warning, not one line per kind.")] = False,
 ) -> None:
-    """List every mistake in a file of facts with its line, and count what is in it.
+    """List every mistake in a file of facts, with its line, and summarise the file.
 
     Exit code 0: the file can be used; 2: it cannot.
     """
@@ -52,7 +50,7 @@ def check(
     if good is not None:
         lines = (json_text.dumps(as_record(fact), ensure_ascii=False) for fact in findings.facts)
         write_atomic(good, "".join(f"{line}\n" for line in lines))
-        typer.echo(f"{len(findings.facts):,} facts without a mistake: {good}")
+        typer.echo(f"{len(findings.facts):,} valid facts: {good}")
     if findings.errors or (strict and findings.warnings):
         raise typer.Exit(FAILED)
 
@@ -87,7 +85,7 @@ def get(
 
 @data_app.command("list")
 def list_all(json: Json = None) -> None:
-    """Show the public sets of facts that `get` can fetch, and which have been fetched."""
+    """List the public sets of facts that `get` can fetch, and which have been fetched."""
     folder, found = fetch.folder(), []
     writable(json)
     for source in fetch.SOURCES.values():
@@ -117,7 +115,7 @@ def get_model(
     from ketools.models import smollm2
 
     if name != smollm2.NAME:
-        raise KetoolsError(f"no model named {name!r} to fetch; there is: {smollm2.NAME}")
+        raise KetoolsError(f"no model named {name!r} to fetch; available: {smollm2.NAME}")
     folder = smollm2.fetch(source)
     about = smollm2.provenance(folder)
     typer.echo(f"{name}: {folder} ({', '.join(f'{key} {value}' for key, value in about.items())})")
@@ -125,7 +123,7 @@ def get_model(
         write_json(json, {"folder": str(folder), **about})
 
 
-_EXTRA = re.compile(r"""^([\w.-]+).*extra == ['"](\w+)['"]""")  # of a line of the package's requirements
+_EXTRA = re.compile(r"""^([\w.-]+).*extra == ['"](\w+)['"]""")  # package and extra in a line of `requires`
 _FOR = {
     "notebooks": "the course and its widgets",
     "eval": "tasks of lm-evaluation-harness",
@@ -138,7 +136,7 @@ _FOR = {
 
 
 def doctor(json: Annotated[Path | None, typer.Option(help="Also write the findings to this file.")] = None) -> None:
-    """Show versions, devices, memory and caches, and what is missing with the way to get it.
+    """Show versions, devices, memory and caches, and what is missing and how to get it.
 
     Exit code 0: the core works; 2: its models or facts are missing.
     """
@@ -173,7 +171,7 @@ def doctor(json: Annotated[Path | None, typer.Option(help="Also write the findin
         rows["Chromium"] = chromium()
     except KetoolsError as error:
         rows["Chromium"] = f"pictures of figures need it: {error}"
-    # JupyterLab shows them only where all three are installed in the environment that runs it.
+    # JupyterLab shows widgets only if all three are installed in its own environment.
     parts = {name: _installed(name) for name in ("ipywidgets", "jupyterlab_widgets", "anywidget")}
     lacking = [name for name, number in parts.items() if not number]
     rows["widgets"] = (
@@ -199,7 +197,7 @@ def doctor(json: Annotated[Path | None, typer.Option(help="Also write the findin
 
 
 def _installed(name: str) -> str:
-    """Its version; "" if it is missing."""
+    """The version of a package; "" if it is missing."""
     try:
         return version(name)
     except PackageNotFoundError:

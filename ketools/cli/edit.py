@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SHOWN = 20  # facts in the printed table
 TEXT = 'Text for the covariance of keys: a file, "world", "wikitext" or "wikipedia".'
 OWN = "covariance.safetensors"  # in a model's folder
-LENGTH, EVERY = 256, 100_000  # tokens: the longest part of a text that counts, and how often the sum is saved
+LENGTH, EVERY = 256, 100_000  # tokens: how much of each text is read, and how often the sum is saved
 Model = Annotated[str, typer.Argument(help=common.MODEL)]
 
 
@@ -39,7 +39,7 @@ def methods(
 
     if name is None:
         if model is not None:
-            raise KetoolsError(f"--model {model} without a method; name one of those that `ketools methods` lists")
+            raise KetoolsError(f"--model {model} without a method; name one that `ketools methods` lists")
         rows = known.methods().drop(columns="post").astype(str)
         common.show(common.grid(rows.itertuples(index=False), [*rows.columns], 5))
         if json is not None:
@@ -56,17 +56,17 @@ def methods(
 def inspect(
     model: Model,
     facts: Annotated[str | None, typer.Argument(help=common.FACTS)] = None,
-    method: Annotated[str | None, typer.Option(help="Look as this method would edit; default: all methods.")] = None,
+    method: Annotated[str | None, typer.Option(help="Check for this method; default: all methods.")] = None,
     layers: common.Layers = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Facts per batch; default: all.")] = None,
-    edits: Annotated[int | None, typer.Option(min=1, help="Estimate the cost of so many edits.")] = None,
+    edits: Annotated[int | None, typer.Option(min=1, help="Estimate the cost of this many edits.")] = None,
     set_: common.Settings = None,
     chat: common.Chat = False,
     json: Annotated[Path | None, typer.Option(help="Also write the findings to this file.")] = None,
     device: common.Device = None,
     dtype: common.Dtype = None,
 ) -> None:
-    """Look before editing: a model's parts and sizes, how it reads the facts, costs, and problems.
+    """Inspect a model before editing: its parts and sizes, how it tokenizes the facts, costs, and problems.
 
     Exit code 0: it can be edited; 2: a fact or the model would be refused.
     """
@@ -96,7 +96,7 @@ def edit(
     settings: Annotated[
         Path | None, typer.Option(help="Method and settings, as `ketools tune` writes them (TOML).")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Edit only the first so many facts.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Edit only the first facts, at most this many.")] = None,
     batch: common.Batch = 50,
     layers: common.Layers = None,
     set_: common.Settings = None,
@@ -112,10 +112,10 @@ def edit(
     device: common.Device = None,
     dtype: common.Dtype = None,
 ) -> None:
-    """Edit facts into a model: check, edit batch after batch, and show what it did to them and to the rest of the model.
+    """Edit facts into a model in batches, and show the effect on the facts and on the rest of the model.
 
-    Asks for confirmation only in an interactive terminal. Interrupt it with Ctrl-C; run it again to resume. OUT can be given
-    to `ketools status`, `report`, `compare`, `ask` and `export`.
+    Asks for confirmation only in an interactive terminal. Interrupt it with Ctrl-C; run it again to resume. `ketools status`,
+    `report`, `compare`, `ask` and `export` accept OUT.
     """
     from ketools.runs.config import RunConfig, check_seed, composed, settled
 
@@ -124,7 +124,7 @@ def edit(
     if base.statistics and text is None:
         statistics = statistics or [Path(part) for part in base.statistics.split(os.pathsep)]
     if text is not None and statistics:
-        raise KetoolsError("--text and --statistics are two ways to the covariance; give one")
+        raise KetoolsError("--text and --statistics both give the covariance; choose one")
     for path in (out / "edit.safetensors", json):
         common.writable(path, model, facts, text, *(statistics or ()))
     from ketools.runs.store import Store
@@ -162,7 +162,7 @@ def edit(
             given = Covariance.load(path).of(loaded, findings.layers)
         else:
             given = compute_covariance(loaded, findings.layers, text, path, None, LENGTH, EVERY, quiet)
-    # Without text that was held out, perplexity is that of text which C is over too: it still shows damage.
+    # Without held-out text, perplexity is measured on the text behind C, which still shows damage.
     beside = loaded.path is not None and (loaded.path / "heldout.txt").is_file()
     own = text if text is not None and Path(text).is_file() and not beside and not knows_world(model) else None
     with common.notes():
@@ -190,7 +190,7 @@ def edit(
         kept = {name: float(report[f"after_locality_{name}"].mean()) for name in ("unchanged", "accuracy")}
         measures |= {f"locality_{name}": value for name, value in kept.items()}
         typer.echo(
-            f"\nPrompts that were to stay: {kept['unchanged']:.1%} of the outputs are unchanged, {kept['accuracy']:.1%} are right."
+            f"\nLocality prompts: {kept['unchanged']:.1%} of the outputs are unchanged, {kept['accuracy']:.1%} are right."
         )
     typer.echo(
         f"\nThe new object is the top answer for {measures['said_after']:.1%} of {len(report):,} facts "
@@ -206,7 +206,7 @@ def edit(
 
 
 def edit_table(report: "pd.DataFrame") -> "Table":
-    """The first facts with the probability of the new object before and after."""
+    """The first facts, with the probability of the new object before and after."""
     p = metric("p_edited")
     rows = [
         (row.prompt, row.target_new, p.format(row.before_p_new), p.format(row.after_p_new),
@@ -220,10 +220,10 @@ def ask(
     model: Model,
     prompts: Annotated[list[str], typer.Argument(help="Text for the model to continue.", metavar="PROMPT...")],
     run: Annotated[
-        Path | None, typer.Option(help="Folder of a run or of `ketools edit` whose edited model is asked too.")
+        Path | None, typer.Option(help="Also ask the edited model of this folder, from a run or `ketools edit`.")
     ] = None,
     at: Annotated[
-        int | None, typer.Option(min=1, help="The run's model after so many edits; default: all that are done.")
+        int | None, typer.Option(min=1, help="Ask the run's model after this many edits; default: all that are done.")
     ] = None,
     chat: common.Chat = False,
     tokens: Annotated[int, typer.Option(min=1, help="Length of the answer.")] = 20,
@@ -234,7 +234,7 @@ def ask(
 ) -> None:
     """Ask a model, before and after a run's edits side by side: its answer, and the most probable next tokens."""
     if at is not None and run is None:
-        raise KetoolsError(f"--at {at} without --run; name the run whose model after {at} edits is asked")
+        raise KetoolsError(f"--at {at} without --run; name the run whose model to ask")
     common.writable(json, model, run)
     from ketools.models.weights import fresh
     from ketools.probing.recall import complete, top_tokens
@@ -254,8 +254,8 @@ def ask(
         found = [each[place] for each in asked.values()]
         rows = [("answer", *(" ".join(text.split()) for text, _ in found)), *([("", *[""] * len(found))])]
         for rank in range(top):
-            told = [frame.iloc[rank] for _, frame in found]
-            rows.append((f"next {rank + 1}", *(f"{row['probability']:6.1%}  {row['token']!r}" for row in told)))
+            nexts = [frame.iloc[rank] for _, frame in found]
+            rows.append((f"next {rank + 1}", *(f"{row['probability']:6.1%}  {row['token']!r}" for row in nexts)))
         common.show(*([""] if place else []), prompt, common.grid(rows, ["", *asked], 1 + len(asked)))
     if json is not None:
         tables = {
@@ -275,7 +275,7 @@ def discard(out: Path) -> None:
     store = Store(out)
     if not store.exists():
         return
-    if read_sealed(out / "run.json", About)["settings"].get("kind") != "edit":  # not its copy: this is what is removed
+    if read_sealed(out / "run.json", About)["settings"].get("kind") != "edit":  # read run.json itself, not its copy
         raise KetoolsError(f"{out} holds the run of another command; give another --out")
     if (out / "model" / "ketools.json").is_file():  # which `export` wrote
         shutil.rmtree(out / "model")
@@ -290,17 +290,17 @@ def stats(
         list[str] | None, typer.Option(help="Import published moments instead: LAYER=FILE.npz; repeatable.")
     ] = None,
     layers: common.Layers = None,
-    method: Annotated[str, typer.Option(help="Whose layers, without --layers.")] = "encore",
+    method: Annotated[str, typer.Option(help="Without --layers: use the layers of this method.")] = "encore",
     tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to read; default: ten times d_mlp.")] = None,
-    length: Annotated[int, typer.Option(min=1, help="Read at most so many tokens of each text.")] = LENGTH,
-    every: Annotated[int, typer.Option(min=1, help="Save intermediate results after so many tokens.")] = EVERY,
+    length: Annotated[int, typer.Option(min=1, help="Read at most this many tokens of each text.")] = LENGTH,
+    every: Annotated[int, typer.Option(min=1, help="Save intermediate results after this many tokens.")] = EVERY,
     again: Annotated[bool, typer.Option("--again", help="Replace a covariance of another text or model.")] = False,
     json: common.Json = None,
     quiet: common.Quiet = False,
     device: common.Device = None,
     dtype: common.Dtype = None,
 ) -> None:
-    """Compute the covariance of a model's keys over running text, all layers in one pass.
+    """Compute the covariance of a model's keys over background text, all layers in one pass.
 
     Interrupt it with Ctrl-C; run it again to resume.
     """
@@ -314,15 +314,13 @@ def stats(
     if there is not None and not again and text is not None:
         was, now = there.get("corpus"), corpus(text).name
         if was != now:
-            raise KetoolsError(
-                f"{out} holds the covariance over {was!r}, asked for is {now!r}; give another --out, or --again"
-            )
+            raise KetoolsError(f"{out} holds the covariance over {was!r}, not {now!r}; give another --out, or --again")
     files = moments(npz)
     chosen = common.numbers(layers, "--layers")
     loaded = common.load_model(model, device, dtype)
     if there is not None and not again and there.get("fingerprint", loaded.fingerprint) != loaded.fingerprint:
         raise KetoolsError(
-            f"{out} holds the covariance of another model than {loaded.name!r}; give another --out, or --again"
+            f"{out} holds the covariance of another model, not of {loaded.name!r}; give another --out, or --again"
         )
     if text is None:
         from ketools.editing.covariance import import_moments
@@ -359,8 +357,8 @@ def stored_covariance(model: "EditableModel", files: list[Path] | None) -> "cova
         return Statistics.load(os.pathsep.join(map(str, files))).of(model, ())
     if own_file(model) is None:
         raise KetoolsError(
-            f"model {model.name!r} comes without the covariance of its keys; give running text (--text FILE) or a file "
-            "that `ketools stats` wrote (--statistics FILE), or a method that needs none (ultraedit, ft, lora)"
+            f"model {model.name!r} has no covariance of its keys; give background text (--text FILE) or a file that "
+            "`ketools stats` wrote (--statistics FILE), or choose a method that needs none (ultraedit, ft, lora)"
         )
     return load_statistics(model)
 
@@ -375,7 +373,7 @@ def compute_covariance(
     every: int,
     quiet: bool,
 ) -> "covariance.Statistics":
-    """Compute, save to `out`, and return what the file holds; partial sums are kept beside it on Ctrl-C."""
+    """Compute the covariance, save it to `out` and return it as saved; on Ctrl-C partial sums are kept beside the file."""
     from tqdm.auto import tqdm
 
     from ketools.editing.covariance import Statistics, corpus, default_tokens
@@ -389,8 +387,8 @@ def compute_covariance(
                 every=every,
             )  # fmt: skip
     except KeyboardInterrupt as interrupt:
-        kept = f"partial sums are kept in {part}" if part.is_file() else "nothing is kept yet"
+        kept = f"partial sums are kept in {part}" if part.is_file() else "nothing was kept yet"
         raise KeyboardInterrupt(f"interrupted; {kept}") from interrupt
     statistics.save(out)
     part.unlink(missing_ok=True)
-    return Statistics.load(out)  # rounded as in the file, which is what a resumed job will read
+    return Statistics.load(out)  # rounded as in the file, which a resumed job will read

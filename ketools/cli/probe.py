@@ -1,4 +1,4 @@
-"""Where your model stores your facts, and which settings edit them: `ketools trace`, `tune`."""
+"""Where your model recalls your facts, and which settings to edit them with: `ketools trace`, `tune`."""
 
 import json as json_text
 import os
@@ -23,11 +23,15 @@ KINDS = ("hidden", "mlp", "attention")
 def trace(
     model: Model,
     facts: Facts,
-    limit: Annotated[int, typer.Option(min=1, help="Trace the first so many facts.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="Trace the first facts, at most this many.")] = 50,
     target: Annotated[str, typer.Option(help='Whose probability is read: the "true" or the "new" object.')] = "true",
     samples: Annotated[int, typer.Option(min=1, help="Draws of noise per fact.")] = 1,
-    window: Annotated[int | None, typer.Option(min=1, help="Layers restored together of MLPs and attentions.")] = None,
-    count: Annotated[int | None, typer.Option(min=1, help="How many layers to name; default: as ENCORE edits.")] = None,
+    window: Annotated[
+        int | None, typer.Option(min=1, help="How many layers of MLPs or attentions to restore together.")
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="How many layers to name; default: as many as ENCORE edits.")
+    ] = None,
     seed: common.Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Also write a page with figures to this file (.html).")] = None,
     json: common.Json = None,
@@ -35,7 +39,7 @@ def trace(
     device: common.Device = None,
     dtype: common.Dtype = None,
 ) -> None:
-    """Causal tracing of your facts: which layers carry them from the subject to the answer.
+    """Trace your facts causally: find the layers that carry them from the subject to the answer.
 
     A layer's effect is the gain in the answer's probability when its clean state is restored in a corrupted run. Only facts
     that the model knows are traced.
@@ -70,7 +74,7 @@ def trace(
         f"{frame['p_corrupted'].mean():.3f}.",
         f"MLPs restored at the subject's last token {most if best['low'] > 0 else 'clearly recover the answer in no layer'}; "
         f"neighbouring layers with the largest sum: {','.join(map(str, chosen))}.",
-        "Where a fact is recalled says little about where an edit takes; `ketools tune` tries both.",
+        "Where a fact is recalled says little about where an edit works; `ketools tune` tries both.",
     )
     if json is not None:
         attrs = {name: value for name, value in frame.attrs.items() if name != "unknown_ids"}
@@ -88,7 +92,7 @@ def trace(
 
 
 def effects(means: "pd.DataFrame") -> "Table":
-    """Mean effects, a row a layer, a column a kind of state and place."""
+    """Mean effects: a row per layer, a column per position and kind of state."""
     columns = [
         (role, kind) for role in ROLES for kind in KINDS if ((means["role"] == role) & (means["kind"] == kind)).any()
     ]
@@ -105,7 +109,9 @@ def tune(
     facts: Facts,
     out: Annotated[Path, typer.Option(help="Folder for the settings and the evidence.")] = Path("build/tuned"),
     method: Annotated[str, typer.Option(help='Such as "encore", or "memit+mpes".')] = "encore",
-    size: Annotated[int, typer.Option(min=2, help="Facts to edit on trial, at most; a third of all at most.")] = 100,
+    size: Annotated[
+        int, typer.Option(min=2, help="At most this many facts for trial edits, and at most a third of all.")
+    ] = 100,
     layers: common.Layers = None,
     seed: common.Seed = 0,
     statistics: common.Statistics = None,
@@ -117,8 +123,8 @@ def tune(
 ) -> None:
     """Choose layers, lr, patience and lambda for your model and facts, by trial edits of facts that are set aside.
 
-    Writes OUT/settings.toml, which `ketools run` and `ketools edit --settings` read, the evidence as CSV, and the facts that no
-    trial edited.
+    Writes OUT/settings.toml for `ketools run` and `ketools edit --settings`, the evidence as CSV, and the facts that no trial
+    edited.
     """
     common.writable(json, model, facts, *(statistics or ()))
     from ketools.facts.layouts import as_record
@@ -141,7 +147,7 @@ def tune(
         asked, others = (in_chat(loaded, some) if chat else some for some in (given, own_facts(model)))
         trial, known, left = split(loaded, asked, others, size, seed)
         typer.echo(
-            f"{len(trial)} facts to edit on trial, {len(known)} known facts that are to stay, {len(left)} untouched"
+            f"{len(trial)} facts for trial edits, {len(known)} known facts that should be kept, {len(left)} untouched"
         )
         found = choose(
             loaded, trial, known, way, statistics=covariance, layers=chosen, seed=seed,
@@ -153,13 +159,13 @@ def tune(
     names_kept = ("model", "facts", "method", "statistics", "seed", "device", "dtype", "chat")
     kept = {name: about[name] for name in names_kept if name in about}
     lines = [
-        f"# Chosen by `ketools tune` on {len(trial)} facts that are not in facts.jsonl, and {len(known)} that were to stay",
+        f"# Chosen by `ketools tune` on {len(trial)} facts that are not in facts.jsonl, and {len(known)} that should be kept",
         "# (trials.csv, layers.csv).",
         *(f"{name} = {json_text.dumps(value)}" for name, value in kept.items()),
         f"edits = {len({fact.subject for fact in left})}",
         "", "[settings]", *(f"{name} = {json_text.dumps(value)}" for name, value in settings.items()),
     ]  # fmt: skip
-    untouched = set(left.ids)  # written as they were given: the run puts them into the template
+    untouched = set(left.ids)  # written as given, since the run applies the chat template
     write_atomic(names["trials.csv"], found.trials.to_csv(index=False))
     if found.layers is not None:
         write_atomic(names["layers.csv"], found.layers.to_csv(index=False))
@@ -176,7 +182,7 @@ def tune(
     )
     error = 0.5 / len(trial) ** 0.5
     typer.echo(
-        f"\nn = {len(trial)}: a share has a standard error of up to {error:.2f}; settings nearer than that are alike."
+        f"\nn = {len(trial)}: a share has a standard error of up to {error:.2f}; smaller differences mean nothing."
     )
     typer.echo(f"Settings: {names['settings.toml']}")
     if json is not None:

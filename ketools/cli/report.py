@@ -1,4 +1,4 @@
-"""What runs measured, and what the numbers mean: `ketools report`, `compare`, `glossary`. Nothing is run."""
+"""What runs measured and what the numbers mean: `ketools report`, `compare`, `glossary`. Nothing is run."""
 
 from dataclasses import asdict
 from itertools import groupby
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ketools.runs.records import Run
 
 DEMO = Path("build/demo")
-ACROSS = 5  # runs beside each other
+ACROSS = 5  # columns of a table of runs
 COLUMNS = [
     *("ES", "PS", "NS", "S", "at_edit_ES", "at_edit_PS", "at_edit_NS", "at_edit_S"),
     *("unedited_kept", "same_subject_kept", "downstream_kept", "perplexity_ratio", "norm_ratio", "seconds_per_edit"),
@@ -43,9 +43,9 @@ def report(
     ] = None,
     json: common.Json = None,
 ) -> None:
-    """Draw a report of any runs from their records, without running anything; unfinished runs too.
+    """Draw a report of runs, finished or not, from their records, without running anything.
 
-    One HTML file that opens offline. Seeds of one method are drawn as their mean and range.
+    It is one HTML file that opens offline. Seeds of one method are drawn as their mean and range.
     """
     from ketools.report.page import write_report
     from ketools.runs.records import arrange, gather
@@ -65,14 +65,15 @@ def report(
 def compare(
     folders: Folders = None,
     at: Annotated[
-        int | None, typer.Option(min=1, help="Compare after so many edits; default: the last checkpoint that all have.")
+        int | None,
+        typer.Option(min=1, help="Compare after this many edits; default: the last checkpoint that all have."),
     ] = None,
-    json: Annotated[Path | None, typer.Option(help="Also write table and tests to this file.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Also write the table and the tests to this file.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Also write the table to this file.")] = None,
 ) -> None:
-    """Put runs side by side: their measures, and where two methods differ fact by fact (McNemar's exact test).
+    """Compare runs: their measures, and where two methods differ fact by fact (McNemar's exact test).
 
-    Runs on other facts or another evaluation panel are refused. "then": measured right after each edit's own batch.
+    Runs with different facts or evaluation panels are refused. "then": measured right after each edit's own batch.
     """
     for path in (json, csv):
         writable(path, *(folders or ()))
@@ -93,7 +94,7 @@ def compare(
         common.show("", *pair_table(pairs))
     elif len(table) > 1:
         reason = (
-            "no two methods of one model and seed have scores of each fact"
+            "no two methods of one model and seed have scores for each fact"
             if finished
             else "facts are scored one by one only after the last edit, and not all runs are compared there"
         )
@@ -101,8 +102,8 @@ def compare(
 
 
 def run_table(table: "pd.DataFrame", runs: "Sequence[Run]", finished: bool) -> "list[RenderableType]":
-    """The runs, metrics down and runs across, beside the unedited models; "!" marks a run that ended early, in an update
-    that was not finite.
+    """A row per metric, a column per run, beside the unedited models; "!" marks a run that ended early with a non-finite
+    update.
     """
     from ketools.runs.records import title
 
@@ -135,12 +136,12 @@ def run_table(table: "pd.DataFrame", runs: "Sequence[Run]", finished: bool) -> "
         blocks += [*([""] if blocks else []), common.grid(rows, ["", "n", *(wrapped(name) for name, _ in part)])]
     collapsed = table[table["collapsed"]]
     ends = [f"{run} after {int(edits):,}" for run, edits in zip(collapsed["run"], collapsed["edits"], strict=True)]
-    note = [f"\n! ended early, in an update that was not finite: {', '.join(ends)}"] if ends else []
+    note = [f"\n! ended early with an update that was not finite: {', '.join(ends)}"] if ends else []
     return [heading, *blocks, *note]
 
 
 def wrapped(head: str) -> str:
-    """A heading in lines short enough for a narrow column."""
+    """A heading, wrapped for a narrow column."""
     return "\n".join(wrap(head, 14, break_long_words=False))
 
 
@@ -160,7 +161,7 @@ def pair_table(pairs: "pd.DataFrame") -> "list[RenderableType]":
 
 def glossary(
     name: Annotated[str | None, typer.Argument(help="A column or figure, such as ES or norm_ratio.")] = None,
-    table: Annotated[str | None, typer.Option(help="Only what this table reports, such as checkpoints.")] = None,
+    table: Annotated[str | None, typer.Option(help="Only metrics of this table, such as checkpoints.")] = None,
     json: Annotated[Path | None, typer.Option(help="Also write the entries shown to this file.")] = None,
 ) -> None:
     """Explain a reported number: formula, range, which direction is better, source. Without NAME: all of them."""

@@ -33,7 +33,7 @@ CHECKPOINT_ROWS = [
     "ES", "PS", "NS", "p_edited", "p_natural", "unedited_kept", "same_subject_kept", "downstream_kept", "perplexity_ratio",
     "norm_ratio",
 ]  # fmt: skip
-NAMES = {"efficacy": "ES", "paraphrase": "PS", "neighbourhood": "NS"}  # of a demo's rows at a checkpoint
+NAMES = {"efficacy": "ES", "paraphrase": "PS", "neighbourhood": "NS"}  # a demo's rows -> columns of checkpoints
 SPARKS = "▁▂▃▄▅▆▇█"
 Folder = Annotated[Path, typer.Argument(help="The folder of a run.")]
 Force = Annotated[
@@ -49,7 +49,7 @@ def demo(
         int | None,
         typer.Option(
             min=1,
-            help="How many facts to edit, batch after batch; default: 1000, on a model without the built-in world 100.",
+            help="How many facts to edit; default: 1000, or 100 on a model that does not know the built-in world.",
         ),
     ] = None,
     methods: Annotated[
@@ -75,7 +75,9 @@ def demo(
     """
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if not names:
-        raise KetoolsError(f"--methods {methods!r} names no method; expected names with commas, such as {DEMO_METHODS}")
+        raise KetoolsError(
+            f"--methods {methods!r} names no method; expected names separated by commas, such as {DEMO_METHODS}"
+        )
     common.writable(json, model, facts, text, tasks)
     from ketools.evaluation.downstream import load_heldout, tasks_named
     from ketools.report.page import write_report
@@ -110,7 +112,7 @@ def demo(
 
 
 def demo_table(methods: Mapping[str, Mapping[str, Any]], records: "Mapping[str, RunRecord]") -> "Table":
-    """The final measures, a column per method, beside the unedited model; "–" where a metric was not measured."""
+    """The final measures, a column per method, beside the unedited model; "–" marks what was not measured."""
     from ketools.runs.records import Run, title
 
     runs = [Run(name, record) for name, record in records.items()]
@@ -139,13 +141,13 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Decides which facts are drawn, and every random choice.")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Edits between two checkpoints.")] = None,
     conflicts: Annotated[
-        str | None, typer.Option(help='For facts that contradict each other: "last wins" or "refuse".')
+        str | None, typer.Option(help='If facts contradict each other: "last wins" or "refuse".')
     ] = None,
     statistics: common.Statistics = None,
     layers: common.Layers = None,
     set_: common.Settings = None,
     measure: Annotated[
-        list[str] | None, typer.Option("--measure", help="What to measure, such as spectra=false; repeatable.")
+        list[str] | None, typer.Option("--measure", help="What checkpoints measure, such as spectra=false; repeatable.")
     ] = None,
     chat: common.Chat = False,
     device: common.Device = None,
@@ -193,8 +195,8 @@ def execute(
     again: bool = False,
     prepare: "Callable[[EditableModel, RunConfig], RunConfig] | None" = None,
 ) -> "RunRecord":
-    """Check, ask, run or resume, and show the last checkpoint. `again`: discard the run that is there, once all is checked.
-    `prepare` sees to the covariance once the user has agreed.
+    """Check, ask, run or resume, and show the last checkpoint. `again`: discard an existing run once the checks have passed.
+    `prepare` provides the covariance once the user has agreed.
     """
     from ketools.runs import preflight
     from ketools.runs import run as runs
@@ -225,7 +227,7 @@ def execute(
     if record.collapse is not None:
         typer.echo(collapse_text(record.collapse))
     if left_out := record.provenance.get("settings", {}).get("left_out", 0):
-        typer.echo(f"{left_out:,} facts that contradict later ones were left out before the draw")
+        typer.echo(f"{left_out:,} facts that contradict later ones were left out before sampling")
     if len(record.checkpoints):
         common.show(
             f"after {int(record.checkpoints['edits'].iloc[-1]):,} edits with {config.method} on {config.model}:"
@@ -240,7 +242,7 @@ def execute(
 def status(
     folders: Annotated[list[Path], typer.Argument(help="Folders of runs or sweeps.")], json: common.Json = None
 ) -> None:
-    """Show how far runs are, what they cost, and their last checkpoints."""
+    """Show the progress of runs, their cost and their last checkpoints."""
     from ketools.runs.store import RunRecord
     from ketools.runs.store import status as read_status
 
@@ -270,36 +272,36 @@ def status_lines(folder: Path, status: Mapping[str, Any]) -> list[str]:
         lines.append(collapse_text(status["collapse"]))
     if status["seconds_per_edit"] is not None:
         left = f", about {duration(status['seconds_left'])} left" if status["seconds_left"] else ""
-        cpu = f" ({duration(status['cpu_per_edit'])} of the processor)" if status["cpu_per_edit"] else ""
+        cpu = f" ({duration(status['cpu_per_edit'])} of CPU time)" if status["cpu_per_edit"] else ""
         pace = duration(status["seconds_per_edit"])
-        lines.append(f"time: {pace} per edit in the last batches{cpu}, with scoring{left}")
+        lines.append(f"time: {pace} per edit in the last batches{cpu}, including scoring{left}")
     used = sorted(status["bytes"].items(), key=lambda item: -item[1])
     parts = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in used)
     end = f"; about {status['bytes_at_end'] / 1e6:,.1f} MB at the end" if status["bytes_at_end"] else ""
     lines.append(f"disk: {sum(size for _, size in used) / 1e6:,.1f} MB ({parts}){end}")
     if status["known"]:
-        lines.append(f"{status['known']:,} facts needed no edit, their target was the top answer already")
+        lines.append(f"{status['known']:,} facts needed no edit: their target was already the top answer")
     for forced in status["forced"]:
-        lines.append(f"forced after batch {forced['after_batch']}: {', '.join(forced['changed'])} differ from there on")
+        lines.append(f"forced after batch {forced['after_batch']}: {', '.join(forced['changed'])} differ from then on")
     return lines
 
 
 def watch(
     folders: Annotated[
-        list[Path], typer.Argument(help="Folders of runs, or of several, as `ketools demo` writes them.")
+        list[Path], typer.Argument(help="Run folders, or folders of runs such as `ketools demo` writes.")
     ],
-    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between updates.")] = 2.0,
     json: common.Json = None,
 ) -> None:
-    """Follow running runs: norm, efficacy and retention, until the last of them ends.
+    """Follow runs until the last of them ends: norm, efficacy and retention.
 
-    Without a terminal a line is written whenever a batch is done. A finished run is shown once.
+    Outside a terminal, print a line after every batch. A finished run is shown once.
     """
     from rich.console import Console
     from rich.live import Live
 
     common.writable(json, *folders)
-    terminal, told, quiet = sys.stdout.isatty(), set[str](), 0
+    terminal, printed, idle = sys.stdout.isatty(), set[str](), 0
     console = Console(width=min(Console().width, common.WIDTH), markup=False, highlight=False)
     with Live(console=console, auto_refresh=False, transient=True) if terminal else nullcontext() as live:
         while True:
@@ -310,12 +312,12 @@ def watch(
                 line = f"{row['run']}: {row['edits']:,} of {row['edits_asked']:,} edits; " + ", ".join(
                     f"{name} {text}" for name, text in watch_cells(row)
                 )
-                if line not in told:
-                    told.add(line)
+                if line not in printed:
+                    printed.add(line)
                     typer.echo(line)
-            quiet = 0 if any(row["state"] == "running" for row in rows) else quiet + 1
-            # A job of several runs pauses for a moment between two of them.
-            if quiet > 1 or all(row["state"] in ("complete", "collapsed") for row in rows):
+            idle = 0 if any(row["state"] == "running" for row in rows) else idle + 1
+            # A job of several runs pauses for a moment between them.
+            if idle > 1 or all(row["state"] in ("complete", "collapsed") for row in rows):
                 break
             time.sleep(every)
     common.show(watch_table(rows))
@@ -347,14 +349,14 @@ def watched(folders: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def watch_cells(row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Heading and text of what a look at a run shows."""
+    """Heading and text of each measure that `watch` shows."""
     shown = [metric(name) for name in ("norm_ratio", "at_edit_ES", "ES", "unedited_kept", "same_subject_kept")]
     left = duration(row["seconds_left"]) if row["state"] == "running" and row["seconds_left"] else row["state"]
     return [*((each.short or each.label, each.format(row[each.key])) for each in shown), ("left", left)]
 
 
 def watch_table(rows: Sequence[Mapping[str, Any]]) -> "Table":
-    """A look at several runs."""
+    """The current state of several runs, as a table."""
     lines = []
     for row in rows:
         norms = row["norms"][:: max(1, len(row["norms"]) // 12)][-13:]
@@ -375,7 +377,7 @@ def collapse_text(collapse: Mapping[str, Any]) -> str:
 
 
 def checkpoint_table(record: "RunRecord") -> "Table":
-    """The measures of the last checkpoint beside those of the unedited model; those that were not taken are left out."""
+    """The measures of the last checkpoint beside those of the unedited model, without those that were not taken."""
     from ketools.runs.records import Run
 
     run = Run("", record)
@@ -391,14 +393,14 @@ def checkpoint_table(record: "RunRecord") -> "Table":
 
 def export(
     folder: Folder,
-    out: Annotated[Path, typer.Option(help="A new folder, for the model.")],
-    at: Annotated[int, typer.Option(min=1, help="The model after so many edits (the end of a batch).")],
-    lora: Annotated[bool, typer.Option("--lora", help="Write the edits alone, as an adapter that PEFT loads.")] = False,
+    out: Annotated[Path, typer.Option(help="A new folder for the model.")],
+    at: Annotated[int, typer.Option(min=1, help="The number of edits, at the end of a batch.")],
+    lora: Annotated[bool, typer.Option("--lora", help="Write only the edits, as an adapter for PEFT.")] = False,
     json: common.Json = None,
 ) -> None:
-    """Write the model as it was after so many edits, bit for bit, as a folder that transformers loads.
+    """Write the model as it was after a number of edits, bit for bit, as a folder that transformers loads.
 
-    With --lora: the sum of the edits as low-rank factors, to be loaded on top of the unedited model.
+    With --lora, write the sum of the edits as low-rank factors, to load on top of the unedited model.
     """
     from ketools.editing.export import as_lora
     from ketools.runs.resume import export_at, model_at, model_of
@@ -436,21 +438,21 @@ def verify(folder: Folder, json: common.Json = None) -> None:
 
 def sweep(
     config: Annotated[Path, typer.Argument(help="A TOML file with the tables run, grid and, optionally, sample.")],
-    out: Annotated[Path | None, typer.Option(help="Folder for the sweep, in place of the file's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the sweep; overrides the one in the file.")] = None,
     address: Annotated[
         str | None, typer.Option(help='A Ray cluster: "auto" or HOST:PORT; its machines must share the folder.')
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Runs side by side (needs Ray); default: one for each GPU, or core.")
+        int | None, typer.Option(min=1, help="Parallel runs (needs Ray); default: one per GPU, or core.")
     ] = None,
-    show: Annotated[bool, typer.Option("--list", help="List the runs and how far each is; start nothing.")] = False,
+    show: Annotated[bool, typer.Option("--list", help="List the runs and their progress; start nothing.")] = False,
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Make a run for every combination of methods, settings, seeds, models or facts, or for a random sample of them.
+    """Run every combination of methods, settings, seeds, models or facts, or a random sample of them.
 
     Everything is checked before the first run. Interrupt it with Ctrl-C; run it again to resume. `ketools status`, `compare`
-    and `report` take the folder.
+    and `report` accept the folder.
     """
     from ketools.runs.sweep import Sweep, carry_out
 
@@ -471,13 +473,13 @@ def sweep(
 def reproduce(
     method: Annotated[str, typer.Argument(help='Such as "encore", "alphaedit" or "memit+mpes".')],
     model: Annotated[
-        str, typer.Option(help="gpt2-xl, llama-2-7b, llama-3-8b, smollm2, or a folder with such a model.")
+        str, typer.Option(help="gpt2-xl, llama-2-7b, llama-3-8b, smollm2, or the folder of such a model.")
     ],
-    edits: Annotated[int | None, typer.Option(min=1, help="Default: 10,000; on smollm2 2,400, the same load.")] = None,
+    edits: Annotated[int | None, typer.Option(min=1, help="Default: 10,000; on smollm2 2,400 (the same load).")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the run; default: build/reproduce/METHOD-MODEL.")] = None,
     facts: Annotated[str, typer.Option(help='"counterfact" or "zsre" (ketools data get), or a file.')] = "counterfact",
     tasks: Annotated[str, typer.Option(help="Downstream tasks, as for `ketools run`.")] = "paper",
-    text: Annotated[str, typer.Option(help="Running text for the covariance, where there is none.")] = "wikipedia",
+    text: Annotated[str, typer.Option(help="Background text for the covariance, if there is none yet.")] = "wikipedia",
     statistics: common.Statistics = None,
     npz: Annotated[
         list[str] | None, typer.Option(help="Import published moments instead: LAYER=FILE.npz; repeatable.")

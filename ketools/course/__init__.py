@@ -1,6 +1,6 @@
-"""What the notebooks use to teach: set-up, claims, predictions, exercises, figures, widgets.
+"""Teaching tools of the notebooks: set-up, claims, predictions, exercises, widgets.
 
-`from ketools.course import setup, check_claim, predict` is what a notebook starts with.
+A notebook starts with `from ketools.course import setup, check_claim, predict`.
 """
 
 from importlib import import_module

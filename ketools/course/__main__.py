@@ -1,4 +1,4 @@
-"""python -m ketools.course: what the Makefile calls for the notebooks."""
+"""python -m ketools.course: commands for the notebooks, called by the Makefile."""
 
 import sys
 from pathlib import Path
@@ -9,16 +9,18 @@ import typer
 from ketools.errors import KetoolsError
 
 app = typer.Typer(help="Build, store and time the notebooks of the course.", no_args_is_help=True)
-_Folder = Annotated[Path, typer.Option(help="Where the notebooks lie.")]
+_Folder = Annotated[Path, typer.Option(help="Folder of the notebooks.")]
 
 
 @app.command()
 def student(
     out: Path = Path("build/student"),
     notebooks: _Folder = Path("notebooks"),
-    solutions: Annotated[bool, typer.Option("--solutions", help="Each solution folded up below its exercise.")] = False,
+    solutions: Annotated[
+        bool, typer.Option("--solutions", help="Add each solution, collapsed, below its exercise.")
+    ] = False,
 ) -> None:
-    """The student's version of every notebook, to hand out: stubs, no solutions, a note on installing."""
+    """Write the student version of every notebook: stubs in place of solutions, and installation notes."""
     from ketools.course.build import write_students
 
     for path in write_students(notebooks, out, solutions):
@@ -31,7 +33,7 @@ def build(
     out: Path = Path("build/course"),
     notebooks: _Folder = Path("notebooks"),
 ) -> None:
-    """Run every notebook, or some, and write pages that open offline, with an index of what is built."""
+    """Run all or some notebooks and write pages that open offline, with an index of those built."""
     from ketools.course.build import build as run_all
 
     for name, took in run_all(notebooks, out, only).items():
@@ -42,9 +44,9 @@ def build(
 @app.command()
 def store(
     paths: list[Path],
-    seconds: Annotated[int, typer.Option(help="The most that a cell may take, on a busy machine.")] = 120,
+    seconds: Annotated[int, typer.Option(help="Time limit per cell; raise it on a busy machine.")] = 120,
 ) -> None:
-    """Run notebooks from a fresh kernel and write them back with outputs and pictures, ready to be committed."""
+    """Run notebooks in a fresh kernel and write them back with outputs and pictures, ready to be committed."""
     from ketools.course.build import store as run_one
 
     for path in paths:
@@ -73,7 +75,7 @@ def badges(url: str, notebooks: _Folder = Path("notebooks")) -> None:
 
 
 def main() -> None:
-    """Run a command; a mistake of the user's is one line and exit code 2."""
+    """Run a command; a user's mistake prints one line and exits with code 2."""
     try:
         app()
     except KetoolsError as error:

@@ -1,6 +1,6 @@
-"""What is made of the notebooks: stored outputs, students' versions, pages that open offline, the table of times.
+"""What is built from the notebooks: stored outputs, student versions, pages that open offline, the table of times.
 
-A notebook is read as nbformat's data: its tags, its headings, and its exercises, whose solutions stand between two marks.
+Notebooks are read with nbformat: their tags, headings, and exercises, whose solutions are between two marks.
 """
 
 import os
@@ -26,7 +26,7 @@ PLOTLY = "application/vnd.plotly.v1+json"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 CELL_SECONDS = 120
 HIDDEN = "hide-input"
-"""Tag of code that JupyterLab and the pages fold up: claims, and cells that only draw."""
+"""Tag of code that JupyterLab and the pages collapse: claims, and cells that only draw."""
 COLAB = "colab"
 """Tag of the cell that installs ketools in Colab."""
 Draw = Callable[[Sequence[dict[str, Any]]], list[str]]
@@ -40,7 +40,7 @@ _NAME = re.compile(r"(\d\d)_[a-z0-9_]+")
 _BADGES = re.compile(r"\n\nOpen in \[Colab\]\(.*")
 _TURNS = re.compile(r"\n\n(?:Previous|Next): \[.*")
 _LINK = re.compile(r"\]\((?!#)(?![a-z]+:)([^)\s]+)")
-# Code first, so that a $ in it stays what it is; then display and inline mathematics.
+# Code first, so that a $ in it is left alone; then display and inline mathematics.
 _MATH = re.compile(r"(```.*?```|`[^`\n]*`)|\$\$(.+?)\$\$|(?<![\\$\w])\$(?!\s)([^$\n]+?)(?<!\s)\$(?!\w)", re.S)
 
 _INSTALL = """import sys
@@ -80,11 +80,11 @@ def number(path: Path) -> str:
 
 
 def read(path: str | Path) -> NotebookNode:
-    """The notebook in `path`. Raises KetoolsError for a file that is none."""
+    """The notebook in `path`. Raises KetoolsError if it is not a notebook."""
     try:
         return nbformat.read(path, as_version=4)
     except (OSError, ValueError, AttributeError) as error:
-        raise KetoolsError(f"no notebook in {path}: {error}") from error
+        raise KetoolsError(f"{path} is not a notebook: {error}") from error
 
 
 def tags(cell: NotebookNode) -> set[str]:
@@ -93,13 +93,13 @@ def tags(cell: NotebookNode) -> set[str]:
 
 
 def code(nb: NotebookNode, tag: str | None = None) -> list[NotebookNode]:
-    """The code cells, all or those with `tag`, without the one that installs ketools in Colab (`badges`)."""
+    """The code cells: all, or those with `tag`, without the one that installs ketools in Colab (`badges`)."""
     cells = [cell for cell in nb.cells if cell.cell_type == "code" and COLAB not in tags(cell)]
     return [cell for cell in cells if tag is None or tag in tags(cell)]
 
 
 def prose(nb: NotebookNode) -> str:
-    """All markdown, cell after cell."""
+    """All markdown cells, joined."""
     return "\n\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
 
 
@@ -107,7 +107,7 @@ def title(nb: NotebookNode) -> str:
     """The text of the first H1. Raises KetoolsError if there is none."""
     match = re.search(r"^# +(.+)$", prose(nb), re.M)
     if match is None:
-        raise KetoolsError("a notebook without a title: its first cell begins with '# '")
+        raise KetoolsError("a notebook without a title; its first cell must begin with '# '")
     return match[1].strip()
 
 
@@ -119,7 +119,7 @@ def objectives(nb: NotebookNode) -> list[str]:
 
 
 def minutes(nb: NotebookNode) -> int | None:
-    """What **Time** says, in minutes; None if it says nothing."""
+    """The minutes given under **Time**; None if there are none."""
     match = re.search(r"\*\*Time\*\*:? *(\d+) minutes", prose(nb))
     return int(match[1]) if match else None
 
@@ -130,14 +130,14 @@ def figures(nb: NotebookNode) -> Iterator[tuple[NotebookNode, NotebookNode]]:
 
 
 def solution(source: str) -> tuple[str, str]:
-    """(what the student gets, the solution) of an exercise's cell; the stub raises NotImplementedError.
+    """(stub, solution) of an exercise's cell; students get the stub, which raises NotImplementedError.
 
-    Raises KetoolsError unless there is exactly one marked solution with something in it.
+    Raises KetoolsError unless there is exactly one marked, non-empty solution.
     """
     lines = source.splitlines()
     begins, ends = ([i for i, line in enumerate(lines) if line.strip() == mark] for mark in (BEGIN, END))
     if len(begins) != 1 or len(ends) != 1 or begins[0] + 1 >= ends[0]:
-        raise KetoolsError(f"an exercise holds one solution between lines {BEGIN!r} and {END!r}; got:\n{source}")
+        raise KetoolsError(f"expected one solution between lines {BEGIN!r} and {END!r}; got:\n{source}")
     first, last = begins[0], ends[0]
     indent = lines[first].removesuffix(lines[first].lstrip())
     stub = [*lines[:first], f'{indent}raise NotImplementedError("your turn")', *lines[last + 1 :]]
@@ -145,16 +145,16 @@ def solution(source: str) -> tuple[str, str]:
 
 
 def turns(path: str | Path) -> str:
-    """Links from the notebook in `path` to those before and after it in its folder, as a line of markdown; "" if alone."""
+    """A line of markdown with links to the previous and next notebook in the folder of `path`; "" if there is no other."""
     path, around = Path(path), notebooks(Path(path).parent)
     at = around.index(path)
     places = (("Previous", at - 1), ("Next", at + 1))
-    found = [(word, around[i]) for word, i in places if 0 <= i < len(around)]
-    return " · ".join(f"{word}: [{title(read(other))}]({other.name})" for word, other in found)
+    links = [(word, around[i]) for word, i in places if 0 <= i < len(around)]
+    return " · ".join(f"{word}: [{title(read(other))}]({other.name})" for word, other in links)
 
 
 def with_turns(nb: NotebookNode, path: str | Path) -> NotebookNode:
-    """The notebook, the line of `turns` below its title in place of the one that was there."""
+    """The notebook with the line of `turns` below its title, replacing an earlier one."""
     name, *rest = _TURNS.sub("", nb.cells[0].source, count=1).split("\n\n")
     nb.cells[0].source = "\n\n".join(filter(None, (name, turns(path), *rest)))
     return nb
@@ -180,9 +180,10 @@ def badges(nb: NotebookNode, name: str, url: str) -> NotebookNode:
 
 
 def run(nb: NotebookNode, folder: Path, *, go_on: bool = False, seconds: int = CELL_SECONDS) -> None:
-    """Execute all cells in place, in a fresh kernel that works in `folder`; at most `seconds` a cell.
+    """Execute all cells in place, in a fresh kernel whose working directory is `folder`; at most `seconds` per cell.
 
-    go_on: errors are outputs like others. Raises KetoolsError at the first cell that fails, times out or kills the kernel.
+    go_on: keep errors as outputs and continue. Raises KetoolsError at the first cell that fails, times out or kills the
+    kernel.
     """
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
@@ -195,7 +196,7 @@ def run(nb: NotebookNode, folder: Path, *, go_on: bool = False, seconds: int = C
         client.execute()
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         raise KetoolsError(f"a cell of {title(nb)!r} failed: {error}") from error
-    for cell in code(nb):  # what one cell prints in several messages is one text
+    for cell in code(nb):  # join what a cell printed in several messages
         merged: list[NotebookNode] = []
         for output in cell.outputs:
             if merged and output.output_type == "stream" and output.name == merged[-1].get("name"):
@@ -206,13 +207,12 @@ def run(nb: NotebookNode, folder: Path, *, go_on: bool = False, seconds: int = C
 
 
 def store(path: str | Path, draw: Draw | None = None, seconds: int = CELL_SECONDS) -> Path:
-    """Run the notebook in `path` from a fresh kernel and write it back with its outputs, ready to be committed.
+    """Run the notebook in `path` in a fresh kernel and write it back with its outputs, ready to be committed.
 
-    Left out are widgets and their state, times, the machine's Python, and warnings on stderr. Below the title stand links
-    to the notebooks before and after it (`turns`), beside every figure a PNG, by `draw` (None: `ketools.plots.pictures`),
-    and its description in words as the output's plain text. `seconds` is the most that a cell may take. The file is
-    written only if every cell ran. Raises KetoolsError naming
-    the cell that failed, and without a browser.
+    Widgets and their state, times, the machine's Python and warnings on stderr are left out. The title gets links to the
+    previous and next notebook (`turns`), and every figure a PNG from `draw` (None: `ketools.plots.pictures`) and its
+    description as plain text. A cell may take `seconds`. The file is written only if every cell ran. Raises KetoolsError
+    naming the cell that failed, or without a browser.
     """
     from ketools.plots.pictures import pictures
 
@@ -241,10 +241,10 @@ def store(path: str | Path, draw: Draw | None = None, seconds: int = CELL_SECOND
 
 
 def student(nb: NotebookNode, solutions: bool = True) -> NotebookNode:
-    """A copy whose exercises are stubs, with `solutions` each solution folded up below; outputs and counts are gone.
+    """A copy whose exercises are stubs, without outputs; with `solutions` each is followed by its collapsed solution.
 
-    Run All goes on behind a stub: its cell carries the tag raises-exception. Raises KetoolsError for an exercise
-    without one marked solution.
+    A stub's cell has the tag raises-exception, so that Run All continues after it. Raises KetoolsError for an exercise
+    without exactly one marked solution.
     """
     made = deepcopy(nb)
     made.cells = []
@@ -263,9 +263,9 @@ def student(nb: NotebookNode, solutions: bool = True) -> NotebookNode:
 
 
 def write_students(folder: str | Path, out: str | Path, solutions: bool = False) -> list[Path]:
-    """Write the student's version of every notebook in `folder` into `out`, with a note on installing; returns the paths.
+    """Write the student version of every notebook in `folder` to `out`, with installation notes; returns the paths.
 
-    `solutions`: each folded up below its exercise; without them `out` can be handed out.
+    `solutions`: add each solution, collapsed, below its exercise.
     """
     folder, out = Path(folder), Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -275,7 +275,7 @@ def write_students(folder: str | Path, out: str | Path, solutions: bool = False)
 
 
 def relinked(nb: NotebookNode, old: Path, new: Path) -> NotebookNode:
-    """The notebook, its relative links leading from `new` where they led from `old`; those to notebooks stay."""
+    """The notebook moved from `old` to `new`: relative links are adapted, except those to other notebooks."""
 
     def moved(link: re.Match[str]) -> str:
         return f"]({Path(os.path.relpath(old / link[1], new)).as_posix()}" if "/" in link[1] else link[0]
@@ -287,11 +287,10 @@ def relinked(nb: NotebookNode, old: Path, new: Path) -> NotebookNode:
 
 
 def build(folder: str | Path, out: str | Path, only: Sequence[Path] | None = None) -> dict[str, float]:
-    """Run every notebook in `folder` into `out` (NN.ipynb and NN.html), with an index page of all there: name -> seconds.
+    """Run every notebook in `folder`, or `only` some, and write them to `out` as notebooks and pages, with an index.
 
-    `only`: run these alone.
-
-    Raises KetoolsError naming the notebook and the cell that failed; those before it are there.
+    Returns {name: seconds} of all notebooks in `out`. Raises KetoolsError naming the notebook and the cell that failed;
+    earlier notebooks are written.
     """
     from plotly.offline import get_plotlyjs
 
@@ -321,7 +320,7 @@ def build(folder: str | Path, out: str | Path, only: Sequence[Path] | None = Non
 
 
 def run_seconds(folder: str | Path) -> dict[str, float]:
-    """Seconds that each notebook in `folder`, made by `build`, took: name -> seconds."""
+    """{name: seconds} that the notebooks in `folder` took when `build` ran them."""
     took = {path.stem: read(path).metadata.get("seconds") for path in notebooks(folder)}
     if lacking := [name for name, seconds in took.items() if seconds is None]:
         raise KetoolsError(f"{lacking[0]}.ipynb in {folder} was not built; run `make course`")
@@ -329,7 +328,7 @@ def run_seconds(folder: str | Path) -> dict[str, float]:
 
 
 def page(nb: NotebookNode) -> str:
-    """A notebook as one page of HTML beside plotly.min.js, figures alive; nothing in it asks the network."""
+    """A notebook as an HTML page next to plotly.min.js, with interactive figures; it loads nothing from the network."""
     from nbconvert import HTMLExporter
 
     nb.metadata.pop("widgets", None)
@@ -357,13 +356,13 @@ def page(nb: NotebookNode) -> str:
 
 
 def _figure(figure: dict[str, Any]) -> str:
-    """A figure, its axes alive; finding and caption are text of the page, which wraps on a narrow screen."""
+    """An interactive figure; finding and caption become text of the page, which wraps on a narrow screen."""
     from plotly.io import to_html
 
     layout = figure["layout"]
     words = {name: escape(unescape(str(text))) for name, text in (layout.get("meta") or {}).items()}
     notes = layout.get("annotations", [])
-    if "finding" in words:  # the height that `dress` gave them goes with them
+    if "finding" in words:  # remove the height that `dress` gave them
         above = 18 + 22 * (1 + layout.pop("title")["text"].count("<br>"))
         below = sum(18 * (1 + note["text"].count("<br>")) for note in notes if note.get("name") == "caption")
         layout["annotations"] = [note for note in notes if note.get("name") != "caption"]
@@ -376,7 +375,7 @@ def _figure(figure: dict[str, Any]) -> str:
         validate=False,
         config={"responsive": True},
     )
-    # Wide enough for its labels and panels: on a narrow screen the axes scroll, not the page.
+    # Wide enough for labels and panels: on a narrow screen the figure scrolls, not the page.
     panels = {str(axis.get("domain")) for name, axis in layout.items() if name.startswith("xaxis")}
     margin = layout.get("margin", {})
     width = margin.get("l", 0) + margin.get("r", 0) + 230 * max(1, len(panels))
@@ -389,7 +388,7 @@ def _figure(figure: dict[str, Any]) -> str:
 
 
 def mathml(text: str) -> str:
-    """Markdown with its TeX ($...$ and $$...$$) as MathML, which browsers draw without a library."""
+    """Markdown with its TeX ($...$ and $$...$$) as MathML, which browsers render without a library."""
     from latex2mathml.converter import convert
 
     def drawn(match: re.Match[str]) -> str:
@@ -402,12 +401,12 @@ def mathml(text: str) -> str:
                 part = r"(?:<mrow>(?:(?!</?mrow>).)*</mrow>|<m[ino]>[^<]*</m[ino]>)"
                 sums = rf"<{bare}>(<mo>&#x02211;</mo>{part * count})</{bare}>"
                 made = re.sub(sums, rf"<{limits}>\1</{limits}>", made)
-        # Browsers know no menclose, and stretch a brace only with a font that has its parts: both are drawn by site.css.
+        # Browsers lack menclose, and stretch a brace only with suitable fonts: site.css draws both.
         made = re.sub(
             r"<munder>(<munder>)(.*?)<mo>&#x23DF;</mo></munder>", r'<munder><mrow class="brace">\2</mrow>', made
         )
         made = made.replace('<menclose notation="box">', '<mrow class="box">').replace("</menclose>", "</mrow>")
-        # Markdown must not take parts of a formula for emphasis, nor an empty line in it for a new paragraph.
+        # Markdown must not read parts of a formula as emphasis, or an empty line in it as a new paragraph.
         made = made.replace("*", "&#42;").replace("_", "&#95;").replace("\n", " ")
         return f'<div class="formula">{made}</div>' if match[2] else made
 
@@ -433,9 +432,9 @@ def _html(title: str, body: str, script: str = "") -> str:
 
 
 def write_times(folder: str | Path, built: str | Path) -> str:
-    """Put the table of times between the marks of README.md in `folder`; `built` is what `make course` made.
+    """Put the table of times between the marks of README.md in `folder`; `built` is the output folder of `make course`.
 
-    A row a notebook (minutes for the reader, seconds for the machine), and their sums. Returns the table. Raises
+    A row per notebook (minutes for the reader, seconds for the machine), and their sums. Returns the table. Raises
     KetoolsError without marks, or if a notebook of `folder` was not built.
     """
     readme = Path(folder) / "README.md"

@@ -1,9 +1,9 @@
-"""What a notebook asserts, asks and sets: claims about its own results, predictions before them, exercises after them.
+"""A notebook's claims about its own results, predictions before them, and exercises after them.
 
-A claim is checked in front of the reader, and its line is compared by the tests of the notebooks. A prediction is scored
-and answered once the result is there. An exercise asks for a function and checks properties that every right answer has:
-nothing is compared with a reference solution, so another correct way passes. Each exercise also names answers that look
-right and are not; the tests see to it that they fail, and for the right reason.
+A claim is checked in front of the reader, and the notebook tests compare its line. A prediction is scored and explained once
+the result is known. An exercise asks for a function and checks properties that every correct answer has; it is not compared
+with a reference solution, so other correct solutions pass. The tests hold plausible wrong answers against each exercise and
+make sure that they fail for the right reason.
 """
 
 from collections.abc import Callable
@@ -31,32 +31,32 @@ def check_claim(
 ) -> str:
     """Check that `observed` lies within the bounds; returns one line with the claim, the number and the bounds.
 
-    Tests of notebooks compare these lines but for the number. Bounds are chosen for the pocket model: with
-    KETOOLS_MODE=full a claim that fails does not stop the notebook, and one that has nothing to observe (NaN) is "not asked".
+    The notebook tests compare these lines except for the number. Bounds are chosen for the pocket model: with
+    KETOOLS_MODE=full a failing claim does not stop the notebook, and one without an observation (NaN) is "not asked".
 
-    Raises ClaimError if the claim does not hold (in quick mode NaN holds nothing) and KetoolsError without any bound.
+    Raises ClaimError if the claim does not hold (in quick mode, NaN never holds) and KetoolsError without any bound.
 
     >>> check_claim("the edit raises the target's probability", 0.93, at_least=0.5)
     "holds: the edit raises the target's probability: 0.93 >= 0.5"
     """
-    from ketools.course.mode import current_mode  # a prediction or an exercise alone needs no torch
+    from ketools.course.mode import current_mode  # predictions and exercises alone need no torch
 
     bounds = {">=": at_least, "<=": at_most, "==": exactly}
     given = [f"{sign} {bound:g}" for sign, bound in bounds.items() if bound is not None]
     if not given:
-        raise KetoolsError(f"claim {claim!r} has no bound; give at_least, at_most or exactly, else it could not fail")
+        raise KetoolsError(f"claim {claim!r} has no bound and cannot fail; give at_least, at_most or exactly")
     value = float(observed)
-    said = f"{claim}: {value:.3g} {' and '.join(given)}"
+    line = f"{claim}: {value:.3g} {' and '.join(given)}"
     if (
         value == value
         and (at_least is None or value >= at_least)
         and (at_most is None or value <= at_most)
         and (exactly is None or value == exactly)
     ):
-        return f"holds: {said}"
+        return f"holds: {line}"
     if current_mode() == "quick":
-        raise ClaimError(f"does not hold: {said}")
-    return f"not asked: {claim}" if value != value else f"does not hold here: {said}"
+        raise ClaimError(f"does not hold: {line}")
+    return f"not asked: {claim}" if value != value else f"does not hold here: {line}"
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ class Markdown:
 
 @dataclass
 class Guess:
-    """A question, its options (key -> text) and what the learner expects (a key, None: nothing recorded).
+    """A question, its options (key -> text) and the learner's guess (a key; None: no guess).
 
-    In Jupyter with ipywidgets the options are radio buttons, and a click records the guess; anywhere else they are text.
+    In Jupyter with ipywidgets the options are radio buttons and a click records the guess; elsewhere they are text.
     """
 
     question: str
@@ -105,13 +105,13 @@ class Guess:
 
     def _check(self, key: str) -> None:
         if key not in self.options:
-            raise KetoolsError(f"{key!r} is none of the options; choose one of {', '.join(map(repr, self.options))}")
+            raise KetoolsError(f"{key!r} is not one of the options; choose one of {', '.join(map(repr, self.options))}")
 
     def reveal(self, answer: str, **because: str) -> Markdown:
-        """What came out, whether the guess was right, and why the other options are wrong.
+        """The result, whether the guess was right, and why other options are wrong.
 
-        `because` explains wrong options by key; with a wrong guess that explanation comes first and alone, without a
-        guess all are given, in the order of the call. Raises KetoolsError for a key that is no option.
+        `because` explains wrong options by key. After a wrong guess only its explanation is shown, without a guess all of
+        them, in the order of the call. Raises KetoolsError for a key that is not an option.
         """
         for key in (answer, *because):
             self._check(key)
@@ -126,7 +126,7 @@ class Guess:
 
 
 def _radio_buttons(ask: Guess) -> dict[str, Any]:
-    # What Jupyter shows of a widget that writes into `ask.guess`; {} without ipywidgets.
+    # Jupyter's data for a widget that writes to `ask.guess`; {} without ipywidgets.
     try:
         from ipywidgets import HTML, Layout, RadioButtons, VBox
     except ImportError:
@@ -134,7 +134,7 @@ def _radio_buttons(ask: Guess) -> dict[str, Any]:
     options = [(text, key) for key, text in ask.options.items()]
     choice = RadioButtons(options=options, value=ask.guess, layout=Layout(width="100%"))
     choice.observe(lambda change: setattr(ask, "guess", change["new"]), names="value")
-    # ipywidgets gives an option one line, whatever its length.
+    # By default ipywidgets gives every option one line, whatever its length.
     css = "label { height: auto !important; display: flex } .ketools-options input { order: -1; flex: none }"
     question = HTML(
         f"<style>.ketools-options {css}</style><p style='line-height: 1.4'><b>{escape(ask.question)}</b></p>"
@@ -143,10 +143,10 @@ def _radio_buttons(ask: Guess) -> dict[str, Any]:
 
 
 def predict(question: str, *, guess: str | None = None, **options: str) -> Guess:
-    """Ask before showing: `options` are the possible answers by key, `guess` is the learner's.
+    """Ask for a prediction: `options` are the possible answers by key, `guess` is the learner's.
 
-    Shown last in a cell, it lets the learner choose; the default None keeps a notebook running for those who only read.
-    Raises KetoolsError for fewer than two options and for a guess that is none of them.
+    As the last expression of a cell it lets the learner choose; with the default None a notebook runs without an answer.
+    Raises KetoolsError for fewer than two options and for a guess that is not one of them.
 
     >>> predict("Does it rain?", yes="it does", no="it does not", guess="no").reveal("no")
     **It is `no`:** it does not. You predicted it.
@@ -155,7 +155,7 @@ def predict(question: str, *, guess: str | None = None, **options: str) -> Guess
 
 
 class WrongAnswer(AssertionError):
-    """An answer that lacks a property; the message says which, and what to think about."""
+    """An answer that lacks a property; the message says which, with a hint."""
 
     def _render_traceback_(self) -> list[str]:
         return str(self).splitlines()  # IPython: the message alone, no traceback through our code
@@ -163,7 +163,7 @@ class WrongAnswer(AssertionError):
 
 @dataclass(frozen=True)
 class Property:
-    """What a right answer does. `test(answer, *given)` is true if it does; who wrote one that does not reads `teaches`."""
+    """A property of every correct answer. `test(answer, *given)` checks it; an answer that fails is shown `teaches`."""
 
     says: str
     test: Callable[..., bool]
@@ -172,7 +172,7 @@ class Property:
 
 @dataclass(frozen=True)
 class Exercise:
-    """A task of a notebook; `minutes` is what a learner who has followed so far needs."""
+    """A task in a notebook; `minutes` is how long a learner who has followed so far needs."""
 
     title: str
     difficulty: str
@@ -187,14 +187,14 @@ class Exercise:
             )
 
     def check(self, answer: Answer, *given: object) -> str:
-        """One line if `answer` has all properties, tried in order; `given` is handed on to each.
+        """One line if `answer` has all properties, tried in order; each test gets `given`.
 
-        Raises WrongAnswer at the first that it lacks, or in which it fails with an error; NotImplementedError passes
-        through: nothing was tried yet. KetoolsError if `answer` is not a function.
+        Raises WrongAnswer at the first property that it lacks or whose test raises; NotImplementedError, from a stub, passes
+        through. KetoolsError if `answer` is not a function.
         """
         if not callable(answer):
             raise KetoolsError(
-                f"exercise {self.title!r}: expected a function, got {type(answer).__name__}; hand over its name, without ()"
+                f"exercise {self.title!r}: expected a function, got {type(answer).__name__}; pass its name, without ()"
             )
         for each in self.properties:
             message = f"Not yet: {self.title}.\nMissing: {each.says}.\n{each.teaches}"

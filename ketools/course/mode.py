@@ -1,4 +1,4 @@
-"""One switch for all notebooks: KETOOLS_MODE=quick (pocket, CPU, offline) or full (what full.toml names).
+"""One switch for all notebooks: KETOOLS_MODE=quick (pocket, CPU, offline) or full (the model in full.toml).
 
 `setup` is called once, in a notebook's first code cell.
 """
@@ -22,20 +22,20 @@ from ketools.facts.reading import facts as read_facts
 from ketools.io import expanded
 from ketools.models.model import EditableModel, fingerprint_of, load
 from ketools.probing.recall import answers
+from ketools.runs.config import DTYPES
 from ketools.runs.records import versions
 
 MODES = ("quick", "full")
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_AT_ONCE = 64  # facts asked at once by `known`
+_AT_ONCE = 64  # facts per batch in `known`
 
 
 @dataclass(frozen=True, eq=False)
 class Lab:
     """What a notebook works with; made by `setup`, printed at its top.
 
-    mode ("quick" or "full"), number of the notebook, model (unedited when made), facts, sizes (by attribute), seed,
-    statistics (what full.toml names, else those in the model's folder, else None; one object for all editors, so that each
-    C is unpacked once), fingerprint of the model as loaded, source of the facts.
+    mode ("quick" or "full"), number of the notebook, model (unedited at first), facts, sizes (by attribute), seed,
+    statistics (those named in full.toml, else those in the model's folder, else None; one object for all editors, so that
+    each C is unpacked once), source of the facts.
     """
 
     mode: str
@@ -49,7 +49,7 @@ class Lab:
 
     @property
     def device(self) -> str:
-        """Type of the device that the model is on, such as "cpu"."""
+        """Type of the model's device, such as "cpu"."""
         return self.model.device.type
 
     def __str__(self) -> str:
@@ -64,7 +64,7 @@ class Lab:
         )
 
     def context(self, n: str, **more: object) -> str:
-        """The last sentence of a figure's caption: mode, model, n and seed; `more` are further settings.
+        """The last sentence of a figure's caption: mode, model, n, seed and `more` settings.
 
         >>> lab.context(n="40 facts", layers="1 to 3")                                # doctest: +SKIP
         'Mode quick, model pocket, n = 40 facts, seed 0, layers 1 to 3.'
@@ -78,10 +78,10 @@ class Lab:
         return Editor(self.model, how, **options)
 
     def known(self, n: int, relation: str | None = None) -> FactSet:
-        """`n` facts, no two with one subject, whose true object is the model's first choice after the edit prompt.
+        """`n` facts about different subjects whose true object is the model's first choice after the edit prompt.
 
-        In the order of `FactSet.sample` with this lab's seed, so that fewer are the beginning of more. Asks the model
-        as it stands. Raises KetoolsError if it knows fewer than `n`.
+        In the order of `FactSet.sample` with this lab's seed, so that a smaller set is the beginning of a larger one. Asks
+        the model in its present state. Raises KetoolsError if it knows fewer than `n`.
         """
         chosen = self.facts.filter(lambda fact: fact.target_true is not None and relation in (None, fact.relation))
         if not len(chosen):
@@ -97,17 +97,17 @@ class Lab:
             if len(known) >= n:
                 return FactSet(known[:n])
         raise KetoolsError(
-            f"{self.model.name} answers {len(known)} of {most} facts of {self.source} right, {n} were asked for; "
+            f"{self.model.name} answers {len(known)} of {most} facts of {self.source} correctly, {n} are needed; "
             "ask for fewer or take a model that knows them"
         )
 
     def clean(self) -> float:
-        """1.0 if the weights are, bit for bit, those that were loaded; else 0.0."""
+        """1.0 if the weights are, bit for bit, as loaded; else 0.0."""
         return float(not self.model.edits and fingerprint_of(self.model.model) == self.model.fingerprint)
 
 
 def current_mode() -> str:
-    """What KETOOLS_MODE says, "quick" if it is not set. Raises KetoolsError for anything but "quick" and "full"."""
+    """The value of KETOOLS_MODE, "quick" if unset. Raises KetoolsError for anything but "quick" and "full"."""
     mode = os.environ.get("KETOOLS_MODE") or "quick"
     if mode not in MODES:
         raise KetoolsError(f"KETOOLS_MODE is {mode!r}; set it to quick (pocket, on the CPU) or full (see full.toml)")
@@ -115,17 +115,17 @@ def current_mode() -> str:
 
 
 def setup(number: str, *, seed: int = 0, model: str = "pocket", **sizes: int) -> Lab:
-    """Everything that notebook `number` ("03") works with, by the mode of KETOOLS_MODE.
+    """Everything that notebook `number` ("03") works with, depending on KETOOLS_MODE.
 
-    `model` and `sizes` (by name) are those of quick mode; full mode takes the model from full.toml and each size from its
-    [sizes.NUMBER] (KETOOLS_FULL names another file). Figures are shown as plotly's own data, without progress bars.
+    `model` and `sizes` (by name) are those of quick mode; full mode takes the model and the sizes in [sizes.NUMBER] from
+    full.toml (or the file that KETOOLS_FULL names). Also turns off progress bars and lets plotly output only figure data.
 
-    Raises KetoolsError for an unknown mode, a size that only one of the two names, and what loading raises.
+    Raises KetoolsError for an unknown mode, a size missing in the notebook or in full.toml, and as loading does.
     """
     import plotly.io
     from transformers.utils import logging
 
-    # A notebook's outputs are compared: no bars. Without this, plotly adds its whole library to the first figure.
+    # Stored outputs hold no progress bars. By default plotly would add its whole library to the first figure.
     logging.disable_progress_bar()
     plotly.io.renderers.default = "plotly_mimetype"
     if current_mode() == "quick":
@@ -135,13 +135,14 @@ def setup(number: str, *, seed: int = 0, model: str = "pocket", **sizes: int) ->
     about, full = table["model"], table.get("sizes", {}).get(number, {})
 
     def near(name: str) -> str:
-        """A path relative to the file that names it, if there is such a thing; else the name."""
+        """The path, relative to the file that names it, if it exists; else the name."""
         return str(folder / name) if folder is not None and (folder / name).exists() else name
 
-    if (dtype := about.get("dtype")) not in (None, *_DTYPES):
-        raise KetoolsError(f"dtype is {dtype!r}; expected one of {', '.join(_DTYPES)}")
+    if (dtype := about.get("dtype")) not in (None, *DTYPES):
+        raise KetoolsError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    loaded = load(near(about["name"]), device=about.get("device") or accelerator, dtype=_DTYPES.get(dtype))
+    weights = None if dtype is None else getattr(torch, dtype)
+    loaded = load(near(about["name"]), device=about.get("device") or accelerator, dtype=weights)
     if "statistics" in about:
         statistics: Statistics | None = Statistics.load(near(about["statistics"])).of(loaded, ())
     else:
@@ -159,13 +160,15 @@ def _beside(model: EditableModel) -> Statistics | None:
 
 
 def _full_table() -> tuple[dict[str, Any], Path | None]:
-    """The file that KETOOLS_FULL names, parsed, and its folder; else the one that comes along, and None."""
+    """(content, folder) of the file that KETOOLS_FULL names; else of ketools' own full.toml, with None as folder."""
     named = os.environ.get("KETOOLS_FULL")
     if not named:
         return tomllib.loads(files("ketools.course").joinpath("full.toml").read_text(encoding="utf-8")), None
     path = expanded(named)
     if not path.is_file():
-        raise KetoolsError(f"KETOOLS_FULL names {path}, which is no file; expected one like ketools/course/full.toml")
+        raise KetoolsError(
+            f"KETOOLS_FULL names {path}, which is not a file; expected one like ketools/course/full.toml"
+        )
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:

@@ -1,12 +1,11 @@
 """Figures: each takes a table and returns a `go.Figure` whose title states what the data show, or that they show nothing.
 
-Axes name their units. A caption ends with `context=` (mode, model, n, seed). `words(fig)` gives finding, caption and a
-description for readers who cannot see the figure, `numbers(fig)` the values that it shows. Text from outside is escaped.
+Axes name their units. A caption ends with `context=` (mode, model, n, seed). `words(fig)` returns the finding, the caption and
+a description for readers who cannot see the figure, `numbers(fig)` the values shown. Text from outside is escaped.
 """
 
 from ketools.plots.edits import (
     probability_curve,
-    score_bars,
     spectra_lines,
     stream_profile,
     target_curve,
@@ -40,7 +39,7 @@ from ketools.plots.style import numbers, words
 __all__ = [
     "before_after", "cost", "damage_bars", "downstream_kept", "edit_scores", "knockout_profile", "lens_heat",
     "lens_lines", "norm_fit_curve", "norm_growth", "numbers", "perplexity", "probability", "probability_curve",
-    "same_subject_kept", "score_bars", "spectra_lines", "stack", "stream_profile",
+    "same_subject_kept", "spectra_lines", "stack", "stream_profile",
     "surroundings_bars", "target_curve", "target_probability_lines",
     "top_token_bars", "trace_heat", "trace_profile", "unedited_kept", "words",
 ]  # fmt: skip

@@ -1,7 +1,7 @@
-"""Two drawings as SVG text: where an edit sits in a transformer, and what the quadratic form A charges an update for.
+"""Two drawings as SVG text: where an edit sits in a transformer, and what the quadratic form A makes an update cost.
 
-Both are self-contained (no fonts, scripts or files from elsewhere) and carry a description for readers who cannot see
-them. In a notebook: `IPython.display.SVG(data=diagrams.transformer("key", "W"))`.
+Both are self-contained (no external fonts, scripts or files) and carry a description for readers who cannot see them. In a
+notebook: `IPython.display.SVG(data=diagrams.transformer("key", "W"))`.
 """
 
 from html import escape
@@ -35,9 +35,9 @@ def _arrow(x1: float, y1: float, x2: float, y2: float, colour: str = INK) -> str
     return _line(x1, y1, x2, y2, colour, 'marker-end="url(#head)"')
 
 
-def _vector(x: float, y: float, cells: int, colour: str, size: float = 14) -> str:
+def _vector(x: float, y: float, cells: int, colour: str) -> str:
     """A column vector: `cells` squares from `y` downwards."""
-    return "".join(_box(x, y + i * size, size, size, colour) for i in range(cells))
+    return "".join(_box(x, y + i * 14, 14, 14, colour) for i in range(cells))
 
 
 def _page(width: int, height: int, title: str, description: str, body: str) -> str:
@@ -56,13 +56,13 @@ def transformer(*highlight: str) -> str:
     """SVG of a transformer reading "Ada Lorn was born in", and of the MLP whose output matrix W an edit changes.
 
     Args:
-        highlight: names out of PARTS to keep in full colour while the rest fades; none: everything is in full colour.
+        highlight: names from PARTS to keep in full colour while the rest fades; none: everything keeps its colour.
 
     Raises:
         KetoolsError: a name that is not one of PARTS.
     """
     if unknown := [name for name in highlight if name not in PARTS]:
-        raise KetoolsError(f"no part {unknown[0]!r} in this drawing; there are: {', '.join(PARTS)}")
+        raise KetoolsError(f"no part {unknown[0]!r} in this drawing; expected one of {', '.join(PARTS)}")
     blue, orange, green = OKABE_ITO["blue"], OKABE_ITO["orange"], OKABE_ITO["green"]
     red, purple = OKABE_ITO["vermillion"], OKABE_ITO["purple"]
     xs = [112 + 62 * i for i in range(len(_TOKENS))]
@@ -118,7 +118,7 @@ def transformer(*highlight: str) -> str:
 
 
 def quadratic_form() -> str:
-    """SVG, schematic: what each term of A = lambda_p C + lambda_n I + K_p K_p^T charges an update in four directions."""
+    """SVG, schematic: the cost that each term of A = lambda_p C + lambda_n I + K_p K_p^T adds to an update, in four directions."""
     terms = {"λp C": OKABE_ITO["blue"], "Kp Kpᵀ": OKABE_ITO["orange"], "λn I": OKABE_ITO["green"]}
     places = {
         ("common in", "background text"): (150, 0),
@@ -142,7 +142,7 @@ def quadratic_form() -> str:
     return _page(
         720,
         392,
-        "What the quadratic form A charges",
+        "What an update costs under the quadratic form A",
         "A schematic bar for each of four directions in the space of keys. Directions common in background text cost "
         "mostly lambda_p C; keys of past edits cost mostly K_p K_p^T; keys of this batch and directions that nothing uses cost "
         "little but lambda_n, which is the same everywhere. Without lambda_n an update in those directions is nearly free.",

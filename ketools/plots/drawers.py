@@ -1,6 +1,6 @@
-"""Generic drawers that the figures share: lines with intervals, grouped bars, maps, quantities over edits.
+"""Generic drawers shared by the figures: lines with intervals, bars, maps, quantities over edits.
 
-Each adds to a figure from rows of a table; label, unit and format of a reported number come from the table of metrics.
+Each draws rows of a table into a figure; labels, units and formats of reported numbers come from the table of metrics.
 """
 
 import math
@@ -21,30 +21,24 @@ from ketools.plots.style import (
     dress,
     label,
     last,
-    part_styles,
     styles,
 )
 from ketools.runs.records import listed
 
 EDITS = metric("edits", "shared").axis
 LAYER = metric("layer", "shared").axis
-SHAPES = ("", "/", "x", ".", "+", "-", "\\", "|")
-"""Patterns of sets of bars, in their order."""
 
 LOW, HIGH, SEEDS = "_low", "_high", "_seeds"
-"""Suffixes of columns beside a mean over seeds: its range, and how many seeds have a value there."""
+"""Suffixes of the columns beside a mean over seeds: its range, and how many seeds have a value."""
 
 Panel: TypeAlias = Mapping[str, int]
 """Row and column of a panel, from 1."""
-Frames: TypeAlias = pd.DataFrame | Mapping[str, pd.DataFrame]
-"""One table, or several by name: of methods, or "before" and "now"."""
 
-
-# Tables: refused by name where they cannot be drawn.
+# Tables.
 
 
 def checked(frame: pd.DataFrame, *columns: str, of: str, least: int = 1) -> pd.DataFrame:
-    """The frame itself. KetoolsError if it lacks one of `columns` or has fewer than `least` rows; `of` names its source."""
+    """The frame itself. Raises KetoolsError if it lacks a column or has fewer than `least` rows; `of` names its source."""
     if not isinstance(frame, pd.DataFrame):
         raise KetoolsError(f"nothing to draw: got {type(frame).__name__}, expected the table of {of}")
     if missing := [name for name in columns if name not in frame]:
@@ -58,51 +52,43 @@ def checked(frame: pd.DataFrame, *columns: str, of: str, least: int = 1) -> pd.D
     return frame
 
 
-def named_frames(frames: Frames, *columns: str, of: str) -> dict[str, pd.DataFrame]:
-    """Tables by name (of a method, or "before" and "now"), each checked for `columns`; a single one is called "now"."""
-    named = {"now": frames} if isinstance(frames, pd.DataFrame) else dict(frames)
-    if not named:
-        raise KetoolsError(f"nothing to draw: no tables; give one of {of}, or several by name")
-    return {str(name): checked(frame, *columns, of=of) for name, frame in named.items()}
-
-
 def need(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
-    """`checked` for a table of a lifelong run with a column `method`, see `ketools.plots.stack`."""
+    """`checked` for a table of lifelong runs with a column `method`, from `ketools.plots.stack`."""
     return checked(frame, *dict.fromkeys(("method", "edits", *columns)), of="a lifelong run with a method column")
 
 
 def measured(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
     """The rows in which the first of `columns` was measured (is not NaN); KetoolsError if there is none.
 
-    Where a method has no value between two that it has, one row with NaN stays, so that its line breaks there; `holes`
-    counts them.
+    Where a value is missing between two of a method, one row with NaN stays, so that its line breaks there; `holes` counts
+    these.
     """
     column = columns[0]
-    there = need(frame, *columns)[column].notna()
-    if not there.any():
+    present = need(frame, *columns)[column].notna()
+    if not present.any():
         raise KetoolsError(f"nothing to draw: {column} was not measured in this run (all values are missing)")
-    ends = frame[there].groupby("method", sort=False)["edits"].agg(["min", "max"])
+    ends = frame[present].groupby("method", sort=False)["edits"].agg(["min", "max"])
     low, high = (frame["method"].map(ends[end]) for end in ("min", "max"))
-    empty = ~there.groupby([frame["method"], frame["edits"]]).transform("any")
+    empty = ~present.groupby([frame["method"], frame["edits"]]).transform("any")
     gap = empty & (frame["edits"] > low) & (frame["edits"] < high) & ~frame.duplicated(["method", "edits"])
-    return frame[there | gap]
+    return frame[present | gap]
 
 
 def holes(frame: pd.DataFrame, *columns: str, since: float = 0) -> str:
-    """For a caption: how many points of which line are missing in `columns`, a sentence each; "" where none is.
+    """For a caption: a sentence per column that lacks points, with how many each line lacks; "" if none does.
 
-    Only places after `since` count: at 0 edits, scores of edits have no value by their nature.
+    Only points after `since` count: at 0 edits there are no edits to score.
     """
     sentences = []
     for column in columns:
-        there = frame[frame["edits"] > since].groupby(["method", "edits"], sort=False)[column].count() > 0
+        present = frame[frame["edits"] > since].groupby(["method", "edits"], sort=False)[column].count() > 0
         lines = [
             f"{(~points).sum():,} of {len(points):,} with {label(str(method))}"
-            for method, points in there.groupby("method", sort=False)
+            for method, points in present.groupby("method", sort=False)
             if not points.all()
         ]
         if lines:
-            sentences.append(f" Points of {column} that were not measured and are left out: {listed(lines)}.")
+            sentences.append(f" Points of {column} that were not measured: {listed(lines)}.")
     return "".join(sentences)
 
 
@@ -110,7 +96,7 @@ def holes(frame: pd.DataFrame, *columns: str, since: float = 0) -> str:
 
 
 def gaps(values: Iterable[float]) -> list[float | None]:
-    """Numbers as plotly takes them: what is not finite is a gap."""
+    """Numbers for plotly, which draws None as a gap; non-finite ones become None."""
     return [float(value) if np.isfinite(value) else None for value in values]
 
 
@@ -130,10 +116,10 @@ def add_line(
     legend: bool = True,
     mode: str = "lines+markers",
 ) -> None:
-    """Add a line and, given `low` and `high`, its interval: as bars at the points, or as a band.
+    """Add a line and, given `low` and `high`, its interval as error bars or as a band.
 
-    `name` must be escaped already; `interval` says what low and high are, on hover and in the table beside the figure;
-    `show` formats y on hover; `at` is the row and column of a panel.
+    `name` must already be escaped; `interval` says what low and high are, on hover and in the table of numbers; `show` formats
+    y on hover; `at` is the row and column of a panel.
     """
     middle = np.asarray(y, dtype=float)
     more: dict[str, object] = {}
@@ -192,13 +178,13 @@ def add_means(fig: go.Figure, rows: pd.DataFrame, name: str, look: Style, show: 
 def add_lines(
     fig: go.Figure, rows: pd.DataFrame, column: str, show: str, *, panel: int | None = None, note: str | None = None
 ) -> None:
-    """Add `column` over edits, one line a method in its style; `show` formats y on hover.
+    """Add `column` over edits, one line per method in its style; `show` formats y on hover.
 
-    Where `rows` say that a method's line is the mean of several seeds (columns seeds, COLUMN_low, COLUMN_high and, where
-    the mean is of fewer at some points, COLUMN_seeds), the range of its seeds is a band below the lines.
+    If a line is the mean of several seeds (columns seeds, COLUMN_low, COLUMN_high and, if some points have fewer seeds,
+    COLUMN_seeds), their range is a band behind the lines.
 
-    panel: column of a figure with several (only the first shows in the legend); note: a column shown on hover as
-    "(note value)". Infinite values are gaps in the line, not points.
+    panel: column of a figure with several panels (only the first shows in the legend); note: a column shown on hover as
+    "(note value)". Infinite values are gaps in the line.
     """
     at = None if panel is None else {"row": 1, "col": panel}
     ranged = {"seeds", f"{column}{LOW}", f"{column}{HIGH}"} <= set(rows)
@@ -224,7 +210,7 @@ def add_lines(
 
 
 def add_reference(fig: go.Figure, x: Sequence[float], y: Sequence[float], name: str, show: str) -> None:
-    """Add a grey dotted line that the methods are compared with."""
+    """Add a grey dotted line to compare the methods with."""
     fig.add_scatter(
         x=list(x),
         y=list(y),
@@ -243,7 +229,7 @@ def scale(values: pd.Series, span: float = 20.0) -> dict[str, str]:
 
 
 def describe(rows: pd.DataFrame, column: str, what: str, show: Callable[[float], str]) -> str:
-    """Lines over edits in words: where each begins and ends, and its extremes between."""
+    """Lines over edits in words: where each begins and ends, and its extremes in between."""
     sentences = [f"Line chart of {what} over edits."]
     for method, points in rows.sort_values("edits").groupby("method", sort=False):
         edits, values = points["edits"].tolist(), points[column].tolist()
@@ -256,7 +242,7 @@ def describe(rows: pd.DataFrame, column: str, what: str, show: Callable[[float],
 
 
 def add_load(fig: go.Figure, d_mlp: float) -> go.Figure:
-    """Say under the numbers on an axis of edits what load (edits / d_mlp) they are; the figure itself."""
+    """Write the load (edits / d_mlp) under the numbers of an axis of edits; returns the figure."""
     axes = [axis for axis in fig.select_xaxes() if axis.title.text == EDITS]
     if not axes or math.isnan(d_mlp):
         return fig
@@ -287,22 +273,21 @@ def over_edits(
     axis: Mapping[str, object] | None = None,
     since: float = 0,
 ) -> go.Figure:
-    """A whole figure of one metric over edits, a line a method.
+    """A complete figure of one metric over edits, one line per method.
 
     Args:
         frame: rows with columns method, edits and the metric's key.
-        quantity: the metric; names the axis, formats values and sets the range of the axis.
-        finding: makes the title from (method -> last value, after how many edits).
+        quantity: the metric, which gives the axis its title and range, and values their format.
+        finding: makes the title from (method -> last value, number of edits).
         caption: what is measured; missing points are added to it.
-        column: the column of `frame`, where it is not the metric's key.
+        column: the column of `frame`, if it is not the metric's key.
         reference: name, x and y of a grey line to compare with.
         note: a column shown on hover.
-        x: title of the x axis; axis: what the y axis has otherwise.
-        since: points up to this number of edits are not missed where they have no value.
+        x: title of the x axis; axis: settings of the y axis.
+        since: up to this number of edits, points without a value do not count as missing.
 
     Raises:
         KetoolsError: a column is missing or nothing was measured.
-
     """
     column = column or quantity.key
     rows = measured(frame, column)
@@ -332,33 +317,18 @@ def add_bars(
     name: str,
     *,
     colour: str | Sequence[str],
-    pattern: str | Sequence[str] = "",
-    low: Iterable[float] | None = None,
-    high: Iterable[float] | None = None,
-    text: Sequence[str] | None = None,
+    pattern: str | Sequence[str],
+    text: Sequence[str],
     hover: str = "%{v:.4f}",
     horizontal: bool = False,
     legend: bool = True,
 ) -> None:
-    """Add a set of bars: `values` at `places`, with `text` at their ends and intervals from `low` to `high`, if given.
+    """Add a set of bars: `values` at `places`, with `text` at their ends.
 
-    `colour` and `pattern` (hatching) are one for all bars or one a bar; `name` must be escaped already; `hover`
-    shows a bar's value as %{v}.
+    `colour` and `pattern` (hatching) apply to all bars or are given per bar; `name` must already be escaped; `hover` shows a
+    bar's value as %{v}.
     """
     value, place = ("x", "y") if horizontal else ("y", "x")
-    more: dict[str, object] = {}
-    if text is not None:
-        more = {"text": list(text), "textposition": "outside", "cliponaxis": False}
-    if low is not None and high is not None:
-        mean, low, high = (np.asarray(list(side), dtype=float) for side in (values, low, high))
-        more[f"error_{value}"] = {
-            "array": gaps(high - mean),
-            "arrayminus": gaps(mean - low),
-            "thickness": 2,
-            "width": 4,
-            "color": NEUTRAL,
-        }
-        more |= {"customdata": np.stack([low, high], 1).tolist(), "meta": {"interval": "95% interval"}}
     bars = go.Bar(
         name=name,
         legendgroup=name,
@@ -367,39 +337,22 @@ def add_bars(
         **{place: list(places), value: gaps(values)},
         marker={"color": colour, "pattern": {"shape": pattern}},
         hovertemplate=f"{hover.replace('%{v', f'%{{{value}')}<extra></extra>",
-        **more,
+        text=list(text),
+        textposition="outside",
+        cliponaxis=False,
     )
     fig.add_trace(bars)
 
 
-def add_mean_bars(
-    fig: go.Figure, means: Mapping[str, pd.DataFrame], names: Mapping[str, str], *, show: str = ".1%"
-) -> None:
-    """A set of bars a table of means (index of `names`; columns mean and, where there are intervals, low and high).
-
-    `names`: index -> what the axis calls it, escaped.
-    """
-    for i, (which, look) in enumerate(part_styles(means).items()):
-        rows, name = means[which].loc[list(names)], label(which)
-        ends = {end: rows[end] for end in ("low", "high") if end in rows}
-        aside = f" (%{{customdata[0]:{show}}} to %{{customdata[1]:{show}}})" if len(ends) == 2 else ""
-        add_bars(
-            fig, list(names.values()), rows["mean"], name, colour=look.colour, pattern=SHAPES[i % len(SHAPES)],
-            hover=f"{name}: %{{v:{show}}}{aside}", **ends,
-        )  # fmt: skip
-    # Few groups do not fill a whole figure with two blocks.
-    fig.update_layout(barmode="group", bargap=max(0.2, 0.8 - 0.15 * len(names) * max(1, len(means) - 1)))
-
-
 def rows_axis(labels: Sequence[str], title: str) -> dict[str, object]:
-    """A y axis with `labels` (escaped) at 0, 1, ... from the top: equal texts stay different rows."""
+    """A y axis with `labels` (escaped) at 0, 1, ... from the top, so that equal labels stay separate rows."""
     places = list(range(len(labels)))
     ticks = {"tickmode": "array", "tickvals": places, "ticktext": list(labels)}
     return {"title": title, "autorange": "reversed", **ticks}
 
 
 def layer_axis(layers: Iterable[int], names: Mapping[int, str] | None = None) -> dict[str, object]:
-    """Ticks at whole layers, about twenty at most; `names` for places that are none (-1, what enters layer 0)."""
+    """Ticks at whole layers, about twenty at most; `names` label positions that are no layer (-1: the input of layer 0)."""
     every = sorted(set(layers))
     step = max(1, -(-len(every) // 20))
     shown = [layer for i, layer in enumerate(every) if i % step == 0 or layer in (names or {})]
@@ -407,7 +360,7 @@ def layer_axis(layers: Iterable[int], names: Mapping[int, str] | None = None) ->
 
 
 def colours(values: np.ndarray, title: str) -> dict[str, object]:
-    """A colour axis for a map: signed around 0 where values fall clearly below it, else from 0 (or the least) up."""
+    """A colour axis for a map: centred on 0 if values are clearly negative, else from 0 (or the minimum) up."""
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
     bar = {"title": {"text": title, "side": "right"}, "thickness": 14}

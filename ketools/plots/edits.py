@@ -1,4 +1,4 @@
-"""Figures of what edits do: to the facts, to downstream tasks, to probabilities, and inside the model."""
+"""Figures of what edits do to probabilities and inside the model."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,24 +10,19 @@ from plotly.subplots import make_subplots
 
 from ketools.errors import KetoolsError
 from ketools.evaluation.edits import separation
-from ketools.evaluation.forgetting import interval
 from ketools.evaluation.metrics import number, percent, times
 from ketools.norms.residual import edited_share
 from ketools.plots.drawers import (
     LAYER,
-    Frames,
     add_line,
-    add_mean_bars,
     add_reference,
     checked,
     layer_axis,
-    named_frames,
 )
 from ketools.plots.style import (
     NEUTRAL,
     OKABE_ITO,
     Style,
-    between,
     dress,
     joined,
     label,
@@ -37,79 +32,14 @@ from ketools.plots.style import (
 )
 from ketools.runs.records import listed
 
-_KINDS = {
-    "efficacy": "the prompt (ES)",
-    "paraphrase": "paraphrases (PS)",
-    "neighbourhood": "neighbours (NS)",
-    "two_hop": "consequences",
-    "locality": "locality",
-}
-_STEP = "step of the optimisation (count)"
-_P = "probability of the target (0 to 1)"
-
-
-def _by_name(texts: Mapping[str, str]) -> str:
-    """The texts, each led by its method or moment where there are several."""
-    return "; ".join(f"{label(name)}: {text}" if len(texts) > 1 else text for name, text in texts.items())
-
-
-def score_bars(frames: Frames, measure: str = "success", *, context: str = "") -> go.Figure:
-    """Success (or accuracy) of edits by kind of prompt, from `edits.evaluate`: one table, or several by name.
-
-    Means over facts with 95% bootstrap intervals; the title judges all but "before". Raises KetoolsError for another
-    table, an empty one, or an unknown measure.
-    """
-    if measure not in ("success", "accuracy"):
-        raise KetoolsError(f"measure={measure!r}: expected 'success' or 'accuracy'")
-    tables = named_frames(frames, "id", f"efficacy_{measure}", of="evaluation.edits.evaluate")
-    names = {
-        f"{kind}_{measure}": text
-        for kind, text in _KINDS.items()
-        if any(frame.get(f"{kind}_{measure}", pd.Series(dtype=float)).notna().any() for frame in tables.values())
-    }
-    unknown = pd.Series({"mean": math.nan, "low": math.nan, "high": math.nan, "n": 0})
-    means, texts = {}, {}
-    for method, frame in tables.items():
-        scores = frame.reindex(columns=list(names)).astype(float)
-        intervals = {
-            name: interval(scores[name], resamples=2000) if scores[name].notna().any() else unknown for name in names
-        }
-        means[method] = pd.DataFrame(intervals).T
-        texts[method] = ", ".join(
-            f"{names[name].split(' (')[0]} {_interval(row)}" for name, row in means[method].iterrows()
-        )
-    fig = go.Figure()
-    add_mean_bars(fig, means, names)
-    judged = {name: text for name, text in texts.items() if name != "before"} or texts
-    hold = [label(name) for name in judged if means[name]["mean"].iloc[0] >= 0.95]
-    head = "Edits hold" if hold else "Edits do not all hold"
-    if 0 < len(hold) < len(judged):
-        head += f" with {listed(hold)} only"
-    fig.update_xaxes(title="kind of prompt (name)")
-    fig.update_yaxes(title=f"{measure} (% of prompts)", tickformat=".0%", range=[0, 1.08])
-    what = (
-        "the wanted answer is more probable than the other"
-        if measure == "success"
-        else "every token of the wanted answer is the top one"
-    )
-    facts = max(int(rows["n"].max()) for rows in means.values())
-    caption = f"Share of prompts at which {what}; mean over facts ({facts}) with 95% bootstrap intervals."
-    text = ". ".join(f"{label(name)}: {text}" if len(texts) > 1 else text for name, text in texts.items())
-    return dress(fig, f"{head} ({_by_name(judged)})", joined(caption, context), f"Grouped bars. {text}.")
-
-
-def _interval(row: pd.Series) -> str:
-    mean, low, high = (float(row[name]) for name in ("mean", "low", "high"))
-    return percent(mean) if low == high else between(mean, low, high, percent)
-
 
 def probability_curve(
     edited: Sequence[float] | Mapping[str, Sequence[float]], natural: Sequence[float], *, context: str = ""
 ) -> go.Figure:
-    """Edited against natural probabilities as distributions: the share of facts up to each probability.
+    """Distributions of edited and natural probabilities: the share of facts up to each probability.
 
     `edited`: P(target_new) of edited facts (p_new of `edits.evaluate`), or several by method; `natural`: p of the known
-    facts in `overfitting.natural_probabilities`. Raises KetoolsError if a side has no finite number.
+    facts in `edits.natural_probabilities`. Raises KetoolsError if a side has no finite number.
     """
     several = {str(name): p for name, p in edited.items()} if isinstance(edited, Mapping) else {"edited facts": edited}
     apart = {name: separation(p, natural) for name, p in several.items()}
@@ -134,7 +64,7 @@ def probability_curve(
     else:
         head = f"Edited facts are {'less probable than' if len(under) == len(apart) else 'no more probable than'} natural ones"
     values = "; ".join(
-        f"{label(name)}: median {number(median[name])}, {percent(row['above_natural'])} beyond 95% of natural facts"
+        f"{label(name)}: median {number(median[name])}, {percent(row['above_natural'])} above 95% of natural facts"
         for name, row in apart.items()
     )
     fig.update_xaxes(title="probability (0 to 1)", range=[-0.02, 1.02])
@@ -150,8 +80,8 @@ def probability_curve(
 def target_curve(frame: pd.DataFrame, natural: float | None = None, *, context: str = "") -> go.Figure:
     """The overfitting curve: the target's mean probability per step, with the range from 5% to 95% of facts.
 
-    From `ketools.evaluation.edits.overfitting_curve`; several methods below each other with a column method. `natural`: mean probability of
-    natural facts, the level that is passed or not. Raises KetoolsError for another table or fewer than two steps.
+    From `ketools.evaluation.edits.overfitting_curve`; a column method tells several methods apart. `natural`: mean probability
+    of natural facts, to compare with. Raises KetoolsError for another table or fewer than two steps.
     """
     columns = ("step", "p_mean", "p05", "p95", "running", "n")
     frame = checked(frame, *columns, of="evaluation.edits.overfitting_curve", least=2)
@@ -180,11 +110,10 @@ def target_curve(frame: pd.DataFrame, natural: float | None = None, *, context: 
             lines.append(f"{name} {'do' if alone else 'does'} not pass natural facts ({number(natural)}): {end}")
     if natural is not None:
         add_reference(fig, [0, int(frame["step"].max())], [natural, natural], "natural facts", ".3f")
-    fig.update_xaxes(title=_STEP, rangemode="tozero")
-    fig.update_yaxes(title=_P, range=[0, 1.04])
+    fig.update_xaxes(title="step of the optimisation (count)", rangemode="tozero")
+    fig.update_yaxes(title="probability of the target (0 to 1)", range=[0, 1.04])
     caption = (
-        f"Mean over {int(frame['n'].max())} facts, one that has stopped with the probability at which it did; band: 5% to "
-        "95% of facts."
+        f"Mean over {int(frame['n'].max())} facts; a stopped fact keeps its last probability. Band: 5% to 95% of facts."
     )
     if excluded := int(frame["excluded"].max()) if "excluded" in frame else 0:
         caption += f" Left out, not finite: {excluded}."
@@ -192,16 +121,15 @@ def target_curve(frame: pd.DataFrame, natural: float | None = None, *, context: 
 
 
 def spectra_lines(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
-    """Singular values of matrices before any edit and now, one panel a layer (four at most).
+    """Singular values of matrices before any edit and now, one panel per layer (four at most).
 
-    Columns layer, state ("before", "now"), index (1 is the largest), value.
-
-    Raises KetoolsError for another table, an empty one, or more than four layers.
+    Columns: layer, state ("before", "now"), index (1 is the largest), value. Raises KetoolsError for another table, an empty
+    one, or more than four layers.
     """
     frame = checked(frame, "layer", "state", "index", "value", of="singular values", least=2)
     layers = sorted(set(frame["layer"]))
     if len(layers) > 4:
-        raise KetoolsError(f"singular values of {len(layers)} layers do not fit one figure; give up to 4")
+        raise KetoolsError(f"singular values of {len(layers)} layers do not fit in one figure; give up to 4")
     fig = make_subplots(
         1, len(layers), shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=[f"layer {i}" for i in layers]
     )
@@ -227,7 +155,7 @@ def spectra_lines(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
     if unmoved:
         lines.append(f"{layer_names(unmoved)} as before")
     finding = finding or "; ".join(lines)
-    # Round numbers of a logarithmic axis, written out: plotly's own would say "2" for 20, and nothing else in a decade.
+    # Write out round numbers on the logarithmic axis: plotly would label 20 as "2" and nothing else in the decade.
     values = frame["value"]
     low, high = float(values[values > 0].min()), float(values[np.isfinite(values)].max())
     powers = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
@@ -243,7 +171,7 @@ def spectra_lines(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
 def stream_profile(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
     """Shares of attentions and MLPs in the residual stream by layer, before and after edits; edited layers are shaded.
 
-    From `residual.before_and_now` (or `contributions`, one state alone). Raises KetoolsError for another table or fewer
+    From `residual.before_and_now`, or `contributions` for one state. Raises KetoolsError for another table or fewer
     than two rows.
     """
     of = "norms.residual.before_and_now"

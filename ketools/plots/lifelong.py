@@ -44,7 +44,7 @@ _PHASES = {  # column: (name, hatching)
 
 
 class Tables(Protocol):
-    """What `ketools.runs.store.RunRecord` has; figures only use the tables."""
+    """The part of `ketools.runs.store.RunRecord` that figures use."""
 
     batches: pd.DataFrame
     norms: pd.DataFrame
@@ -52,7 +52,7 @@ class Tables(Protocol):
 
 
 def stack(records: Mapping[str, Tables], table: str) -> pd.DataFrame:
-    """The table ("batches", "norms" or "checkpoints") of several runs in one, first column `method` (the key)."""
+    """One table ("batches", "norms" or "checkpoints") of several runs, with the key as first column `method`."""
     parts = [getattr(record, table).assign(method=name) for name, record in records.items()]
     if not parts:
         raise KetoolsError("no runs to draw: give at least one record")
@@ -61,7 +61,7 @@ def stack(records: Mapping[str, Tables], table: str) -> pd.DataFrame:
 
 
 def _most_grown(norms: pd.DataFrame) -> pd.DataFrame:
-    """Of the edited matrices the one that grew most, for each method and number of edits."""
+    """For each method and number of edits, the row of the edited matrix with the largest ratio."""
     need(norms, "ratio", "layer", "edited")
     edited = norms[norms["edited"].astype(bool)]
     measured(edited, "ratio")
@@ -71,12 +71,12 @@ def _most_grown(norms: pd.DataFrame) -> pd.DataFrame:
 def norm_growth(norms: pd.DataFrame) -> go.Figure:
     """Frobenius norm of the most-changed edited matrix, relative to the unedited model (ratio), over edits, by method.
 
-    Needs columns method, edits, layer, edited (bool), ratio. The unedited matrices are one grey line: their largest
-    ratio. Raises KetoolsError if a column is missing or nothing was measured. Gupta et al., 2502.01636, figure 1.
+    Needs columns method, edits, layer, edited (bool), ratio. One grey line is the largest ratio of the unedited matrices.
+    Raises KetoolsError if a column is missing or nothing was measured. Gupta et al., 2502.01636, figure 1.
     """
     caption = (
-        "Each line follows the MLP output matrix that grew most among the edited layers; the grey line is the most "
-        "changed of all other layers, with any method."
+        "At each point, a line shows the edited MLP output matrix whose norm grew most; the grey line is the largest ratio of "
+        "any unedited matrix, with any method."
     )
     most = _most_grown(norms)
     others = norms[~norms["edited"].astype(bool)].groupby("edits", as_index=False)["ratio"].max()
@@ -86,10 +86,10 @@ def norm_growth(norms: pd.DataFrame) -> go.Figure:
 
 
 def norm_fit_curve(norms: pd.DataFrame, *, context: str = "") -> go.Figure:
-    """`norm_growth` with the law of each method's growth; the same table.
+    """`norm_growth` with a fitted law for each method; takes the same table.
 
-    The law is that of `ketools.norms.weights`: sqrt(||W_n||^2 - ||W_0||^2) = a n^b, drawn as the norm that follows from
-    it. b near 1/2: a random walk; near 1: every edit adds alike. Raises KetoolsError if a column is missing, nothing was
+    The law of `ketools.norms.weights` is sqrt(||W_n||^2 - ||W_0||^2) = a n^b; the norm that follows from it is drawn. b near
+    1/2: a random walk; near 1: all edits add in one direction. Raises KetoolsError if a column is missing, nothing was
     measured, or the norms do not begin before the first edit.
     """
     most = _most_grown(norms)
@@ -115,7 +115,7 @@ def norm_fit_curve(norms: pd.DataFrame, *, context: str = "") -> go.Figure:
         verdict = f"still growing at the end with {listed(still_growing)}"
     fig.update_xaxes(title=EDITS, rangemode="tozero")
     fig.update_yaxes(title=metric("norm_ratio").axis)
-    caption = "Thin lines: what was added has norm a × edits^b (b 1/2: a random walk, 1: every edit adds alike); 95% intervals of the fit."
+    caption = "Thin lines: fitted law, added norm = a × edits^b (b = 1/2: a random walk, 1: all edits add in one direction); 95% intervals of b."
     caption += holes(norms[norms["edited"].astype(bool)], "ratio")
     text = f"Line chart over edits. {'; '.join(lines)}; {verdict}."
     return dress(fig, f"Norm growth: {'; '.join(lines)}; {verdict}", joined(caption, context), text)
@@ -124,20 +124,20 @@ def norm_fit_curve(norms: pd.DataFrame, *, context: str = "") -> go.Figure:
 def _law(law: pd.Series) -> str:
     exponent, low, high = (float(law[name]) for name in ("exponent", "exponent_low", "exponent_high"))
     if not math.isfinite(exponent):
-        return "does not grow" if law["law"] == "none" else "follows no law that can be fitted"
+        return "does not grow" if law["law"] == "none" else "follows no law that fits"
     span = f" [{low:.2f} to {high:.2f}]" if math.isfinite(low) else ""
     return f"adds as edits^{exponent:.2f}{span}"
 
 
 def unedited_kept(checkpoints: pd.DataFrame) -> go.Figure:
-    """Retention of unedited facts (of other subjects; right before) over edits; columns method, edits, unedited_kept."""
-    caption = "Facts about subjects that no edit names, of those that the model answered right before the first edit."
+    """Retention of unedited facts about other subjects, over edits; columns method, edits, unedited_kept."""
+    caption = "Facts about subjects that no edit names, among those that the unedited model answered correctly."
     return over_edits(checkpoints, metric("unedited_kept"), OUTCOMES["unedited_kept"].sentence, caption)
 
 
 def same_subject_kept(checkpoints: pd.DataFrame) -> go.Figure:
     """Retention of the *other* facts of edited subjects over edits; columns method, edits, same_subject_kept."""
-    caption = "Facts about the subjects edited so far, other than the edited ones, of those answered right before."
+    caption = "Other facts about the subjects edited so far, among those that the unedited model answered correctly."
     return over_edits(checkpoints, metric("same_subject_kept"), OUTCOMES["same_subject_kept"].sentence, caption)
 
 
@@ -154,7 +154,7 @@ def perplexity(checkpoints: pd.DataFrame) -> go.Figure:
 
 
 def edit_scores(checkpoints: pd.DataFrame) -> go.Figure:
-    """Success of all edits so far, scored on the model as it then was: ES, PS, NS (%), one panel each, over edits.
+    """Success of all edits so far at each checkpoint: ES, PS, NS (%), one panel each, over edits.
 
     Needs columns method, edits, ES, PS, NS; rows before the first edit may be NaN.
     """
@@ -170,8 +170,8 @@ def edit_scores(checkpoints: pd.DataFrame) -> go.Figure:
     fig.update_yaxes(range=[0, 1.04], tickformat=".0%")
     fig.update_yaxes(title="prompts won (%)", col=1)
     caption = (
-        "All edits so far, scored again at each checkpoint: what later edits undo is lost. Won: the wanted object is the more probable one. ES: the edit's "
-        "own prompt; PS: other wordings; NS: other subjects with the old object, which must keep it."
+        "All edits so far, scored again at each checkpoint. Won: the wanted object is the more probable one. ES: the edit's "
+        "own prompt; PS: paraphrases; NS: other subjects with the old object, which must keep it."
     )
     text = " ".join(describe(rows, score.key, score.label, score.brief) for score in scores)
     caption += holes(checkpoints, *(score.key for score in scores))
@@ -179,9 +179,9 @@ def edit_scores(checkpoints: pd.DataFrame) -> go.Figure:
 
 
 def probability(checkpoints: pd.DataFrame) -> go.Figure:
-    """Mean probability (0 to 1) of the edited facts' new objects against that of natural facts, over edits, by method.
+    """Mean probability (0 to 1) of the edited facts' new objects, compared with natural facts, over edits, by method.
 
-    Needs columns method, edits, p_edited, p_natural (before any edit). The overfit of Gupta et al., 2502.01636, table 1.
+    Needs columns method, edits, p_edited, p_natural (before any edit). Overfitting as in Gupta et al., 2502.01636, table 1.
     """
     measured(checkpoints, "p_edited"), measured(checkpoints, "p_natural")
     frame = checkpoints.assign(p_edited=checkpoints["p_edited"].where(checkpoints["p_natural"].notna()))
@@ -198,19 +198,19 @@ def probability(checkpoints: pd.DataFrame) -> go.Figure:
         return f"The model is more confident in edited facts than in natural ones with {methods} {values}"
 
     caption = (
-        "Edited facts: probability of the new object on the edit's own prompt, all edits so far. Natural facts: that of "
-        "the true object where the unedited model answers right. Above the grey line is overfitting."
+        "Edited facts: probability of the new object on the edit's own prompt, all edits so far. Natural facts: probability "
+        "of the true object where the unedited model answers correctly. Above the grey line is overfitting."
     )
     reference = ("natural facts, before any edit", [0, int(rows["edits"].max())], [natural, natural])
     return over_edits(frame, metric("p_edited"), finding, caption, reference=reference)
 
 
 def target_probability_lines(batches: pd.DataFrame) -> go.Figure:
-    """Mean probability (0 to 1) of the targets when their optimisation stopped, over edits, one line a method.
+    """Mean probability (0 to 1) of the targets when their optimisation stopped, over edits, one line per method.
 
-    Needs columns method, edits, p_target_mean (of `RunRecord.batches`); with p_natural, the mean probability of natural
-    facts, that is a grey line. Raises KetoolsError if a column is missing or nothing was measured. Gupta et al.,
-    2502.01636, table 1 compares edited facts with natural ones so.
+    Needs columns method, edits, p_target_mean (of `RunRecord.batches`). A column p_natural, the mean probability of natural
+    facts, adds a grey line to compare with, as in Gupta et al., 2502.01636, table 1. Raises KetoolsError if a column is
+    missing or nothing was measured.
     """
     rows = measured(batches, "p_target_mean")
     known = rows.get("p_natural", pd.Series(dtype=float)).dropna()
@@ -236,12 +236,12 @@ def target_probability_lines(batches: pd.DataFrame) -> go.Figure:
         return f"Target optimisation stops most confident with {label(high)}, least confident with {label(order[0])} (after {span} edits: {values})"
 
     caption = (
-        "Probability of the new object at the last step of the target's optimisation, mean over the contexts it is "
-        "optimised in and over the facts of neighbouring batches, before anything is written into the weights."
+        "Probability of the new object at the last step of the target optimisation, before any weight changes; mean over the "
+        "contexts of the optimisation and over the facts of neighbouring batches."
     )
     reference = None
     if natural is not None:
-        caption += " Natural facts: probability of the true object where the unedited model answers right."
+        caption += " Natural facts: probability of the true object where the unedited model answers correctly."
         reference = ("natural facts, before any edit", [0, int(rows["edits"].max())], [natural, natural])
     return over_edits(batches, metric("p_target_mean"), finding, caption, reference=reference)
 
@@ -257,7 +257,7 @@ def cost(batches: pd.DataFrame) -> go.Figure:
     means = by[["steps", "seconds", *phases]].sum().div(by["facts"].sum(), axis=0)
     names = [label(method) for method in means.index]
     colours = [look.colour for look in styles(means.index).values()]
-    fig = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.06)  # the axes say what each half is
+    fig = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.06)  # the axes name the two halves
     fig.add_bar(
         y=names,
         x=means["steps"].tolist(),
@@ -289,7 +289,7 @@ def cost(batches: pd.DataFrame) -> go.Figure:
     caption = "Means over all batches: optimisation steps, and time by phase (comparable on one machine only)."
     steps, seconds = means["steps"], means["seconds"]
     each = (f"{label(m)}: {number(steps[m])} steps and {number(seconds[m])} s per fact." for m in means.index)
-    # Only the steps are compared: seconds belong to a machine.
+    # Compare only the steps: seconds depend on the machine.
     order = steps.sort_values(kind="stable").index
     few, many = order[0], order[-1]
     finding = f"{label(few)} takes {number(steps[few])} steps per fact ({number(seconds[few])} s)"

@@ -1,4 +1,4 @@
-"""A headless Chromium, for what only a browser can do: pictures of figures, and a look at JupyterLab."""
+"""A headless Chromium, for what only a browser can do: pictures of figures, and tests in JupyterLab."""
 
 import base64
 import io
@@ -33,7 +33,7 @@ def chromium() -> str:
     for name in (named,) if named else _NAMES:
         if path := shutil.which(name):
             return path
-    where = f"KETOOLS_CHROMIUM names {named}, which is not there" if named else "no Chromium on PATH"
+    where = f"KETOOLS_CHROMIUM names {named}, which does not exist" if named else "no Chromium on PATH"
     raise KetoolsError(f"{where}; install one (apt install chromium) or name it in KETOOLS_CHROMIUM")
 
 
@@ -46,7 +46,7 @@ def headless() -> Iterator["Browser"]:
     except ImportError as error:
         raise KetoolsError("playwright is missing; pip install '.[dev]' in ketools' folder") from error
     with sync_playwright() as play:
-        # Root in a container has no sandbox, and a small /dev/shm.
+        # In a container, root has no sandbox and /dev/shm is small.
         root = ["--no-sandbox"] if getattr(os, "geteuid", lambda: 1)() == 0 else []
         browser = play.chromium.launch(executable_path=path, args=["--disable-dev-shm-usage", *root])
         try:
@@ -56,7 +56,7 @@ def headless() -> Iterator["Browser"]:
 
 
 def pictures(figures: Sequence[dict[str, Any]], scale: int = 1) -> list[str]:
-    """A PNG of each figure (plotly's JSON as dicts), base64, 900 pixels wide times `scale`; no network is used.
+    """A PNG of each figure (plotly's JSON as a dict), base64, 900 pixels wide times `scale`; no network is used.
 
     Raises KetoolsError without Chromium or without playwright; needs pillow, which comes with playwright (extra dev).
     """
@@ -73,7 +73,7 @@ def pictures(figures: Sequence[dict[str, Any]], scale: int = 1) -> list[str]:
 
 
 def _smaller(png: str) -> str:
-    """A picture in 256 colours: a quarter of the bytes that the browser writes, and no difference to be seen."""
+    """The picture in 256 colours: a quarter of the bytes, without a visible difference."""
     from PIL import Image
 
     written = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Figures of what a model answers and where it recalls it: each takes a frame of ketools.probing."""
+"""Figures of what a model answers and where it recalls facts; each takes a frame of ketools.probing."""
 
 import math
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ from ketools.plots.style import (
 )
 from ketools.probing.tracing import average
 
-# Sets of bars that come in pairs: the old (grey) and the new (blue, hatched).
+# Bars in pairs: the old answer or state (grey), the new one (blue, hatched).
 _PAIR = ((NEUTRAL, ""), (OKABE_ITO["blue"], "/"))
 _PROMPTS = {
     "prompt": "the prompt",
@@ -52,13 +52,13 @@ _DRAWN = 6  # prompts that a figure draws one by one
 def top_token_bars(frame: pd.DataFrame, prompt: str, target: str | None = None, *, context: str = "") -> go.Figure:
     """The most probable next tokens after `prompt`, from `recall.top_tokens` (columns token, probability; two at least).
 
-    The bar of `target`'s beginning is marked. Raises KetoolsError for another table or fewer than two rows.
+    The token that begins `target` is highlighted. Raises KetoolsError for another table or fewer than two rows.
     """
     frame = checked(frame, "token", "probability", of="probing.recall.top_tokens", least=2)
     p, tokens = frame["probability"].tolist(), frame["token"].tolist()
     names = [plain(token, 24) for token in tokens]
     hit = None
-    if target is not None:  # the longest token that begins it, since "a" begins "apple" too
+    if target is not None:  # the longest token that begins it: "a" begins "apple" too
         fits = [i for i, token in enumerate(tokens) if token.strip() and target.strip().startswith(token.strip())]
         hit = max(fits, key=lambda i: len(tokens[i].strip()), default=None)
     marked, patterns = zip(*(_PAIR[i == hit] for i in range(len(p))), strict=True)
@@ -88,8 +88,7 @@ def top_token_bars(frame: pd.DataFrame, prompt: str, target: str | None = None, 
 def before_after(before: pd.DataFrame, after: pd.DataFrame, new: str, context: str = "") -> go.Figure:
     """Mean probability of the new answer by kind of prompt, before and after an edit.
 
-    `before` and `after` are two frames of `recall.surroundings` over the same prompts; `new` is the new answer, for the
-    title.
+    `before` and `after` are frames from `recall.surroundings` over the same prompts; `new` is the new answer, for the title.
     """
     kinds = [kind for kind in _PROMPTS if kind in set(before["kind"])]
     old, now = (frame.groupby("kind")["p_new"].mean().reindex(kinds) for frame in (before, after))
@@ -104,11 +103,11 @@ def before_after(before: pd.DataFrame, after: pd.DataFrame, new: str, context: s
 
 
 def damage_bars(frames: Mapping[str, pd.DataFrame], context: str = "") -> go.Figure:
-    """Share of prompts with the wanted answer, by kind, one group of bars a state of the model; the first is before edits.
+    """Share of prompts with the wanted answer, by kind, one set of bars per state of the model; the first is before edits.
 
-    Wanted is the new answer at prompts and paraphrases, the old one at neighbours and other facts of the subjects.
-    `frames`: name -> `recall.surroundings`, one fact below the other, over the same prompts. Raises KetoolsError for other
-    tables or empty ones.
+    The wanted answer is the new one at prompts and paraphrases, the old one at neighbours and other facts of the subjects.
+    `frames`: name -> concatenated `recall.surroundings` of several facts, over the same prompts. Raises KetoolsError for
+    other or empty tables.
     """
     shares = {}
     for name, frame in frames.items():
@@ -120,11 +119,11 @@ def damage_bars(frames: Mapping[str, pd.DataFrame], context: str = "") -> go.Fig
     names = {**_PROMPTS, "same subject": "the same subject"}
     last = "same subject" if "same subject" in kinds else kinds[-1]
     if len(edited) == 1:
-        told = {kind: f"{edited[0][1][kind]:.0%}" for kind in kinds}
-        finding = f"The new answer comes at {told['prompt']} of the prompts; right answers left about {names[last]}: {told[last]}"
+        after = {kind: f"{edited[0][1][kind]:.0%}" for kind in kinds}
+        finding = f"The new answer comes at {after['prompt']} of the prompts; right answers left about {names[last]}: {after[last]}"
     else:
-        told = {name: f"{share[last]:.0%} with {name}" for name, share in edited}
-        finding = f"Right answers left about {names[last]}: {', '.join(told.values())}"
+        left = [f"{share[last]:.0%} with {name}" for name, share in edited]
+        finding = f"Right answers left about {names[last]}: {', '.join(left)}"
     fig = go.Figure()
     looks = ((NEUTRAL, ""), (OKABE_ITO["vermillion"], "/"), (OKABE_ITO["blue"], "\\"), (OKABE_ITO["green"], "x"))
     for (name, share), (colour, pattern) in zip(shares.items(), looks, strict=False):
@@ -144,7 +143,7 @@ def damage_bars(frames: Mapping[str, pd.DataFrame], context: str = "") -> go.Fig
 def surroundings_bars(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
     """Old and new answer around one fact, mean by kind of prompt, from `recall.surroundings` (kind, p_true, p_new).
 
-    Before and after an edit side by side: `before_after`. Raises KetoolsError for another table or an empty one.
+    `before_after` compares the states before and after an edit. Raises KetoolsError for another table or an empty one.
     """
     frame = checked(frame, "kind", "p_true", "p_new", of="probing.recall.surroundings")
     means = frame.groupby("kind")[["p_true", "p_new"]].mean()
@@ -153,11 +152,11 @@ def surroundings_bars(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
     fig = _bars_by_kind({"old answer": old, "new answer": new}, "mean probability (0 to 1)")
     ahead = [_PROMPTS[k] for k in means.index if new[k] > old[k]]
     values = "; ".join(f"{_PROMPTS[k]} {number(new[k])} against {number(old[k])}" for k in means.index)
-    head = "The old answer is the more probable one everywhere"
+    head = "The old answer is more probable everywhere"
     if ahead:
-        head = f"The new answer is the more probable one at {', '.join(ahead)}"
+        head = f"The new answer is more probable at {', '.join(ahead)}"
     counts = ", ".join(f"{_PROMPTS[k]} {int((frame['kind'] == k).sum())}" for k in means.index)
-    caption = f"Old: what was true before any edit, for other facts of the subject their own answer. Prompts: {counts}."
+    caption = f"Old: the true answer before any edit; for other facts of the subject, their own. Prompts: {counts}."
     text = f"Grouped bars, new against old answer: {values}."
     return dress(fig, f"{head} (new against old: {values})", joined(caption, context), text)
 
@@ -173,10 +172,10 @@ def _bars_by_kind(pair: dict[str, pd.Series], axis: str) -> go.Figure:
 
 
 def lens_heat(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
-    """Logit lens of one prompt as a map, layers by tokens; a cell has the most probable next token and its probability.
+    """Logit lens of one prompt as a map, layers by tokens; each cell has the most probable next token and its probability.
 
-    From `lens.lens` (layer, position, token, place, predicted, probability). The title follows the last position: from
-    which layer on the final answer stays on top. Raises KetoolsError for another table or fewer than two layers.
+    From `lens.lens` (layer, position, token, place, predicted, probability). The title says from which layer on the final
+    answer stays on top at the last position. Raises KetoolsError for another table or fewer than two layers.
     """
     of = "probing.lens.lens"
     frame = checked(frame, "layer", "position", "token", "place", "predicted", "probability", of=of, least=2)
@@ -230,8 +229,8 @@ def lens_heat(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
 def lens_lines(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
     """Probability and rank of the target by layer at the prompt's last token, from `lens.lens_trace`.
 
-    Up to six prompts are a line each; of more, the median with the range from 5% to 95% of prompts. Raises KetoolsError
-    for another table or a single layer.
+    Up to six prompts get a line each; more are drawn as their median and the range from 5% to 95%. Raises KetoolsError for
+    another table or a single layer.
     """
     of = "probing.lens.lens_trace"
     frame = checked(frame, "prompt", "layer", "from_end", "target", "p", "rank", of=of, least=2)
@@ -259,7 +258,7 @@ def lens_lines(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
     fig.update_yaxes(title="rank (1: most probable)", type="log", autorange="reversed", dtick=1, col=2)
 
     prompts = dict(list(rows.groupby("prompt")))
-    since = []  # the layer from which on the target stays on top, for each prompt in which it ends there
+    since = []  # for each prompt that ends with the target on top: the layer from which it stays there
     for points in prompts.values():
         if points["rank"].iloc[-1] == 1:
             away = points.loc[points["rank"] > 1, "layer"]
@@ -292,7 +291,7 @@ def lens_lines(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
 # Where a fact is recalled: causal tracing and attention knockout.
 
 _TRACE = "probing.tracing.trace"
-RESTORED = {  # kind of restored state: (name, where it stands to the layer named)
+RESTORED = {  # kind of restored state: (name, its position relative to the layer)
     "hidden": ("hidden states", "after"),
     "mlp": ("MLPs", "around"),
     "attention": ("attentions", "around"),
@@ -309,24 +308,21 @@ _ROLES = {
     "last token": "the last token",
 }
 _SOURCES = {"subject": "the subject", "other": "all other tokens"}
-_CLEAR = 0.1  # share of the lost probability below which a restoration brings back nothing worth naming
+_CLEAR = 0.1  # share of the lost probability that a restoration must bring back to be named
 
 
-def trace_heat(frame: pd.DataFrame, fact: str | None = None, *, context: str = "") -> go.Figure:
-    """Causal tracing as maps, layers by positions, one panel a kind of restored state.
+def trace_heat(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
+    """Causal tracing as maps, layers by positions, one panel per kind of restored state.
 
-    From `tracing.trace` at="each". One fact (the only one, or `fact`, its id): a row per token, the subject's marked with
-    *. Several: a row per role, means over facts. Raises KetoolsError for another table, an empty one, an id that is not
-    in it, or a trace that restored several positions together.
+    From `tracing.trace` at="each". One fact: a row per token, the subject's marked with *. Several facts: a row per role,
+    means over facts. Raises KetoolsError for another table, an empty one, or a trace that restored several positions
+    together.
     """
     columns = ("fact", "kind", "layer", "position", "token", "role", "effect", "p_clean", "p_corrupted")
     frame = checked(frame, *columns, of=_TRACE)
-    if fact is not None and fact not in set(frame["fact"]):
-        raise KetoolsError(f"the trace has no fact {fact!r}; it has {', '.join(map(repr, frame['fact'].unique()[:8]))}")
-    frame = frame if fact is None else frame[frame["fact"] == fact]
     if (frame["position"] < 0).any():
         raise KetoolsError(
-            "the trace restored several positions together: no map over them; draw trace_profile instead"
+            "the trace restored several positions together, which gives no map; draw trace_profile instead"
         )
     one = frame["fact"].nunique() == 1
     # The rows of the maps: their labels, and what the title calls them.
@@ -387,7 +383,7 @@ def trace_heat(frame: pd.DataFrame, fact: str | None = None, *, context: str = "
     texts, clear = [], False
     for kind in kinds:
         values, (name, where) = effects[kind], RESTORED[kind]
-        if where == "after":  # the state that the answer is read from brings it back whatever the model is like
+        if where == "after":  # the state that the answer is read from brings it back in any model
             others = values[[called[place] != _ROLES["last token"] for place, _ in values.index]]
             values = others if len(others) else values
         (place, layer), effect = values.idxmax(), float(values.max())
@@ -401,27 +397,27 @@ def trace_heat(frame: pd.DataFrame, fact: str | None = None, *, context: str = "
         finding = f"No single restored state brings the answer back (lost {number(lost)}: {'; '.join(texts)})"
     of = "one fact" if one else f"mean over {len(runs)} facts"
     caption = (
-        f"Noise on the subject takes the answer from probability {number(clean)} to {number(clean - lost)} ({of}); each cell is "
-        "what putting one clean state back returns of it. MLPs and attentions: a window of layers around the one named. "
-        "Title: the last token's own hidden states aside."
+        f"Noise on the subject lowers the answer's probability from {number(clean)} to {number(clean - lost)} ({of}); each cell "
+        "is the gain from restoring one clean state. MLPs and attentions are restored in a window of layers around the one "
+        "named. The title leaves out the last token's hidden states."
     )
     text = f"Maps of layers by parts of the prompt. {'; '.join(texts)}; lost by noise: {number(lost)}."
     fig = dress(fig, finding, joined(caption, context), text, 150 + height, left_of(labels.values()))
     return fig.update_layout(hovermode="closest")
 
 
-def trace_profile(frame: pd.DataFrame, role: str | None = None, *, context: str = "") -> go.Figure:
-    """Causal tracing at one part of the prompt: mean effect by layer with its 95% interval, a line per kind.
+def trace_profile(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
+    """Causal tracing at the subject's last token: mean effect by layer with its 95% interval, a line per kind.
 
-    `frame`: of `tracing.trace`, or of `tracing.average` by kind, role and layer. `role` None: "last of the subject", or
-    the only one there is. Raises KetoolsError for another table, an empty one, or a role that is not in it.
+    `frame`: from `tracing.trace`, or from `tracing.average` by kind, role and layer. If it has a single role, that one is
+    drawn. Raises KetoolsError for another table, an empty one, or several roles without the subject's last token.
     """
     if "mean" not in frame:
         frame = average(checked(frame, "fact", "kind", "layer", "role", "effect", of=_TRACE))
     columns = ("kind", "role", "layer", "mean", "low", "high", "facts")
     frame = checked(frame, *columns, of="probing.tracing.average", least=2)
     roles = list(dict.fromkeys(map(str, frame["role"])))
-    role = role or ("last of the subject" if len(roles) > 1 else roles[0])
+    role = "last of the subject" if len(roles) > 1 else roles[0]
     if role not in roles:
         raise KetoolsError(f"the trace has nothing at {role!r}; it has {', '.join(map(repr, roles))}")
     rows = frame[frame["role"] == role].sort_values("layer")
@@ -436,7 +432,7 @@ def trace_profile(frame: pd.DataFrame, role: str | None = None, *, context: str 
         layer = f"{where} layer {best['layer']}"
         sentences.append(f"{name}: highest {layer}: {between(best['mean'], low, high)}.")
         if len(kinds) >= 4 and "severed" in kind:
-            continue  # would make the title a table, as intervals would: the description has them
+            continue  # the description has it; the title would be too long
         if best["low"] > 0:
             clear.append(f"{name} most {layer}: {number(best['mean'])}")
         else:
@@ -444,16 +440,16 @@ def trace_profile(frame: pd.DataFrame, role: str | None = None, *, context: str 
     at = _ROLES.get(role, plain(role))
     finding = f"Restored at {at}, these bring the answer back: {'; '.join([*clear, *unclear])}"
     if not clear:
-        finding = f"Restored at {at}, nothing brings the answer back for certain"
+        finding = f"Restored at {at}, nothing clearly brings the answer back"
     fig.update_xaxes(title=LAYER, **layer_axis(rows["layer"]))
     fig.update_yaxes(title="indirect effect (probability)", zeroline=True)
     facts = over_facts(int(rows["facts"].max()))
-    caption = joined(f"Gain in the answer's probability when clean states are put back; {facts}.", context)
+    caption = joined(f"Gain in the answer's probability when clean states are restored; {facts}.", context)
     return dress(fig, finding, caption, f"Line chart over layers, at {at}. {' '.join(sentences)}")
 
 
 def knockout_profile(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
-    """Attention knockout: relative change of the answer's probability by layer, mean with 95% interval, a line per source.
+    """Attention knockout: relative change in the answer's probability by layer, mean with 95% interval, a line per source.
 
     From `knockout.knockout` (fact, source, layer, change). Raises KetoolsError for another table or fewer than two rows.
     """
@@ -465,7 +461,7 @@ def knockout_profile(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
         add_means(fig, changes, f"blocked: {name}", look, ".1%")
         certain = changes.loc[changes["high"] < 0, "layer"]
         if certain.empty:
-            lines.append(f"{name} nowhere for certain")
+            lines.append(f"{name} nowhere clearly")
             continue
         costs = True
         worst = changes.loc[changes["mean"].idxmin()]
@@ -473,10 +469,10 @@ def knockout_profile(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
         loss = between(-worst["mean"], low, high, percent)
         lines.append(f"{name} in {layer_names(certain)} (by {loss} around layer {worst['layer']})")
     fig.update_xaxes(title=LAYER, **layer_axis(rows["layer"]))
-    fig.update_yaxes(title="change of the answer's probability (%)", tickformat=".0%")
+    fig.update_yaxes(title="change in the answer's probability (%)", tickformat=".0%")
     finding = f"Blocking what the last token reads lowers the answer: {'; '.join(lines)}"
     if not costs:
-        finding = "Blocking what the last token reads costs the answer nothing for certain, in any layer"
+        finding = "Blocking what the last token reads does not clearly lower the answer in any layer"
     caption = f"Relative change, {over_facts(int(rows['facts'].max()))}."
     if window := frame.attrs.get("window"):
         caption += f" Blocked in {window} layer{'s' if window != 1 else ''} around each."

@@ -1,6 +1,6 @@
-"""How every figure looks and what it says: styles, palette, layout, the words of titles, and the numbers it shows.
+"""How every figure looks and what it says: styles, palette, layout, the wording of titles, and the numbers behind it.
 
-The palette is safe for colour-blind readers, and every method also keeps a dash and a marker. A figure carries its text in
+The palette is safe for colour-blind readers, and every method also has its own dash and marker. A figure carries its text in
 `fig.layout.meta`: `finding` (also its title), `caption` (also printed below it) and `description` (for readers who cannot
 see it).
 """
@@ -30,16 +30,16 @@ OKABE_ITO = {
 NEUTRAL = "#808080"
 """Reference lines (before any edit, natural facts): readable on white and on near-black."""
 MAGNITUDE, SIGNED = "Cividis", "RdBu_r"
-"""Colour scales of maps: dark to light for magnitudes, two hues around white for signed values; both keep their order in grey."""
+"""Colour scales of maps: dark to light for magnitudes, two hues around white for signed values."""
 LEFT = 70
-"""Pixels left of the axes, where title and caption also begin."""
-_TITLE_WIDTH, _CAPTION_WIDTH = 84, 120  # characters a line
+"""Pixels left of the axes; title and caption start here too."""
+_TITLE_WIDTH, _CAPTION_WIDTH = 84, 120  # characters per line
 _LEGEND_WIDTH = 780  # pixels
 
 
 @dataclass(frozen=True)
 class Style:
-    """How one method is drawn, the same in every figure: colour, dash of its line, symbol of its points."""
+    """How a method is drawn in every figure: colour, dash of its line, symbol of its points."""
 
     colour: str
     dash: str
@@ -51,7 +51,7 @@ _METHODS = {
     "sequential-memit": Style(OKABE_ITO["orange"], "longdash", "triangle-up"),
     "alphaedit": Style(OKABE_ITO["purple"], "dot", "diamond"),
     "encore": Style(OKABE_ITO["blue"], "solid", "circle"),
-    # The paper's ablations share a figure with all of the above; the palette has no seventh colour, hence the brown.
+    # The paper's ablations share a figure with the methods above. The brown is from outside the palette, which has no colour left.
     "memit+mpes": Style(OKABE_ITO["green"], "dashdot", "x"),
     "memit+norm": Style(OKABE_ITO["sky"], "longdashdot", "star"),
     "emmet+mpes": Style("#8C564B", "dot", "triangle-down"),
@@ -64,23 +64,23 @@ _PARTS = {
     "hidden, attention severed": Style(OKABE_ITO["sky"], "dashdot", "x"),
     "subject": Style(OKABE_ITO["vermillion"], "dash", "square"),
     "other": Style(OKABE_ITO["sky"], "dot", "diamond"),
-    # Before and after edits: grey recedes, blue is what is there now.
+    # Before edits: grey recedes. Now: blue.
     "before": Style(NEUTRAL, "dot", "circle-open"),
     "now": Style(OKABE_ITO["blue"], "solid", "circle"),
 }
-# Without black and yellow: one is lost on a dark page, the other on a white one.
+# Without black and yellow: one is invisible on a dark page, the other on a white one.
 _COLOURS = tuple(OKABE_ITO[name] for name in ("green", "sky", "orange", "purple", "vermillion", "blue"))
 _DASHES = ("dashdot", "longdashdot", "longdash", "dot", "dash", "solid")
 _SYMBOLS = ("x", "star", "triangle-down", "cross", "hexagon", "pentagon")
 
 
 def label(method: str) -> str:
-    """The method's name as readers know it; escaped, because plotly reads HTML in text."""
+    """The method's display name, escaped because plotly interprets HTML in text."""
     return escape(title(method))
 
 
 def styles(methods: Iterable[str]) -> dict[str, Style]:
-    """A style for each method: fixed for the well-known ones, distinct for the others in order of appearance."""
+    """A style per method: fixed for known ones, distinct for the others in order of appearance."""
     names = list(dict.fromkeys(methods))
     chosen = {method: _METHODS[key(method)] for method in names if key(method) in _METHODS}
     turns = len(_COLOURS)
@@ -93,46 +93,45 @@ def styles(methods: Iterable[str]) -> dict[str, Style]:
 
 
 def part_styles(parts: Iterable[str]) -> dict[str, Style]:
-    """A style for each part of a model, kind of restored state, or state ("before", "now"); distinct for others."""
+    """A style per part of a model, kind of restored state, or state ("before", "now"); distinct for others."""
     names = list(dict.fromkeys(parts))
     others = styles(name for name in names if name not in _PARTS)
     return {name: _PARTS.get(name) or others[name] for name in names}
 
 
 def plain(text: object, longest: int = 60) -> str:
-    """Outside text made safe for a figure: cut to `longest` characters; no markup, no formulas, no line breaks."""
+    """Outside text, safe for a figure: cut to `longest` characters, without markup, formulas or line breaks."""
     shown = str(text).replace("\n", "⏎").replace("\t", " ").strip(" ") or "␣"
     shown = shown if len(shown) <= longest else shown[: longest - 1].rstrip() + "…"
-    return escape(shown, quote=False).replace("$", "&#36;")  # plotly takes what stands between $ for TeX
+    return escape(shown, quote=False).replace("$", "&#36;")  # plotly reads text between two $ as TeX
 
 
 def left_of(labels: Iterable[str]) -> int:
-    """Pixels that the longest of `labels` and the title of its axis take left of the axes; at least `LEFT`."""
+    """Pixels that the longest of `labels` and the axis title need left of the axes; at least `LEFT`."""
     return max(LEFT, 50 + int(6.8 * max((len(unescape(text)) for text in labels), default=0)))
 
 
 def dress(
     fig: go.Figure, finding: str, caption: str, description: str, height: int = 460, left: int = LEFT
 ) -> go.Figure:
-    """Give a figure its words and the common look; returns the same figure. Its axes must already name their units.
+    """Give a figure its text and the common look; returns the same figure. Its axes must already name their units.
 
     Args:
-        fig: the figure to dress.
+        fig: the figure.
         finding: its title, what the data show; caption: printed below; description: for readers who cannot see it.
-        height: of the axes with margins for one line of title and none of caption, in pixels.
-        left: pixels left of the axes, where labels are long; title and caption begin at `LEFT` all the same.
-
+        height: in pixels, with one line of title and no caption.
+        left: pixels left of the axes, for long labels; title and caption still begin at `LEFT`.
     """
     below = wrap(caption, _CAPTION_WIDTH)
     above = wrap(finding, _TITLE_WIDTH)
-    for narrower in range(_TITLE_WIDTH - 1, _TITLE_WIDTH // 2, -1):  # lines of like length: no last word alone
+    for narrower in range(_TITLE_WIDTH - 1, _TITLE_WIDTH // 2, -1):  # balance the lines
         if len(balanced := wrap(finding, narrower)) > len(above):
             break
         above = balanced
-    # A legend of several rows grows upwards: it takes its room from above the axes, not from the title.
+    # A legend of several rows grows upwards; the top margin grows with it, so that it does not cover the title.
     entries = {trace.name for trace in fig.data if trace.name and trace.showlegend is not False}
     rows = max(1, -(-sum(52 + int(7.2 * len(unescape(name))) for name in entries) // _LEGEND_WIDTH))
-    # plotly.js sets a title of several lines one line higher, over the picture's edge.
+    # plotly.js places a title of several lines one line higher, over the picture's edge.
     top = 14 if len(above) == 1 else 28
     place: dict[str, Any] = {"xref": "paper", "pad": {"t": top}}
     if left != LEFT:
@@ -144,7 +143,7 @@ def dress(
         font={"family": "system-ui, sans-serif", "size": 13},
         legend={"orientation": "h", "x": 0.0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
         margin={"t": 48 + 22 * (len(above) + rows), "b": 80 + 18 * len(below), "l": left, "r": 45},
-        # Beside the figure, not over its title; without the button that would send the data to a company's servers.
+        # Beside the figure, not over its title; without the button that sends the data to plotly's servers.
         modebar={"orientation": "v", "remove": ["sendChartToCloud", "select2d", "lasso2d"]},
         height=height + 22 * (len(above) + rows - 1) + 18 * len(below),
         hovermode="x unified",
@@ -159,7 +158,7 @@ def dress(
 
 
 def joined(caption: str, context: str) -> str:
-    """The caption, ended by what the notebook says of mode, model, n and seed."""
+    """The caption, followed by the notebook's context (mode, model, n, seed)."""
     return f"{caption} {plain(context, 200)}".strip() if context else caption
 
 
@@ -169,22 +168,22 @@ def words(fig: go.Figure) -> dict[str, str]:
 
 
 def undressed(fig: go.Figure) -> go.Figure:
-    """A copy without title and caption, for a page that sets them as its own text."""
+    """A copy without title and caption, for a page that shows them as text."""
     copy = go.Figure(fig)
     copy.layout.annotations = [note for note in copy.layout.annotations if note.name != "caption"]
     copy.update_layout(title=None, margin={"t": 40, "b": 60, "l": 70, "r": 20}, height=400)
     return copy
 
 
-# Titles: computed from the data, never assumed, and worded for whichever way it came out.
+# Titles: computed from the data, never assumed, and worded for either outcome.
 
 Values = Mapping[str, float]
-_NAMED = 4  # methods whose values a sentence names one by one
+_NAMED = 4  # a sentence names the values of at most this many methods
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one measure is judged and worded (see outcomes.toml): `what` is `good` from `at_least` to `at_most`, else `bad`."""
+    """How a measure is judged and worded (see outcomes.toml): `what` is `good` from `at_least` to `at_most`, else `bad`."""
 
     what: str
     good: str
@@ -197,8 +196,8 @@ class Outcome:
     def sentence(self, ends: Values, edits: str, n: Mapping[str, int] | None = None) -> str:
         """One sentence about `ends` (method -> value after `edits` edits; NaN counts as bad).
 
-        With `n`, of how many facts each share is, they stand beside the shares, and there is no verdict unless the 95%
-        interval (Wilson's) of each lies on one side of the bound.
+        `n`, the number of facts behind each share, is added to the sentence. There is then no verdict unless the 95% interval
+        (Wilson's) of each share lies on one side of the bound.
         """
         if n is not None:
             low, high = min(n.values()), max(n.values())
@@ -216,7 +215,7 @@ class Outcome:
         return f"{head} ({self.measure} after {edits} edits{of}: {listed_values(ends, UNITS[self.unit].brief)})"
 
     def _open(self, share: float, n: int) -> bool:
-        """Does the interval of a share of `n` hold the bound?"""
+        """Does the interval of a share of `n` contain the bound?"""
         if not (math.isfinite(share) and n):
             return False
         low, high = binomtest(round(share * n), n).proportion_ci(method="wilson")
@@ -229,7 +228,7 @@ OUTCOMES = {
         files("ketools.plots").joinpath("outcomes.toml").read_text(encoding="utf-8")
     ).items()
 }
-"""By metric, or by what a figure makes of it."""
+"""By metric, or by the quantity that a figure derives from it."""
 
 
 def every(ends: Values) -> str:
@@ -238,7 +237,7 @@ def every(ends: Values) -> str:
 
 
 def listed_values(ends: Values, show: Callable[[float], str]) -> str:
-    """Each method with its value; of more than four the two extremes, since figure and table hold them all."""
+    """Each method with its value; of more than four, only the two extremes."""
     if len(ends) > _NAMED and all(math.isfinite(value) for value in ends.values()):
         low, high = (pick(ends, key=ends.__getitem__) for pick in (min, max))
         return f"from {label(low)} {show(ends[low])} to {label(high)} {show(ends[high])}"
@@ -251,7 +250,7 @@ def p_value(p: float) -> str:
 
 
 def last(frame: pd.DataFrame, column: str) -> tuple[dict[str, float], str]:
-    """(method -> value in its last row, after how many edits that was: "1,000" or "200 to 1,000")."""
+    """(method -> value in its last row, the number of edits there: "1,000" or "200 to 1,000")."""
     rows = frame.sort_values("edits").groupby("method", sort=False).tail(1).set_index("method")
     low, high = int(rows["edits"].min()), int(rows["edits"].max())
     span = f"{low:,}" if low == high else f"{low:,} to {high:,}"
@@ -259,9 +258,9 @@ def last(frame: pd.DataFrame, column: str) -> tuple[dict[str, float], str]:
 
 
 def ends_of(values: Values) -> tuple[list[str], list[str]]:
-    """The methods with the highest and with the lowest value, each with all within a percentage point of it.
+    """The methods within a percentage point of the highest value, and those within one of the lowest.
 
-    Naming only one of those would claim too much. No method is in both; the second is empty where all are in the first.
+    Naming a single method would claim too much. No method is in both; the second list is empty if all are in the first.
     """
     most, least = max(values.values()), min(values.values())
     first = [m for m, value in values.items() if value >= most - 0.01]
@@ -286,21 +285,20 @@ def layer_names(layers: Iterable[int]) -> str:
 
 
 def over_facts(count: int) -> str:
-    """What a caption says of a mean over `count` facts."""
+    """For a caption: a mean over `count` facts."""
     return "one fact, without an interval" if count == 1 else f"mean and 95% bootstrap interval over {count} facts"
 
 
-# The numbers beside a figure, read from the figure itself, for readers who cannot see it or want more.
-
+# The numbers behind a figure, read from the figure itself, for readers who cannot see it or want more.
 
 _FOR_EARS = "position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)"
 
 
 @dataclass(frozen=True, eq=False)
 class Described:
-    """What a figure says (`finding`, `caption`, `description`, plain text) and its numbers; shown in notebooks as HTML.
+    """A figure's text (`finding`, `caption`, `description`) and its numbers; notebooks show it as HTML.
 
-    There the description is for screen readers alone, and column headings that name a metric explain it on hover.
+    There only screen readers see the description, and headings that name a metric explain it on hover.
     """
 
     finding: str
@@ -323,10 +321,10 @@ class Described:
 
 
 def numbers(fig: go.Figure) -> pd.DataFrame:
-    """The numbers that a figure shows, as plain text and values.
+    """The numbers that a figure shows, as a table.
 
-    Of a map: a row per y, a column per x (several panels below each other, the panel first). Otherwise a row per x (per y
-    of horizontal bars) and a column per line or set of bars, with "low" and "high" beside it where it has intervals; where
+    A map: a row per y, a column per x (several panels are concatenated, with the panel as first index). Otherwise a row per x
+    (per y for horizontal bars) and a column per line or set of bars, with "low" and "high" beside it if it has intervals. If
     x repeats, as in a cloud of points, a row per point.
     """
     panels = _panels(fig)
@@ -356,7 +354,7 @@ def numbers(fig: go.Figure) -> pd.DataFrame:
 
 
 def _panels(fig: go.Figure) -> dict[str, str]:
-    """Title of each panel by the name of its x axis (make_subplots names them in order); none for a single panel."""
+    """Name of an x axis -> title of its panel (make_subplots names them in order); {} for a single panel."""
     axes = sorted(dict.fromkeys(trace.xaxis or "x" for trace in fig.data), key=lambda axis: int(axis[1:] or 1))
     if len(axes) < 2:
         return {}
@@ -367,23 +365,23 @@ def _panels(fig: go.Figure) -> dict[str, str]:
 
 
 def _tick_texts(fig: go.Figure, axis: str, places: Iterable[object]) -> list[object]:
-    """What stands at the places of an axis: its tick texts where it has them."""
+    """The tick texts at the places of an axis; the places themselves where it has none."""
     layout = fig.layout[f"{axis[0]}axis{axis[1:]}"]
     if layout.ticktext is None and layout.matches:
         layout = fig.layout[f"{layout.matches[0]}axis{layout.matches[1:]}"]
-    ticks = () if layout.type == "linear" else layout.tickvals or ()  # there texts stand beside the numbers
+    ticks = () if layout.type == "linear" else layout.tickvals or ()  # add_load writes texts beside the numbers
     texts = dict(zip(ticks, layout.ticktext or (), strict=False))
     shown = [texts.get(place, place) for place in places]
     return [unescape(text) if isinstance(text, str) else text for text in shown]
 
 
 def _series(fig: go.Figure, trace: go.Bar | go.Scatter, name: str) -> dict[str, pd.Series]:
-    """A trace as columns: its values by what stands at their places, and their intervals."""
+    """A trace as columns: its values by tick text, and their intervals."""
     side, value = ("y", "x") if trace.orientation == "h" else ("x", "y")
     places = list(trace[side])
     at = _tick_texts(fig, trace[f"{side}axis"] or side, places)
     if len(set(places)) == len(places) and len(set(map(str, at))) < len(at):
-        # Equal texts at different places are different rows.
+        # Number equal texts at different places, so that they stay separate rows.
         counts: dict[object, int] = {}
         for i, text in enumerate(at):
             counts[text] = counts.get(text, 0) + 1

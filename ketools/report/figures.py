@@ -1,6 +1,6 @@
-"""The figures of a report, from any set of runs: several seeds of one method are one line, their mean, with their range.
+"""The figures of a report, from any set of runs. Several seeds of one method are drawn as one line, their mean, with their range.
 
-`CHARTS` lists the figures with the rows that each draws; `capacity` is separate.
+`CHARTS` lists the figures and the rows that each draws; `capacity` is separate.
 """
 
 import math
@@ -23,22 +23,22 @@ from ketools.runs.store import RunRecord
 
 Rows = Callable[[RunRecord], pd.DataFrame]
 POINTS = 26
-"""Of a line at most: more hide each other's markers."""
+"""The most points on a line; with more, markers overlap."""
 
 
 def pooled(groups: Sequence[Group], rows: Rows, keep: Sequence[str] = ()) -> pd.DataFrame:
-    """What `rows` makes of each record, over the seeds of its group.
+    """The tables that `rows` takes from the records, pooled over the seeds of each group.
 
     Args:
         groups: of one model.
-        rows: a record's rows; an empty table for a record that has none.
-        keep: columns beside edits that tell rows apart.
+        rows: takes a table from a record; an empty one if the record has none.
+        keep: columns that tell rows apart, besides edits.
 
     Returns:
-        A row per group and place that all seeds of it have: method (the group's label), edits, `keep`, the mean of each
-        other column, NAME_low and NAME_high, and seeds (how many). A column of whole numbers that is no count to
-        average (layer) has the most frequent. Seeds without rows are left out: where there are some, a column runs says
-        how many the group has with them. Where some seeds have NaN in a column, NAME_seeds says how many its mean is of.
+        A row per group and point that all its seeds have: method (the group's label), edits, `keep`, each other column's mean,
+        NAME_low and NAME_high, and seeds (how many). Of layer the most frequent value is taken instead of the mean. Seeds
+        without rows are left out; a column runs then says how many seeds the group has. If some seeds have NaN in a column,
+        NAME_seeds says how many are in its mean.
     """
     parts = []
     for group in groups:
@@ -65,27 +65,25 @@ def pooled(groups: Sequence[Group], rows: Rows, keep: Sequence[str] = ()) -> pd.
 
 
 def left_out(frame: pd.DataFrame, columns: Sequence[str]) -> str:
-    """For a caption: which seeds are in no mean of `columns`; "" where all are in all."""
+    """For a caption: how many seeds are missing from the means of `columns`; "" if none is."""
     sentences = []
     for method, part in frame.groupby("method", sort=False):
         seeds = int(part["seeds"].iloc[0])
         if "runs" in part and part["runs"].notna().any():
             runs = int(part["runs"].iloc[0])
-            sentences.append(
-                f" {label(str(method))}: {seeds} of {runs} seeds; nothing of this was recorded for the others."
-            )
+            sentences.append(f" {label(str(method))}: {seeds} of {runs} seeds; the others did not record this.")
         for name in columns:
             counts = part[f"{name}{SEEDS}"].dropna() if f"{name}{SEEDS}" in part else part["seeds"].iloc[:0]
             if few := sorted({int(count) for count in counts if 0 < count < seeds}):
                 sentences.append(
-                    f" {label(str(method))}: {name} is at some points the mean of {listed([str(n) for n in few])} of "
+                    f" {label(str(method))}: at some points {name} is the mean of {listed([str(n) for n in few])} of "
                     f"{seeds} seeds; the others lack it."
                 )
     return "".join(sentences)
 
 
 def thinned(frame: pd.DataFrame) -> pd.DataFrame:
-    """Every k-th place of each method, its first and its last among them, so that a line has at most some 26 points."""
+    """Every k-th point of each method, including the first and the last, so that a line has about `POINTS` points at most."""
 
     def kept(places: pd.Series) -> pd.Series:
         order = sorted(set(places))
@@ -96,14 +94,14 @@ def thinned(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def about_seeds(frame: pd.DataFrame, columns: Sequence[str]) -> str:
-    """For a caption: what its lines (bars, without `columns`) say of several seeds, and which seeds they leave out."""
+    """For a caption: how the lines (bars, without `columns`) show several seeds, and which seeds they leave out."""
     if "seeds" not in frame:
         return ""
     several = sorted(set(frame.loc[frame["seeds"] > 1, "seeds"].astype(int)))
     counts, text = " or ".join(map(str, several)), ""
     if several:
-        text = f" Lines of several seeds are their mean, with the range of the {counts} behind it."
-        text = text if columns else f" Mean over {counts} seeds where there are several."
+        text = f" A line of several seeds is their mean; the band behind it is the range of the {counts}."
+        text = text if columns else f" Means over {counts} seeds where there are several."
     partly = [str(name).removesuffix(SEEDS) for name in frame if str(name).endswith(SEEDS)]
     return text + left_out(frame, columns or partly)
 
@@ -121,61 +119,61 @@ def residual_share(frame: pd.DataFrame) -> go.Figure:
         )
 
     caption = (
-        "Norms of what the edited layers' MLPs add to the residual stream, together, over the sum of the norms of all that "
-        "is added to it; mean over tokens of ordinary text."
+        "Sum of the norms of what the edited layers' MLPs add to the residual stream, divided by that of all sublayers; mean "
+        "over tokens of ordinary text."
     )
     axis = {"range": [0, 1.1 * frame["share"].max()]}
     return over_edits(frame, metric("share", "residual"), finding, caption, axis=axis)
 
 
 def forgetting(frame: pd.DataFrame) -> go.Figure:
-    """What is left of the edits so far: efficacy now over efficacy right after their batches, over edits; column kept."""
+    """Efficacy of all edits so far, now, relative to right after their batches, over edits; column kept."""
     caption = (
-        "Efficacy of all edits so far, scored now, divided by that of the same edits right after their own batches: 100% "
-        "where later edits undo nothing."
+        "Efficacy of all edits so far, divided by that of the same edits right after their own batches; 100%: later edits undo "
+        "nothing."
     )
     return over_edits(frame, metric("kept", "forgetting"), OUTCOMES["kept"].sentence, caption)
 
 
 def by_age(frame: pd.DataFrame) -> go.Figure:
-    """Forgetting at the end of a run by how many edits came afterwards; columns method, edits (afterwards), kept."""
+    """Forgetting at the end of a run by the number of later edits; columns method, edits (later ones), kept."""
 
     def finding(_: dict[str, float], span: str) -> str:
         oldest = frame[frame["edits"] >= 0.9 * frame.groupby("method")["edits"].transform("max")]
         return OUTCOMES["oldest_kept"].sentence(oldest.groupby("method", sort=False)["kept"].mean().to_dict(), span)
 
     caption = (
-        "Efficacy at the end of the run over that right after the batch, by how many edits came after it; each point is "
-        "the mean over neighbouring batches. The oldest edits stand on the right."
+        "Efficacy at the end of the run divided by that right after the batch, by the number of later edits; each point is the "
+        "mean over neighbouring batches. The oldest edits are on the right."
     )
     if "excluded" in frame:
         count = (frame["excluded"] * frame.get("seeds", 1)).groupby(frame["method"], sort=False).sum().round()
         if lines := [f"{int(n):,} with {label(str(method))}" for method, n in count.items() if n > 0]:
-            what = "without a finite score at both moments, or of a batch of which none took"
-            caption += f" Edits that are left out, {what}: {listed(lines)}."
-    # The youngest edits have an age of 0, which is a point like any other.
-    x = "edits made afterwards (count)"
+            what = "without a finite score at both moments, or in a batch without a successful edit"
+            caption += f" Edits left out ({what}): {listed(lines)}."
+    # The youngest edits, of age 0, are a point like any other.
+    x = "later edits (count)"
     return over_edits(frame, metric("kept", "forgetting"), finding, caption, x=x, since=-1)
 
 
 def pace(frame: pd.DataFrame) -> go.Figure:
-    """Seconds of editing per edit over a run, one line a method; columns method, edits, seconds_per_edit."""
+    """Editing time per edit over a run, one line per method; columns method, edits, seconds_per_edit."""
 
     def finding(_: dict[str, float], span: str) -> str:
-        grown = {}  # the mean of the last tenth of a line over that of its first; NaN for a line of one point
+        grown = {}  # mean of a line's last tenth over that of its first tenth; NaN for a single point
         for method, part in measured(frame, "seconds_per_edit").groupby("method", sort=False):
-            values = part.sort_values("edits")["seconds_per_edit"].dropna().to_numpy()  # a gap in the line is no time
+            values = part.sort_values("edits")["seconds_per_edit"].dropna().to_numpy()
             n = max(1, len(values) // 10)
             grown[str(method)] = float(values[-n:].mean() / values[:n].mean()) if len(values) > 1 else float("nan")
         return OUTCOMES["pace"].sentence(grown, span)
 
-    caption = "Wall time of the edits alone, without any measuring; each point is the mean over neighbouring batches."
+    caption = "Wall time of editing alone, without measuring; each point is the mean over neighbouring batches."
     axis = {"rangemode": "tozero"} | scale(frame["seconds_per_edit"].dropna(), 50.0)
     return over_edits(frame, metric("seconds_per_edit"), finding, caption, axis=axis)
 
 
 def _most_grown(record: RunRecord) -> pd.DataFrame:
-    """Of the edited matrices the one that grew most, of the others the one that changed most, at each batch."""
+    """At each batch the edited matrix and the unedited one with the largest ratio."""
     norms = record.norms
     if not {"edits", "edited", "layer", "ratio"} <= set(norms):
         return pd.DataFrame()
@@ -184,7 +182,7 @@ def _most_grown(record: RunRecord) -> pd.DataFrame:
 
 
 def checkpoints(record: RunRecord) -> pd.DataFrame:
-    """The rows that most figures are of."""
+    """The rows that most figures draw."""
     return record.checkpoints
 
 
@@ -198,17 +196,17 @@ def _shares(record: RunRecord) -> pd.DataFrame:
 def _left(record: RunRecord) -> pd.DataFrame:
     try:
         return forgetting_curve(record.checkpoints)[["edits", "kept"]]
-    except KetoolsError:  # no checkpoint after an edit: the chart says that nothing was recorded
+    except KetoolsError:  # no checkpoint after an edit
         return pd.DataFrame()
 
 
 def _ages(record: RunRecord) -> pd.DataFrame:
     try:
         ages = forgetting_by_age(record.facts, record.batches)
-    except KetoolsError:  # facts are scored at the end once the run is complete
+    except KetoolsError:  # facts are scored at the end only once the run is complete
         return pd.DataFrame()
     ages = ages.rename(columns={"age": "edits"}).sort_values("edits")
-    # A batch without a ratio is in no mean, with all its edits.
+    # A batch without a ratio is left out with all its edits.
     ages["excluded"] += ages["n"].where(ages["kept"].isna(), 0)
     return _binned(ages, "kept", total="excluded")
 
@@ -230,9 +228,9 @@ def _stopped(record: RunRecord) -> pd.DataFrame:
 
 
 def _binned(rows: pd.DataFrame, column: str, total: str | None = None) -> pd.DataFrame:
-    """Neighbouring rows as one, 25 at most: the mean of `column` at the last of their edits, and the sum of `total`."""
+    """Neighbouring rows merged into 25 at most: the mean of `column` at their last number of edits, and the sum of `total`."""
     size = -(-len(rows) // 25)
-    place = np.arange(len(rows))[::-1] // size  # whole from the end on: the last point is the last batch's
+    place = np.arange(len(rows))[::-1] // size  # full bins from the end: the last point ends with the last batch
     by = rows.groupby(place)
     sums = {} if total is None else {total: by[total].sum()}
     return pd.DataFrame({"edits": by["edits"].max(), column: by[column].mean(), **sums}).sort_values("edits")
@@ -240,10 +238,10 @@ def _binned(rows: pd.DataFrame, column: str, total: str | None = None) -> pd.Dat
 
 @dataclass(frozen=True)
 class Chart:
-    """One figure: `title` names what it shows, `rows` takes it from a record, `draw` draws the pooled rows.
+    """One figure: `title` names what it shows, `rows` takes its rows from a record, `draw` draws them once pooled.
 
-    `columns` are those that its panels show, for the ranges; `table` that of the metrics which explains them; `keep`
-    further columns that tell rows apart; `n` the column that says of how many facts its first column is a share.
+    `columns`: those that its panels show; `table`: the table of metrics that explains them; `keep`: further columns that
+    tell rows apart; `n`: the column with the number of facts behind the first column's shares.
     """
 
     title: str
@@ -255,14 +253,14 @@ class Chart:
     n: str = ""
 
     def about(self) -> str:
-        """What the table of metrics says of the quantities that it shows; "" where it shows no column as it is."""
+        """The metrics' explanations of the columns shown; "" if it has none."""
         return "\n".join(hover_text(name, self.table) for name in self.columns)
 
     def figure(self, groups: Sequence[Group]) -> go.Figure:
-        """Drawn for groups of one model. Raises KetoolsError, with the reason, where nothing of it was recorded."""
+        """The figure for groups of one model. Raises KetoolsError, with the reason, if nothing was recorded for it."""
         frame = pooled(groups, self.rows, keep=self.keep)
         if frame.empty:
-            raise KetoolsError("nothing to draw: it was not recorded in these runs, or not yet")
+            raise KetoolsError("nothing to draw: not recorded in these runs, or not yet")
         if self.columns:
             frame = thinned(frame)
         fig = self.draw(frame)
@@ -303,24 +301,25 @@ CHARTS: dict[str, Chart] = {
     "pace": Chart("Time per edit over the run", _times, pace, ("seconds_per_edit",), "demo"),
     "cost": Chart("Cost of an edit", lambda record: record.batches, plots.cost),
 }
-"""The figures of a report, in its order."""
+"""The figures of a report, in order."""
 
 
 def capacity(groups: Sequence[Group]) -> pd.DataFrame:
     """Edits recalled at each checkpoint, by load.
 
-    A matrix with d_mlp inputs takes at most d_mlp linearly independent keys, one an edit: as many facts can be stored
-    exactly, and more only at the expense of others. Facts share keys in part, so there is no sharp bend.
+    A matrix with d_mlp inputs has room for at most d_mlp linearly independent keys, one per edit. So many facts can be stored
+    exactly, more only at the expense of others. Since keys of facts overlap, there is no sharp bend.
 
     Args:
         groups: from `ketools.runs.records.arrange`, of any models.
 
     Returns:
-        A row per model, method and checkpoint after an edit: model, method, edits, d_mlp, load (edits / d_mlp), held (share of all edits so far whose new object is the model's answer now; mean over seeds; NaN
-        where it was not measured), held_low, held_high, seeds.
+        A row per model, method and checkpoint after an edit: model, method, edits, d_mlp, load (edits / d_mlp), held (share
+        of all edits so far whose new object is the model's answer now; mean over seeds; NaN where not measured), held_low,
+        held_high, seeds.
 
     Raises:
-        KetoolsError: no record says how wide its model is, or has a checkpoint after an edit.
+        KetoolsError: no record with d_mlp has a checkpoint after an edit.
     """
     parts = []
     for group in groups:
@@ -332,7 +331,7 @@ def capacity(groups: Sequence[Group]) -> pd.DataFrame:
             frame = frame[frame["edits"] > 0].rename(columns=names)[["method", "edits", *names.values(), "seeds"]]
             parts.append(frame.assign(model=group.model, d_mlp=int(d_mlp)))
     if not any(part["held"].notna().any() for part in parts):
-        raise KetoolsError("nothing to draw: the records do not say how wide the models are, or hold no checkpoint yet")
+        raise KetoolsError("nothing to draw: the records lack d_mlp of their models, or a checkpoint after an edit")
     frame = pd.concat(parts, ignore_index=True)
     frame["load"] = frame["edits"] / frame["d_mlp"]
     return frame[["model", *frame.columns.drop("model")]]
@@ -366,8 +365,8 @@ def capacity_curve(frame: pd.DataFrame) -> go.Figure:
     fig.update_yaxes(range=[0, 1.04], tickformat=".0%")
     fig.update_yaxes(title="edits recalled (%)", col=1)
     caption = (
-        "All edits so far whose new object is the model's answer now. The dotted line is load 1, "
-        "one edit a key dimension: more keys than that cannot be independent."
+        "Share of all edits so far whose new object is the model's answer now. The dotted line is load 1, one edit per key "
+        "dimension: more keys than that cannot be linearly independent."
     )
     fig = dress(fig, "; ".join(findings), caption + missing, " ".join(descriptions))
     return fig.update_layout(legend={"y": 1.09}, hovermode="closest")

@@ -1,8 +1,8 @@
-"""One HTML page about any set of runs: figures, the numbers behind each, where they come from.
+"""One HTML page about any set of runs: figures, the numbers behind each, and where they come from.
 
-The page opens offline (plotly.js is inside, once) and follows the reader's light or dark setting. This module holds its text;
-page.html.j2 its layout, which escapes everything. Runs of several models are side by side; seeds of one method
-are a mean and a range.
+The page opens offline (it contains plotly.js) and follows the reader's light or dark setting. This module holds its text,
+page.html.j2 its layout, which escapes everything. Several models are shown beside each other; seeds of one method as mean and
+range.
 """
 
 import json
@@ -32,18 +32,18 @@ END = (
     "norm_ratio", "unedited_kept", "same_subject_kept", "downstream_kept", "perplexity_ratio", "ES", "at_edit_ES", "PS",
     "NS", "S", "p_edited", "p_natural", "seconds_per_edit",
 )  # fmt: skip
-"""Metrics of the table of the end."""
+"""Metrics of the table "At the end"."""
 IN_SHORT = ("norm", "unedited", "same-subject", "downstream", "scores", "forgetting", "probability", "residual", "cost")
 """Figures whose findings open the page."""
 LOST = 8
-"""Lost edits shown of each method."""
+"""Lost edits shown per method."""
 
 Models = Mapping[str, Sequence[Group]]
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table as shown: text only. A heading and its explanation on hovering are a pair, ("ES", "") has none."""
+    """A table as shown, all text. A heading is a pair with its explanation on hover; ("ES", "") has none."""
 
     caption: str
     heads: list[tuple[str, str]]
@@ -59,10 +59,10 @@ def table(
     about: str = "",
     terms: Mapping[str, str] | None = None,
 ) -> Table:
-    """A frame as a Table: the index heads the rows, `show` writes numbers, texts are kept.
+    """A frame as a Table: the index heads the rows, `show` formats numbers, texts are kept.
 
-    Heads of columns that name a metric have its text on hovering; `terms` has that of heads of columns and rows which
-    do not name one (head -> text, "": none), `about` that of the caption.
+    Column heads that name a metric show its text on hover. `terms` gives the text of other column and row heads (head ->
+    text, "": none), `about` that of the caption.
     """
     terms = terms or {}  # rows may be headed by names from a facts file, which are not looked up
     heads = [str(name) for name in (frame.index.name or "", *frame.columns)]
@@ -88,19 +88,19 @@ class Picture:
 
 
 def picture(name: str, fig: go.Figure, about: str = "") -> Picture:
-    """What the page says beside and under a figure; `about` explains what it measures."""
-    said = {key: unescape(text) for key, text in words(fig).items()}  # escaped for plotly, which reads HTML
+    """A figure's text and numbers for the page; `about` explains what it measures."""
+    texts = {key: unescape(text) for key, text in words(fig).items()}  # escaped for plotly, which interprets HTML
     show = metric("ES").format if fig.layout.yaxis.tickformat == ".0%" else figures
-    shown = table(numbers(fig), said["caption"], show, about=about)
-    return Picture(name, said["finding"], said["caption"], said["description"], shown)
+    shown = table(numbers(fig), texts["caption"], show, about=about)
+    return Picture(name, texts["finding"], texts["caption"], texts["description"], shown)
 
 
 def render(title: str, drawn: Mapping[str, go.Figure], **context: object) -> str:
-    """The page as text: `drawn` has a figure for the id of every Picture in `context`; what is not given is not shown."""
+    """The page as text: `drawn` has a figure for the id of every Picture in `context`; sections without context are omitted."""
     environment = Environment(
         loader=PackageLoader("ketools.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.policies["json.dumps_kwargs"] = {}  # not sorted: figures are drawn in the page's order
+    environment.policies["json.dumps_kwargs"] = {}  # unsorted: figures are drawn in the page's order
     data = {name: json.loads(str(undressed(fig).to_json())) for name, fig in drawn.items()}
     template = environment.get_template("page.html.j2")
     return template.render(context, title=title, data=data, plotly=get_plotlyjs())
@@ -110,11 +110,11 @@ def write_report(runs: Mapping[str, RunRecord] | Sequence[Group], path: str | Pa
     """Write the report of several runs to `path`, whole or not at all; returns the path.
 
     Args:
-        runs: groups from `ketools.runs.records.arrange`, or what each run is to be called and its record.
+        runs: groups from `ketools.runs.records.arrange`, or {name: record}.
         path: the HTML file.
 
-    Figures whose quantity was not recorded are left out and named. Raises KetoolsError if there is no run or nothing
-    at all was measured, OSError if the file cannot be written.
+    Figures without records are left out and named. Raises KetoolsError if there is no run or nothing was measured, OSError
+    if the file cannot be written.
     """
     if isinstance(runs, Mapping):
         named = [Run(name, record) for name, record in runs.items()]
@@ -131,7 +131,7 @@ def write_report(runs: Mapping[str, RunRecord] | Sequence[Group], path: str | Pa
         for place, (model, members) in enumerate(models.items(), 1):
             try:
                 fig = chart.figure(members)
-            except KetoolsError as error:  # a run without tasks or text has no such figure; the report says so
+            except KetoolsError as error:  # not recorded, for example without tasks or text; the report says so
                 missing[f"{key} ({model})" if len(models) > 1 else key] = str(error)
                 continue
             name = key if place == 1 else f"{key}-{place}"
@@ -145,7 +145,7 @@ def write_report(runs: Mapping[str, RunRecord] | Sequence[Group], path: str | Pa
         for model in models
     }
     context |= {"at_the_end": {m: at_the_end(members) for m, members in models.items()}, "lost": lost_edits(groups)}
-    # Many columns may take more room than the text does.
+    # Tables with many columns may be wider than the text.
     context["bleed"] = len(models) == 1 and len(groups) > 4
     ends = {m: {g.label: [_end(r) for r in g.runs if r.edits] for g in gs} for m, gs in models.items()}
     compared = {
@@ -174,7 +174,7 @@ def write_report(runs: Mapping[str, RunRecord] | Sequence[Group], path: str | Pa
 
 
 def _facts(groups: Sequence[Group]) -> dict[str, str]:
-    """What the line under the heading says of the runs."""
+    """The line under the heading, about the runs."""
     runs = [run for group in groups for run in group.runs]
 
     def each(values: Sequence[Any]) -> str:
@@ -194,10 +194,10 @@ def _facts(groups: Sequence[Group]) -> dict[str, str]:
 
 
 def at_the_end(groups: Sequence[Group]) -> tuple[Table, list[Verdict]]:
-    """Of one model: everything measured at the last checkpoint, methods side by side (over seeds: mean and range).
+    """For one model: everything measured at the last checkpoint, a column per method (over seeds: mean and range).
 
-    Beside them the unedited model, of how many facts each share is (of the first run), and what the unedited model did not
-    know, which is in no share.
+    Also the unedited model, the number of facts behind each share (in the first run), and verdicts on what the unedited model
+    did not know, which no share counts.
     """
     ends = {group.label: [_end(run) for run in group.runs if len(run.record.checkpoints)] for group in groups}
     ends = {label: rows for label, rows in ends.items() if rows}
@@ -220,26 +220,26 @@ def at_the_end(groups: Sequence[Group]) -> tuple[Table, list[Verdict]]:
     counts = sorted({int(row["edits"]) for rows in ends.values() for row in rows})
     caption = f"All edits scored again on the model after {listed([f'{n:,}' for n in counts])} edits"
     caption += "; mean (range) over seeds" if any(len(rows) > 1 for rows in ends.values()) else ""
-    terms = {"metric": "", "n": "facts that a share is of", "unedited": "the model before any edit"} | {
+    terms = {"metric": "", "n": "facts behind a share", "unedited": "the model before any edit"} | {
         each.label: each.text() for each in shown
     }
     return table(frame.rename_axis("metric"), caption, terms=terms), _unknown(groups)
 
 
 def _end(run: Run) -> dict[str, float]:
-    """A run's last checkpoint, as numbers, with what an edit took and how probable the edited facts were right after it."""
+    """A run's last checkpoint as numbers, with seconds per edit and the edited facts' probability right after their edits."""
     row = run.record.checkpoints.iloc[-1]
     end = {str(name): float(row[name]) for name in row.index if name in END or name == "edits"}
     batches = run.record.batches
     if {"seconds", "facts"} <= set(batches) and len(batches):
         end["seconds_per_edit"] = float(batches["seconds"].sum() / batches["facts"].sum())
-    if "at_edit_p_new" in run.record.facts:  # at the end many may be lost, which hides overfitting
+    if "at_edit_p_new" in run.record.facts:  # at the end, lost edits would hide overfitting
         end["p_at_edit"] = float(run.record.facts["at_edit_p_new"].mean())
     return end
 
 
 def _over_seeds(values: Sequence[float], show: Callable[[float], str]) -> str:
-    """Mean and range over seeds, and of how many of them where some have no value."""
+    """Mean and range over seeds, and how many seeds these are if some have no value."""
     known = [value for value in values if not np.isnan(value)]
     if not known:
         return MISSING
@@ -267,7 +267,7 @@ def _unknown(groups: Sequence[Group]) -> list[Verdict]:
 
 
 def pairs(groups: Sequence[Group]) -> dict[str, Any]:
-    """McNemar's test between methods, fact by fact: verdict and table; {} without two runs to compare.
+    """McNemar's test between methods, fact by fact: verdict and table; {} if there are no two runs to compare.
 
     Raises KetoolsError, with the reason, for runs that cannot be compared.
     """
@@ -282,14 +282,14 @@ def pairs(groups: Sequence[Group]) -> dict[str, Any]:
     shown = shown.astype({"seed": str, "model": str})
     shown = shown.rename(columns={"b": "and"} | {name: each.label for name, each in counted.items()})
     caption = (
-        "Edits recalled at the end with one method and not with the other: McNemar's exact test, p adjusted over all rows "
+        "Edits recalled at the end with one method but not with the other: McNemar's exact test, p adjusted over all rows "
         "(Benjamini and Hochberg)"
     )
     return {"verdict": verdict, "table": table(shown, caption, terms={m.label: m.text() for m in counted.values()})}
 
 
 def lost_edits(groups: Sequence[Group]) -> list[tuple[str, int, int, Table | None]]:
-    """Edits that had taken and were gone at the end: (method, how many, of how many, those that lost most probability)."""
+    """Edits that had succeeded and were lost at the end: (method, how many, of how many, those that lost most probability)."""
     needed = {
         "subject", "relation", "batch", "at_edit_p_new", "end_p_new", "at_edit_efficacy_success", "end_efficacy_success",
     }  # fmt: skip

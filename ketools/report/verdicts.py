@@ -1,8 +1,8 @@
-"""What a table of runs says, as data, and the one place where sentences are made of it.
+"""What a table of runs shows, as data, and the one place that turns it into sentences.
 
-A `Verdict` holds the question, the numbers and what they rest on; `str(verdict)` words it, whichever way the numbers came
-out. What was not run or not measured has no verdict. The paper's figures: Gupta et al., "Lifelong Knowledge Editing
-requires Better Regularization", arXiv 2502.01636.
+A `Verdict` holds the question, the numbers and what they are based on; `str(verdict)` words it for either outcome. What was
+not run or measured has no verdict. The paper's figures: Gupta et al., "Lifelong Knowledge Editing requires Better
+Regularization", arXiv 2502.01636.
 """
 
 import math
@@ -23,34 +23,34 @@ S_GPT2_XL = {
 MORE_CONFIDENT = {
     "emmet": True, "memit": True, "alphaedit": True, "emmet+mpes": True, "memit+mpes": False, "alphaedit+mpes": False,
 }  # fmt: skip
-"""Table 1: are edited facts more probable than natural ones? The three models agree, but for a tie of AlphaEdit + MPES (GPT2-XL)."""
+"""Table 1: are edited facts more probable than natural ones? The three models agree, except for a tie of AlphaEdit + MPES (GPT2-XL)."""
 NORMS = {"memit": "more than 10×", "alphaedit": "about 2×", "encore": "near 1×"}
 """Figures 1 and 4: the largest norm ratio after 10,000 edits."""
 DOWNSTREAM = {"memit": "falls", "alphaedit": "falls", "encore": "holds"}
-"""Figures 3 and 6: what becomes of the downstream F1."""
+"""Figures 3 and 6: the course of the downstream F1."""
 PARTS = {"sequential-memit": "past keys", "memit+mpes": "MPES", "memit+norm": "the norm constraint"}
-"""MEMIT with one of ENCORE's three changes alone: what that one does."""
-# Metrics by which the parts are compared, and the difference between MEMIT and ENCORE below which there is nothing to share.
+"""MEMIT with only one of ENCORE's three changes -> the name of that change."""
+# Metrics that the parts are compared by, and the smallest difference between MEMIT and ENCORE worth attributing to them.
 _ENOUGH = {
     "unedited_kept": 0.01, "same_subject_kept": 0.01, "norm_ratio": 0.05, "efficacy_accuracy": 0.01, "S": 0.01,
     "perplexity_ratio": 0.02,
 }  # fmt: skip
 HELD = 0.9
-"""Share of edits that must be recalled for a matrix to count as not yet full."""
+"""A matrix counts as not yet full while this share of its edits is recalled."""
 
 Rows = Mapping[str, Mapping[str, float] | pd.Series]
-"""Method -> its metrics: norm_ratio, S, p_at_edit (of the new object, right after its edit), p_natural, downstream_kept; what was not measured may be missing."""
+"""Method -> its metrics, if measured: norm_ratio, S, p_at_edit (of the new object, right after its edit), p_natural, downstream_kept."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What some numbers say.
+    """A finding as data.
 
     Attributes:
         kind: the question, a key of SENTENCES.
         values: the numbers that answer it, mostly by method.
-        n: how many runs, edits, checkpoints or pairs (see the kind) they rest on.
-        about: the metric or the model that the question is about, where it is about one.
+        n: how many runs, edits, checkpoints or pairs (depending on the kind) they are based on.
+        about: the metric or model in question, if there is one.
     """
 
     kind: str
@@ -64,7 +64,7 @@ class Verdict:
 
 
 def beside_paper(rows: Rows) -> list[Verdict]:
-    """How the norm, overfitting, downstream tasks and the order by S compare with the paper; n: methods compared."""
+    """Norm, overfitting, downstream tasks and the order by S, compared with the paper; n: methods compared."""
     verdicts = []
     if ratios := _known(rows, "norm_ratio", NORMS):
         verdicts.append(Verdict("paper: norm", ratios, len(ratios)))
@@ -81,15 +81,15 @@ def beside_paper(rows: Rows) -> list[Verdict]:
 
 
 def _known(rows: Rows, name: str, of: Mapping[str, object]) -> dict[str, float]:
-    """Method -> value, where the paper speaks of the method and the value was measured."""
+    """Method -> value, for methods in the paper whose value was measured."""
     values = {m: float(rows[m].get(name, math.nan)) for m in of if m in rows}
     return {m: value for m, value in values.items() if not math.isnan(value)}
 
 
 def reading(table: pd.DataFrame) -> dict[str, list[Verdict]]:
-    """What the table of `ketools.runs.compare.by_method` says, by model: collapses, the end, parts, time, the paper.
+    """Verdicts on the table of `ketools.runs.compare.by_method`, by model: collapses, the end, parts, time, the paper.
 
-    n: runs that collapsed; edits; seeds of MEMIT and ENCORE.
+    Their n: runs that collapsed; edits; seeds of MEMIT and ENCORE.
     """
     verdicts = {}
     for model, part in table.groupby("model", sort=False):
@@ -104,7 +104,7 @@ def _collapsed(rows: Mapping[str, pd.Series]) -> list[Verdict]:
 
 
 def _end(rows: Mapping[str, pd.Series]) -> list[Verdict]:
-    """Which method keeps most of the model, and which has the highest score."""
+    """Which method keeps most unedited facts, and which has the highest score."""
     known = {m: row for m, row in rows.items() if pd.notna(row["unedited_kept"]) and pd.notna(row["S"])}
     if len(known) < 2:
         return []
@@ -113,7 +113,7 @@ def _end(rows: Mapping[str, pd.Series]) -> list[Verdict]:
 
 
 def _parts(rows: Mapping[str, pd.Series]) -> list[Verdict]:
-    """For each metric its value with MEMIT, with ENCORE, and with each of ENCORE's parts alone added to MEMIT."""
+    """For each metric, its value with MEMIT, with ENCORE, and with each of ENCORE's parts alone added to MEMIT."""
     if not {"memit", "encore"} <= set(rows) or not set(PARTS) & set(rows):
         return []
     verdicts = []
@@ -127,7 +127,7 @@ def _parts(rows: Mapping[str, pd.Series]) -> list[Verdict]:
 
 
 def progress(parts: Verdict) -> dict[str, float]:
-    """Of a verdict on parts: how far each part alone goes on the way from MEMIT (0) to ENCORE (1); {} where these hardly differ."""
+    """For a verdict on parts: how far each part alone goes from MEMIT (0) to ENCORE (1); {} if these hardly differ."""
     start, end = parts.values["memit"], parts.values["encore"]
     if abs(end - start) < _ENOUGH[parts.about]:
         return {}
@@ -135,7 +135,7 @@ def progress(parts: Verdict) -> dict[str, float]:
 
 
 def _time(rows: Mapping[str, pd.Series]) -> list[Verdict]:
-    # Seconds belong to a machine.
+    # Seconds are comparable only on one processor.
     if not {"memit", "encore"} <= set(rows) or not rows["memit"]["processor"] == rows["encore"]["processor"] != "":
         return []
     seconds = {m: float(rows[m]["seconds_per_edit"]) for m in ("memit", "encore")}
@@ -144,10 +144,11 @@ def _time(rows: Mapping[str, pd.Series]) -> list[Verdict]:
 
 
 def capacity_reached(frame: pd.DataFrame) -> list[Verdict]:
-    """Up to what load the share HELD of each method's edits are recalled, from `ketools.report.figures.capacity`: a verdict per model.
+    """Up to what load each method's edits are recalled (a share of HELD), from `ketools.report.figures.capacity`.
 
-    values: by method load (the last checkpoint's at which they hold; None: at none), first and then (load of the first
-    checkpoint; share held where they first no longer hold; None: they hold to the end). n: independent keys of the matrices.
+    A verdict per model. values: by method, load (of the last checkpoint at which they are; None: at none), first (load of the
+    first checkpoint) and then (share recalled at the first checkpoint below HELD; None: never below). n: the number of
+    independent keys of a matrix.
     """
     verdicts = []
     for model, part in frame.dropna(subset="held").groupby("model", sort=False):
@@ -171,7 +172,7 @@ def _titles(methods: Sequence[str]) -> str:
 
 def _say_norm(verdict: Verdict) -> str:
     each = [f"{title(m)} {metric('norm_ratio').brief(value)} ({NORMS[m]})" for m, value in verdict.values.items()]
-    return f"Largest norm ratio (in the paper, after 10,000 edits): {listed(each)}."
+    return f"Largest norm ratio (in brackets: the paper's after 10,000 edits): {listed(each)}."
 
 
 def _say_overfitting(verdict: Verdict) -> str:
@@ -191,7 +192,7 @@ def _say_order(verdict: Verdict) -> str:
     here = sorted(verdict.values, key=lambda m: -verdict.values[m])
     there = sorted(verdict.values, key=lambda m: -S_GPT2_XL[m])
     if here == there:
-        return f"The order by S is the paper's on GPT2-XL: {', '.join(map(title, here))}."
+        return f"The order by S is that of the paper on GPT2-XL: {', '.join(map(title, here))}."
     pairs = [(a, b) for i, a in enumerate(here) for b in here[i + 1 :]]
     same = sum(S_GPT2_XL[a] > S_GPT2_XL[b] for a, b in pairs)
     return (
@@ -202,14 +203,14 @@ def _say_order(verdict: Verdict) -> str:
 
 def _say_collapsed(verdict: Verdict) -> str:
     each = [f"{title(m)} ({runs['runs']} of {runs['of']} runs)" for m, runs in verdict.values.items()]
-    return f"An update was not finite, and the run ended there, with {listed(each)}."
+    return f"Runs ended early with an update that was not finite: {listed(each)}."
 
 
 def _say_end(verdict: Verdict) -> str:
     kept, score = verdict.values["unedited_kept"], verdict.values["S"]
     most, least = ends_of(kept)
     head = f"After {verdict.n:,} edits {_titles(most)} {'has' if len(most) == 1 else 'have'} kept"
-    tail = f"the highest score S is that of {_titles(ends_of(score)[0])} ({percent(max(score.values()))})."
+    tail = f"{_titles(ends_of(score)[0])} reached the highest score S ({percent(max(score.values()))})."
     if not least:
         return f"{head} about as much of what was not edited ({percent(max(kept.values()))}); {tail}"
     return (
@@ -230,7 +231,7 @@ def _say_parts(verdict: Verdict) -> str:
         return f"{head}."
     far = {m: f"{-way:.0%} the other way" if way < -0.005 else f"{max(way, 0):.0%}" for m, way in ways.items()}
     most = max(ways, key=lambda m: ways[m])
-    tail = f"{PARTS[most]} alone goes furthest" if ways[most] > 0 else "none of them alone goes that way"
+    tail = f"{PARTS[most]} alone goes furthest" if ways[most] > 0 else "none alone goes in that direction"
     each = [f"{PARTS[m]} {far[m]} ({shown[m]})" for m in ways]
     return f"{head}. Each part, added to MEMIT alone, goes this share of the way: {listed(each)}; {tail}."
 
@@ -238,7 +239,7 @@ def _say_parts(verdict: Verdict) -> str:
 def _say_time(verdict: Verdict) -> str:
     memit, encore = verdict.values["memit"], verdict.values["encore"]
     if abs(encore / memit - 1) < 0.02:
-        return f"An edit takes {encore:.3f} s with ENCORE and as long with MEMIT ({memit:.3f} s)."
+        return f"An edit takes {encore:.3f} s with ENCORE and about as long with MEMIT ({memit:.3f} s)."
     than = f"{percent(1 - encore / memit)} less" if encore < memit else f"{percent(encore / memit - 1)} more"
     return f"An edit takes {encore:.3f} s with ENCORE, {than} than with MEMIT ({memit:.3f} s)."
 
@@ -253,8 +254,8 @@ def _say_capacity(verdict: Verdict) -> str:
         else:
             each.append(f"{title(method)} up to {reached['load']:.2g} (then {reached['then']:.0%})")
     return (
-        f"On {verdict.about}, whose edited matrices take {verdict.n:,} independent keys, {verdict.values['share']:.0%} of "
-        f"the edits are recalled, by load (edits / d_mlp): {listed(each)}."
+        f"On {verdict.about}, whose edited matrices have room for {verdict.n:,} independent keys, "
+        f"{verdict.values['share']:.0%} of the edits are recalled, by load (edits / d_mlp): {listed(each)}."
     )
 
 
@@ -286,4 +287,4 @@ SENTENCES: Mapping[str, Callable[[Verdict], str]] = {
     "unknown": _say_unknown,
     "pairs": _say_pairs,
 }
-"""How each kind of verdict is worded."""
+"""How to word each kind of verdict."""

@@ -1,4 +1,4 @@
-"""Runs side by side: a table of what each came to, and on how many facts one method is right where another is not."""
+"""Comparing runs: a table of their measures, and on how many facts one method is right where another is not."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -17,9 +17,9 @@ MEASURES = (
     "ES", "PS", "NS", "S", "at_edit_ES", "at_edit_PS", "at_edit_NS", "at_edit_S", "efficacy_accuracy", "p_edited",
     "unedited_kept", "same_subject_kept", "downstream_kept", "perplexity_ratio", "norm_ratio", "seconds_per_edit",
 )  # fmt: skip
-"""What a run is compared by, in the order of the table."""
+"""The measures compared, in the order of the table."""
 _SHARES = ("share_a", "share_b", "p_value")  # of McNemar's test; the rest are counts
-# Before any edit the same model gives the same answers, up to the rounding of another machine.
+# Before any edit the same model gives the same answers, up to rounding on another machine.
 _BEFORE, _ROUNDING = ("p_natural", "perplexity", "downstream_f1"), 1e-3
 
 
@@ -28,19 +28,17 @@ def compare(runs: Sequence[Run], at: int | None = None) -> pd.DataFrame:
 
     Args:
         runs: from `ketools.runs.records.gather`.
-        at: a number of edits at which all of them were measured; None: the last such. A run that ended early, in an update
-            that is not finite, is taken at its end if that came before; if it ended in its first batch, without
-            measures.
+        at: a number of edits at which all runs were measured; None: the last such number. A run that ended earlier with a
+            non-finite update is taken at its end; if it ended in its first batch, it has no measures.
 
     Returns:
-        run, model, method (the label that sets it apart), seed, edits (`at`), load (edits / d_mlp; NaN where the record does
-        not say how wide the model is), complete (these are all edits asked for),
-        collapsed (the run ended early, in an update that is not finite), processor ("" where the record does not say), then
-        MEASURES, NaN where a run has not recorded one; at_edit_S is the harmonic mean of the means.
+        run, model, method (the group's label), seed, edits (`at`), load (edits / d_mlp; NaN if the record lacks d_mlp),
+        complete (these are all edits asked for), collapsed (the run ended early with a non-finite update), processor ("" if
+        unknown), then MEASURES, NaN where not recorded; at_edit_S is the harmonic mean of the means.
 
     Raises:
-        KetoolsError: no runs, runs that cannot be compared (other facts, another panel; it says which and why), or
-            without a checkpoint in common.
+        KetoolsError: no runs, runs that cannot be compared (other facts or another panel; it says which and why), or no
+            checkpoint in common.
     """
     if not runs:
         raise KetoolsError("no runs to compare; give at least one folder of a run")
@@ -49,13 +47,13 @@ def compare(runs: Sequence[Run], at: int | None = None) -> pd.DataFrame:
     rows = []
     for group in arrange(runs):
         for run in group.runs:
-            here = min(point, run.edits)  # less than all only where the run ended early
+            here = min(point, run.edits)  # smaller only if the run ended early
             head = {"run": run.name, "model": group.model, "method": group.label, "seed": run.seed, "edits": here}
             head |= {"load": here / run.d_mlp}
             ended = {"complete": run.complete and run.edits == here, "collapsed": run.collapsed}
             made = {"processor": str(run.about.get("processor") or "")}
             measures = dict.fromkeys((*MEASURES, "seconds_per_edit"), np.nan)
-            if here:  # else the unedited model, which is no end state: "kept 100%" beside methods that did edit
+            if here:  # "kept 100%" of an unedited model would mislead beside methods that edited
                 points, batches = run.record.checkpoints, run.record.batches
                 row = points[points["edits"] <= here].iloc[-1]
                 measures |= {name: float(row[name]) for name in MEASURES if name in row}
@@ -69,10 +67,10 @@ def compare(runs: Sequence[Run], at: int | None = None) -> pd.DataFrame:
 
 
 def comparable(runs: Sequence[Run]) -> None:
-    """Raises KetoolsError, saying which two runs and why, if runs are not of the same facts and the same panel.
+    """Raise KetoolsError, naming two runs and the reason, if the runs differ in their facts or panel.
 
-    Runs of one seed have to edit the same facts; runs of other seeds as many, and facts of the same relations. All have
-    to measure the rest of the model with equally many facts and items, and models of one name have to answer the same before any edit.
+    Runs of one seed must edit the same facts; runs of different seeds equally many, with relations in common. All must
+    measure the rest of the model with equally many facts and items, and equal models must answer the same before any edit.
     """
     for one, two in combinations(runs, 2):
         if why := _difference(one, two):
@@ -100,7 +98,7 @@ def _difference(one: Run, two: Run) -> str | None:
     first, second = (run.record.checkpoints for run in (one, two))
     if (one.model, one.fingerprint) != (two.model, two.fingerprint) or first.empty or second.empty:
         return None
-    # The same unedited model: did it answer the same? Its facts differ by seed, its tasks and texts do not.
+    # Did the same unedited model answer the same? Facts differ by seed, tasks and texts do not.
     tasks = [sorted(name.removeprefix("f1_") for name in frame if name.startswith("f1_")) for frame in (first, second)]
     if tasks[0] != tasks[1]:
         return f"they ask other tasks ({'; '.join(', '.join(some) or 'none' for some in tasks)})"
@@ -116,13 +114,13 @@ def paired_tests(groups: Sequence[Group]) -> pd.DataFrame:
     """McNemar's exact test between the methods on the efficacy at the end, fact by fact, for each model and seed.
 
     Args:
-        groups: from `ketools.runs.records.arrange`; the caller checks that they can be compared (`comparable`).
+        groups: from `ketools.runs.records.arrange`; the caller checks that they are `comparable`.
 
     Returns:
         A row per model, seed and pair of methods whose runs are complete: model, seed, a, b, the columns of
         `ketools.evaluation.forgetting.mcnemar`, and p_adjusted (Benjamini and Hochberg over all rows: the share of false
-        findings among those below a bound is at most that bound). Empty where no two runs have the column. The facts of
-        one run share one model: the test speaks of these runs, seeds show how far it generalises.
+        findings among those below a bound is at most that bound). Empty if no two runs have the column. All facts of a run
+        share one model, so the test is about these runs; seeds show how far it generalises.
     """
     held = [(group, run) for group in groups for run in group.runs if "end_efficacy_success" in run.record.facts]
     rows = []
@@ -139,9 +137,9 @@ def by_method(table: pd.DataFrame) -> pd.DataFrame:
     """The table of `compare` over seeds.
 
     Returns:
-        A row per model and method: model, method, seeds (how many), seed_list ("0, 1, 2"), edits, load, complete (of all),
-        collapsed (how many), processor ("" where seeds differ), and for each of MEASURES its mean, NAME_min and NAME_max
-        over seeds; NaN are left out, and where some are, NAME_seeds says of how many seeds the three are.
+        A row per model and method: model, method, seeds (how many), seed_list ("0, 1 and 2"), edits, load, complete (all are),
+        collapsed (how many), processor ("" if seeds differ), and for each of MEASURES its mean, NAME_min and NAME_max over
+        seeds. NaN are left out; NAME_seeds then says how many seeds remain.
     """
     rows = []
     for (model, method), part in table.groupby(["model", "method"], sort=False):
@@ -163,7 +161,7 @@ def by_method(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _common(runs: Sequence[Run], at: int | None) -> int:
-    """The number of edits at which all runs were measured, except those that ended early before it."""
+    """The number of edits at which all runs were measured, apart from runs that ended before it."""
     going = [run for run in runs if not run.collapsed] or [max(runs, key=lambda run: run.edits)]
     if not any(run.edits or not run.collapsed for run in runs):
         return 0  # all of them ended in their first batch

@@ -1,6 +1,6 @@
-"""What a run is asked to do, as data: a TOML file or options of the command line, checked before any work.
+"""The config of a run: a TOML file or command-line options, checked before any work.
 
-Also the facts that it may draw from (`settled`) and methods by name ("memit+mpes", `composed`).
+Also the facts without contradictions (`settled`) and methods by name ("memit+mpes", `composed`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _KINDS = {int: "a whole number", bool: "true or false", str: "a text", dict: "a 
 
 
 class Settled(FactSet):
-    """Facts without contradictions; `left_out`: how many of those given were left out."""
+    """Facts without contradictions; `left_out`: how many were left out."""
 
     __slots__ = ("left_out",)
 
@@ -39,11 +39,11 @@ class Settled(FactSet):
 def settled(facts: FactSet, policy: str = POLICIES[0]) -> FactSet:
     """`facts` without contradictions (FactSet.conflicts), in their order.
 
-    "last wins": of facts that ask for different objects of one thing (subject and relation, or prompt) those with another
-    object than the last one's are left out, with a warning, and the set says how many; "refuse": there may be none.
+    Facts contradict each other if they give one subject and relation, or one prompt, different objects. "last wins": those
+    that contradict the last such fact are left out, with a warning, and the set says how many; "refuse": they are an error.
 
     Raises:
-        KetoolsError: a contradiction with "refuse" (the first ones are named), or an unknown policy.
+        KetoolsError: contradictions with "refuse" (the first are named), or an unknown policy.
     """
     if policy not in POLICIES:
         raise KetoolsError(f"conflicts={policy!r}: expected one of {', '.join(map(repr, POLICIES))}")
@@ -53,21 +53,21 @@ def settled(facts: FactSet, policy: str = POLICIES[0]) -> FactSet:
     if policy == "refuse":
         pairs = [f"{clash.first.id!r} and {clash.second.id!r}" for clash in clashes]
         raise KetoolsError(
-            f"{len(clashes)} facts contradict earlier ones: {named(pairs, 3)} ({clashes[0]}); take them out, or let the last "
+            f"{len(clashes)} facts contradict earlier ones: {named(pairs, 3)} ({clashes[0]}); remove them, or let the last "
             'one win (conflicts = "last wins")'
         )
-    objects: dict[tuple[str, ...], str] = {}  # of each thing, the object that its last fact asks for
+    objects: dict[tuple[str, ...], str] = {}  # key: prompt, or subject and relation; value: the object of its last fact
     kept: list[Fact] = []
-    gone: list[tuple[Fact, str]] = []  # with the object that stays
+    gone: list[tuple[Fact, str]] = []  # (fact, the object that stays)
     for fact in reversed(facts):
-        things: list[tuple[str, ...]] = [(fact.text.lower(),)]
+        keys: list[tuple[str, ...]] = [(fact.text.lower(),)]
         if fact.relation != UNKNOWN:
-            things.append((fact.subject.lower(), fact.relation))
-        if others := [o for thing in things if (o := objects.get(thing, fact.target_new)) != fact.target_new]:
+            keys.append((fact.subject.lower(), fact.relation))
+        if others := [o for key in keys if (o := objects.get(key, fact.target_new)) != fact.target_new]:
             gone.append((fact, others[0]))
         else:
             kept.append(fact)
-            objects |= dict.fromkeys(things, fact.target_new)
+            objects |= dict.fromkeys(keys, fact.target_new)
     first, stays = gone[-1]
     warnings.warn(
         f"{len(gone):,} facts contradict later ones and are left out (the last one wins), first of them {first.id!r}: "
@@ -81,13 +81,16 @@ def settled(facts: FactSet, policy: str = POLICIES[0]) -> FactSet:
 class RunConfig:
     """A run of `ketools run`. Every field is a key of the TOML file; relative paths start from the current folder.
 
-    model: a pocket model, the folder of a model, or an id of the hub; facts: "world", "real", a data set or a file (None:
-    "world" for a model that knows it, else "real"); tasks: "world", a file of items, or names of lm-eval's tasks with
-    commas; text: for perplexity, "world" or a file (None of either: `ketools.runs.panel.asked_of`); method: "encore", or a method with what is added to it, "memit+mpes" (`composed`); edits, batch, seed, checkpoint_every,
-    consolidate_every, conflicts: as in `ketools.runs.run.lifelong`; out: the run's folder; statistics: file of the
-    covariance, or several as in PATH (None: the model's own); chat: ask in the form of the tokenizer's chat template;
-    device, dtype: of the model; replicas: copies of it over which Ray spreads the target optimisation; settings: of the method (a table, [settings]);
-    measures: what checkpoints measure and how much of it (a table, [measures]: `ketools.runs.panel.Sizes`).
+    model: a pocket model, a model folder, or a Hugging Face id.
+    facts: "world", "real", a data set or a file (None: "world" for a model that knows it, else "real").
+    tasks: "world", a file of items, or names of lm-eval tasks, separated by commas; text, for perplexity: "world" or a file
+        (None of either: `ketools.runs.panel.asked_of`).
+    method: "encore", or a method with additions, "memit+mpes" (`composed`); settings: of the method (a table, [settings]).
+    edits, batch, seed, checkpoint_every, consolidate_every, conflicts: as in `ketools.runs.run.lifelong`.
+    out: the run's folder; statistics: file of the covariance, or several, separated as in PATH (None: the model's own).
+    chat: put prompts into the tokenizer's chat template; device, dtype: of the model; replicas: copies of the model over
+        which Ray spreads the target optimisation.
+    measures: what checkpoints measure, and how much of it (a table, [measures]: `ketools.runs.panel.Sizes`).
     """
 
     model: str = "pocket"
@@ -123,8 +126,8 @@ class RunConfig:
 
     @classmethod
     def made(cls, content: Mapping[str, Any]) -> RunConfig:
-        """The config with these keys. Raises KetoolsError for an unknown key (with the likely intended one), a value of
-        the wrong type, and a value that is not possible.
+        """The config with these keys. Raises KetoolsError for an unknown key (with the likely intended one) and for a value
+        that has the wrong type or is impossible.
         """
         known_keys(content, [each.name for each in fields(cls)], "key")
         for each in fields(cls):
@@ -133,7 +136,7 @@ class RunConfig:
             if value is not None and (not isinstance(value, wanted) or isinstance(value, bool) != (wanted is bool)):
                 raise KetoolsError(f"{each.name} = {value!r}: expected {_KINDS[wanted]}")
             if isinstance(value, str) and "\0" in value:
-                raise KetoolsError(f"{each.name} = {value!r}: a null byte is in no name")
+                raise KetoolsError(f"{each.name} = {value!r}: a name cannot hold a null byte")
         made = cls(**{name: value for name, value in content.items() if value is not None})
         for name in _WHOLE:
             if getattr(made, name) < 1:
@@ -146,7 +149,7 @@ class RunConfig:
         composed(made.method)
         known_keys(made.settings, [each.name for each in fields(Hyper)], "setting")
         for name, value in made.settings.items():
-            check_value(name, tuple(value) if isinstance(value, list) else value)  # lists as the editor takes them
+            check_value(name, tuple(value) if isinstance(value, list) else value)  # the editor takes tuples
         known_keys(made.measures, [each.name for each in fields(Sizes)], "measure")
         for name, value in made.measures.items():
             switch = isinstance(getattr(Sizes, name), bool)
@@ -157,7 +160,7 @@ class RunConfig:
         return made
 
     def changed(self, **options: Any) -> RunConfig:  # noqa: ANN401 - of any type, which `made` checks
-        """The config with options that were given (not None) in the place of its own; tables are joined."""
+        """The config with the given options (not None) in place of its own; tables are merged."""
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         for name in ("settings", "measures"):
             given[name] = {**getattr(self, name), **given.get(name, {})}
@@ -169,7 +172,7 @@ class RunConfig:
         return self.facts or ("world" if knows_world(self.model) else "real")
 
     def as_dict(self) -> dict[str, Any]:
-        """As it is kept in run.json: `made` gives the same config, and paths are whole, to resume from any folder."""
+        """As kept in run.json: `made` gives the same config; paths are absolute, so that a run resumes from any folder."""
         content = {name: value for name, value in asdict(self).items() if value is not None}
         names = {"model": model_names(), "facts": ["world", "real"], "tasks": [], "text": ["world"], "statistics": []}
         for name, known in names.items():
@@ -194,13 +197,13 @@ def known_keys(content: Mapping[str, Any], known: list[str], what: str) -> None:
 
 
 def composed(name: str) -> Method:
-    """The method of a name such as "encore", or "memit+mpes": a method, and what is changed in it.
+    """The method of a name such as "encore" or "memit+mpes": a method and what is changed in it.
 
-    mpes: the target optimisation stops early (MPES); past: keys of earlier edits are protected; norm: lambda_n I; prune, rect, sphere, nas:
-    post-processing. `ketools.runs.records.variant` is the way back.
+    mpes: the target optimisation stops early (MPES); past: keys of earlier edits are protected; norm: lambda_n I; prune,
+    rect, sphere, nas: post-processing. `ketools.runs.records.variant` is the inverse.
 
     Raises:
-        KetoolsError: an unknown method or part, or a part that the method has no place for.
+        KetoolsError: an unknown method or part, or a part that does not fit the method.
     """
     base, *parts = (part.strip() for part in name.split("+"))
     made, posts = named_method(base), {"prune": Prune, "rect": Rect, "sphere": Sphere, "nas": Nas}

@@ -1,4 +1,4 @@
-"""`ketools demo`: several methods on the same facts, each from the same unedited weights, what they came to in a table and in words."""
+"""`ketools demo`: several methods on the same facts, each from the same unedited weights; the results as a table and in words."""
 
 import math
 import time
@@ -26,11 +26,11 @@ from ketools.runs.sweep import sweep
 
 METHODS = ("memit", "alphaedit", "encore")
 REAL_SIZES = Sizes(unedited=200, same_subject=100, documents=20, neighbours_end=1)
-"""What a demo measures on a real language model: three methods in minutes on two cores."""
+"""What a demo measures on a real language model, so that three methods take minutes on two cores."""
 Report = Callable[[Mapping[str, RunRecord], Path], object]
-"""Draws records (method -> record) into a file; the page lies in a folder above this one, so the caller brings it."""
+"""Draws records (method -> record) into a file. The caller passes it in, since ketools.report lies above this folder."""
 Look = Callable[[EditableModel, FactSet, Sequence[Method], bool], object]
-"""Looks at model, facts, methods and whether statistics exist before anything is written; raises to stop the job."""
+"""Inspects model, facts, methods and whether statistics exist before anything is written; raises to stop the job."""
 
 
 class _Demo(BaseModel):
@@ -59,24 +59,24 @@ def demo(
 ) -> dict[str, Any]:
     """Run the methods one after another on the same facts; write demo.json and, with `report`, report.html into `out`.
 
-    A job that was stopped resumes when called again with the same arguments. A finished one (demo.json is there) is done
-    again; `again` also throws away an unfinished one.
+    A stopped job resumes when called again with the same arguments. A finished one (demo.json exists) starts over; with
+    `again`, an unfinished one too.
 
     Args:
         methods: names ("memit", "alphaedit", "encore", ...).
-        model: name, path, or a loaded, unedited model; it comes back bit for bit as it was.
-        edits, batch, checkpoint_every, seed: as in `ketools.runs.run.lifelong`; edits None: 1,000, and 100 with the smaller
+        model: name, path, or a loaded, unedited model, which is restored bit for bit.
+        edits, batch, checkpoint_every, seed: as in `ketools.runs.run.lifelong`; edits None: 1,000, or 100 and the smaller
             `REAL_SIZES` on a model that does not know the built-in world.
         out: folder for demo.json, report.html and a folder per method.
         facts: "world", "real", a file, or a FactSet; None: "world" for a model that knows it, else "real".
         statistics: covariances of the keys; None: those stored with the model.
         sizes, tasks, texts: as in `ketools.runs.panel.Panel.take`.
-        progress: show progress bars; report: writes report.html (`ketools.report.page.write_report`); None: there is none.
-        look: called once before a new job (the command line's preflight); None: no look.
+        progress: show progress bars; report: writes report.html (`ketools.report.page.write_report`); None: no report.
+        look: called once before a new job (the command line's preflight).
 
     Returns:
         {"methods": {name: `figures`}, "sentences": [3], "provenance": {...}, "records": {name: RunRecord}}; demo.json holds
-        the same without the records. Ratios are fractions, measured at the end.
+        all but the records. Ratios are fractions, measured at the end.
 
     Raises:
         KetoolsError: unknown method or model, fewer facts than edits, unwritable folder.
@@ -95,9 +95,9 @@ def demo(
     given, statistics, out = statistics is not None, statistics or load_statistics(loaded), Path(out)
     done, begun = (out / "demo.json").is_file(), [name for name in chosen if Store(out / name).exists()]
     if done:
-        read_json(out / "demo.json", _Demo, "the figures of a demo, which would be written here")
+        read_json(out / "demo.json", _Demo, "the figures of a demo, which this one would overwrite")
     elif (out / "report.html").exists() and not begun:
-        raise KetoolsError(f"{out / 'report.html'} is there, but no demo (demo.json is missing); give another folder")
+        raise KetoolsError(f"{out / 'report.html'} exists without a demo (demo.json is missing); give another folder")
     if look is not None and (again or done or not begun):  # a stopped job passed its checks when it began
         look(loaded, todo, tuple(chosen.values()), given)
     store, new = Store(out), not out.exists()
@@ -108,7 +108,7 @@ def demo(
             out.rmdir()
     start = time.perf_counter()
     panel = Panel.take(loaded, known, todo, sizes=sizes, seed=seed, tasks=tasks, texts=texts)
-    with store.writing():  # only now: a mistyped model or task must not cost an earlier run
+    with store.writing():  # only now, so that a mistyped model or task does not cost an earlier run
         for name in begun if done or again else ():
             Store(out / name).clear()
         (out / "demo.json").unlink(missing_ok=True)
@@ -132,13 +132,12 @@ def demo(
 
 
 def figures(record: RunRecord) -> dict[str, Any]:
-    """The state at the end of a run, as demo.json and the grid hold it.
+    """The final measures of a run, as demo.json and the grid hold them; the glossary's table "demo" explains each.
 
-    What each is says the glossary's table "demo". NaN where nothing was measured: all but p_natural of a run that ended in
-    its first batch, whose weights are the unedited ones.
+    NaN where nothing was measured. A run that ended in its first batch, with unedited weights, has only p_natural.
     """
     last, facts, n = record.checkpoints.iloc[-1], record.facts, len(record.facts)
-    if not n:  # "kept 100%" of a model without an edit would stand beside those of methods that edited
+    if not n:  # "kept 100%" of an unedited model would mislead beside methods that edited
         last = last.reindex(["p_natural"])
     norms = record.norms[record.norms["edited"]]
     end = norms[norms["edits"] == norms["edits"].max()]
@@ -152,7 +151,7 @@ def figures(record: RunRecord) -> dict[str, Any]:
         "efficacy": "ES", "paraphrase": "PS", "neighbourhood": "NS", "score": "S", "efficacy_at_edit": "at_edit_ES",
         "paraphrase_at_edit": "at_edit_PS", "neighbourhood_at_edit": "at_edit_NS",
     }  # fmt: skip
-    # The table of batches has no columns where the run ended in the first.
+    # The table of batches has no columns if the run ended in the first.
     seconds, cpu, scoring = (
         float(record.batches.get(name, pd.Series(dtype=float)).sum(min_count=name == "seconds_cpu"))
         for name in ("seconds", "seconds_cpu", "seconds_scoring")
@@ -172,9 +171,9 @@ def figures(record: RunRecord) -> dict[str, Any]:
 
 
 def sentences(methods: Mapping[str, Mapping[str, Any]], edits: int) -> list[str]:
-    """Three sentences about `figures` of methods ({name: figures}) after `edits` edits: the norm, the model, the edits.
+    """Three sentences about the `figures` of methods ({name: figures}) after `edits` edits: the norm, the model, the edits.
 
-    Each is true of these figures whatever they are; nothing is assumed about which method wins.
+    They follow the figures and assume nothing about which method wins.
     """
     done = {title(name): end for name, end in methods.items() if end["edits"]}
     if not done:

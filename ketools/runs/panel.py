@@ -1,6 +1,6 @@
-"""What a run measures: every batch right after it, and at checkpoints all edits so far and what they should not change.
+"""What a run measures: each batch right after its edit and, at checkpoints, all edits so far and what they should not change.
 
-The panel is the second part: facts, tasks and texts that are drawn and asked before the first edit.
+The panel is what they should not change: facts, tasks and texts that are drawn and measured before the first edit.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from ketools.norms.residual import contributions, text_sample
 from ketools.norms.weights import frobenius, norms, spectra
 
 BEFORE = 200
-"""Facts of a sequence that are scored before its first edit, at most."""
-_WRITTEN, _TOP_K = 100, 5  # tokens of a text for generation entropy, and of how many each is drawn: ROME's
+"""At most this many facts of a sequence are scored before its first edit."""
+_WRITTEN, _TOP_K = 100, 5  # for generation entropy, as in ROME: tokens of a text, and the top k each is drawn from
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured at each checkpoint; the defaults cost a pocket model a few seconds on two cores.
+    """How much is measured at each checkpoint; the defaults cost the pocket model a few seconds on two cores.
 
     unedited, same_subject: facts drawn; per_task: items of each downstream task; documents: of held-out text;
     neighbours: neighbours scored per fact at edit time and at checkpoints before the last; neighbours_end: at the
     last one (None: all); openings: past edits whose first opening for free text is continued, for generation entropy;
-    past_edits: score all edits so far at checkpoints before the last (the last one always does);
-    spectra: singular values of the edited matrices; residual_tokens: tokens of the documents at which the sublayers'
-    shares in the residual stream are read. 0, or False, leaves a measure out.
+    past_edits: score all edits so far also at checkpoints before the last; spectra: singular values of the edited
+    matrices; residual_tokens: tokens of the documents at which the sublayers' shares in the residual stream are
+    measured. 0 or False leaves a measure out.
 
     Raises KetoolsError for a negative number.
     """
@@ -65,13 +65,13 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Panel:
-    """Facts, items and texts, with the unedited model's results on them.
+    """Facts, tasks and texts, with the unedited model's results on them.
 
-    unedited: facts of subjects that are never edited, answered right before the first edit.
-    same_subject: other facts of edited subjects, answered right before the first edit.
-    natural: P(target_true) of the unedited facts, before; p_natural: its mean.
-    asked: how many of each were asked before the first edit, right or not; {} in runs of earlier versions.
-    norms: Frobenius norm of each MLP output matrix, before.
+    unedited: facts about subjects that are never edited, answered correctly by the unedited model.
+    same_subject: other facts about edited subjects, answered correctly by the unedited model.
+    natural: P(target_true) of the unedited facts in the unedited model; p_natural: its mean.
+    asked: how many of each the unedited model was asked, right or not; {} in runs of earlier versions.
+    norms: Frobenius norm of each MLP output matrix before the first edit.
     """
 
     unedited: tuple[Fact, ...]
@@ -103,13 +103,13 @@ class Panel:
 
         Args:
             model: the unedited model.
-            facts: all facts known of the world.
+            facts: all facts to draw from.
             edited: the facts that will be edited.
             sizes: how much of each; seed: of the draws.
-            tasks: downstream items, or names of lm-eval's tasks; None: `asked_of`; an empty table: none.
-            texts: documents for perplexity; None: `asked_of`; empty: none.
+            tasks: downstream items, or names of lm-eval tasks; None: those of `asked_of`; an empty table: none.
+            texts: documents for perplexity; None: those of `asked_of`; empty: none.
 
-        Every measure of a checkpoint is taken once here, so that one that cannot be taken is found before the first edit.
+        Tasks and texts are measured here as at a checkpoint, so whatever cannot be measured fails before the first edit.
         """
         sizes = sizes or Sizes()
         pairs = {(_subject(fact), fact.relation) for fact in edited}
@@ -148,7 +148,7 @@ class Panel:
         return float(np.mean(self.natural)) if self.natural else math.nan
 
     def kept(self) -> dict[str, Any]:
-        """What `again` needs, as JSON can hold it."""
+        """What `again` needs, as plain values for JSON."""
         ids = {name: [fact.id for fact in getattr(self, name)] for name in ("unedited", "same_subject")}
         numbers = {name: getattr(self, name) for name in ("unedited_right", "natural", "f1", "perplexity")}
         return ids | numbers | {"norms": {str(i): norm for i, norm in self.norms.items()}, "asked": dict(self.asked)}
@@ -164,15 +164,15 @@ class Panel:
         tasks: pd.DataFrame | tuple[str, ...] | None = None,
         texts: Sequence[str] | None = None,
     ) -> Panel:
-        """The panel that `kept` is of, without measuring anything again; the others are the arguments of `take`.
+        """The panel from its `kept()`, without measuring anything; the other arguments are those of `take`.
 
-        Raises KetoolsError if `facts` lack one of its facts.
+        Raises KetoolsError if `facts` lack one of the panel's facts.
         """
         by_id = {fact.id: fact for fact in facts}
         if lost := [i for name in ("unedited", "same_subject") for i in kept[name] if i not in by_id]:
             raise KetoolsError(
-                f"the run compares with {len(lost)} facts that are not among these, the first of them {lost[0]!r}: the facts "
-                "were changed since it began; give those that it began with"
+                f"{len(lost)} facts of the run's panel are missing, first {lost[0]!r}: the facts were changed since it began; "
+                "give those that it began with"
             )
         tasks, texts = asked_of(model, sizes, tasks, texts)
         same: dict[str, Any] = {name: tuple(by_id[i] for i in kept[name]) for name in ("unedited", "same_subject")}
@@ -187,7 +187,7 @@ class Panel:
     def norm_rows(
         self, model: EditableModel, layers: Collection[int], batch: int, edits: int, edit: Edit | None = None
     ) -> pd.DataFrame:
-        """`RunRecord.norms` after a batch (0: before the first) whose update is `edit`: the norms of all MLP output matrices."""
+        """Rows of `RunRecord.norms`, for all MLP output matrices, after a batch (0: before the first) whose update is `edit`."""
         update = edit.record["update_norm"] if edit is not None else {}
         frame = frobenius(model, self.norms, edited=layers)
         frame["update_norm"] = [float(update.get(layer, np.nan)) for layer in frame["layer"]]
@@ -196,12 +196,12 @@ class Panel:
     def batch_rows(
         self, model: EditableModel, facts: FactSet, edit: Edit, *, batch: int, edits: int, seconds: float, cpu: float
     ) -> dict[str, pd.DataFrame]:
-        """What a batch leaves in the record: its row of `RunRecord.batches`, a row of `facts` per fact, and its `norms`.
+        """The rows of a batch: one of `RunRecord.batches`, one of `facts` per fact, and its `norms`.
 
         Args:
             model: the model right after the batch; facts: the batch's; edit: its update.
-            batch: its number; edits: how many facts are edited by now; seconds: that editing took; cpu: seconds of the
-                processor, of all threads.
+            batch: its number; edits: how many facts are edited so far; seconds: wall time of the editing; cpu: processor
+                time of the editing, over all threads.
         """
         start = time.perf_counter()
         scores = evaluate(model, facts, neighbours=self.sizes.neighbours)
@@ -239,16 +239,16 @@ class Panel:
         at_edit: pd.DataFrame,
         todo: FactSet | None = None,
     ) -> dict[str, pd.DataFrame]:
-        """Everything that is measured at a checkpoint.
+        """Measure everything that belongs to a checkpoint.
 
         Args:
             model: the model now; past: the facts edited so far; layers: the edited layers.
-            batch: the number of batches so far; last: the sequence ends here.
+            batch: how many batches are done; last: the sequence ends here.
             at_edit: `RunRecord.facts` of the past facts.
             todo: all facts of the sequence; before the first edit the first `BEFORE` of them are scored (columns before_*).
 
         Returns:
-            "checkpoints" (one row), "spectra", "residual"; at the end "ends", the scores of all facts as columns end_*.
+            "checkpoints" (one row), "spectra", "residual"; at the last one "ends", the scores of all facts as columns end_*.
         """
         start, tables = time.perf_counter(), {}
         row: dict[str, Any] = {"edits": len(past), "load": len(past) / model.anatomy.d_mlp, "batch": batch}
@@ -260,7 +260,7 @@ class Panel:
             row |= {f"at_edit_{SHORT[kind]}": float(at_edit[f"at_edit_{kind}_success"].mean()) for kind in SHORT}
             if last:
                 tables["ends"] = scores.drop(columns=["id", "relation", "subject"]).add_prefix("end_")
-            # Share of the edited probabilities above the 95% quantile of natural ones; .05 where the two are alike.
+            # Share of edited probabilities above the 95% quantile of natural ones; 0.05 if both have the same distribution.
             p_new = scores["p_new"].to_numpy(dtype=float)
             row["p_above_natural"] = (
                 float((p_new > np.quantile(self.natural, 0.95)).mean()) if self.natural and len(p_new) else math.nan
@@ -281,13 +281,13 @@ class Panel:
     def measure(
         self, model: EditableModel, past: Collection[Fact], p_edited: float, layers: Collection[int]
     ) -> dict[str, float]:
-        """The rest of the model, relative to the unedited one, in columns of the glossary's table "checkpoints".
+        """The rest of the model relative to the unedited one, in columns of the glossary's table "checkpoints".
 
         Args:
             model: the model now; past: the facts edited so far; p_edited: their mean P(target_new) on the edit prompts.
             layers: the edited layers.
 
-        NaN where there is nothing to measure. Before the first edit nothing is asked again.
+        NaN where there is nothing to measure. Without past facts the results from before the first edit are used.
         """
         beside = (math.nan, math.nan)
         if past:
@@ -320,12 +320,12 @@ class Panel:
         }
 
     def inside(self, model: EditableModel, layers: Collection[int]) -> tuple[dict[str, float], dict[str, pd.DataFrame]]:
-        """Spectra of the edited matrices and who writes the residual stream: a checkpoint's columns and tables.
+        """Spectra of the edited matrices and shares in the residual stream: a checkpoint's columns and tables.
 
         Columns: spectral_ratio (largest ||W||_2 / ||W_0||_2 of an edited matrix), effective_rank_ratio (smallest),
         residual_share and residual_projection (of the edited MLPs together, at the first `sizes.residual_tokens` tokens of
-        the panel's texts). NaN, with a warning, where nothing can be measured: a model that is not finite, or an
-        architecture without such a sum.
+        the panel's texts). NaN, with a warning, where they cannot be measured: a model that is not finite, or an
+        architecture whose residual stream is not such a sum.
         """
         row = dict.fromkeys(
             ("spectral_ratio", "effective_rank_ratio", "residual_share", "residual_projection"), math.nan
@@ -362,10 +362,10 @@ def asked_of(
     tasks: pd.DataFrame | tuple[str, ...] | None = None,
     texts: Sequence[str] | None = None,
 ) -> tuple[pd.DataFrame | tuple[str, ...], tuple[str, ...]]:
-    """The tasks and texts that a run asks the model: those given, else the model's own as far as `sizes` wants them.
+    """The tasks and texts of a run: those given, else the model's own if `sizes` asks for any.
 
-    A model that knows the fictional world has that world's; any other has no tasks, and as text what lies in its folder
-    as heldout.txt (ketools.models.smollm2): a model that never read about the world is not asked about it.
+    A model that knows the fictional world gets that world's. Any other model, which never read about it, gets no tasks, and
+    as text the file heldout.txt in its folder (ketools.models.smollm2), if there is one.
     """
     world = knows_world(model.path or model.known_as)
     if tasks is None:
@@ -378,7 +378,7 @@ def asked_of(
 
 
 def _subject(fact: Fact) -> str:
-    """Subjects are the same subject whatever their case."""
+    """The subject, compared without regard to case."""
     return fact.subject.lower()
 
 

@@ -1,6 +1,6 @@
-"""Ray, the one place that knows it: runs side by side, and the targets of one batch over copies of a model.
+"""Everything that uses Ray: parallel runs, and the targets of one batch spread over copies of a model.
 
-Ray is the extra `ray`. It is started on this machine and ends with the work, or is a cluster that is there already.
+Ray is the extra `ray`. It is started on this machine and stopped after the work, or is an existing cluster.
 """
 
 from __future__ import annotations
@@ -24,30 +24,29 @@ from ketools.errors import KetoolsError
 from ketools.facts.fact import Fact
 from ketools.models.model import load
 
-_LIVES = 3  # times that a worker which died is replaced
-_GRACE = 30.0  # seconds for workers to end their batch's files after Ctrl-C
-_STORE = 100 << 20  # bytes of Ray's own memory, the least that it takes: what is sent here is small
+_LIVES = 3  # times that a dead worker is replaced
+_GRACE = 30.0  # seconds for workers to finish writing their batch after Ctrl-C
+_STORE = 100 << 20  # bytes of Ray's object store, the least it accepts: little is sent
 
 
 @contextmanager
 def connected(address: str | None, cpus: int, gpus: float, workers: int) -> Iterator[Any]:
-    """Within the block Ray runs, on this machine for `workers` of so many `cpus` and `gpus`, or at `address`.
+    """Within the block Ray is available, on this machine for `workers` of `cpus` cores and `gpus` GPUs each, or at `address`.
 
     Raises KetoolsError: Ray is not installed, nothing answers at the address, or no machine there has the resources.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # report nothing to anybody
     try:
         ray = import_module("ray")
     except ImportError as error:
         raise KetoolsError(
             "several workers need Ray, which is not installed: pip install '.[ray]' in ketools' folder"
         ) from error
-    how: dict[str, Any] = {"address": address}
+    options: dict[str, Any] = {"address": address or "local"}
     if address is None:
-        how = {"num_cpus": cpus * workers, "include_dashboard": False, "object_store_memory": _STORE}
-        how |= {"address": "local"}
+        options |= {"num_cpus": cpus * workers, "include_dashboard": False, "object_store_memory": _STORE}
     try:
-        ray.init(**how, log_to_driver=False, logging_level="ERROR")
+        ray.init(**options, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise KetoolsError(
@@ -76,9 +75,9 @@ def run_all(
     gpus: float,
     limit: int | None = None,
 ) -> None:
-    """Call `work(*job)` for every job, at most `limit` at once; `ended` hears its name and its error (None: it has none).
+    """Call `work(*job)` for every job, at most `limit` at once, and `ended` with its name and error (None: no error).
 
-    A job whose worker died begins again on another one, three times at most.
+    A job whose worker died is repeated on another one, three times at most.
     """
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=_LIVES)(_told)
     waiting, running = list(jobs), dict[Any, str]()
@@ -102,7 +101,7 @@ def run_all(
 
 
 def _told(work: Callable[..., object], *job: Any) -> str | None:  # noqa: ANN401 - whatever the work takes
-    """None, or what was wrong: in one line, where Ray would give a traceback."""
+    """None, or the error in one line, where Ray would give a traceback."""
     try:
         work(*job)
     except KetoolsError as error:
@@ -111,7 +110,7 @@ def _told(work: Callable[..., object], *job: Any) -> str | None:  # noqa: ANN401
 
 
 class _Replica:
-    """A copy of the model in a process of its own."""
+    """A copy of the model in its own process."""
 
     def __init__(self, model: str, device: str | None, dtype: torch.dtype, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -125,7 +124,7 @@ class _Replica:
         hyper: Hyper,
         weights: Mapping[int, Tensor],
     ) -> Targets:
-        """Targets of `facts` on these weights of the edited layers."""
+        """Targets of `facts` with these weights in the edited layers."""
         self.model.edits.restore(weights)
         rows = checked_rows(self.model, facts, contexts)
         assert hyper.layers is not None
@@ -134,8 +133,8 @@ class _Replica:
 
 
 class Replicas:
-    """Copies of one model, over which the targets of a batch are spread. They are sent the edited matrices with every batch:
-    a copy that died is replaced and knows as much.
+    """Copies of one model that share the target optimisation of a batch. Every batch is sent with the edited matrices, so a
+    copy that died can be replaced.
     """
 
     def __init__(
@@ -153,19 +152,19 @@ class Replicas:
         self._ray, self._copies = ray, [actor.remote(model, device, dtype, cpus) for _ in range(count)]
 
     def targets(self, editor: Editor, facts: Sequence[Fact]) -> Targets:
-        """What `editor.targets(facts)` gives, to rounding."""
+        """`editor.targets(facts)`, up to rounding."""
         parts: list[list[int]] = [[] for _ in self._copies]
         groups: dict[str, list[int]] = {}
         for place, fact in enumerate(facts):  # facts of one subject may share a target
             groups.setdefault(fact.subject.lower(), []).append(place)
-        # Of like length together, as they are computed: dealt out in turn.
+        # Deal out in order of length, so that each copy gets similar work.
         for number, group in enumerate(sorted(groups.values(), key=lambda some: len(facts[some[0]].text))):
             parts[number % len(parts)] += group
-        asked = contexts_of(editor.prefixes), editor.method.stopping, editor.hyper
+        common = contexts_of(editor.prefixes), editor.method.stopping, editor.hyper
         bits = {layer: weight.cpu() for layer, weight in editor.model.edits.snapshot(editor.layers).items()}
         sent = self._ray.put(bits)
         jobs = [
-            copy.targets.remote([facts[i] for i in part], *asked, sent)
+            copy.targets.remote([facts[i] for i in part], *common, sent)
             for copy, part in zip(self._copies, parts, strict=True) if part
         ]  # fmt: skip
         try:
@@ -179,12 +178,12 @@ class Replicas:
 
 
 def check_replicas(method: Method, hyper: Hyper) -> None:
-    """Raise KetoolsError where the targets of a batch are not independent of each other, or there are none."""
+    """Raise KetoolsError if the targets of a batch depend on each other, or there are none."""
     why = None
     if not method.has_targets:
         why = "it has no target optimisation"
     elif getattr(method.update, "one_at_a_time", False):
-        why = "it edits one fact after another, each on the weights that the last one left"
+        why = "it edits one fact after another, each on the weights left by the last"
     elif hyper.same_subject == "apart":
         why = 'same_subject = "apart" edits facts of one subject one after another'
     if why is not None:

@@ -1,15 +1,15 @@
-"""What a model is made of, how facts read to it, what editing them will cost, and what is wrong: nothing is changed.
+"""A model's parts, how it tokenizes facts, what editing them will cost, and what is wrong. Nothing is changed.
 
-`problems` would be refused by an Editor; `warnings` would not, and may make an edit useless. Costs are orders of magnitude,
-enough to decide whether to start: all steps of the target optimisation are counted (early stopping takes fewer), and prompts
-that share a prefix are counted in full.
+An Editor refuses `problems`; it accepts `warnings`, which may make an edit useless. Costs are orders of magnitude, enough to
+decide whether to start: they count all steps of the target optimisation (early stopping takes fewer), and prompts that share
+a prefix in full.
 """
 
 import os
 import time
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -30,20 +30,20 @@ from ketools.models.model import EditableModel
 from ketools.models.scoring import target_logprobs
 from ketools.models.tokens import encode, in_chat
 
-_ROWS, _LENGTH = 4, 32  # of the trial pass
-_WIDTH = 512  # of the trial product
-_TOKENS_AT_ONCE = 1536  # that the target optimisation holds for the gradient (targets.py)
+_ROWS, _LENGTH = 4, 32  # of the timed forward pass
+_WIDTH = 512  # of the timed matrix product
+_TOKENS_AT_ONCE = 1536  # tokens held for the gradient by the target optimisation (targets.py)
 _GIB = 2.0**30
 _SHOWN = 3  # facts whose tokens are shown
-_ASKED = 500  # facts whose answers are looked at
+_ASKED = 500  # facts whose answers are checked
 _ENDS = 20  # characters of prompts and targets that are shown
-_NAMED = 5  # of each kind of trouble
+_NAMED = 5  # facts named per kind of problem
 _SPACES = {"Ġ": "·", "▁": "·", "Ċ": "⏎", " ": "·", "\n": "⏎"}
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Measured: seconds of the model's layers for one token (without gradient), float64 operations a second."""
+    """Measured rates: seconds per token of the model's layers (without gradient), float64 operations per second."""
 
     token: float
     flops: float
@@ -59,7 +59,7 @@ class Rates:
 
 @torch.no_grad()
 def measure(model: EditableModel) -> Rates:
-    """Two short trials, each the better of two runs."""
+    """Time a forward pass and a matrix product, each the better of two runs."""
     ids = torch.arange(_ROWS * _LENGTH, device=model.device).view(_ROWS, _LENGTH) % model.config.vocab_size
     ids = ids[:, : model.window or _LENGTH]
     square = torch.ones(_WIDTH, _WIDTH, dtype=torch.float64)
@@ -88,9 +88,9 @@ def estimate(
 ) -> pd.DataFrame:
     """One row per method: method, layers, memory_gib, seconds_setup (once), seconds_per_edit, seconds (for `edits`).
 
-    `prompt` and `suffix` are the tokens of an average fact: its whole prompt, and the part from the subject's last token on,
-    target included. `memory_gib` is at the peak: weights, their copies for undoing, C and its factors in float64, past keys,
-    and what is held for the gradient. A backward pass counts as two forward ones. `overrides` are settings as for an Editor.
+    `prompt` and `suffix` are token counts of an average fact: its whole prompt, and the part from the subject's last token
+    on, target included. `memory_gib` is the peak: weights, their copies for undoing, C and its factors in float64, past keys,
+    and what the gradient needs. A backward pass counts as two forward ones. `overrides` are settings as for an Editor.
     """
     a, item = model.anatomy, torch.empty((), dtype=model.dtype).element_size()
     matrix, layer_seconds = a.d_model * a.d_mlp, rates.token / a.n_layer
@@ -99,7 +99,7 @@ def estimate(
         hyper = method.settings(model, **overrides)
         assert hyper.layers is not None
         n, above, contexts = len(hyper.layers), a.n_layer - 1 - hyper.layers[-1], hyper.prefix_count + 1
-        # Weights; the originals, those before the batch and before the last two edits.
+        # Weights; copies of the originals and of the matrices before the batch and before the last two edits.
         memory = _weight_bytes(model) + n * 4.0 * matrix * item
         if method.needs_statistics:
             memory += n * 3.0 * 8 * a.d_mlp**2  # C, lambda C, its factor
@@ -126,7 +126,7 @@ def estimate(
 
 
 def _edits_in(model: EditableModel) -> str:
-    """How many facts were edited: in this process, and into the model that the folder holds (`export`)."""
+    """The edits in this process, and the facts that were edited before the model was exported."""
     exported = 0 if model.path is None else edits_of(model.path)
     return f"{len(model.edits)}" + (f", and {exported:,} facts in the exported model" if exported else "")
 
@@ -137,7 +137,7 @@ def _weight_bytes(model: EditableModel) -> int:
 
 
 def _available(model: EditableModel) -> float | None:
-    """Memory (GiB) of the device that holds the model, free or (CPU) in all; None where it is unknown."""
+    """Memory (GiB) of the model's device: free memory and the model's own, or (CPU) the total; None if unknown."""
     info = getattr(getattr(torch, model.device.type, None), "mem_get_info", None)
     if info is not None:
         return info(model.device)[0] / _GIB + _weight_bytes(model) / _GIB
@@ -151,8 +151,8 @@ class Preflight:
     """What `inspect` found.
 
     about: names and values of the model. modules: part, path, shape, dtype, device. tokens: fact, place, token, mark
-    ("subject", "subject's last", "target", ""). costs: as `estimate`, None where not asked for, and where they come from.
-    layers: those that are edited, and `why`. problems: what an Editor would refuse. warnings: what it would not.
+    ("subject", "subject's last", "target", ""). costs: as from `estimate` (None without a trial), and `costs_from`, how they
+    were measured. layers: the edited ones, and `why`. problems: what an Editor refuses; warnings: what it accepts.
     """
 
     about: dict[str, str]
@@ -163,10 +163,10 @@ class Preflight:
     costs: pd.DataFrame | None
     costs_from: str = ""
     problems: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values, for JSON; tables as lists of rows."""
+        """Everything as plain values for JSON; tables as lists of rows."""
         tables = {"modules": self.modules, "tokens": self.tokens, "costs": self.costs}
         return vars(self) | {name: None if t is None else t.to_dict("records") for name, t in tables.items()}
 
@@ -184,18 +184,18 @@ def inspect(
     trial: bool = True,
     **overrides: Any,  # noqa: ANN401 - settings, which the method checks
 ) -> Preflight:
-    """Look at `model`, and at `facts` if there are any, as `method` would edit them.
+    """Inspect `model`, and `facts` if there are any, as `method` would edit them.
 
     Args:
         model: is not changed.
-        facts: what is to be edited.
+        facts: the facts to edit.
         method: None: ENCORE, with the costs of all methods.
-        batch: facts in one batch (None: all).
+        batch: facts per batch (None: all in one).
         edits: how many to estimate costs for (None: the facts, or 100).
-        beside: methods that are to edit the same facts, each on its own; their problems and costs are reported too.
-        chat: ask in the form of the tokenizer's chat template.
+        beside: further methods that will edit the same facts, each on its own; their problems and costs are reported too.
+        chat: put prompts into the tokenizer's chat template.
         statistics: covariances are given, whatever the model's folder holds.
-        trial: measure two short trials for the costs; without it there are none.
+        trial: run two short timings for the costs; without them there are no costs.
         overrides: settings as for an Editor.
 
     Raises:
@@ -211,7 +211,7 @@ def inspect(
 
     problems: list[str] = []
     rows: dict[int, FactRows] = {}
-    for place, fact in enumerate(facts):  # each by itself, so that one mistake does not hide the next
+    for place, fact in enumerate(facts):  # one by one, so that one mistake does not hide the next
         try:
             rows[place] = checked_rows(model, [fact], ("",))[0]
         except KetoolsError as error:
@@ -222,7 +222,7 @@ def inspect(
             longest = len(row.contexts[0].ids) + settings.prefix_tokens + 4 if settings.prefix_count else 0
             if model.window and longest > model.window:
                 problems.append(
-                    f"fact {fact.id!r}: its prompt after a prefix of {settings.prefix_tokens} tokens takes about {longest} "
+                    f"fact {fact.id!r}: its prompt with a prefix of {settings.prefix_tokens} tokens takes about {longest} "
                     f"tokens; the model's context window holds {model.window}; shorten it, or set prefix_tokens"
                 )
     problems += unscorable(model, known)
@@ -237,15 +237,15 @@ def inspect(
     for each in methods:
         if each.needs_statistics and not statistics and own_file(model) is None:
             warnings.append(
-                f"{each.name} needs the covariance of this model's keys, and its folder holds none: compute it from running "
+                f"{each.name} needs the covariance of this model's keys, and its folder holds none: compute it from background "
                 "text (ketools stats, or ketools edit --text FILE)"
             )
     if model.edits:
         warnings.append(f"the weights carry {len(model.edits)} edits already")
     if a.post_norm is not None:
         warnings.append(
-            f"a norm ({a.post_norm}) stands between the MLP and the residual stream: a large change of a state is met in "
-            "direction only"
+            f"a norm ({a.post_norm}) sits between the MLP and the residual stream: of a large change to the residual stream, "
+            "an edit can match only the direction"
         )
     if asked := known[:_ASKED]:
         _, best = target_logprobs(
@@ -253,7 +253,7 @@ def inspect(
         )
         if already := [repr(fact.id) for fact, top in zip(asked, best, strict=True) if top]:
             of = f"the first {_ASKED} facts" if len(known) > _ASKED else f"{len(asked)} facts"
-            warnings.append(f"the target is the model's top answer already: {named(already, _NAMED)} of {of}")
+            warnings.append(f"the target is already the model's top answer: {named(already, _NAMED)} of {of}")
     if len(facts) > size and (later := FactSet(facts).conflicts()):
         warnings.append(f"later batches overwrite earlier ones: {named([str(clash) for clash in later], _NAMED)}")
 
@@ -264,14 +264,14 @@ def inspect(
     for same, what in (
         (
             True,
-            f"share a batch and have nearly one key, which can lead to one value only (same_subject={hyper.same_subject!r})",
+            f"share a batch and nearly the same key, which can map to only one value (same_subject={hyper.same_subject!r})",
         ),
-        (False, "are in different batches, of which the later may overwrite the earlier"),
+        (False, "are in different batches; the later may overwrite the earlier"),
     ):
         groups = [g for g in near if (len({i // size for i in g}) < len(g) if same else g[0] // size != g[-1] // size)]
         if groups:
             names = [f"{known[g[0]].subject} ({', '.join(known[i].id for i in g)})" for g in groups]
-            warnings.append(f"facts of one subject {what}: {named(names, _NAMED)}")
+            warnings.append(f"facts about one subject {what}: {named(names, _NAMED)}")
 
     costs, costs_from = None, ""
     if trial:
@@ -303,15 +303,15 @@ def inspect(
 
     low, high = hyper.layers_depth
     why = (
-        f"{chosen.name}'s part of the depth, {low:.0%} to {high:.0%} of {a.n_layer} layers; the table has no entry for this "
-        "model. Causal tracing says where it recalls facts; give others with layers="
+        f"{chosen.name}'s default depth, {low:.0%} to {high:.0%} of {a.n_layer} layers; the table of settings has no entry for "
+        "this model. Causal tracing shows where it recalls facts; choose other layers with layers="
     )
     table = tomllib.loads(files("ketools.editing").joinpath("hyperparameters.toml").read_text(encoding="utf-8"))
     scope = table["models"].get(model.known_as.rstrip("/").rsplit("/", 1)[-1].lower(), {})
     if "layers" in overrides:
         why = "as given"
     elif "layers" in scope or "layers" in scope.get(chosen.name, {}):
-        why = f"the table's for this model and {chosen.name} (ketools/editing/hyperparameters.toml)"
+        why = f"from the table of settings for this model and {chosen.name} (ketools/editing/hyperparameters.toml)"
 
     tokenizer, embeddings = model.tokenizer, model.model.get_input_embeddings()
     bos, ids = tokenizer.bos_token_id, tokenizer("a")["input_ids"]
@@ -319,7 +319,7 @@ def inspect(
         "model": f"{model.name} ({a.architecture}), fingerprint {model.fingerprint[:12]}",
         "size": f"{a.n_layer} layers, d_model {a.d_model}, d_mlp {a.d_mlp}, {_weight_bytes(model) / 2**20:,.0f} MiB "
         f"of {str(model.dtype).removeprefix('torch.')} weights on {model.device}",
-        "head": "tied to the embeddings" if a.tied else "of its own",
+        "head": "tied to the embeddings" if a.tied else "separate",
         "window": f"{model.window:,} tokens" if model.window else "no limit",
         "token before a text": (
             f"yes, {tokenizer.bos_token!r}" if bos is not None and ids[0] == bos and len(ids) > 1 else "no"

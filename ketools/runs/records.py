@@ -1,4 +1,4 @@
-"""Stored runs and what they are called: method labels, provenance, gathering runs into groups of seeds."""
+"""Stored runs: names of methods, provenance, and how runs are gathered and grouped over seeds."""
 
 import dataclasses
 import math
@@ -22,14 +22,14 @@ from ketools.models.model import EditableModel
 from ketools.runs.store import RunRecord, Store
 from ketools.runs.study import is_study, read_study
 
-# In the order in which they are shown.
+# In display order.
 _TITLES = {
     "memit": "MEMIT", "sequential-memit": "sequential MEMIT", "rome": "ROME", "r-rome": "R-ROME", "emmet": "EMMET",
     "alphaedit": "AlphaEdit", "ultraedit": "UltraEdit", "ft": "FT", "ft-l": "FT-L", "lora": "LoRA", "encore": "ENCORE",
 }  # fmt: skip
 _PARTS = {"mpes": "MPES", "norm": "norm constraint", "past": "past keys"}
 _PACKAGES = ("torch", "transformers", "numpy", "pandas", "scikit-learn")
-# Settings that seeds of one method may differ in, or that a label shows in another way.
+# Settings that may differ between seeds of one method, or that a label shows in another way.
 _FREE = ("seed", "facts", "checkpoint_every", "method", "model", "type", "layers_depth", "facts_at_once",
          "contents", "left_out", "reads")  # fmt: skip
 # Settings with these prefixes count only with this stopping rule or update.
@@ -40,12 +40,12 @@ _USED_BY = {
 
 
 def key(method: str) -> str:
-    """The form in which tables hold a method's name: lower case, with hyphens."""
+    """A method's name as tables hold it: lower case, with hyphens."""
     return str(method).lower().replace("_", "-")
 
 
 def title(method: str) -> str:
-    """The method's name as readers know it; an unknown name is returned as it is.
+    """The method's display name; an unknown name is returned unchanged.
 
     >>> title("emmet+mpes"), title("sequential_memit (batch 50)"), title("mine")
     ('EMMET + MPES', 'sequential MEMIT (batch 50)', 'mine')
@@ -58,7 +58,7 @@ def title(method: str) -> str:
 
 
 def rank(method: str) -> tuple[int, int]:
-    """The rank of a method among others: in the order of the methods, plain before changed; unknown ones last."""
+    """A key for sorting methods: in display order, plain before modified; unknown ones last."""
     base, *parts = key(str(method).partition(" (")[0]).split("+")
     known = list(_TITLES)
     return (known.index(base) if base in known else len(known), len(parts))
@@ -70,14 +70,14 @@ def listed(items: Sequence[str]) -> str:
 
 
 def variant(method: Mapping[str, Any]) -> str:
-    """The method of a run by what it did: "memit" with MPES as its stopping rule is "memit+mpes".
+    """The method of a run, named by what it did: "memit" with MPES as its stopping rule is "memit+mpes".
 
     Args:
-        method: as `plain` writes a Method: name, stopping, update, post.
+        method: a Method as `plain` writes it: name, stopping, update, post.
 
     Returns:
-        The method's own name where it is the known one; with "+mpes", "+norm", "+past" for what was added to it; with
-        the type of any other difference ("memit+Rect") otherwise. Settings are not looked at.
+        The method's name, followed by what differs from the known method of that name: "+mpes", "+norm", "+past", or the
+        type of any other part ("memit+Rect"). Settings are ignored.
     """
     name = str(method.get("name", "unknown"))
     known = next((m for m in ALL if m.name == name), None)
@@ -100,7 +100,7 @@ def variant(method: Mapping[str, Any]) -> str:
 
 
 def plain(value: object) -> Any:  # noqa: ANN401 - what json.dumps takes
-    """A value as JSON can hold it; a dataclass becomes {"type": its name, fields...}, so that MPES and FixedSteps differ."""
+    """A value as plain JSON; a dataclass becomes {"type": its name, fields...}, so that MPES and FixedSteps differ."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"type": type(value).__name__, **fields}
@@ -112,7 +112,7 @@ def plain(value: object) -> Any:  # noqa: ANN401 - what json.dumps takes
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, ketools and the packages that decide the numbers."""
+    """Versions of Python, ketools and the packages that affect the numbers."""
     found = {"python": platform.python_version(), "ketools": ketools.__version__}
     for name in _PACKAGES:
         try:
@@ -126,7 +126,7 @@ def provenance(model: EditableModel, seed: int, method: object | None = None) ->
     """Versions, machine, seed, method with its settings, model with its fingerprint, commit, time (UTC)."""
     anatomy, device = model.anatomy, model.device
     shape = {name: getattr(anatomy, name) for name in ("architecture", "n_layer", "d_model", "d_mlp")}
-    # The processor, without which seconds mean nothing. Linux gives Python only "x86_64" or "".
+    # Seconds mean nothing without the processor. On Linux, Python knows only "x86_64" or "".
     processor = platform.processor()
     if device.type != "cpu" and (named := getattr(torch.get_device_module(device), "get_device_name", None)):
         processor = str(named(device))
@@ -139,7 +139,7 @@ def provenance(model: EditableModel, seed: int, method: object | None = None) ->
         here = Path(__file__).resolve().parent
         return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=20).stdout
 
-    try:  # of the checkout that holds the package
+    try:  # the checkout that holds the package
         commit = git("rev-parse", "HEAD").strip()
         checkout = {"commit": commit, "changed": bool(git("status", "--porcelain", "-uno").strip())}
     except (OSError, subprocess.SubprocessError):  # outside one, or without git
@@ -161,7 +161,7 @@ def provenance(model: EditableModel, seed: int, method: object | None = None) ->
 
 @dataclass(frozen=True)
 class Run:
-    """A record and what it is called: by its folder (`name`), by what it did (`method`: "memit+mpes", `model`, `seed`)."""
+    """A record and its names: its folder (`name`) and what it did (`method`, such as "memit+mpes", `model`, `seed`)."""
 
     name: str
     record: RunRecord
@@ -178,7 +178,7 @@ class Run:
 
     @property
     def method(self) -> str:
-        """The method's name with what was changed in it; the folder's where the record does not say."""
+        """The method's name with what was changed in it; the folder's name if the record does not say."""
         described = self.settings.get("method") or self.about.get("method") or {}
         return variant(described) if isinstance(described, Mapping) and described else str(described or self.name)
 
@@ -188,28 +188,28 @@ class Run:
 
     @property
     def model(self) -> str:
-        """The model's name without the folders that it lay in."""
+        """The model's name, without folders."""
         return str(self._unedited.get("name", "unknown")).rstrip("/").rsplit("/", 1)[-1]
 
     @property
     def fingerprint(self) -> str:
-        """Of the unedited model; empty where the record does not say."""
+        """Fingerprint of the unedited model; empty if the record does not say."""
         return str(self._unedited.get("fingerprint", ""))
 
     @property
     def seed(self) -> int:
-        """Which facts, and every random choice."""
+        """Seed of the draw of facts and of every random choice."""
         return int(self.about.get("seed", self.settings.get("seed", 0)) or 0)
 
     @property
     def d_mlp(self) -> float:
-        """Inputs of an edited matrix, by which load is counted; NaN where the record does not say."""
+        """Number of inputs of an edited matrix; load is edits / d_mlp. NaN if the record does not say."""
         return float(self._unedited.get("d_mlp") or math.nan)
 
     @property
     def before(self) -> dict[str, float]:
-        """What the unedited model came to, by the names that checkpoints have; ES to p_edited of at most
-        `ketools.runs.panel.BEFORE` facts. {} where it was not measured.
+        """Measures of the unedited model, named as at checkpoints; ES to p_edited are those of at most
+        `ketools.runs.panel.BEFORE` facts. {} if it was not measured.
         """
         points = self.record.checkpoints
         if points.empty or points["edits"].iloc[0]:
@@ -223,7 +223,7 @@ class Run:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Of how many facts each share of the last checkpoint is."""
+        """The number of facts behind each share of the last checkpoint."""
         if self.record.checkpoints.empty:
             return {}
         row = self.record.checkpoints.iloc[-1]
@@ -245,12 +245,12 @@ class Run:
 
     @property
     def collapsed(self) -> bool:
-        """Did the run end early, in an update that is not finite?"""
+        """Did the run end early, with an update that was not finite?"""
         return self.record.collapse is not None
 
     @property
     def what(self) -> dict[str, Any]:
-        """The settings that make two runs the same but for their seed, flat; without those that the method does not use."""
+        """The settings, flat, that runs of one group share; without those that the method does not use."""
         method = self.settings.get("method")
         stopping, update = (
             (method.get(part) or {}) if isinstance(method, Mapping) else {} for part in ("stopping", "update")
@@ -274,7 +274,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one method on one model that differ in their seed alone. `label` sets it apart from the other groups."""
+    """Runs of one method on one model that differ only in their seed. `label` tells the group from others."""
 
     model: str
     label: str
@@ -287,23 +287,23 @@ class Group:
 
 
 def gather(folders: Iterable[str | Path]) -> list[Run]:
-    """The runs in these folders: each a run's own, one that holds runs' folders (as `ketools demo` writes it), a study
-    (study.py), or one run of a study, by its name below the study's folder.
+    """The runs in these folders. Each is the folder of a run, a folder of runs (as `ketools demo` writes it), a study
+    (study.py), or one run of a study, named as if it were a folder in it.
 
-    Files among several folders (a README that a pattern of the shell names too) are passed over.
+    Files among several folders (a README that a shell pattern also matches) are skipped.
 
     Returns:
-        The runs, each once, in the order given; those of one folder by the time of their start. Names are the folders';
-        where two are alike, with the folder above.
+        The runs, each once, in the order given; those of one folder by starting time. A run is named after its folder, and
+        after the folder above too where two have the same name.
 
     Raises:
-        KetoolsError: a folder without a run, or nothing given.
+        KetoolsError: a folder without a run, or no folder at all.
     """
     given = [Path(folder) for folder in folders]
     if len(given) > 1:
         given = [path for path in given if path.is_dir() or not path.exists()]
     records: dict[Path, RunRecord] = {}
-    studies: dict[Path, dict[str, RunRecord]] = {}  # each read once, however many of its runs are asked for
+    studies: dict[Path, dict[str, RunRecord]] = {}  # each is read only once
     for folder in given:
         for path, record in sorted(
             _inside(folder, studies), key=lambda item: str(item[1].provenance.get("started", ""))
@@ -319,7 +319,7 @@ def gather(folders: Iterable[str | Path]) -> list[Run]:
 
 
 def _inside(folder: Path, studies: dict[Path, dict[str, RunRecord]]) -> list[tuple[Path, RunRecord]]:
-    """The runs of one folder; a study is taken from `studies`, or read and put there. Raises KetoolsError where there is none."""
+    """The runs of one folder; studies are cached in `studies`. Raises KetoolsError if there is none."""
     study = folder if is_study(folder) else folder.parent
     if study not in studies and is_study(study):
         studies[study] = read_study(study)
@@ -333,7 +333,7 @@ def _inside(folder: Path, studies: dict[Path, dict[str, RunRecord]]) -> list[tup
             raise KetoolsError(f"{folder}: no such run; {folder.parent} holds {', '.join(records)}")
         return [(folder, records[folder.name])]
     paths = [path for path in sorted(folder.iterdir()) if Store(path).exists()] if folder.is_dir() else []
-    # An earlier demo of other methods may have left its runs beside those of the last, which demo.json names.
+    # demo.json names the runs of the last demo; an earlier one may have left others beside them.
     try:
         last = read_json(folder / "demo.json", dict[str, Any]).get("methods")
         paths = [path for path in paths if isinstance(last, dict) and path.name in last] or paths
@@ -341,18 +341,17 @@ def _inside(folder: Path, studies: dict[Path, dict[str, RunRecord]]) -> list[tup
         pass
     if not paths:
         raise KetoolsError(
-            f"{folder}: no records of a run here; expected a folder with run.json, or one that holds such folders, "
-            f"as `ketools demo --out {folder}` writes it"
+            f"{folder}: no records of a run here; expected a folder with run.json, or one that holds such folders, as "
+            f"`ketools demo --out {folder}` writes"
         )
     return [(path, RunRecord.load(path)) for path in paths]
 
 
 def arrange(runs: Sequence[Run]) -> list[Group]:
-    """Runs that differ in their seed alone, put together; models in order of appearance, methods in that of their rank.
+    """Group runs that differ only in their seed; models in order of appearance, methods by `rank`.
 
-    Models of one name that are not the same carry their fingerprint. A method that was run in several ways on one model
-    has what differs in its label ("encore (batch 50)"), and runs that are alike in everything, the seed too, have their
-    folders'.
+    Different models of one name are told apart by their fingerprint. If a method was run in several ways on one model, its
+    label says what differs ("encore (batch 50)"). Runs that agree in everything, even the seed, are labelled with their folder.
     """
     prints: dict[str, set[str]] = {}
     for run in runs:

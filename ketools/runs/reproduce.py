@@ -1,8 +1,8 @@
 """The paper's experiment as a run (`ketools reproduce`): its settings and intervals, and the result beside its figures.
 
-Gupta et al., arXiv 2502.01636: 10,000 facts in batches of 100, one fact a subject (case ignored), seed 37; every 10 batches the
-edits so far are scored (ES, PS, NS, S, generation entropy) and six downstream tasks are asked, 4 examples and 100 items each.
-The draw is ours: the seed is the paper's, its generator is not, so that the 10,000 facts are others of the same set.
+Gupta et al., arXiv 2502.01636: 10,000 facts in batches of 100, one fact per subject (ignoring case), seed 37. Every 10 batches
+the edits so far are scored (ES, PS, NS, S, generation entropy) and six downstream tasks run, with 4 examples and 100 items
+each. The seed is the paper's but the random generator is ours, so the 10,000 facts are a different draw from the same set.
 """
 
 import math
@@ -30,7 +30,7 @@ def published() -> dict[str, Any]:
 
 
 def _entry(model: str) -> Mapping[str, Any]:
-    """What published.toml says of a model: by its name there, its hub id, or a folder that is named like either."""
+    """The entry of published.toml for a model: its name there, its hub id, or a folder named like either."""
     last = model.rstrip("/").rpartition("/")[2].lower()
     known = published()["models"].items()
     return next((e for name, e in known if last in (name, e["hub"].rpartition("/")[2].lower())), {})
@@ -45,9 +45,9 @@ def asked(
     tasks: str = TASKS,
     **options: Any,  # noqa: ANN401
 ) -> RunConfig:
-    """The run: `model` is a name of published.toml, or whatever `ketools.load` takes; `options` are further keys of a RunConfig.
+    """The config: `model` is a name in published.toml, or whatever `ketools.load` takes; `options` are other keys of a RunConfig.
 
-    edits: None: the paper's 10,000, or as many as give its load on a model that is not the paper's.
+    edits: None: the number in published.toml (smollm2: the paper's load), else the paper's 10,000.
     """
     entry = _entry(model)
     return RunConfig().changed(
@@ -67,18 +67,18 @@ def asked(
 
 
 def beside(record: RunRecord, config: RunConfig) -> pd.DataFrame:
-    """The run's end beside the paper's figures.
+    """The final measures of a run beside the paper's figures.
 
     Returns:
-        A row per measure: measure (ES .. GE, then the tasks' F1), here, paper, difference (here - paper). Scores in percent, GE
-        as it is; NaN where the paper prints no figure for this model, method and set of facts (it prints no F1 at all).
+        A row per measure: measure (ES .. GE, then the tasks' F1), here, paper, difference (here - paper). Scores in percent,
+        GE as it is; NaN where the paper gives no figure for this model, method and set of facts (it gives no F1 at all).
 
     Raises:
-        KetoolsError: nothing is edited yet.
+        KetoolsError: nothing has been edited yet.
     """
     last = record.checkpoints.iloc[-1]
     if not last["edits"]:
-        raise KetoolsError(f"{config.out}: no checkpoint after an edit yet; let the run go on")
+        raise KetoolsError(f"{config.out}: no checkpoint after an edit yet; let the run continue")
     data = published()
     table = data.get("zsre" if config.facts == "zsre" else "counterfact", {})
     row = table.get(_entry(config.model).get("rows", ""), {}).get(title(config.method), [])

@@ -1,4 +1,4 @@
-"""Where a run resumes: is it the same run, which batches of it are whole, and the model as it was after a batch, bit for bit."""
+"""Resuming a run: is it the same run, which batches are intact, and the model as it was after a batch, bit for bit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ketools.runs.config import RunConfig
 from ketools.runs.panel import Panel
 from ketools.runs.store import Damaged, Store, cut, digest, file_digest, survey
 
-# What is on disk was made with these: no --force can make it fit others.
+# The files on disk were made with these settings; --force cannot change them.
 FIXED = ("kind", "model", "reads", "facts", "edits", "batch", "seed")
 DECISIVE = ("ketools", "torch", "transformers")
 
@@ -33,14 +33,14 @@ DECISIVE = ("ketools", "torch", "transformers")
 def begin(store: Store, settings: Mapping[str, Any], about: Mapping[str, Any], *, force: bool = False) -> int:
     """Start a run, or prepare to resume the one in the folder; returns the number of batches that are done.
 
-    Files that are damaged, and batches after the first damaged one, are named in a warning and removed: the run does
-    them again. `force` resumes with other settings than those of the run, where that is possible at all.
+    Damaged files, and batches after the first damaged one, are named in a warning and removed; the run repeats them.
+    `force` resumes with settings that differ from the run's, as far as that is possible.
 
     Raises:
-        KetoolsError: the folder holds a run with other settings or of other versions (names the first that differs),
-            or cannot be written.
+        KetoolsError: the folder holds a run with other settings or versions (the first difference is named), or cannot be
+            written.
     """
-    settings = json.loads(json.dumps(finite(settings)))  # as it will be read back
+    settings = json.loads(json.dumps(finite(settings)))  # as read back from JSON
     about = {"settings": settings, **about}
     if not store.exists():
         about["id"] = digest({name: about.get(name) for name in ("settings", "versions", "device", "dtype")})
@@ -49,7 +49,7 @@ def begin(store: Store, settings: Mapping[str, Any], about: Mapping[str, Any], *
         return 0
     store.check_whole()
     found, stored = survey(store.out), store.about()
-    # All that decides the numbers, (of the run, now), what cannot be forced first.
+    # Everything that affects the numbers: (the run's, now); what cannot be forced comes first.
     old = stored.get("settings", {})
     compared = {name: (old.get(name), settings[name]) for name in sorted(settings, key=lambda name: name not in FIXED)}
     versions = [each.get("versions") or {} for each in (stored, about)]
@@ -59,18 +59,16 @@ def begin(store: Store, settings: Mapping[str, Any], about: Mapping[str, Any], *
     for name, (was, now) in compared.items():
         if was == now or (name == "reads" and was is None):  # runs of earlier versions do not say
             continue
-        refusal = (
-            f"{store.out} holds a run with {name} = {was!r}, asked for is {now!r}; give the same settings to resume it"
-        )
-        if name in FIXED or settings.get("kind") == "edit":  # a job of minutes has no --force
+        refusal = f"{store.out} holds a run with {name} = {was!r}, not {now!r}; give the same settings to resume it"
+        if name in FIXED or settings.get("kind") == "edit":  # `ketools edit` has no --force
             raise KetoolsError(f"{refusal}, or another output folder")
         if not force:
             raise KetoolsError(
-                f"{refusal}, or another output folder. --force (force=True) resumes all the same: batches before and after "
-                "are then made differently, and the result is that of neither run"
+                f"{refusal}, or another output folder. --force (force=True) resumes anyway: batches before and after are then "
+                "made differently, and the result is that of neither run"
             )
         changed[name] = [was, now]
-    with store.writing():  # found out now, not after the first batch
+    with store.writing():  # an unwritable folder fails here, not after the first batch
         cut(store, found)
         if changed:
             stored |= {"settings": settings, "versions": about.get("versions"), "device": about.get("device")}
@@ -88,7 +86,7 @@ def begin(store: Store, settings: Mapping[str, Any], about: Mapping[str, Any], *
     if stored.get("threads") != about.get("threads"):
         warnings.warn(
             f"{store.out}: the run had {stored.get('threads')} threads, now there are {about.get('threads')}; sums may be "
-            "added up in another order, and the last bits differ from those of a run that was never stopped",
+            "added in another order, so the last bits may differ from those of a run that was never stopped",
             stacklevel=3,
         )
     return found.batches
@@ -97,62 +95,61 @@ def begin(store: Store, settings: Mapping[str, Any], about: Mapping[str, Any], *
 def same_facts(
     store: Store, settings: Mapping[str, Any], todo: FactSet, facts: FactSet, *, force: bool = False
 ) -> dict[str, Any]:
-    """What `note_facts` kept of the run in the folder, for the facts as they are now; {} where it kept nothing.
+    """The settings that `note_facts` kept for the run in the folder; {} if it kept none.
 
-    Raises KetoolsError if facts were changed under their ids: what is measured would be something else from here on.
+    Raises KetoolsError if facts were changed under their ids, since the run would then measure something else.
     """
     try:
         stored, panel = store.about().get("settings", {}), store.commit(0).get("panel") or {}
-    except Damaged:  # not begun, or the panel is to be taken again
+    except Damaged:  # not begun, or the panel must be taken again
         return {}
     now = _contents(todo, [*panel.get("unedited", ()), *panel.get("same_subject", ())], facts)
     if "contents" not in stored or now is None:
         return {}
     if now != stored["contents"] and settings["facts"] == stored.get("facts") and not force:
         raise KetoolsError(
-            f"the facts of the run in {store.out} were changed since it began: ids and edits are the same, but not all that "
-            "is measured (true objects, paraphrases, neighbours, or facts of the panel); give the facts that it began with, "
-            "or another output folder. --force (force=True) resumes all the same: what is measured before and after is then "
-            "not the same thing"
+            f"the facts of the run in {store.out} were changed since it began: ids and edits are the same, but true objects, "
+            "paraphrases, neighbours or facts of the panel differ; give the facts that it began with, or another output folder. "
+            "--force (force=True) resumes anyway: measurements before and after are then not of the same thing"
         )
     return {"contents": now, "left_out": stored.get("left_out", 0)}
 
 
 def note_facts(store: Store, todo: FactSet, panel: Panel, facts: FactSet) -> None:
-    """Before the first edit: add to the settings what tells whether facts were changed, and how many gave way to others.
+    """Before the first edit: add to the settings a digest of the facts, and how many contradicting facts were left out.
 
-    Runs of earlier versions lack it and resume without it.
+    Runs of earlier versions lack both and resume without them.
     """
     if store.path("batches", 0).is_file():
         return
     about = store.about()
     about["settings"]["left_out"] = getattr(facts, "left_out", 0)
     contents = _contents(todo, [fact.id for fact in (*panel.unedited, *panel.same_subject)], facts)
-    if contents is not None:  # a panel of other facts is the business of whoever brings it
+    if contents is not None:  # None: a panel of facts from elsewhere, which cannot be checked
         about["settings"]["contents"] = contents
     with store.writing():
         store.write_about(about)
 
 
 def _contents(todo: FactSet, panel: Iterable[str], facts: FactSet) -> str | None:
-    """sha256 of all fields of the edited facts and of the panel's; None if `facts` lack one of the panel's."""
+    """sha256 of all fields of the edited facts and the panel's facts; None if `facts` lack one of the panel's."""
     by_id: dict[str, Fact] = {fact.id: fact for fact in facts}
     asked = [by_id.get(i) for i in panel]
     return None if None in asked else digest([asdict(fact) for fact in (*todo, *asked) if fact is not None])
 
 
 def restore(store: Store, model: EditableModel, batch: int) -> SequentialState | None:
-    """Put the edits of batches 1 .. `batch` into the weights, in place of those that are there, bit for bit.
+    """Replace the edits in the weights by those of batches 1 .. `batch`, bit for bit.
 
-    The latest snapshot that fits is copied, the updates after it are added. Returns the editor's state after that batch
-    (None for batch 0), its keys read from their files when asked for.
+    The latest usable snapshot is copied and the updates after it are added. Returns the editor's state after that batch
+    (None for batch 0); its keys are read from their files when needed.
 
-    Raises KetoolsError if a file is damaged, or if the weights are not those that the run had.
+    Raises KetoolsError if a file is damaged, or if the weights differ from those that the run had.
     """
     base, bits = _snapshot(store, batch)
 
     def edits() -> Iterator[Edit]:
-        for number in range(1, batch + 1):  # one at a time: what is in memory does not grow with the edits
+        for number in range(1, batch + 1):  # one at a time, so that memory does not grow with the edits
             edit = Edit.load(path := store.path("edits", number), model)
             yield edit
             model.edits.replace(-1, edit.stored(path))
@@ -164,8 +161,8 @@ def restore(store: Store, model: EditableModel, batch: int) -> SequentialState |
     for layer, value in weights_digest(model, map(int, wanted)).items():
         if wanted[str(layer)] != value:
             raise KetoolsError(
-                f"{store.out}: layer {layer} after batch {batch}, put together from the stored updates, has other bits than "
-                "during the run: another machine or number of threads adds up differently. Resume where the run was made"
+                f"{store.out}: layer {layer} after batch {batch}, rebuilt from the stored updates, has other bits than during "
+                "the run: another machine or number of threads adds in another order. Resume where the run was made"
             )
     past: dict[int, Blocks] = {}
     for number in range(1, batch + 1):
@@ -197,9 +194,9 @@ def weights_digest(model: EditableModel, layers: Iterable[int]) -> dict[int, str
 
 
 def statistics_digest(statistics: Statistics | None, layers: Iterable[int]) -> str | None:
-    """What identifies the covariance that a run used: its diagonals in the edited layers, and its count of tokens.
+    """A digest of the covariance that a run used: its diagonals in the edited layers, and its token count.
 
-    To six digits: C is unpacked by a product, whose last bits are not the same on every machine, and it is the same C.
+    To six digits, because C is unpacked by a product whose last bits depend on the machine.
     """
     if statistics is None:
         return None
@@ -216,8 +213,8 @@ def config_of(out: str | Path) -> RunConfig:
     config = Store.of(out).about().get("config")
     if not config:
         raise KetoolsError(
-            f"{out} was not started by `ketools run`; call again what started it (`ketools demo`, or lifelong(...)) with the "
-            "same arguments, and it resumes"
+            f"{out} was not started by `ketools run`; to resume it, repeat what started it (`ketools demo`, or lifelong(...)) "
+            "with the same arguments"
         )
     return RunConfig.made({**config, "out": str(out)})
 
@@ -225,7 +222,7 @@ def config_of(out: str | Path) -> RunConfig:
 def model_of(out: str | Path) -> dict[str, str | None]:
     """How the run in `out` loaded its model: model, device, dtype.
 
-    Raises KetoolsError if there is no run, or only its tables, which need no model.
+    Raises KetoolsError if there is no run, or only tables without weights.
     """
     about = Store.of(out).about()
     config = about.get("config") or {"model": about["model"]["name"]}
@@ -235,7 +232,7 @@ def model_of(out: str | Path) -> dict[str, str | None]:
 def export_at(out: str | Path, at: int, to: str | Path, model: EditableModel) -> Path:
     """Write the model of a run as it was after `at` edits, bit for bit, as a folder of transformers; returns the folder.
 
-    `to` is the new folder; the rest, and what is raised, is as for `model_at`, and as `export` does.
+    `to` is the new folder. Other arguments and errors are those of `model_at` and `export`.
     """
     with model_at(out, at, model):
         return model.export(to)
@@ -243,15 +240,15 @@ def export_at(out: str | Path, at: int, to: str | Path, model: EditableModel) ->
 
 @contextmanager
 def model_at(out: str | Path, at: int | None, model: EditableModel) -> Iterator[int]:
-    """Within the block `model` is that of the run in `out` after `at` edits, to the bit; the block is given how many.
+    """Within the block `model` is that of the run in `out` after `at` edits, bit for bit; yields how many these are.
 
     Args:
         out: the run's folder.
-        at: how many edits, the end of a batch; None: all that are done.
+        at: the number of edits at the end of a batch; None: all that are done.
         model: the run's unedited model; it is left with the edits applied.
 
     Raises:
-        KetoolsError: no batch ends there (the nearest are named), another model, a damaged file.
+        KetoolsError: no batch ends there (the nearest ends are named), another model, a damaged file.
     """
     store = Store.of(out)
     about, done = store.about(), store.progress()
@@ -262,8 +259,8 @@ def model_at(out: str | Path, at: int | None, model: EditableModel) -> Iterator[
     if not 1 <= number <= done["batches"] or at != min(number * size, asked):
         ends = [min(n * size, asked) for n in (number - 1, number) if 1 <= n <= done["batches"]] or [done["edits"]]
         raise KetoolsError(
-            f"{out}: no batch ends after {at} edits (batches of {size}, {done['edits']} of {asked} edits done); near it: "
-            f"{', '.join(map(str, ends))}"
+            f"{out}: no batch ends after {at} edits (batches of {size}, {done['edits']} of {asked} edits done); choose "
+            f"{' or '.join(map(str, ends))}"
         )
     if model.fingerprint != settings["model"]:
         raise KetoolsError(
@@ -272,6 +269,6 @@ def model_at(out: str | Path, at: int | None, model: EditableModel) -> Iterator[
         )
     restore(store, model, number)
     post = settings["method"].get("post") or {}
-    # A run measures the model as if the sequence ended there: pruned, where the method ends with that.
+    # A run measures the model as if the sequence ended there, so pruned if the method ends by pruning.
     with finished(model, Prune(post["when"]) if post.get("type") == "Prune" else None, sorted(model.originals)):
         yield at

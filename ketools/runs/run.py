@@ -1,4 +1,4 @@
-"""The one driver of a sequence, `drive`: batch after batch is edited, committed to disk, and measured at checkpoints.
+"""`drive`, the one driver of a sequence: it edits batch after batch, commits each to disk, and measures at checkpoints.
 
 `lifelong` is the measured run behind `ketools run`, `ketools demo`, sweeps and benchmarks; `edit_facts` edits a file of facts
 (`ketools edit`). Both resume where they stopped.
@@ -42,15 +42,15 @@ from ketools.runs.resume import begin, note_facts, restore, same_facts, statisti
 from ketools.runs.store import Damaged, RunRecord, Store, digest, due, read_sealed
 
 EDIT_SIZES = Sizes(unedited=200, same_subject=100, per_task=0, documents=20, spectra=False, residual_tokens=0)
-"""What `edit_facts` asks of the rest of the model."""
-_ENOUGH = 0.5  # share of facts that say the new object below which `advice` speaks
+"""What `edit_facts` measures in the rest of the model."""
+_ENOUGH = 0.5  # `advice` speaks up if the new object is the top answer for a smaller share of facts
 _REACHED = 0.2  # mean probability of targets after the target optimisation; MPES may stop well below one half
 
 Search = Callable[[Editor, Sequence[Fact]], Targets]
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C in a run; the message says what is kept and where."""
+    """Ctrl-C during a run; the message says what is kept and where."""
 
 
 def drive(
@@ -70,12 +70,12 @@ def drive(
     progress: bool = True,
     search: Search | None = None,
 ) -> Editor:
-    """The loop of every run: batches done + 1, done + 2, ... of `todo` are edited into the model, each committed to `store`.
+    """The loop of every run: edit batches done + 1, done + 2, ... of `todo` into the model and commit each to `store`.
 
-    With a panel each batch is scored right after it, and everything is measured at checkpoints: before the first edit, every
-    `checkpoint_every` edits (rounded up to whole batches), and at the end. An update that is not finite then ends the run; it
-    is recorded. Whatever stops a batch leaves the weights as they were before it. `search` finds the targets of a batch in the
-    editor's place. Returns the editor.
+    With a panel, each batch is scored right after its edit, and everything is measured at checkpoints: before the first edit,
+    every `checkpoint_every` edits (rounded up to whole batches), and at the end. A non-finite update is then recorded and ends
+    the run; without a panel it raises NotFinite. A batch that is stopped leaves the weights as they were before it. `search`,
+    if given, finds the targets of a batch in place of the editor. Returns the editor.
     """
     overrides = dict(overrides or {})
     layers = method.settings(model, **overrides).layers or ()
@@ -91,7 +91,7 @@ def drive(
         return panel is not None and (number == last or due(edits(number), edits(number - 1), checkpoint_every))
 
     def checkpoint(number: int) -> None:
-        """Measure after batch `number` if a checkpoint is due that is not there yet."""
+        """Measure after batch `number` if a checkpoint is due and not on disk yet."""
         path = store.path("checkpoints", number)
         if not is_due(number) or (path.is_file() and (not 0 < number == last or "ends" in read_sealed(path))):
             return
@@ -110,13 +110,13 @@ def drive(
     except Damaged as error:
         begun = False
         if store.path("batches", 0).is_file():
-            warnings.warn(f"{error}; what it held of the unedited model is measured again", stacklevel=3)
+            warnings.warn(f"{error}; the unedited model is measured again", stacklevel=3)
     if not begun:
         with store.writing():
             norms = {} if panel is None else {"norms": panel.norm_rows(model, layers, 0, 0)}
             store.start(norms, {} if panel is None else panel.kept())
 
-    # Back to where an earlier process stopped; what was lost of the run before that is made again.
+    # Return to where an earlier process stopped, restoring snapshots and checkpoints that were lost.
     for number in store.kept_snapshots(done):
         if not store.path("snapshots", number).is_file():
             restore(store, model, number)
@@ -127,7 +127,7 @@ def drive(
             restore(store, model, number)
             checkpoint(number)
     state = restore(store, model, done)
-    if state is not None and not method.past_keys:  # moments, which each batch adds up: read once
+    if state is not None and not method.past_keys:  # moments, which every batch adds to: read them once
         state.past = {i: list(blocks) for i, blocks in state.past.items()}
     editor = Editor(model, method, state, statistics=statistics, seed=seed, **overrides)
 
@@ -168,10 +168,10 @@ def drive(
                 if store.progress()["batches"] < number:
                     editor.undo()
                 raise
-            # From now on its factors and keys are read from their files when asked for: memory stays flat.
+            # From now on its factors and keys are read from their files when needed, so memory stays flat.
             editor.history[-1] = edit.stored(store.path("edits", number))
             model.edits.replace(-1, editor.history[-1])
-            if method.past_keys:  # not UltraEdit's moments, three columns per batch
+            if method.past_keys:  # UltraEdit's moments, three columns per batch, stay in memory
                 editor.state.leave_last(store.path("state", number))
             checkpoint(number)
     if panel is not None and not (store.out / "tables.json").is_file():
@@ -179,7 +179,7 @@ def drive(
             store.write_tables(store.frames())
     if panel is not None and done < last and (known := int(store.frames()["batches"]["known"].sum())):
         warnings.warn(
-            f"{known} of {len(todo)} facts needed no edit, their target was already the model's top answer (column known of "
+            f"{known} of {len(todo)} facts needed no edit: their target was already the model's top answer (column known of "
             f"the batches in {store.out})",
             stacklevel=3,
         )
@@ -188,7 +188,7 @@ def drive(
 
 @contextmanager
 def _each_warning_once(warned: set[str]) -> Iterator[None]:
-    """Pass on each warning of the block that is not in `warned` yet; that facts need no edit is said once, at the end."""
+    """Pass on each warning of the block that is not in `warned` yet, except AlreadyKnown: `drive` reports those at the end."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
@@ -210,9 +210,9 @@ def _says_what_is_kept(store: Store, method: Method, total: int) -> Iterator[Non
 
 
 def _identity(model: EditableModel, method: Method, hyper: object, todo: FactSet) -> dict[str, Any]:
-    """What tells whether it is the same run that resumes; part of its settings."""
-    asked = (f"{f.id}\1{f.text}\1{f.target_new}" + ("" if f.glue is None else f"\1{f.glue}") for f in todo)
-    texts = "\0".join(asked)
+    """What identifies a run when it resumes; part of its settings."""
+    edits = (f"{f.id}\1{f.text}\1{f.target_new}" + ("" if f.glue is None else f"\1{f.glue}") for f in todo)
+    texts = "\0".join(edits)
     return {
         "model": model.fingerprint,
         "method": plain(method),
@@ -223,9 +223,9 @@ def _identity(model: EditableModel, method: Method, hyper: object, todo: FactSet
 
 
 def _reads(model: EditableModel) -> str:
-    """sha256 of what decides the numbers beside the weights in the fingerprint: the tokenizer, and the model's buffers."""
+    """sha256 of the tokenizer and the model's buffers, which affect the numbers and are not in the fingerprint."""
     tokenizer = json.loads(model.tokenizer.backend_tokenizer.to_str())
-    for name in ("truncation", "padding"):  # what the last call asked for
+    for name in ("truncation", "padding"):  # left over from the last call
         tokenizer.pop(name, None)
     known = hashlib.sha256(digest(tokenizer).encode())
     for name, buffer in sorted(model.model.named_buffers()):
@@ -259,41 +259,41 @@ def lifelong(
 ) -> RunRecord:
     """Edit `edits` facts into the model in batches, measuring at every checkpoint; resume where a run in `out` stopped.
 
-    At each checkpoint all edits so far are scored again (ES, PS, NS, S and accuracies: "at the end" once it is the last
-    one), beside everything that the panel asks of the rest of the model. Right after each batch its own facts are scored
-    ("at edit time"). After each batch the edit, the editor's state and the records are on disk; a run on a CPU that was
-    killed at any moment and resumed ends bit for bit as one that was never stopped.
+    Right after each batch its own facts are scored ("at edit time"). At each checkpoint all edits so far are scored again
+    (ES, PS, NS, S and accuracies; "at the end" at the last one), and the panel measures the rest of the model. After each
+    batch the edit, the editor's state and the records are on disk. A run on a CPU that was killed at any moment and resumed
+    ends bit for bit as one that was never stopped.
 
-    An update that is not finite ends the run: `RunRecord.collapse` says at which edits, and the last checkpoint is of the
+    An update that is not finite ends the run: `RunRecord.collapse` says at which edits, and the last checkpoint measures the
     weights before them.
 
     Args:
-        model: unedited; it is left with all edits applied (and, on Ctrl-C, with those of the finished batches).
-        facts: what there is to edit and to compare with; `facts.sample(edits, seed)` is edited (unique subjects).
+        model: unedited; it is left with all edits applied (on Ctrl-C, with those of the finished batches).
+        facts: the facts to draw from; `facts.sample(edits, seed)` is edited (unique subjects), the panel takes others.
         method: name ("encore") or Method.
         edits: how many; batch: facts per batch (the last may be smaller).
-        checkpoint_every: edits between checkpoints; rounded up to whole batches; there is always one at 0 and at the end.
+        checkpoint_every: edits between checkpoints, rounded up to whole batches; there is always one at 0 and at the end.
         seed: of the sample, the panel and the editor.
-        out: folder of the run (ketools.runs.store says what is in it).
+        out: folder of the run (described in ketools.runs.store).
         statistics: covariances of the keys; None: those stored with the model.
         progress: show a progress bar.
-        panel: what to compare with; None: drawn here with `sizes`. Runs side by side on one model can share one.
+        panel: what to compare with; None: drawn here with `sizes`. Runs on one model can share a panel.
         overrides: hyperparameters of the editor to change, by name.
-        conflicts: of facts that contradict each other "last wins" (with a warning; how many went is in the settings), or
-            "refuse".
-        consolidate_every: batches between two snapshots of the edited matrices, from which a run resumes faster.
-        tasks, texts: what the panel asks, as in `ketools.runs.panel.Panel.take`.
+        conflicts: what to do with facts that contradict each other: "last wins" (with a warning; the settings say how many
+            were left out) or "refuse".
+        consolidate_every: batches between two snapshots of the edited matrices; from a snapshot a run resumes faster.
+        tasks, texts: for the panel, as in `ketools.runs.panel.Panel.take`.
         config: kept with the run, for `ketools resume`.
-        force: resume with other settings, covariance, versions or facts to measure than the run had (KetoolsError
+        force: resume although settings, covariance, versions or measured facts differ from the run's (KetoolsError
             otherwise).
-        search: finds the targets of a batch in the editor's place (`ketools.runs.pool.Replicas`).
+        search: finds the targets of a batch in place of the editor (`ketools.runs.pool.Replicas`).
 
     Returns:
         The run's record, the same as `RunRecord.load(out)`.
 
     Raises:
         KetoolsError: more edits than facts, a fact that cannot be edited, an edited model, an unwritable folder, a folder
-            with another run or one that another process works on.
+            that holds another run or in which another process is working.
         Interrupted: on Ctrl-C; finished batches are kept.
     """
     whole = {"edits": edits, "batch": batch, "checkpoint_every": checkpoint_every}
@@ -319,7 +319,7 @@ def lifelong(
     store, about = Store(Path(out)), provenance(model, seed, chosen) | {"config": plain(config)}
     asked: dict[str, Any] = {"sizes": sizes, "seed": seed, "tasks": tasks, "texts": texts}
     with store.locked():
-        # What cannot be edited, scored, or asked at a checkpoint is found now, and leaves no folder.
+        # Facts that cannot be edited or scored, and a panel that cannot be measured, are refused now and leave no folder.
         if not store.exists():
             for first in range(0, edits, batch):
                 checked_rows(model, todo[first : first + batch], ("",))
@@ -329,7 +329,7 @@ def lifelong(
         done = begin(store, settings | same_facts(store, settings, todo, facts, force=force), about, force=force)
         with _says_what_is_kept(store, chosen, edits):
             if panel is None:
-                try:  # as the run took it before its first edit
+                try:  # the panel that the run took before its first edit
                     panel = Panel.again(store.commit(0)["panel"], model, facts, **asked)
                 except Damaged:
                     panel = Panel.take(model, facts, todo, **asked)
@@ -350,10 +350,10 @@ def opened(config: RunConfig) -> EditableModel:
 
 
 def ready(config: RunConfig, facts: FactSet | None = None) -> FactSet:
-    """The facts that `config` draws from (`facts`, if they were read already), after all checks that need no model.
+    """The facts that `config` draws from (`facts`, if already read), after all checks that need no model.
 
-    Raises KetoolsError: no folder for the run, or one that cannot be written; facts that cannot be read, are too few, or
-    contradict each other where that is refused.
+    Raises KetoolsError: no folder for the run, or an unwritable one; facts that cannot be read, are too few, or contradict
+    each other while `conflicts` is "refuse".
     """
     if not config.out:
         raise KetoolsError('no folder for the run; give one (--out DIR, or out = "DIR" in the config)')
@@ -368,9 +368,9 @@ def ready(config: RunConfig, facts: FactSet | None = None) -> FactSet:
 def execute(
     config: RunConfig, model: EditableModel, facts: FactSet, *, force: bool = False, progress: bool = True
 ) -> RunRecord:
-    """Run what `config` asks for on its model with the facts from `ready`, or resume it.
+    """Start or resume the run of `config` on its model with the facts from `ready`.
 
-    Raises KetoolsError and Interrupted as `lifelong` does, and for tasks and a text that cannot be read.
+    Raises KetoolsError and Interrupted as `lifelong` does, and KetoolsError for tasks or a text that cannot be read.
     """
     sizes = Sizes(**config.measures)
     tasks = None if config.tasks is None else tasks_named(config.tasks)
@@ -406,19 +406,18 @@ def edit_facts(
     texts: Sequence[str] | None = None,
     progress: bool = True,
 ) -> tuple[Edit, pd.DataFrame]:
-    """Edit all `facts` in their order, or resume an earlier call with the same arguments; what `ketools edit` does.
+    """Edit all `facts` in order, or resume an earlier call with the same arguments; what `ketools edit` does.
 
-    Writes `out`/edit.safetensors (all batches as one Edit) and `out`/report.parquet, beside the files of a run: what the
-    edits did to the rest of the model is measured before and after them, on facts that come with ketools and on `texts`
-    (None: the model's own; `EDIT_SIZES` says how many). The model is left with all edits applied.
+    Writes `out`/edit.safetensors (all batches as one Edit) and `out`/report.parquet, beside the files of a run. The rest of
+    the model is measured before and after the edits, on facts that come with ketools and on `texts` (None: the model's own;
+    `EDIT_SIZES` says how many). The model is left with all edits applied.
 
     Returns:
-        The whole Edit and the report: `ketools.evaluation.edits.evaluate` of each fact, columns with "before_" (the
-        unedited model) and "after_" (all batches in).
+        The whole Edit and the report: `ketools.evaluation.edits.evaluate` of each fact, in columns "before_*" (the unedited
+        model) and "after_*" (after all batches).
 
     Raises:
-        KetoolsError: an edited model, a folder with another job, facts that cannot be edited, or an update that is not
-            finite.
+        KetoolsError: an edited model, a folder with another job, facts that cannot be edited, a non-finite update.
         Interrupted: on Ctrl-C; finished batches are kept.
     """
     if model.edits:
@@ -463,10 +462,10 @@ def edit_facts(
 
 
 def as_one(edits: Sequence[Edit]) -> Edit:
-    """Several edits, in order, as one: factors side by side, or as a dense matrix where that is smaller.
+    """Several edits, in order, as one: factors side by side, or a dense matrix where that is smaller.
 
-    Its weights are those of all the edits up to rounding (one addition instead of several). The record is the first
-    one's with the lists of all (facts, steps, ...), and "batches" says how many there were.
+    It gives the weights of all the edits up to rounding (one addition instead of several). Its record is the first edit's
+    with the lists of all (facts, steps, ...); "batches" says how many edits there were.
     """
     assert edits, "nothing to put together"
     if len(edits) == 1:
@@ -487,24 +486,24 @@ def as_one(edits: Sequence[Edit]) -> Edit:
 
 
 def advice(edit: Edit, report: pd.DataFrame, method: Method) -> str | None:
-    """Where an edit falls short, and what to change; None if at least half of the new objects are now top answers."""
+    """Where an edit falls short and what to change; None if at least half of the new objects are now top answers."""
     share = float(report["after_efficacy_accuracy"].mean())
     if share >= _ENOUGH:
         return None
     begin = f"{share:.0%} of the new objects are the model's top answer"
     alone = int((report["prompt"].str.strip(" ?!.") == report["subject"]).sum()) if "prompt" in report else 0
     if alone > len(report) / 2:
-        return f"{begin}: the subject of {alone} of {len(report)} facts is the whole prompt; name the thing alone"
+        return f"{begin}: for {alone} of {len(report)} facts the subject is the whole prompt; give only the entity as the subject"
     if not method.has_targets:
-        return f"{begin}: take more steps or a larger rate, or other layers (ketools methods {method.name} lists the settings)"
+        return f"{begin}: take more steps, try a larger rate or edit other layers (`ketools methods {method.name}` lists the settings)"
     reached = sum(edit.record["p_target"]) / len(edit.record["p_target"])
     if reached < _REACHED:
         return (
-            f"{begin}, and the target optimisation itself falls short: with the states it found, the mean probability of the "
-            f"targets is {reached:.2f}. Raise lr, steps or clamp_norm_factor (--set), or edit other layers (--layers)"
+            f"{begin}, and the target optimisation itself falls short: the states it found give the targets a mean "
+            f"probability of {reached:.2f}. Raise lr, steps or clamp_norm_factor (--set), or edit other layers (--layers)"
         )
     return (
-        f"{begin}, although with the states that the target optimisation found the mean probability of the targets is "
-        f"{reached:.2f}: the weight update is too constrained. Lower lambda_p or what else protects the weights (--set), take "
-        "fewer facts per batch, or edit other layers (--layers)"
+        f"{begin}, although the states that the target optimisation found give the targets a mean probability of "
+        f"{reached:.2f}: the weight update is too constrained. Lower lambda_p or whatever else protects the weights (--set), "
+        "edit fewer facts per batch, or edit other layers (--layers)"
     )

@@ -1,31 +1,30 @@
-"""What a run leaves on disk: a folder from which it can be read, checked and resumed. Files are only ever added.
+"""The folder of a run, from which it can be read, checked and resumed. Files are only ever added.
 
     run.json                      settings, config and provenance; its copy is in batches/00000.json
     batches/00000.json            before the first edit: norms, and what the panel measured
     batches/00001.json            the rows of batch 1 and the checksums of its other files; written last, it is the commit
     edits/00001.safetensors       its update, factored, float32
-    state/00001.safetensors       what it adds to the editor's state: its own keys, not those of earlier batches
-    snapshots/00010.safetensors   every `consolidate_every` batches: the bits of the edited matrices; the last two stay
+    state/00001.safetensors       what it adds to the editor's state: only its own keys
+    snapshots/00010.safetensors   every `consolidate_every` batches: the edited matrices, bit for bit; the last two are kept
     checkpoints/00005.json        what was measured after batch 5
     collapse.json                 if an update was not finite and ended the run: where, and why
-    progress.json, tables.json, *.parquet   a summary, and the tables; derived from the above, rewritten if damaged
-    lock                          held by the process that works here
+    progress.json, tables.json, *.parquet   a summary and the tables; derived from the above, rewritten if damaged
+    lock                          held by the process that is working here
 
-Every JSON file holds its own checksum, a commit those of its safetensors files, tables.json those of the parquet files.
-run.json holds the run's "id"; the commit of batch 1 names it, every later one the digest of the commit before, and so no
-record of another run fits in. A record names files of its own batch only, and no link leads out of the folder.
-tables.json is removed before any of them changes and written last, so tables without it are rewritten. Every file is
-written to a temporary name, flushed and renamed: a kill at any moment loses at most the batch or checkpoint in progress.
+Every JSON file holds its own checksum. A commit also holds those of its safetensors files, and tables.json those of the
+parquet files. The commit of batch 1 names the "id" in run.json, every later commit the digest of the one before it, so a
+record of another run is detected. A record names only files of its own batch, and no link may lead out of the folder.
+tables.json is removed before a table changes and written last; tables without it are rewritten. Every file is written to a
+temporary name, flushed and renamed, so a kill at any moment loses at most the batch or checkpoint in progress.
 
-The weights after batch n are W_0 plus the updates of batches 1 .. n, added one after another, each sum in float64 and rounded
-once to the type of the weights. No update is ever merged or rounded again, so the weights after any batch can be computed from
-the factors; a snapshot only saves the additions before it. A commit holds the sha256 of the edited matrices, against which
-restored ones are compared.
+The weights after batch n are W_0 plus the updates of batches 1 .. n, added one after another. Each sum is computed in float64
+and rounded once to the dtype of the weights. Updates are never merged or rounded again, so the weights after any batch follow
+from the factors; a snapshot only saves time. A commit holds the sha256 of each edited matrix, and restored matrices must match.
 
 Size: 4 (d_model + d_mlp) bytes per fact and edited layer for the updates, 4 d_mlp for the keys of methods that protect them,
 two snapshots, and about 500 bytes per fact for the rows.
 
-To read a run: `RunRecord.load(folder)`. Runs without their weights are kept as in study.py.
+`RunRecord.load(folder)` reads a run. study.py keeps runs without their weights.
 """
 
 from __future__ import annotations
@@ -54,29 +53,27 @@ from ketools.errors import Damaged, KetoolsError
 from ketools.io import PART, checked, finite, read_json, write_atomic, write_tensors
 
 FRAMES = ("batches", "norms", "facts", "checkpoints", "spectra", "residual")
-"""The tables of a run: the first three have rows of every batch, the others of every checkpoint."""
+"""The tables of a run: the first three have rows for every batch, the others for every checkpoint."""
 FOLDERS = ("batches", "edits", "state", "snapshots", "checkpoints")
-# The files of batches and checkpoints; anything else in their folders is somebody else's ("00003 2.json" of a sync tool).
+# Files of batches and checkpoints; anything else in their folders is foreign ("00003 2.json" of a sync tool).
 OURS = re.compile(r"(?:batches|checkpoints)/[0-9]{5,9}\.json|(?:edits|state|snapshots)/[0-9]{5,9}\.safetensors")
 TABLES = tuple(f"{name}.parquet" for name in FRAMES)
 TOP = ("run.json", "progress.json", "tables.json", "collapse.json", *TABLES, "edit.safetensors", "report.parquet")
 _LEFT = re.compile(rf"(?:(?:{'|'.join(FOLDERS)})/)?{PART}")
 _RECENT = 5  # batches whose time per edit `status` averages
-
-
-_TEXTS = ("id", "relation", "subject", "matrix", "kind")  # columns; all others are numbers
-_COLUMNS = {
+_TEXTS = ("id", "relation", "subject", "matrix", "kind")  # columns of text; all others are numbers
+_COLUMNS = {  # the least that each table must have
     "batches": ("batch", "edits", "facts", "seconds", "seconds_scoring", "known"),
     "norms": ("batch", "edits", "layer", "edited", "norm", "ratio", "update_norm"),
     "facts": ("id", "batch"),
     "checkpoints": ("edits",),
     "spectra": ("edits", "layer"),
     "residual": ("edits", "layer", "kind"),
-}  # without which nobody can read a table
+}
 
 
 class Schema(BaseModel):
-    """A part of a JSON file of ours: what is named is checked, anything else is kept."""
+    """Part of a JSON file of a run: named fields are checked, others are kept."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -178,7 +175,7 @@ class Progress(Schema):
 
 
 def digest(content: object) -> str:
-    """sha256 (hex) of a JSON value, whatever its indentation and order of keys."""
+    """sha256 (hex) of a JSON value, independent of indentation and key order."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -190,14 +187,14 @@ def file_digest(path: Path) -> str:
 
 
 def write_sealed(path: Path, content: Mapping[str, Any], indent: int | None = None) -> Path:
-    """Write `content` as JSON with "sha256", its digest; NaN and infinity become null. Returns the path."""
+    """Write `content` and its digest, "sha256", as JSON; NaN and infinity become null. Returns the path."""
     plain = json.loads(json.dumps(finite(content), ensure_ascii=False, default=str))
     sealed = plain | {"sha256": digest(plain)}
     return write_atomic(path, json.dumps(sealed, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_sealed(path: Path, schema: Any = dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401 - as in io.checked
-    """What `write_sealed` wrote, without the digest. Raises Damaged for a file that is missing or something else."""
+    """What `write_sealed` wrote, without the digest. Raises Damaged if the file is missing, changed or of another kind."""
     if not path.exists():
         raise Damaged(f"{path}: missing")
     content = read_json(path, dict[str, Any], "a record of a run")
@@ -206,12 +203,12 @@ def read_sealed(path: Path, schema: Any = dict[str, Any]) -> dict[str, Any]:  # 
     except RecursionError:
         sound = False
     if not sound:
-        raise Damaged(f"{path}: its checksum does not match, the file was changed or damaged")
+        raise Damaged(f"{path}: its checksum does not match; the file was changed or damaged")
     return checked(content, schema, str(path))
 
 
 def _to_json(frame: pd.DataFrame) -> dict[str, Any]:
-    """{column: [dtype, values]}: the bits of floats survive; NaN and infinities, which JSON lacks, become strings."""
+    """{column: [dtype, values]}: floats keep their bits; NaN and infinities, which JSON lacks, become strings."""
     return {
         str(name): [
             str(frame[name].dtype),
@@ -222,7 +219,7 @@ def _to_json(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def _joined(packed: Iterable[Mapping[str, Any]], where: str) -> pd.DataFrame:
-    """The tables that `_to_json` packed, one below the other; an empty one for none. Raises Damaged."""
+    """The tables that `_to_json` packed, concatenated; an empty table for none. Raises Damaged."""
     frames = []
     try:
         for columns in packed:
@@ -233,11 +230,11 @@ def _joined(packed: Iterable[Mapping[str, Any]], where: str) -> pd.DataFrame:
             frames += [pd.DataFrame(series)] if series else []
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise Damaged(f"{where}: no columns as a run writes them ({error})") from error
+        raise Damaged(f"{where}: not the columns that a run writes ({error})") from error
 
 
 def usable(name: str, frame: pd.DataFrame, where: str) -> pd.DataFrame:
-    """The table `name` itself. Raises Damaged if a column that is read everywhere is missing, or holds no numbers."""
+    """The table `name` itself. Raises Damaged if a required column is missing or a column has the wrong type."""
     if len(frame) and (missing := [column for column in _COLUMNS[name] if column not in frame]):
         raise Damaged(f"{where}: the column {missing[0]!r} is missing; expected a table of a run")
     for column, kind in frame.dtypes.items():
@@ -249,21 +246,21 @@ def usable(name: str, frame: pd.DataFrame, where: str) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A lifelong run, measured.
+    """The measurements of a lifelong run.
 
     batches: a row per batch: batch (1..), edits (so far), facts (in it), seconds (editing), seconds_targets ..
         seconds_write, seconds_scoring (at edit time), known (facts whose target was already the top answer),
         steps_mean, steps_max, p_target_mean (when the target optimisation stopped), at_edit_ES .. at_edit_S and
-        at_edit_p_new (the batch's facts right after the batch).
-    norms: a row per batch (0: before any edit) and layer: batch, edits, layer, matrix, edited, norm, ratio (to before
-        any edit), update_norm (Frobenius norm of this batch's update; NaN for unedited layers).
+        at_edit_p_new (the batch's facts, scored right after the batch).
+    norms: a row per batch (0: before any edit) and layer: batch, edits, layer, matrix, edited, norm, ratio (norm relative
+        to before any edit), update_norm (Frobenius norm of this batch's update; NaN for unedited layers).
     facts: a row per edited fact: id, batch, relation, subject, steps, p_target, at_edit_* and, once the run is
         complete, end_*: the columns of `ketools.evaluation.edits.evaluate`.
     checkpoints: a row per checkpoint: edits, then all that `ketools.runs.panel` measures; ES .. S and the accuracies
-        are of all edits so far, scored now (the last row: at the end), NS on at most `neighbours` of each.
+        cover all edits so far, scored at this checkpoint, NS on at most `neighbours` prompts of each.
     spectra: a row per checkpoint and edited layer: edits, batch, layer and the columns of
         `ketools.norms.weights.shape_of`.
-    residual: a row per checkpoint and summand of the residual stream: edits, batch and the columns of
+    residual: a row per checkpoint and term of the residual stream: edits, batch and the columns of
         `ketools.norms.residual.contributions` (layer, kind, edited, norm, share, relative, projection, tokens).
     provenance: settings, config, versions, device, seed, method, model fingerprint, git commit.
     collapse: None, or {"batch", "first", "last", "edits", "why"}: the update of edits first .. last (batch) was not
@@ -281,7 +278,7 @@ class RunRecord:
 
     @classmethod
     def load(cls, out: str | Path) -> RunRecord:
-        """Read a run's folder, finished or not; KetoolsError if there is none, or a file of it is damaged (named)."""
+        """Read the run in a folder, finished or not. Raises KetoolsError if there is none or a file (named) is damaged."""
         store = Store.of(out)
         return cls(**store.frames(), provenance=store.about(), collapse=store.collapse())
 
@@ -298,7 +295,7 @@ class Store:
         store = cls(Path(out))
         if (store.out / "runs.json").is_file():
             raise KetoolsError(
-                f"{out}: the tables of runs without their weights; `ketools compare` and `ketools report` read them"
+                f"{out}: holds tables of runs without their weights; read them with `ketools compare` or `ketools report`"
             )
         if not store.exists():
             raise KetoolsError(f"{out}: no run here (run.json is missing); expected the folder that a run wrote")
@@ -308,8 +305,8 @@ class Store:
     def check_files(self) -> None:
         """Raise KetoolsError for a file of the run that is a link out of its folder, a folder, a pipe or a device.
 
-        What is read, written and removed here then stays here. Without a run in the folder, none of its files may be there
-        either: they are somebody's own, and would be overwritten.
+        Reading, writing and removing then stay inside the folder. A folder without a run may not hold files with a run's
+        names: they belong to somebody else and would be overwritten.
         """
         root = Path(os.path.realpath(self.out))
         names = {*TOP, "lock", *FOLDERS}
@@ -323,10 +320,10 @@ class Store:
             if name in FOLDERS and not path.is_dir():
                 raise KetoolsError(f"{path}: expected a folder; remove it")
             if name not in FOLDERS and not path.is_file() and (name in (*TOP, "lock") or OURS.fullmatch(name)):
-                raise KetoolsError(f"{path}: expected a file, it is a folder, a pipe or a device; remove it")
+                raise KetoolsError(f"{path}: expected a file, got a folder, a pipe or a device; remove it")
             if name not in ("lock", "run.json") and not self.exists():
                 raise KetoolsError(
-                    f"{path} is there, but no run (run.json is missing), and a run would overwrite it; give another folder"
+                    f"{path} exists without a run (run.json is missing), and a run would overwrite it; give another folder"
                 )
 
     def exists(self) -> bool:
@@ -334,17 +331,17 @@ class Store:
         return (self.out / "run.json").is_file() or self.path("batches", 0).is_file()
 
     def check_whole(self) -> None:
-        """Raise Damaged for tables without the batches that they were made of, which a run would write over."""
+        """Raise Damaged for tables without their batches, which a run would overwrite."""
         if not self.numbers("batches") and (tables := [name for name in TABLES if (self.out / name).exists()]):
             raise Damaged(f"{self.out / tables[0]}: a table of a run without its batches; put the run's folders back")
 
     def clear(self) -> None:
-        """Remove the run and nothing else: its files, and its folders if they are empty then."""
+        """Remove the files of the run, and its folders if they are then empty; nothing else."""
         self.check_files()
         for name in [*TOP[1:], *(f"{folder}/{p.name}" for folder in FOLDERS for p in (self.out / folder).glob("*"))]:
             if name in TOP or _is_ours(name):
                 (self.out / name).unlink(missing_ok=True)
-        (self.out / "run.json").unlink(missing_ok=True)  # last: a run that is half removed is still one
+        (self.out / "run.json").unlink(missing_ok=True)  # last: a half-removed run still counts as one
         for folder in FOLDERS:
             with suppress(OSError):
                 (self.out / folder).rmdir()
@@ -371,7 +368,7 @@ class Store:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Within the block no other process works here; the lock ends with its process, however that ends.
+        """Within the block no other process works here; the lock is released when its process ends, in whatever way.
 
         Raises KetoolsError at once if another process holds it.
         """
@@ -390,7 +387,7 @@ class Store:
             yield
         finally:
             lock.release()
-            if made and not self.exists():  # refused: nothing stays
+            if made and not self.exists():  # the run was refused: leave nothing behind
                 (self.out / "lock").unlink(missing_ok=True)
                 with suppress(OSError):
                     self.out.rmdir()
@@ -409,8 +406,8 @@ class Store:
             return copy
         if copy is not None and copy.get("id") != own.get("id"):
             raise Damaged(
-                f"{self.out}: run.json and batches/00000.json are of two runs; put the run's own back, or remove run.json: "
-                "its copy is in the other"
+                f"{self.out}: run.json and batches/00000.json belong to two runs; restore the right one, or remove run.json: "
+                "batches/00000.json holds a copy"
             )
         return own
 
@@ -424,22 +421,20 @@ class Store:
         content = read_sealed(path, Commit if batch else Begun)
         own = {self.path(folder, batch).relative_to(self.out).as_posix() for folder in FOLDERS[1:4]}
         if batch and content["batch"] != batch:
-            raise Damaged(f"{path}: field batch: it is the record of batch {content['batch']}")
+            raise Damaged(f"{path}: field batch: this is the record of batch {content['batch']}")
         if foreign := sorted(content.get("files", {}).keys() - own):
             raise Damaged(f"{path}: field files: {foreign[0]!r} is no file of this batch")
         return content
 
     def follows(self, batch: int, commit: Mapping[str, Any], before: Mapping[str, Any] | None) -> None:
-        """Raise Damaged if the commit of a batch (from 1) is not of this run, or not made after `before`, the last one's."""
+        """Raise Damaged if the commit of a batch (from 1) belongs to another run or does not follow `before`, the previous one."""
         previous = self.about().get("id")
         if previous is not None and batch > 1:
             if before is None:
                 return
             previous = digest(before)
         if commit.get("previous") != previous:
-            raise Damaged(
-                f"{self.path('batches', batch)}: field previous: the record of another run, or out of its order"
-            )
+            raise Damaged(f"{self.path('batches', batch)}: field previous: the record of another run, or out of order")
 
     def measured(self, batch: int) -> dict[str, Any]:
         """What was measured after a batch. Raises Damaged."""
@@ -451,21 +446,21 @@ class Store:
         return content
 
     def progress(self) -> dict[str, int]:
-        """{"batches", "edits"}: how many are committed, counted from batch 1 without a gap; other files are not read."""
+        """{"batches", "edits"}: how many are committed, from batch 1 up to the first gap; other files are not read."""
         number = 0
         while self.path("batches", number + 1).is_file():
             number += 1
         return {"batches": number, "edits": int(self.commit(number)["edits"]) if number else 0}
 
     def write_progress(self) -> None:
-        """progress.json, for people, and for `survey` to know what must exist. The commits decide what is done."""
+        """progress.json, for people and for `survey`, which learns from it what must exist. The commits decide what is done."""
         progress: dict[str, Any] = self.progress()
         marks = {"checkpoint": self.path("checkpoints", progress["batches"]), "collapse": self.out / "collapse.json"}
         progress |= {name: True for name, path in marks.items() if path.is_file()}
         write_sealed(self.out / "progress.json", progress)
 
     def start(self, tables: Mapping[str, pd.DataFrame], panel: Mapping[str, Any]) -> None:
-        """Before the first edit: rows of the unedited model, and what the panel measured on it."""
+        """Write batch 0: rows of the unedited model, and what the panel measured on it."""
         packed = {name: _to_json(frame) for name, frame in tables.items()}
         write_sealed(self.path("batches", 0), {"edits": 0, "tables": packed, "panel": panel, "run": self.about()})
 
@@ -483,7 +478,7 @@ class Store:
         """Write everything of one batch, then its commit.
 
         Args:
-            batch, edits: its number (1..), and how many facts are edited with it.
+            batch, edits: its number (1..), and how many facts have been edited by then.
             edit, state: its update, and the editor's state, of which only this batch's keys are written.
             tables: its rows.
             weights: sha256 of each edited matrix; snapshot: the matrices themselves, if they are to be kept.
@@ -513,7 +508,7 @@ class Store:
         return write_tensors(path, {str(i): weight for i, weight in bits.items()}, about)
 
     def kept_snapshots(self, last: int) -> list[int]:
-        """The last two of the batches 1 .. `last` whose commits name a snapshot: these must be there."""
+        """The last two of batches 1 .. `last` whose commits name a snapshot; these snapshots must exist."""
         kept: list[int] = []
         for number in reversed([number for number in self.numbers("batches") if 0 < number <= last]):
             with suppress(Damaged):
@@ -524,7 +519,7 @@ class Store:
         return kept
 
     def put_checkpoint(self, batch: int, tables: Mapping[str, pd.DataFrame]) -> None:
-        """What was measured after a batch: tables of a checkpoint, and at the end "ends", the columns end_* of all facts."""
+        """Write what was measured after a batch: the checkpoint's tables and, after the last, "ends", all facts' end_* columns."""
         (self.out / "tables.json").unlink(missing_ok=True)
         packed = {name: _to_json(frame) for name, frame in tables.items()}
         write_sealed(self.path("checkpoints", batch), packed | {"run": self.about().get("id")})
@@ -539,12 +534,12 @@ class Store:
         return {name: value for name, value in content.items() if name != "run"}
 
     def put_collapse(self, content: Mapping[str, Any]) -> None:
-        """The update of a batch was not finite: the run ends here."""
+        """Record that the update of a batch was not finite and the run ended there."""
         write_sealed(self.out / "collapse.json", {**content, "run": self.about().get("id")})
         self.write_progress()
 
     def frames(self) -> dict[str, pd.DataFrame]:
-        """FRAMES as far as they are committed; empty where nothing is. Raises Damaged, naming the file."""
+        """The committed rows of each of FRAMES; empty where there are none. Raises Damaged, naming the file."""
         self.check_whole()
         last, commits = max(self.numbers("batches"), default=-1), [self.commit(0)] if self.numbers("batches") else []
         for number in range(1, last + 1):
@@ -568,7 +563,7 @@ class Store:
         return sums
 
     def write_tables(self, frames: Mapping[str, pd.DataFrame]) -> None:
-        """A parquet file per table, then tables.json with their checksums."""
+        """Write a parquet file per table, then tables.json with their checksums."""
         (self.out / "tables.json").unlink(missing_ok=True)
         for name, frame in frames.items():
             buffer = io.BytesIO()
@@ -579,7 +574,7 @@ class Store:
 
 
 def due(edits: int, before: int, every: int) -> bool:
-    """Is there a checkpoint after a batch that is not the last: `edits` facts are edited after it, `before` before it?"""
+    """Is a checkpoint due after a batch other than the last? `edits` facts are edited after it, `before` before it."""
     return not edits or edits // every > before // every
 
 
@@ -588,9 +583,8 @@ class Survey:
     """What `survey` found.
 
     batches: batches that can be restored bit for bit; the run resumes after them. last: the highest batch that has a file.
-    damaged: {file (relative): what is wrong}; files: how many were checked. leftovers: temporary files of a process that
-    was killed, files after the last commit, and files that are not the run's.
-    unsealed: tables.json, with the checksums of the tables, is missing.
+    damaged: {file (relative): what is wrong}; files: how many were checked. leftovers: temporary files of a killed process,
+    files after the last commit, and foreign files. unsealed: tables.json, with the checksums of the tables, is missing.
     """
 
     batches: int
@@ -606,20 +600,20 @@ class Survey:
         return not self.damaged
 
     def text(self) -> str:
-        """In a few lines."""
+        """The findings in a few lines."""
         lines = [f"{name}: {why}" for name, why in self.damaged.items()]
         for name in self.leftovers:
             lines.append(
                 f"{name}: {'left by a process that was stopped, harmless' if _is_ours(name) else 'no file of the run'}"
             )
         if self.unsealed:
-            lines.append("tables.json is missing, so the tables were not checked; `ketools resume` writes them again")
+            lines.append("tables.json is missing, so the tables were not checked; `ketools resume` rewrites them")
         what = "sound" if self.sound else f"{len(self.damaged)} damaged"
         lines.append(
-            f"{self.files} files, {what}" + (f"; batches 1 to {self.batches} are whole" if self.batches else "")
+            f"{self.files} files, {what}" + (f"; batches 1 to {self.batches} are intact" if self.batches else "")
         )
         if not self.sound:
-            lines.append(f"`ketools resume` repeats what is damaged, from batch {self.batches + 1} on")
+            lines.append(f"`ketools resume` repeats the run from batch {self.batches + 1} on")
         return "\n".join(lines)
 
 
@@ -627,12 +621,12 @@ def survey(out: str | Path) -> Survey:
     """Check every file of the run in `out`; nothing is changed. Raises KetoolsError if there is no run."""
     store, damaged = Store.of(out), {}
     known = {"run.json", "batches/00000.json", "tables.json", "collapse.json", "progress.json", "lock"}
-    store.about()  # of one run, or there is nothing to compare with
+    store.about()  # raises if its two copies disagree: there would be nothing to compare with
     numbers = {folder: store.numbers(folder) for folder in FOLDERS}
     last = max(numbers["batches"], default=0)
 
     def content(path: Path, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Of a JSON file; {} if it is damaged, which is noted."""
+        """The content of a JSON file; {}, and a note in `damaged`, if it is damaged."""
         name = path.relative_to(store.out).as_posix()
         known.add(name)
         try:
@@ -649,14 +643,14 @@ def survey(out: str | Path) -> Survey:
             if not path.is_file():
                 damaged[name] = "missing"
             elif file_digest(path) != wanted:
-                damaged[name] = "its checksum does not match, the file was changed or damaged"
+                damaged[name] = "its checksum does not match; the file was changed or damaged"
         except OSError as error:
             damaged[name] = f"cannot be read ({error.strerror or error})"
 
     path = store.out / "run.json"
     about = content(path, lambda: read_sealed(path, About))
     begun: dict[str, Any] | None = None
-    if any(numbers.values()):  # a kill may leave the folders for the first files empty
+    if any(numbers.values()):  # a kill may leave the folders empty
         begun = content(store.path("batches", 0), lambda: store.commit(0))
         about = begun.get("run", {}) | about
     readers = {
@@ -681,7 +675,7 @@ def survey(out: str | Path) -> Survey:
         commit = content(store.path("batches", number), follow)
         before = commit or None
         whole = whole and bool(commit)
-        # Without its commit, what lies beside it is still the batch's.
+        # Without the commit, its other files still belong to the batch.
         known.update(store.path(name, number).relative_to(store.out).as_posix() for name in FOLDERS[1:4] if not commit)
         for name, wanted in commit.get("files", {}).items():
             if name.startswith("snapshots/") and not (store.out / name).is_file():
@@ -697,10 +691,10 @@ def survey(out: str | Path) -> Survey:
     wanted_files = [store.path("batches", number) for number in range(last + 1, min(done, last + 3) + 1)]
     wanted_files += [store.path("checkpoints", done)] if progress.get("checkpoint") else []
     wanted_files += [store.out / "collapse.json"] if progress.get("collapse") else []
-    wanted_files += [store.out / "progress.json"] if last > 1 else []  # a kill leaves none only after the first commit
+    wanted_files += [store.out / "progress.json"] if last > 1 else []  # a kill can prevent only the first one
     wanted_files += [store.path("snapshots", number) for number in store.kept_snapshots(last)]
     size, every = (about.get("settings", {}).get(name, 0) for name in ("batch", "checkpoint_every"))
-    if size and every:  # that of `last` itself may not be measured yet
+    if size and every:  # the checkpoint after `last` may not be measured yet
         points = [n for n in range(min(last, len(numbers["batches"]))) if due(n * size, (n - 1) * size, every)]
         wanted_files += [store.path("checkpoints", number) for number in points]
     damaged |= {path.relative_to(store.out).as_posix(): "missing" for path in wanted_files if not path.is_file()}
@@ -715,12 +709,12 @@ def survey(out: str | Path) -> Survey:
 
 
 def cut(store: Store, found: Survey) -> None:
-    """Remove what is damaged, and everything after the last whole batch; the run makes again what can be made again."""
+    """Remove what is damaged, and everything after the last intact batch; the run then repeats what it can."""
     for name in (*found.damaged, *filter(_is_ours, found.leftovers)):
         if name not in ("run.json", "batches/00000.json"):
             (store.out / name).unlink(missing_ok=True)
     if any(name.endswith(".parquet") for name in found.damaged):
-        (store.out / "tables.json").unlink(missing_ok=True)  # all tables are written again
+        (store.out / "tables.json").unlink(missing_ok=True)  # so that all tables are rewritten
     for folder in FOLDERS:
         for number in store.numbers(folder):
             if number > found.batches:
@@ -734,18 +728,18 @@ def cut(store: Store, found: Survey) -> None:
 
 
 def _is_ours(name: str) -> bool:
-    """Is this leftover the run's own, not a copy that a sync tool or a person made?"""
+    """Did the run make this leftover, rather than a sync tool or a person?"""
     return bool(_LEFT.fullmatch(name) or OURS.fullmatch(name))
 
 
 def status(out: str | Path) -> dict[str, Any]:
-    """How far the run in `out` is; nothing of it is changed.
+    """How far the run in `out` has come; nothing is changed.
 
     Returns:
-        state ("running", "stopped", "complete", "collapsed"); edits, edits_asked, batches;
-        seconds_per_edit (of the last batches, with their scoring), cpu_per_edit (of the editing alone), seconds_left (None unless the run goes on); bytes by
-        folder ("bytes"), bytes_at_end (about); checkpoint (the last one's columns), known (facts
-        that needed no edit), collapse, forced, model, method.
+        state ("running", "stopped", "complete", "collapsed"); edits, edits_asked, batches; seconds_per_edit (of the last
+        batches, scoring included), cpu_per_edit (editing alone), seconds_left (None for a run that has ended); bytes (by
+        folder), bytes_at_end (estimated); checkpoint (columns of the last one), known (facts that needed no edit),
+        collapse, forced, model, method.
 
     Raises:
         KetoolsError: no run, or a damaged file (named).
@@ -767,14 +761,14 @@ def status(out: str | Path) -> dict[str, Any]:
                 lock.release()
             except Timeout:
                 state = "running"
-            except OSError:  # a read-only folder: not known
+            except OSError:  # a read-only folder: unknown
                 pass
     recent = batches.tail(_RECENT)
     pace = float((recent["seconds"] + recent["seconds_scoring"]).sum() / recent["facts"].sum()) if len(recent) else None
     cpu = recent["seconds_cpu"].sum() / recent["facts"].sum() if "seconds_cpu" in recent and len(recent) else None
     used: dict[str, int] = {}
     for path in store.out.rglob("*"):
-        with suppress(FileNotFoundError):  # a temporary name of a run that is going on
+        with suppress(FileNotFoundError):  # a temporary file of a run in progress
             if path.is_file():
                 top = path.relative_to(store.out).parts
                 name = top[0] if len(top) > 1 else "tables"

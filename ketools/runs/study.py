@@ -1,10 +1,10 @@
-"""Many runs without their weights in one folder: what reports and comparisons read, small enough to be kept with a project.
+"""A study: many runs without their weights in one folder, for reports and comparisons; small enough to commit.
 
-    runs.json          settings, provenance and, where a run ended early, how, of each run by its name; the checksums of the tables
-    batches.parquet    and norms, facts, checkpoints, spectra, residual: the tables of `RunRecord`, those of all runs one below
-                       the other, with a column `run`
+    runs.json          by name of the run: settings, provenance and, if it ended early, how; checksums of the tables
+    batches.parquet    and norms, facts, checkpoints, spectra, residual: the tables of `RunRecord`, concatenated over runs,
+                       with a column `run`
 
-A column that a run doesn't have is null in its rows; NaN stays what it was, a number that could not be measured.
+A column that a run lacks is null in its rows; NaN remains NaN, a number that could not be measured.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from ketools.runs.store import FRAMES, About, Collapse, RunRecord, Schema, read_
 
 FACTS = ("id", "batch", "relation", "subject", "steps", "p_target")
 SCORES = ("p_new", "efficacy_success", "efficacy_accuracy", "paraphrase_success", "neighbourhood_success")
-"""Columns of the facts that are kept: what tests between methods, forgetting and lists of lost edits need."""
+"""Columns of the facts that a study keeps, for tests between methods, forgetting and lists of lost edits."""
 
 
 class _One(Schema):
@@ -43,9 +43,9 @@ def is_study(folder: Path) -> bool:
 
 
 def write_study(records: Mapping[str, RunRecord], folder: str | Path) -> Path:
-    """Put the runs, by name, into `folder`, whose study is replaced; returns the folder.
+    """Write the runs, by name, as a study to `folder`, replacing the one there; returns the folder.
 
-    Of the facts the columns that are compared are kept, their numbers in float32; other tables are whole.
+    The table of facts keeps only FACTS and SCORES, with numbers in float32; other tables are complete.
     """
     folder = Path(folder)
     sums = {}
@@ -58,7 +58,7 @@ def write_study(records: Mapping[str, RunRecord], folder: str | Path) -> Path:
                 frame = frame[[column for column in kept if column in frame]]
                 frame = frame.astype(dict.fromkeys(frame.select_dtypes("float").columns, "float32"))
             if len(frame):
-                # Without from_pandas NaN is not null.
+                # Without from_pandas, NaN does not become null.
                 columns = {column: pa.array(frame[column].to_numpy(), from_pandas=False) for column in frame}
                 parts.append(pa.table({"run": [run] * len(frame)} | columns))
         if parts:
@@ -72,7 +72,7 @@ def write_study(records: Mapping[str, RunRecord], folder: str | Path) -> Path:
 
 
 def add_to_study(records: Mapping[str, RunRecord], folder: str | Path) -> dict[str, RunRecord]:
-    """Put the runs into the study in `folder`, beside those that are there; written only where one is new.
+    """Add the runs to the study in `folder`; it is written only if one of them is new.
 
     Returns:
         All runs of the study, by name.
@@ -84,14 +84,14 @@ def add_to_study(records: Mapping[str, RunRecord], folder: str | Path) -> dict[s
 
 
 def read_study(folder: str | Path) -> dict[str, RunRecord]:
-    """The runs of a study, by name. Raises Damaged for a file that is missing or was changed, named."""
+    """The runs of a study, by name. Raises Damaged, naming the file, if one is missing or was changed."""
     folder = Path(folder)
     content: dict[str, Any] = read_sealed(folder / "runs.json", _Runs)
     tables: dict[str, pa.Table] = {}
     for file, wanted in content["tables"].items():
         name = file.removesuffix(".parquet")
         if name not in FRAMES:
-            raise Damaged(f"{folder / 'runs.json'}: field {file}: no table of a run")
+            raise Damaged(f"{folder / 'runs.json'}: field {file}: not a table of a run")
         data = read_bytes(folder / file, "a table of runs")
         if hashlib.sha256(data).hexdigest() != wanted:
             raise Damaged(f"{folder / file}: its checksum does not match that in runs.json")

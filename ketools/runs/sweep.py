@@ -1,4 +1,4 @@
-"""`ketools sweep`: many runs from one file, a grid or a random sample of one. Each is an ordinary run in a folder of its own.
+"""`ketools sweep`: many runs from one file, a grid or a random sample of it. Each is an ordinary run in its own folder.
 
     out = "build/sweep"
     [run]                            # what all runs share: keys of `ketools run`
@@ -7,10 +7,10 @@
     method = ["memit", "encore"]
     seed = [0, 1, 2]
     settings.lambda_n_relative = [1.0, 10.0]
-    [sample]                         # optional: so many combinations, drawn at random; ranges are possible then
+    [sample]                         # optional: draw this many combinations at random; [grid] may then hold ranges
     runs = 8
 
-The folder's sweep.json lists the runs. A sweep that was interrupted resumes, and may have grown: runs that are there are kept.
+The folder's sweep.json lists the runs. An interrupted sweep resumes; runs may be added to its file, existing ones are kept.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class _Kept(BaseModel):
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep: the folder `out`, its runs by the names of their folders below it, and what one run takes of a machine (None:
-    a share of this one's cores; a GPU where a device other than the CPU is asked for).
+    """A sweep: its folder `out`, the runs (`points`) by the names of their folders in it, and the cores and GPUs that one run
+    takes (None: a share of this machine's cores; a GPU if a run asks for a device other than the CPU).
     """
 
     out: Path
@@ -72,7 +72,7 @@ class Sweep:
 
     @classmethod
     def read(cls, path: str | Path, out: str | Path | None = None) -> Sweep:
-        """The sweep in a TOML file; `out` replaces the folder that it names. Raises KetoolsError naming file and key."""
+        """The sweep in a TOML file; `out` replaces the folder named there. Raises KetoolsError naming file and key."""
         content = read_toml(path, "a sweep in TOML")
         try:
             return cls.made(content if out is None else content | {"out": str(out)})
@@ -83,8 +83,8 @@ class Sweep:
     def made(cls, content: Mapping[str, Any]) -> Sweep:
         """The sweep with these keys.
 
-        Raises KetoolsError for an unknown key (with the one that was meant), a grid that is empty, repeats itself, sets what
-        [run] sets, or has more than 10,000 runs; a sample of more runs than there are; and for a run that cannot be.
+        Raises KetoolsError for an unknown key (with the one that was probably meant); a grid that is empty, repeats a value,
+        sets what [run] sets, or has more than 10,000 runs; a sample larger than the grid; and an invalid run.
         """
         known_keys(content, ["out", "run", "grid", "sample", "cpus", "gpus"], "key")
         for name in ("run", "grid", "sample"):
@@ -107,7 +107,7 @@ class Sweep:
         for axis in axes:
             table, _, name = axis.rpartition(".")
             if name in (base.get(table, {}) if table else base):
-                raise KetoolsError(f"{axis} is set in [run] and in [grid]; leave one of them out")
+                raise KetoolsError(f"{axis} is set in [run] and in [grid]; remove one of them")
         chosen = list(_drawn(axes, sample) if sample is not None else _every(axes))
         names = [_named(point) for point in chosen]
         twice = {name for name, n in Counter(names).items() if n > 1}
@@ -126,14 +126,14 @@ class Sweep:
 
     @classmethod
     def of(cls, out: str | Path) -> Sweep:
-        """The sweep that was started in the folder `out`. Raises KetoolsError if there is none or its list is damaged."""
+        """The sweep that was started in `out`. Raises KetoolsError if there is none or its list is damaged."""
         kept = read_sealed(Path(out) / KEPT, _Kept)["points"]
         return cls(Path(out), {n: RunConfig.made(c | {"out": str(Path(out) / n)}) for n, c in kept.items()})
 
     def begin(self, threads: int) -> int:
-        """Write the list of runs, or take up that of an earlier call; returns the threads of a run, which stay as they were.
+        """Write the list of runs, or extend that of an earlier call, which also fixes the threads per run; returns the threads.
 
-        Raises KetoolsError if the folder holds a run, or a sweep with a run that is not among these.
+        Raises KetoolsError if the folder holds a run, or a sweep with a run that this one lacks.
         """
         store, path = Store(self.out), self.out / KEPT
         if store.exists():
@@ -145,8 +145,8 @@ class Sweep:
                 if points.get(name) != before:
                     what = "other settings" if name in points else "no such run"
                     raise KetoolsError(
-                        f"{self.out} holds another sweep: of its run {name!r} this one has {what}; give the same file, with "
-                        "more in its lists if you like, or another folder"
+                        f"{self.out} holds another sweep: for its run {name!r} this one has {what}; give the same file (its "
+                        "lists may grow) or another folder"
                     )
             threads = kept["threads"]
         with store.writing():
@@ -154,7 +154,7 @@ class Sweep:
         return threads
 
     def status(self) -> pd.DataFrame:
-        """A row per run: run, state ("not started", or as `ketools.runs.store.status`), edits, asked, seconds_per_edit."""
+        """A row per run: run, state ("not started", or that of `ketools.runs.store.status`), edits, asked, seconds_per_edit."""
         rows = []
         for name, config in self.points.items():
             row = {"run": name, "state": "not started", "edits": 0, "asked": config.edits, "seconds_per_edit": math.nan}
@@ -190,7 +190,7 @@ def _axes(grid: Mapping[str, Any], keys: list[str], *, sampled: bool) -> dict[st
             more = ", or a range {from = 1.0, to = 9.0}" if sampled else " (a range needs [sample])"
             raise KetoolsError(f"{axis} = {values!r} in [grid]: expected a list with at least one value{more}")
         elif len({repr(value) for value in values}) < len(values):
-            raise KetoolsError(f"{axis} = {values!r} in [grid]: a value is there twice")
+            raise KetoolsError(f"{axis} = {values!r} in [grid]: a value occurs twice")
     return axes
 
 
@@ -224,7 +224,7 @@ def _drawn(axes: Mapping[str, Any], sample: Mapping[str, Any]) -> Iterator[dict[
             low, high = float(values["from"]), float(values["to"])
             x = math.exp(draw.uniform(math.log(low), math.log(high))) if values.get("log") else draw.uniform(low, high)
             whole = isinstance(values["from"], int) and isinstance(values["to"], int)
-            point[axis] = round(x) if whole else float(f"{x:.4g}")  # as it is read in a folder's name
+            point[axis] = round(x) if whole else float(f"{x:.4g}")  # short enough for a folder's name
         return point
 
     def different() -> Iterator[dict[str, Any]]:
@@ -236,9 +236,7 @@ def _drawn(axes: Mapping[str, Any], sample: Mapping[str, Any]) -> Iterator[dict[
 
     points = list(islice(different(), runs))
     if len(points) < runs:
-        raise KetoolsError(
-            f"runs = {runs} in [sample]: the ranges of [grid] have only about {len(points)} combinations"
-        )
+        raise KetoolsError(f"runs = {runs} in [sample]: [grid] has only about {len(points)} combinations")
     return iter(points)
 
 
@@ -261,18 +259,17 @@ def _by_model(points: Mapping[str, RunConfig]) -> Iterator[dict[str, RunConfig]]
 
 
 def check(points: Mapping[str, RunConfig]) -> None:
-    """Everything that can be known before the first run; each model is loaded once, nothing is written.
+    """Check all that can be checked before the first run; each model is loaded once, nothing is written.
 
-    Raises KetoolsError naming the run: facts, tasks or text that cannot be read, too few facts, an unknown model, a setting or
-    layer that it has no place for, no covariance where one is needed.
+    Raises KetoolsError naming the run: unreadable facts, tasks or text, too few facts, an unknown model, a setting or layer
+    that does not fit it, no covariance where one is needed.
     """
     for group in _by_model(points):
         model, read = None, dict[object, Any]()
         for name, config in group.items():
             try:
                 key = (config.source, config.conflicts)
-                read[key] = facts = ready(config, read.get(key))
-                facts.sample(config.edits, config.seed)
+                read[key] = ready(config, read.get(key))
                 if config.tasks is not None:
                     tasks_named(config.tasks)
                 if config.text is not None:
@@ -283,7 +280,7 @@ def check(points: Mapping[str, RunConfig]) -> None:
                 if method.needs_statistics and config.statistics is not None:
                     Statistics.load(config.statistics).of(model, layers)
                 elif method.needs_statistics and own_file(model) is None:
-                    load_statistics(model)  # says what is missing
+                    load_statistics(model)  # raises and says what is missing
             except KetoolsError as error:
                 raise KetoolsError(f"run {name}: {error}") from error
 
@@ -299,19 +296,19 @@ def carry_out(
     """Run the sweep, or resume it.
 
     Args:
-        sweep: its runs. Finished ones are only read.
+        sweep: its runs; finished ones are only read.
         address: a Ray cluster ("auto", or HOST:PORT), whose machines share the folder; None: this machine.
-        workers: runs side by side; None: as many as there are GPUs, or cores; on a cluster as many as fit. With 1, and where
-            Ray is not installed, runs go one after another in this process.
+        workers: parallel runs; None: one per GPU, or core; on a cluster as many as fit. With 1, or without Ray, runs go one
+            after another in this process.
         progress: show progress bars; each: called with the name of every run that has ended.
 
-    Every run is the one that `ketools run` makes, to the bit, with as many threads. A worker that dies is replaced, and its
-    run resumes. A run that fails (a full disk) does not stop the others.
+    Every run equals that of `ketools run` with as many threads, bit for bit. A worker that dies is replaced, and its run
+    resumes. A run that fails (a full disk) does not stop the others.
 
     Raises:
-        KetoolsError: what `check` finds, before any run; a folder with another sweep, or one that another process works on; no
-            Ray or no cluster where an address is given; afterwards, the runs that failed.
-        ketools.runs.run.Interrupted: Ctrl-C; finished batches of all runs are kept.
+        KetoolsError: what `check` finds, before any run; a folder with another sweep, or in which another process is working;
+            no Ray, or no cluster at the address; afterwards, the runs that failed.
+        ketools.runs.run.Interrupted: on Ctrl-C; finished batches of all runs are kept.
     """
     if workers is not None and workers < 1:
         raise KetoolsError(f"workers = {workers}: expected a whole number of at least 1")
@@ -320,7 +317,7 @@ def carry_out(
     if address is None and side_by_side > 1 and find_spec("ray") is None:
         if workers is not None:
             warnings.warn(
-                "Ray is not installed: one run after another, in this process (pip install '.[ray]' in ketools' folder)",
+                "Ray is not installed: runs go one after another in this process (pip install '.[ray]' in ketools' folder)",
                 stacklevel=2,
             )
         side_by_side = 1
@@ -342,15 +339,14 @@ def carry_out(
                 each(name)
 
         try:
-            if address is None and side_by_side == 1:
+            if address is None:
                 check(sweep.points)
+            if address is None and side_by_side == 1:
                 sweep.begin(threads)
                 _one_by_one(sweep.points, ended, progress)
             else:
-                if address is None:
-                    check(sweep.points)
                 with connected(address, threads, gpus, side_by_side) as ray:
-                    if address is not None:  # where the models are
+                    if address is not None:  # check on the cluster, where the models are
                         run_all(ray, check, {"check": (dict(sweep.points),)}, _refused, cpus=threads, gpus=gpus)
                     threads = sweep.begin(threads)
                     jobs = {name: (config.as_dict(), threads) for name, config in sweep.points.items()}
@@ -369,8 +365,8 @@ def carry_out(
     if failed:
         name, error = next(iter(failed.items()))
         raise KetoolsError(
-            f"{len(failed)} of {len(sweep.points)} runs failed, the first of them {name}: {error.rstrip('.')}. The others are kept; "
-            "the same command resumes"
+            f"{len(failed)} of {len(sweep.points)} runs failed, first {name}: {error.rstrip('.')}. The others are kept; "
+            "repeat the command to resume"
         )
 
 
@@ -397,14 +393,14 @@ def _point(config: dict[str, Any], threads: int) -> None:
     """One run, in a worker."""
     torch.set_num_threads(threads)
     asked = RunConfig.made(config)
-    facts = ready(asked)
+    facts = ready(asked)  # checked before the model is loaded
     execute(asked, opened(asked), facts, progress=False)
 
 
-# Runs one after another, of a model in memory.
+# Sequential runs on a model in memory.
 
 ALL_STEPS = -1
-"""How a table says that no patience stops the target optimisation."""
+"""The patience in tables of a target optimisation that takes all its steps."""
 
 
 def sweep(
@@ -416,15 +412,15 @@ def sweep(
     each: Callable[[dict[str, RunRecord]], object] | None = None,
     **common: Any,  # noqa: ANN401 - passed on
 ) -> dict[str, RunRecord]:
-    """One run after another, each in its folder `out`/NAME and from the weights as they are now, which come back.
+    """Do one run after another, each in its folder `out`/NAME and from the present weights, which are restored afterwards.
 
     Args:
-        runs: {name: arguments of `ketools.runs.run.lifelong` of this run alone, its method among them}.
-        each: called with the records so far after every run.
-        common: the arguments of all of them.
+        runs: {name: arguments of `ketools.runs.run.lifelong` for this run alone, including its method}.
+        each: called after every run with the records so far.
+        common: arguments of all runs.
 
     Returns:
-        {name: record}. Runs that were stopped resume, finished ones are read.
+        {name: record}. Stopped runs resume, finished ones are only read.
 
     Raises:
         KetoolsError, ketools.runs.run.Interrupted: as `lifelong` does; finished batches and runs are kept.
@@ -439,9 +435,9 @@ def sweep(
 
 
 def stored(model: EditableModel) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The grid of this model in the data folder, and its provenance (edits, batch, seed, model, versions).
+    """This model's grid of runs in the data folder, and its provenance (edits, batch, seed, model, versions).
 
-    Raises KetoolsError if there is none, or only one of another model of this name; it says which command makes it.
+    Raises KetoolsError, with the command that makes it, if there is none or it is of another model of this name.
     """
     path = data_root() / "dial" / f"{model.name}.parquet"
     remedy = f"`python -m benchmarks.dial --model {model.name} --write` makes it"
@@ -449,5 +445,5 @@ def stored(model: EditableModel) -> tuple[pd.DataFrame, dict[str, Any]]:
         raise KetoolsError(f"no grid of {model.name!r} at {path}; {remedy}")
     about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     if about["model"]["fingerprint"] != model.fingerprint:
-        raise KetoolsError(f"the grid at {path} is of another model than this {model.name!r}; {remedy}")
+        raise KetoolsError(f"the grid at {path} is of another model, not of this {model.name!r}; {remedy}")
     return pd.read_parquet(path), about

@@ -1,4 +1,4 @@
-"""Settings for one's own model and facts, chosen by trial edits on facts that are set aside: layers, lr, patience, lambda."""
+"""Choose settings (layers, lr, patience, lambda) for your model and facts by trial edits of facts that are set aside."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,13 +23,13 @@ FACTORS = {
     "lr": (1.0, 0.5, 2.0), "lambda_p": (1.0, 0.1, 10.0), "lambda_n": (1.0, 0.1, 10.0), "null_threshold": (1.0, 0.3, 3.0),
     "l2": (1.0, 0.1, 10.0), "shift_lr": (1.0, 0.3, 3.0), "ft_lr": (1.0, 0.3, 3.0),
 }  # fmt: skip
-"""What the method's own value of a setting is multiplied by, itself first: of equal scores the first wins."""
+"""Factors for the method's own value of a setting. The value itself comes first, since the first of equal scores wins."""
 
 
 @dataclass(frozen=True, eq=False)
 class Tuned:
-    """`settings` to edit with; `trials`, a row per trial edit (see `tune`); `layers`, the evidence of
-    `ketools.probing.layers.suggest`, None where the layers were given.
+    """`settings` to edit with; `trials`, a row per trial edit (see `tune`); `layers`, the evidence from
+    `ketools.probing.layers.suggest` (None if the layers were given).
     """
 
     settings: dict[str, Any]
@@ -38,9 +38,9 @@ class Tuned:
 
 
 def stopped(facts: Sequence[Fact], editor: Editor) -> Callable[[int | None], Targets]:
-    """Targets of all facts as MPES with a patience would leave them (None: all steps), from one optimisation to the end.
+    """From one full optimisation, a function: patience -> the targets that MPES with it would give (None: all steps).
 
-    `editor` has a method that takes all steps (`FixedSteps`).
+    The method of `editor` must take all steps (`FixedSteps`).
     """
     z: list[list[torch.Tensor]] = [[] for _ in facts]
     first: list[int | None] = [None] * len(facts)
@@ -66,14 +66,14 @@ def stopped(facts: Sequence[Fact], editor: Editor) -> Callable[[int | None], Tar
 def split(
     model: EditableModel, facts: FactSet, others: FactSet, size: int, seed: int
 ) -> tuple[FactSet, FactSet, FactSet]:
-    """(facts to edit on trial, at most `size` and a third of all; known facts that are to stay; what is left of `facts`).
+    """(facts for trial edits, at most `size` and a third of all; known facts that should be kept; the rest of `facts`).
 
-    The known ones, at most `size`, are about other subjects than the trial edits; of `others` where `facts` have too few.
-    Raises KetoolsError for fewer than six facts of different subjects.
+    The known facts, at most `size`, are about other subjects than the trial edits; `others` fill up if `facts` have too few.
+    Raises KetoolsError for facts about fewer than six subjects.
     """
     if (n := len({fact.subject.lower() for fact in facts})) < 6:
         raise KetoolsError(
-            f"tuning needs facts about at least 6 subjects, there are {n}; give more, or choose settings yourself"
+            f"tuning needs facts about at least 6 subjects, got {n}; give more, or choose settings yourself"
         )
     trial = facts.sample(min(size, n // 3), seed)
     subjects, ids = {fact.subject.lower() for fact in trial}, {fact.id for fact in trial}
@@ -99,19 +99,19 @@ def tune(
     seed: int = 0,
     progress: Callable[[str], object] | None = None,
 ) -> Tuned:
-    """Choose settings of `method` for `model` by trial edits of `facts`, one batch a trial; the model is left as it was.
+    """Choose settings of `method` for `model` by trial edits of `facts`, one batch per trial; the model is left as it was.
 
     First the layers (tracing and trial edits of `known`, unless given), then lr and the patience of MPES together, then what
     protects the weights (lambda_p and lambda_n; AlphaEdit's threshold and ridge; the rates of methods without targets),
-    by `FACTORS`. The score is the harmonic mean of ES, PS and the share of `known` that is still right, as far as there is
-    one. All patiences are read from one optimisation a learning rate.
+    scaled by `FACTORS`. The score is the harmonic mean of ES, PS and the share of `known` that is still right, as far as
+    they exist. One optimisation per learning rate gives the targets for all patiences.
 
     Args:
-        facts, known: of `split`; statistics: C of the layers in question, for methods that need it.
+        facts, known: from `split`; statistics: C of the candidate layers, for methods that need it.
         progress: called with a line about each trial.
 
     Returns:
-        The settings, as an `Editor` takes them. trials: a column per setting, then steps (mean), ES, PS, NS, kept, score.
+        The settings, as an `Editor` takes them; trials: a column per setting, then steps (mean), ES, PS, NS, kept, score.
 
     Raises:
         KetoolsError: no known fact and no layers given, and as `Editor.apply`.
@@ -119,7 +119,7 @@ def tune(
     evidence = None
     if layers is None:
         if not len(known):
-            raise KetoolsError("the model knows none of these facts, so that no layers can be chosen; give --layers")
+            raise KetoolsError("the model knows none of these facts, so no layers can be chosen; give --layers")
         picked = suggest(model, known, method, trials=3, statistics=statistics, seed=seed)
         layers, evidence = picked.layers, picked.evidence
     fixed: dict[str, Any] = {"layers": list(layers)}
@@ -168,7 +168,7 @@ def tune(
                     best, chosen, targets = score, setting, found
         fixed = chosen
     for place, setting in enumerate(fixed | dict(zip(grid, values, strict=True)) for values in product(*grid.values())):
-        # The first has the method's own values; with targets at hand it was tried above.
+        # The first setting has the method's own values; if there are targets, it was tried above.
         score = best if place == 0 and targets is not None else tried(setting, targets)
         if place == 0 or score > best:
             best, chosen = score, setting

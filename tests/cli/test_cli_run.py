@@ -51,7 +51,7 @@ def test_killed_watched_resumed_verified_and_exported(home, run, tmp_path, monke
     assert resumed.exit_code == 0, resumed.output
     assert "after 12 edits with encore on tiny:" in resumed.output
     assert "complete, 12 of 12 edits" in run("status kept").output
-    assert "sound; batches 1 to 4 are whole" in run("runs verify kept").output
+    assert "sound; batches 1 to 4 are intact" in run("runs verify kept").output
     # The model after six edits, in transformers alone, is the one of batch 2.
     assert run("export kept --at 6 --out", tmp_path / "six").exit_code == 0
     exported, model = (
@@ -62,7 +62,7 @@ def test_killed_watched_resumed_verified_and_exported(home, run, tmp_path, monke
     assert torch.equal(exported.transformer.h[1].mlp.c_proj.weight, model.mlp_out(1).weight)
     assert not torch.equal(model.weight(1), model.originals[1])
     assert "no batch ends after 7 edits" in one_line(run("export kept --at 7 --out", tmp_path / "seven"), 2)
-    assert "near it: 6, 9" in one_line(run("export kept --at 7 --out", tmp_path / "seven"), 2)
+    assert "choose 6 or 9" in one_line(run("export kept --at 7 --out", tmp_path / "seven"), 2)
     assert "is not empty" in one_line(run("export kept --at 6 --out", tmp_path / "six"), 2)
     path = home / "kept" / "edits" / "00002.safetensors"
     path.write_bytes(path.read_bytes()[:-7])

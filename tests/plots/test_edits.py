@@ -6,13 +6,11 @@ import pytest
 import torch
 
 from ketools import Edit, KetoolsError, plots
-from ketools.evaluation.edits import evaluate
 from ketools.norms import residual
 from ketools.norms.weights import singular_values
 from ketools.plots.style import numbers, words
 from tests.conftest import SENTENCES
 from tests.plots.figures import MARKUP, tells, tiny
-from tests.small_world import small_facts
 
 CONTEXT = "Mode quick, model tiny, n = 10, seed 0."
 # Three targets: stopped in the third, the first and the second pass.
@@ -21,16 +19,10 @@ CURVE = pd.DataFrame(
 )
 
 
-def scores(es, ps=1.0, ns=1.0):
-    table = {"id": list("abcdefghij"), "efficacy_success": es, "paraphrase_success": ps, "neighbourhood_success": ns}
-    return pd.DataFrame(table)
-
-
 @pytest.fixture(scope="module")
 def frames(trained_gpt2, tiny_tokenizer):
-    """Frames of a model of four layers: scores before any edit, spectra and stream with layer 1 edited."""
+    """Frames of a model of four layers: spectra and stream with layer 1 edited."""
     model = tiny(trained_gpt2, tiny_tokenizer)
-    found = {"scores": evaluate(model, small_facts()[:8])}
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(d, 3, generator=generator) for d in (model.anatomy.d_model, model.anatomy.d_mlp))
     before = {layer: model.weight(layer).clone() for layer in (0, 1)}
@@ -43,11 +35,10 @@ def frames(trained_gpt2, tiny_tokenizer):
         for layer in (0, 1)
         for state, matrix in (("before", before[layer]), ("now", model.weight(layer)))
     ]
-    return found | {"values": pd.concat(values), "stream": residual.before_and_now(model, sample), "curve": CURVE}
+    return {"values": pd.concat(values), "stream": residual.before_and_now(model, sample), "curve": CURVE}
 
 
 DRAW = {
-    "scores": plots.score_bars,
     "values": plots.spectra_lines,
     "stream": plots.stream_profile,
     "curve": plots.target_curve,
@@ -66,26 +57,8 @@ def test_tables_that_cannot_be_drawn_are_refused(frames, name):
         DRAW[name](frames[name].iloc[:0])
     with pytest.raises(KetoolsError, match="lacks"):
         DRAW[name](pd.DataFrame({"x": [1.0, 2.0]}))
-    if name == "scores":
-        assert tells(DRAW[name](frames[name].iloc[:1]))
-    else:
-        with pytest.raises(KetoolsError, match="1 row, where 2"):
-            DRAW[name](frames[name].iloc[:1])
-
-
-def test_scores_say_who_holds(frames):
-    half = [1.0, 0.0] * 5
-    assert tells(plots.score_bars(frames["scores"], "accuracy"))
-    assert tells(plots.score_bars({"before": scores(0.0), "now": scores(1.0)})).startswith("Edits hold (")
-    assert tells(plots.score_bars({"memit": scores(half), "encore": scores(1.0)})).startswith("Edits hold with ENCORE")
-    fig = plots.score_bars(scores(half))
-    assert "do not all hold" in tells(fig)
-    mean, low, high = numbers(fig).iloc[0]
-    assert mean == 0.5 and 0 < low < 0.5 < high < 1
-    with pytest.raises(KetoolsError, match="measure='size'"):
-        plots.score_bars(scores(1.0), "size")
-    with pytest.raises(KetoolsError, match="no tables"):
-        plots.score_bars({})
+    with pytest.raises(KetoolsError, match="1 row, where 2"):
+        DRAW[name](frames[name].iloc[:1])
 
 
 def test_overfitting_is_claimed_only_where_it_is_sure():
@@ -132,6 +105,5 @@ def test_the_stream_says_whether_importance_is_hacked(frames):
 
 
 def test_names_from_outside_are_text():
-    tells(plots.score_bars({MARKUP: scores(1.0), "encore": scores(1.0)}))
     tells(plots.probability_curve({MARKUP: [0.1, 0.2]}, [0.1, 0.3]))
     tells(plots.target_curve(CURVE.assign(method=MARKUP), 0.5))

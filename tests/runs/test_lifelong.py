@@ -144,7 +144,7 @@ def test_a_finished_run_is_read_not_run_again(run, tiny_gpt2, monkeypatch):
 def test_a_folder_with_another_run_is_refused(run, tiny_gpt2):
     run()
     undo_all(tiny_gpt2)
-    with pytest.raises(KetoolsError, match=r"run with batch = 3, asked for is 2; .*another output folder"):
+    with pytest.raises(KetoolsError, match=r"run with batch = 3, not 2; .*another output folder"):
         run(batch=2)
     with pytest.raises(KetoolsError, match="run with hyper"):
         run(overrides=CHANGED | {"steps": 4})

@@ -98,7 +98,7 @@ def test_targets_that_are_known_already(tiny_gpt2, tiny_facts):
     top = tiny_gpt2.tokenizer.decode(tiny_gpt2.model(ids).logits[0, -1].argmax()).strip()
     assert prompts is not None and top
     found = inspect(tiny_gpt2, [fact("known", new=top)], trial=False)
-    assert any("top answer already: 'known' of 1 facts" in text for text in found.warnings)
+    assert any("already the model's top answer: 'known' of 1 facts" in text for text in found.warnings)
 
 
 def test_broken_weights_are_named(tiny_gpt2):

@@ -1,9 +1,9 @@
-"""Widgets for notebooks: each stands on results that are there already, or on one small edit.
+"""Widgets for notebooks; each shows stored results or makes one small edit.
 
-Needs ipywidgets (`pip install '.[notebooks]'`). Everything that a click does can be done from code as well: `controls`
-holds the ipywidgets by name, `data` what the picture shows, `figure()` and `sentence()` the same as a static picture and as
-words; `message` is what a mistake in the input led to. In the page, control NAME of widget KIND has the CSS classes
-`ketools-control` and `ketools-KIND-NAME`.
+They need ipywidgets (`pip install '.[notebooks]'`). Code can do everything that a click does: `controls` holds the ipywidgets
+by name, `data` what the picture shows, `figure()` and `sentence()` give it as a static picture and in words, and `message` is
+the response to invalid input. In the page, control NAME of widget KIND has the CSS classes `ketools-control` and
+`ketools-KIND-NAME`.
 """
 
 from ketools.course.widgets.base import View

@@ -1,4 +1,4 @@
-"""What the widgets share: controls above, then a sentence, the picture, its caption, description and numbers."""
+"""The layout of all widgets: controls, then a sentence, the picture, its caption, description and numbers."""
 
 import json
 from abc import ABC, abstractmethod
@@ -21,7 +21,7 @@ _PROSE = "line-height:1.45;margin:4px 0;white-space:normal;max-width:60rem;"
 def dropdown(
     description: str, options: Sequence[object], value: object = None, *, width: str | None = None, indent: str = "6rem"
 ) -> W.Dropdown:
-    """A list to choose from, its options values or (text, value); None: the first is chosen."""
+    """A dropdown of values or (text, value) pairs; with value None the first is selected."""
     chosen = {} if value is None else {"value": value}
     style, layout = {"description_width": indent}, W.Layout(width=width)
     return W.Dropdown(options=options, description=description, style=style, layout=layout, **chosen)
@@ -30,7 +30,7 @@ def dropdown(
 def slider(
     description: str, options: Sequence[tuple[str, object]], value: object, *, width: str, indent: str = "6rem"
 ) -> W.SelectionSlider:
-    """A slider over (text, value); it tells of a move when it is let go."""
+    """A slider over (text, value) pairs that reports a move when it is released."""
     style, layout = {"description_width": indent}, W.Layout(width=f"min({width}, 100%)")
     return W.SelectionSlider(
         options=options, value=value, description=description, continuous_update=False, style=style, layout=layout
@@ -38,11 +38,11 @@ def slider(
 
 
 class View(ABC):
-    """A widget of this course: put it last in a cell, or hand `view` to `display`.
+    """A widget of this course: make it the last expression of a cell, or pass `view` to `display`.
 
     controls: the ipywidgets by name; setting their `value` does what a click does.
-    view: all of it as one ipywidget.
-    kind, title: its name in the page's CSS classes, and for people. height: of its picture, in pixels.
+    view: the whole widget as one ipywidget.
+    kind, title: its name in CSS classes, and for people. height: of its picture, in pixels.
     """
 
     kind: str
@@ -50,7 +50,7 @@ class View(ABC):
     height = 400
 
     def __init__(self, controls: Mapping[str, W.DOMWidget], rows: Sequence[Sequence[str]]) -> None:
-        """`rows`: the names of the controls that stand beside each other."""
+        """`rows`: names of controls, one row after another."""
         self.controls = dict(controls)
         for name, control in self.controls.items():
             control.add_class("ketools-control").add_class(f"ketools-{self.kind}-{name}")
@@ -59,13 +59,13 @@ class View(ABC):
             for name in ("message", "sentence", "below")
         )
         self._picture = W.Output().add_class(f"ketools-{self.kind}-picture")
-        # A fixed height: what stands below in the notebook does not jump when the picture is drawn anew.
+        # A fixed height, so that the notebook below does not jump when the picture is redrawn.
         self._picture.layout = W.Layout(width="100%", min_height=f"{self.height + 20}px", overflow="hidden")
         lines = [W.HBox([self.controls[name] for name in row], layout=W.Layout(flex_flow="row wrap")) for row in rows]
         self.view = W.VBox([*lines, self._message, self._sentence, self._picture, self._below])
         self.view.add_class(f"ketools-{self.kind}")
         self.message = ""
-        """What was wrong with the last input, or what happened; "" if there is nothing to say."""
+        """What was wrong with the last input, or what happened; "" if nothing did."""
 
     @property
     @abstractmethod
@@ -74,20 +74,20 @@ class View(ABC):
 
     @abstractmethod
     def figure(self) -> go.Figure:
-        """The picture of the present state, static, with its title and caption."""
+        """The present state as a static picture with title and caption."""
 
     def sentence(self) -> str:
-        """The present state in one sentence with its numbers; plain text."""
+        """The present state in one sentence with its numbers, as plain text."""
         return self._said(self.figure())
 
     def refresh(self) -> None:
-        """Draw the present state anew."""
+        """Redraw the present state."""
         fig = self.figure()
         texts = {name: unescape(text) for name, text in words(fig).items()}
         described = Described(texts["finding"], texts["caption"], texts["description"], self._table(fig))
         self._sentence.value = f'<p aria-live="polite" style="{_PROSE}font-weight:600">{escape(self._said(fig))}</p>'
-        # plotly's own type, as JupyterLab draws it; no FigureWidget, whose state would put megabytes into a saved notebook.
-        # Not "responsive": the picture would take the height of its box, which has none of its own, and be invisible.
+        # plotly's MIME type, which JupyterLab draws; the state of a FigureWidget would add megabytes to a saved notebook.
+        # Not "responsive": the picture would take the height of its box, which is zero.
         bare = undressed(fig)
         bare.update_layout(autosize=True, width=None, height=self._height(fig), margin={"l": fig.layout.margin.l})
         content = json.loads(str(bare.to_json())) | {"config": {"displaylogo": False}}
@@ -96,7 +96,7 @@ class View(ABC):
         self._below.value = f'<div style="{_PROSE}"><p>{escape(described.caption)}</p>{described._repr_html_()}</div>'
 
     def close(self) -> None:
-        """Take the widget out of the page."""
+        """Remove the widget from the page."""
 
         def parts(widget: W.Widget) -> Iterator[W.Widget]:
             for child in getattr(widget, "children", ()):
@@ -118,7 +118,7 @@ class View(ABC):
         return f"{self.title} (interactive: run the notebook to use it)"
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
-        # What a reader sees who has no kernel: the same words on every machine.
+        # Shown to readers without a kernel: the same words on every machine.
         return {**(self.view._repr_mimebundle_() or {}), "text/plain": repr(self)}
 
     def _said(self, fig: go.Figure) -> str:
@@ -130,7 +130,7 @@ class View(ABC):
         return self.data
 
     def _height(self, fig: go.Figure) -> int:
-        """Of the picture, in pixels."""
+        """Height of the picture, in pixels."""
         return self.height
 
     def _say(self, text: str, *, wrong: bool = False) -> None:
@@ -141,7 +141,7 @@ class View(ABC):
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
-        """Within the block a user's mistake becomes the widget's message; it is raised all the same."""
+        """Within the block a user's mistake also becomes the widget's message; it is still raised."""
         self._say("")
         try:
             yield
@@ -149,22 +149,22 @@ class View(ABC):
             self._say(str(error), wrong=True)
             raise
         except BaseException as error:
-            self._say(f"stopped by {type(error).__name__}; nothing of it was kept", wrong=True)
+            self._say(f"stopped by {type(error).__name__}; nothing was kept", wrong=True)
             raise
 
     def _on_click(self, act: Callable[[], object]) -> Callable[[object], None]:
-        """`act` as what a control calls: the page has shown a user's mistake, there is nobody to raise it to."""
+        """`act` as an event handler: a user's mistake is on the page already, and nobody could catch it."""
 
         def on_event(_: object) -> None:
             try:
                 act()
             except KetoolsError as error:
-                assert self.message == str(error), "a mistake that the widget does not show"
+                assert self.message == str(error), "the widget does not show this mistake"
 
         return on_event
 
     def _listen(self, *names: str) -> None:
-        """Draw anew whenever the value of one of these controls changes."""
+        """Redraw whenever the value of one of these controls changes."""
 
         def redraw() -> None:
             with self._telling():

@@ -1,4 +1,4 @@
-"""Explorers of tables that were computed before: the ENCORE dial over a grid of runs, and causal traces."""
+"""Explorers of precomputed tables: the ENCORE dial over a grid of runs, and causal traces."""
 
 import math
 
@@ -20,22 +20,22 @@ MEASURES = (
     *("unedited_kept", "same_subject_kept", "downstream_kept", "efficacy", "paraphrase", "neighbourhood", "norm_ratio"),
     *("perplexity_ratio", "p_edited", "steps_mean", "seconds_per_edit"),
 )
-"""What the map can show."""
+"""The measures that the map can show."""
 _X, _Y = "efficacy", "unedited_kept"
 _HOLDING = 0.9  # of the grid's highest efficacy
-_ALL = ""  # not None, which a dropdown shows as no choice at all; no fact has an empty id
+_ALL = ""  # not None, which a dropdown shows as no choice; no fact has an empty id
 _COLUMNS = ("fact", "kind", "layer", "position", "token", "role", "effect", "p", "p_clean", "p_corrupted")
 
 
 class EncoreDial(View):
-    """Turn ENCORE's two knobs; see what the edits reach and what they cost, and where every other pair of settings lies."""
+    """Turn ENCORE's two knobs; see what the edits achieve and cost, compared with every other pair of settings."""
 
     kind, title, height = "dial", "ENCORE dial", 420
 
     def __init__(self, grid: pd.DataFrame, *, context: str = "") -> None:
-        """`grid`: a row per pair of settings, as `ketools.runs.sweep.stored` gives it; `context` (mode, model, n, seed) ends the caption.
+        """`grid`: a row per pair of settings, from `ketools.runs.sweep.stored`; `context` (mode, model, n, seed) ends the caption.
 
-        Raises KetoolsError for another table, an empty one, or one that has a pair of settings twice.
+        Raises KetoolsError for another table, an empty one, or one with a pair of settings twice.
         """
         checked(grid, "lambda_n", "patience", _X, _Y, of="runs.sweep.stored")
         if grid.duplicated(["lambda_n", "patience"]).any():
@@ -70,12 +70,12 @@ class EncoreDial(View):
 
     @property
     def data(self) -> pd.DataFrame:
-        """The map: the chosen measure, a row per patience (ALL_STEPS last), a column per lambda_n; NaN where nothing was run."""
+        """The map: the chosen measure, a row per patience (ALL_STEPS last), a column per lambda_n; NaN where there is no run."""
         table = self.grid.pivot(index="patience", columns="lambda_n", values=self.controls["measure"].value)
         return table.reindex(index=self._steps, columns=self._weights)
 
     def figure(self) -> go.Figure:
-        """Left: every pair of settings by what its edits reach and what survives. Right: the measure as a map."""
+        """Left: every pair of settings by efficacy and retention. Right: the chosen measure as a map."""
         measure = metric(self.controls["measure"].value)
         name = measure.label
         fig = make_subplots(
@@ -116,7 +116,7 @@ class EncoreDial(View):
         x, y = self._weights.index(self.controls["lambda_n"].value), self._steps.index(self.controls["patience"].value)
         frame = {"color": OKABE_ITO["vermillion"], "width": 4}
         fig.add_shape(x0=x - 0.5, x1=x + 0.5, y0=y - 0.5, y1=y + 0.5, line=frame, **right)
-        # Points on one height have an axis too, and none says that more than all facts were kept.
+        # Give the axis some range even if all points are at one height.
         reach, kept = None, self.grid[_Y].dropna()
         if len(kept):
             low, high = float(kept.min()), float(kept.max())
@@ -129,7 +129,7 @@ class EncoreDial(View):
             (fig.update_yaxes, "patience (steps)", [_steps(n) for n in self._steps]),
         ):
             update(title=text, tickvals=list(range(len(ticks))), ticktext=ticks, tickmode="array", **right)
-        caption = "Each pair is a run of its own on the same facts; the ring and the frame mark the chosen one."
+        caption = "Each pair is a separate run on the same facts; the ring and the frame mark the chosen one."
         rows = "; ".join(
             f"patience {_steps(n)}: " + ", ".join(f"{v:g} {measure.format(self.data.loc[n, v])}" for v in self._weights)
             for n in self._steps
@@ -149,7 +149,7 @@ class EncoreDial(View):
         good = {"higher": found, "lower": -found, "near 1": -(found - 1).abs()}.get(measure.better)
         if good is None or not found.notna().any():
             return f"{at}: {values}"
-        # What writes nothing breaks nothing: only pairs whose edits hold nearly as well as the best ones' may win.
+        # An edit that writes nothing breaks nothing, so only pairs with nearly the highest efficacy may win.
         holds = self.grid[_X] >= _HOLDING * self.grid[_X].max()
         best = self.grid.loc[good[holds].idxmax()]
         if row[key] == best[key]:
@@ -163,14 +163,14 @@ def _steps(patience: int) -> str:
 
 
 class TraceExplorer(View):
-    """Which state carries a fact: a map of layers by tokens for each kind of restored state; hover for token and effect."""
+    """See which states carry a fact: a map of layers by tokens for each kind of restored state, with values on hover."""
 
     kind, title, height = "tracer", "Trace explorer", 300
 
     def __init__(self, frame: pd.DataFrame, *, context: str = "") -> None:
         """`frame`: from `probing.tracing.trace` at="each"; `context` (mode, model, seed) ends the caption.
 
-        Raises KetoolsError for another table, an empty one, or one that restored several positions together.
+        Raises KetoolsError for another table, an empty one, or a trace that restored several positions together.
         """
         checked(frame, *_COLUMNS, of="probing.tracing.trace")
         if (frame["position"] < 0).any():
@@ -209,7 +209,7 @@ class TraceExplorer(View):
         return rows if kind == _ALL else rows[rows["kind"] == kind]
 
     def figure(self) -> go.Figure:
-        """Maps of the effect, layers by tokens; over several facts by the tokens' part in the prompt."""
+        """Maps of the effect, layers by tokens; over several facts, layers by parts of the prompt."""
         return trace_heat(self.data, context=self.context)
 
     def _table(self, fig: go.Figure) -> pd.DataFrame:

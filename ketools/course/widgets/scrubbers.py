@@ -27,9 +27,9 @@ _BEFORE = Style(NEUTRAL, "dot", "circle-open")
 
 
 class LifelongScrubber(View):
-    """Slide through the edits of two stored runs: norm, metrics and, where they were measured, spectrum and residual shares.
+    """Slide through the edits of two stored runs: norm, metrics and, if measured, spectrum and residual shares.
 
-    At each point a run shows its last measurement up to there: norms after every batch, the rest at checkpoints.
+    Each run shows its last measurement up to the slider: norms after every batch, the rest at checkpoints.
     """
 
     kind, title = "scrubber", "Lifelong scrubber"
@@ -95,7 +95,7 @@ class LifelongScrubber(View):
         fig = make_subplots(rows, 2, subplot_titles=titles[: 2 * rows], horizontal_spacing=0.16, vertical_spacing=0.2)
 
         def over_edits(table: pd.DataFrame, column: str, axis: str, place: Mapping[str, int], show: str) -> None:
-            """The chosen layer's `column` over edits, a line a method, and where the slider is."""
+            """Draw the chosen layer's `column` over edits, one line per method, and the slider's position."""
             for method in self.methods if len(table) else ():
                 points = table[(table["method"] == method) & (table["layer"] == layer)].sort_values("edits")
                 line, look = (points["edits"], points[column], label(method)), looks[method]
@@ -119,7 +119,7 @@ class LifelongScrubber(View):
                 hovertemplate=f"{name}: %{{x:.1%}}<extra></extra>",
                 **place,
             )
-        # No bar would read as 0%.
+        # A missing bar would read as 0%.
         counts = metrics.groupby("item", sort=False)["value"].count()
         for item in counts.index[counts == 0]:
             note = {"font": {"size": 11, "color": NEUTRAL}, "showarrow": False, "xanchor": "left"}
@@ -164,7 +164,7 @@ class LifelongScrubber(View):
         return fig.update_layout(barmode="group", hovermode="closest", legend={"y": 1.0 + 30 / (self.height - 100)})
 
     def _last(self, table: pd.DataFrame, method: str) -> pd.DataFrame:
-        """The run's rows of its last measurement up to the slider."""
+        """The rows of a run's last measurement up to the slider."""
         if table.empty:
             return table
         rows = table[(table["method"] == method) & (table["edits"] <= self.controls["edits"].value)]
@@ -176,7 +176,7 @@ class LifelongScrubber(View):
 
 
 def _optional(records: Mapping[str, Tables], table: str, columns: Sequence[str]) -> pd.DataFrame:
-    """The table of those runs that have it; empty if none has."""
+    """One table of all runs that have it; empty if none has."""
     having = {m: record for m, record in records.items() if len(getattr(record, table, ()))}
     return checked(stack(having, table), *columns, of=f"a lifelong run's {table}") if having else pd.DataFrame()
 
@@ -193,13 +193,13 @@ def _tidy(rows: pd.DataFrame, panel: str, item: str, value: str) -> pd.DataFrame
 
 
 class SpectrumScrubber(View):
-    """Slide through the edits of a method; see which singular values of the edited matrix leave their place."""
+    """Slide through the edits of a method and see which singular values of the edited matrix change."""
 
     kind, title, height = "spectrum", "Spectrum scrubber", 420
 
     def __init__(self, values: pd.DataFrame, *, context: str = "") -> None:
-        """`values`: a row per method, edits so far (0: before any), layer (one) and index (1: the largest) with the singular
-        value; `context` (mode, model, n, seed) ends the caption.
+        """`values`: singular values of one layer, a row per method, edits so far (0: before any) and index (1: the largest),
+        with columns method, edits, layer, index, value; `context` (mode, model, n, seed) ends the caption.
 
         Raises KetoolsError for another table, an empty one, several layers, or methods without a row before any edit.
         """
@@ -207,9 +207,7 @@ class SpectrumScrubber(View):
         if self.values["layer"].nunique() > 1:
             raise KetoolsError("singular values of several layers; give those of one, values[values['layer'] == ...]")
         if (self.values.groupby("method")["edits"].min() > 0).any():
-            raise KetoolsError(
-                "a method has no singular values at 0 edits, with which to compare; measure before any edit"
-            )
+            raise KetoolsError("a method has no singular values at 0 edits to compare with; measure before any edit")
         self.context = context
         methods, steps = list(dict.fromkeys(values["method"])), sorted({int(n) for n in values["edits"]})
         controls = {
@@ -222,7 +220,7 @@ class SpectrumScrubber(View):
 
     @property
     def data(self) -> pd.DataFrame:
-        """The matrix before any edit and at the slider (its last measurement up to there): layer, state, index, value."""
+        """The matrix before any edit and at the slider (its last measurement up to it): layer, state, index, value."""
         rows = self.values[self.values["method"] == self.controls["method"].value]
         at = rows["edits"][rows["edits"] <= self.controls["edits"].value].max()
         parts = [rows[rows["edits"] == n].assign(state=state) for state, n in (("before", 0), ("now", at))]
@@ -234,7 +232,7 @@ class SpectrumScrubber(View):
         return spectra_lines(self.data, context=joined(where, self.context))
 
     def _table(self, fig: go.Figure) -> pd.DataFrame:
-        # The ends and the middle: hundreds of values would be no table for a reader.
+        # The ends and the middle; nobody reads hundreds of values.
         table = self.data.pivot(index="index", columns="state", values="value")[["before", "now"]]
         last = len(table)
         return table.loc[[i for i in dict.fromkeys((1, 2, 3, 5, 10, last // 2, last)) if 1 <= i <= last]]

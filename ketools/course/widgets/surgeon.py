@@ -1,4 +1,4 @@
-"""The fact surgeon: one fact, one method, and what the edit does to the prompts around it."""
+"""The fact surgeon: edit one fact with one method and see what happens to the prompts around it."""
 
 import math
 import time
@@ -28,14 +28,14 @@ from ketools.probing.recall import surroundings, top_tokens
 from ketools.runs.records import title
 
 _MADE_BY = "fact surgeon"
-_TRIED = 20  # of the model's most probable tokens, until one is a word
-_OWN = -1  # not None, which a dropdown shows as no choice at all
+_TRIED = 20  # most probable tokens searched for a word
+_OWN = -1  # not None, which a dropdown shows as no choice
 _FIELDS = ("prompt", "subject", "old", "new")
 
 
 @dataclass(frozen=True, eq=False)
 class Operation:
-    """What the surgeon shows: a fact, what the model said around it, and, once it is edited, the edit and its effects.
+    """What the surgeon shows: a fact, the model's answers around it and, after an edit, the edit and its effects.
 
     before, after: `probing.recall.surroundings`; norms: a row per edited layer: layer, before, after, ratio (Frobenius
     norms of its MLP output matrix), update_norm.
@@ -49,9 +49,9 @@ class Operation:
 
 
 def fact_of(prompt: str, subject: str, old: str, new: str, chosen: Fact | None) -> Fact:
-    """The fact that the text fields spell: `chosen` with another target, or one of the user's own; `old` may be empty.
+    """The fact in the text fields: `chosen` with another target, or the user's own; `old` may be empty.
 
-    A prompt that holds the subject itself once is taken as well. Raises KetoolsError as `Fact` does.
+    A prompt may contain the subject itself, once, in place of {}. Raises KetoolsError as `Fact` does.
     """
     prompt, subject, old, new = (text.strip() for text in (prompt, subject, old, new))
     if "{}" not in prompt and subject and prompt.count(subject) == 1:
@@ -62,9 +62,9 @@ def fact_of(prompt: str, subject: str, old: str, new: str, chosen: Fact | None) 
 
 
 def with_old(model: EditableModel, fact: Fact) -> Fact:
-    """The fact with what the model says now as its old answer, where none is known: its most probable word.
+    """The fact with an old answer: if none is known, the model's most probable word at present.
 
-    Raises KetoolsError if the fact does not fit the model, and if the model has no word but the new answer to give.
+    Raises KetoolsError if the fact does not fit the model, or the model offers no word other than the new answer.
     """
     span = fact.subject_span
     make_rows(model, [fact.text], [fact.target_new], [span])
@@ -78,15 +78,15 @@ def with_old(model: EditableModel, fact: Fact) -> Fact:
 
 
 class FactSurgeon(View):
-    """Choose or type a fact, edit it into the weights by one click, see what changed around it, undo.
+    """Choose or type a fact, edit it into the weights with a click, see what changed around it, and undo it.
 
-    At most one edit of the surgeon is in the weights at a time: `apply` takes the one before out first. It leaves with
-    `undo`, with `close`, on leaving a `with` block, and when a new surgeon takes the model over (a cell that is run
-    again). While it is in the weights the picture stays with it; without one the picture follows the controls.
+    At most one of the surgeon's edits is in the weights at a time: `apply` first removes the previous one. `undo`, `close`,
+    leaving a `with` block, and a new surgeon for the same model (a cell that is run again) remove it too. The picture shows
+    the edit while it is in the weights; otherwise it follows the controls.
 
     shown: the Operation in the picture. trials: a row per edit made so far: method, subject, new, p_before and p_after
     (of the new answer at the prompt), paraphrases (their mean p_after), neighbours_kept and same_subject_kept (shares of
-    those answered rightly before that still are), norm_ratio (of the most-changed matrix), steps, seconds.
+    the prompts answered correctly before that still are), norm_ratio (of the most-changed matrix), steps, seconds.
     """
 
     kind, title = "surgeon", "Fact surgeon"
@@ -102,10 +102,10 @@ class FactSurgeon(View):
         seed: int = 0,
         **overrides: object,
     ) -> None:
-        """Offer `facts` to edit; `world` (None: `facts`) is where other facts of the same subject are looked for.
+        """Offer `facts` to edit; other facts about the same subject are taken from `world` (None: `facts`).
 
         `statistics`, `seed` and `overrides` are the Editor's. Raises KetoolsError without facts or methods, for an
-        unknown method, and if later edits were made on top of one that an earlier surgeon left.
+        unknown method, and if other edits were made after one that an earlier surgeon left.
         """
         if not len(facts) or not methods:
             raise KetoolsError("a fact surgeon needs at least one fact and one method to offer")
@@ -120,9 +120,9 @@ class FactSurgeon(View):
         half, style = W.Layout(width="min(26rem, 100%)"), {"description_width": "6rem"}
         hints = {
             "prompt": ("prompt", "{} was born in"),
-            "subject": ("subject", "what stands for {}"),
+            "subject": ("subject", "what {} stands for"),
             "old": ("old answer", "empty: what the model says now"),
-            "new": ("new answer", "what it is to say"),
+            "new": ("new answer", "what it should say"),
         }
         offered = [(f"{fact.text} … {fact.target_new}", i) for i, fact in enumerate(facts)]
         controls = {
@@ -147,7 +147,7 @@ class FactSurgeon(View):
             self._preview()
 
         def typed() -> None:
-            if not self._filling:  # four fields that change together are one change
+            if not self._filling:  # four fields filled together are one change
                 self._preview()
 
         controls["apply"].on_click(self._on_click(self.apply))
@@ -158,7 +158,7 @@ class FactSurgeon(View):
 
     @property
     def edit(self) -> Edit | None:
-        """The surgeon's edit in the weights, if there is one."""
+        """The surgeon's edit, if it is in the weights."""
         edit = self.shown.edit
         return edit if any(edit is other for other in self.model.edits) else None
 
@@ -172,7 +172,7 @@ class FactSurgeon(View):
         return frame
 
     def figure(self) -> go.Figure:
-        """Bars by kind of prompt: the new answer before and after the edit; without one, both answers now."""
+        """Bars by kind of prompt: the new answer before and after the edit; without an edit, both answers now."""
         shown = self.shown
         if shown.after is None or shown.edit is None:
             return surroundings_bars(shown.before, context=f"Before any edit. {self._about}")
@@ -181,25 +181,23 @@ class FactSurgeon(View):
 
     def _said(self, fig: go.Figure) -> str:
         """What the edit did to the new answer, to what should have stayed, and to the norm."""
-        said = super()._said(fig)
+        sentence = super()._said(fig)
         if self.shown.after is None:
-            return said
+            return sentence
         last = self.trials.iloc[-1]
         names = {"neighbours_kept": "the neighbours", "same_subject_kept": "the subject's other facts"}
         kept = [f"{percent(last[name])} of {what}" for name, what in names.items() if not pd.isna(last[name])]
-        stays = f" Still answered rightly: {' and '.join(kept)}." if kept else ""
-        return (
-            f"{said}{stays} The norm of the edited matrices changes by {100 * (last['norm_ratio'] - 1):+.3g}% at most."
-        )
+        still = f" Still answered correctly: {' and '.join(kept)}." if kept else ""
+        return f"{sentence}{still} The norm of the edited matrices changes by {100 * (last['norm_ratio'] - 1):+.3g}% at most."
 
     def apply(self) -> Edit:
-        """Edit the fact that the controls spell into the weights, in place of this surgeon's edit before.
+        """Edit the fact in the controls into the weights, replacing this surgeon's previous edit.
 
-        Raises KetoolsError, and shows its message, for input that cannot be edited; the weights are then as before.
+        Raises KetoolsError, and shows its message, for input that cannot be edited; the weights are then unchanged.
         """
         with self._telling(), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            self._say("Editing; this takes some seconds.")
+            self._say("Editing; this takes a few seconds.")
             self.controls["apply"].disabled = True
             former, trials, replaced = self.shown, self.trials, self.edit
             try:
@@ -223,9 +221,9 @@ class FactSurgeon(View):
         return self.shown.edit
 
     def undo(self) -> None:
-        """Take this surgeon's edit out of the weights, bit for bit, and show the fact that the controls spell.
+        """Remove this surgeon's edit from the weights, bit for bit, and show the fact in the controls.
 
-        Raises KetoolsError, and shows its message, if there is none, or if other edits were made on top of it.
+        Raises KetoolsError, and shows its message, if there is none, or if other edits were made after it.
         """
         with self._telling():
             if self.shown.edit is None:
@@ -236,7 +234,7 @@ class FactSurgeon(View):
         self._preview()
 
     def close(self) -> None:
-        """Take the widget out of the page, and its edit out of the weights, also from under later ones."""
+        """Remove the widget from the page and its edit from the weights, even if there are later ones."""
         self._take_out()
         self._forget()
         super().close()
@@ -250,7 +248,7 @@ class FactSurgeon(View):
         edit = Editor(self.model, self.controls["method"].value, **self._editor).apply([fact])
         seconds = time.perf_counter() - start
         edit.record["made_by"] = _MADE_BY
-        self.shown = Operation(fact, before, edit)  # from here on it can be taken out
+        self.shown = Operation(fact, before, edit)  # from here on `_take_out` finds it
         after, norm_after = self._around(fact), norms(self.model)
         grown = pd.DataFrame({"layer": i, "update_norm": size} for i, size in edit.norms().items())
         grown.insert(1, "before", grown["layer"].map(norm_before))
@@ -288,7 +286,7 @@ class FactSurgeon(View):
         if self.shown.edit is not None:
             fact, by = self.shown.fact, title(self.shown.edit.record["method"])
             self._say(
-                f"The picture shows the edit in the weights ({by}: {fact.text} … {fact.target_new}), until the next one or undo."
+                f"The picture shows the edit in the weights ({by}: {fact.text} … {fact.target_new}) until the next one or undo."
             )
             return
         with self._telling():
@@ -309,7 +307,7 @@ class FactSurgeon(View):
         self.controls["undo"].disabled = True
 
     def _fill(self) -> None:
-        """The words of the chosen fact into the text fields; for one of the user's own they stay as they are."""
+        """Fill the text fields with the chosen fact; for the user's own fact they are left alone."""
         if (place := self.controls["fact"].value) == _OWN:
             return
         fact, self._filling = self.facts[place], True
