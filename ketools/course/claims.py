@@ -93,7 +93,9 @@ class Guess:
 
     def _repr_markdown_(self) -> str:
         lines = [f"**{self.question}**", "", *(f"- `{key}`: {text}" for key, text in self.options.items())]
-        noted = f"You say `{self.guess}`." if self.guess else "Write your answer in: `guess=...`"
+        noted = f"You say `{self.guess}`."
+        if not self.guess:
+            noted = f'To record your answer, add it to the call above, for example `guess="{next(iter(self.options))}"`.'
         return "\n".join([*lines, "", noted])
 
     def __repr__(self) -> str:

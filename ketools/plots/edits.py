@@ -96,7 +96,7 @@ def target_curve(frame: pd.DataFrame, natural: float | None = None, *, context: 
         )  # fmt: skip
         last = rows.iloc[-1]
         end = f"{number(float(last['p_mean']))} after {int(last['step'])} steps"
-        if last["running"] > 0:
+        if 0 < last["running"] < 1:
             end += f", {percent(float(last['running']))} of facts still running"
         alone = len(looks) == 1
         name = "Targets" if alone else label(method)

@@ -41,7 +41,7 @@ _PROMPTS = {
     "prompt": "the prompt",
     "paraphrase": "paraphrases",
     "neighbour": "neighbours",
-    "same subject": "same subject",
+    "same subject": "subject's other facts",
 }
 _ENTERED = {-1: "in"}
 _STATES = "state after layer (number; in: what enters layer 0)"
@@ -116,14 +116,13 @@ def damage_bars(frames: Mapping[str, pd.DataFrame], context: str = "") -> go.Fig
         shares[name] = wanted.astype(float).groupby(frame["kind"]).mean()
     (_, first), *edited = shares.items()
     kinds = [kind for kind in _PROMPTS if kind in first.index]
-    names = {**_PROMPTS, "same subject": "the same subject"}
     last = "same subject" if "same subject" in kinds else kinds[-1]
     if len(edited) == 1:
         after = {kind: f"{edited[0][1][kind]:.0%}" for kind in kinds}
-        finding = f"The new answer comes at {after['prompt']} of the prompts; right answers left about {names[last]}: {after[last]}"
+        finding = f"New answer at {after['prompt']} of the edited prompts; {after[last]} of the {_PROMPTS[last]} still right"
     else:
         left = [f"{share[last]:.0%} with {name}" for name, share in edited]
-        finding = f"Right answers left about {names[last]}: {', '.join(left)}"
+        finding = f"Of the {_PROMPTS[last]} still right: {', '.join(left)}"
     fig = go.Figure()
     looks = ((NEUTRAL, ""), (OKABE_ITO["vermillion"], "/"), (OKABE_ITO["blue"], "\\"), (OKABE_ITO["green"], "x"))
     for (name, share), (colour, pattern) in zip(shares.items(), looks, strict=False):

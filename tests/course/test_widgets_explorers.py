@@ -19,7 +19,7 @@ WEIGHTS, STEPS = (0.0, 10.0, 40.0), (0, 2, ALL_STEPS)
 
 def made_up_grid():
     rows = [
-        {"lambda_n": w, "patience": p, **{key: 0.5 + 0.01 * w / 10 + 0.001 * (p % 7) for key in MEASURES}}
+        {"lambda_n": w, "patience": p, **{key: 0.5 + 0.005 * w / 10 + 0.001 * (p % 7) for key in MEASURES}}
         for w, p in itertools.product(WEIGHTS, STEPS)
     ]
     return pd.DataFrame(rows)

@@ -189,7 +189,7 @@ def test_damage_counts_the_wanted_answer_new_at_the_edit_and_old_around_it():
     after = before.assign(says_new=[True, False, True, False, True], says_true=[False, True, False, True, False])
     fig = plots.damage_bars({"before": before, "after": after}, "Mode test.")
     assert [list(bar.y) for bar in fig.data] == [[0, 0, 1, 1], [1, 0, 0.5, 0]]
-    assert "the same subject: 0%" in tells(fig) and words(fig)["caption"].endswith("Mode test.")
+    assert "0% of the subject's other facts" in tells(fig) and words(fig)["caption"].endswith("Mode test.")
     three = plots.damage_bars({"before": before, "a": after, "b": before})
     assert "0% with a, 100% with b" in tells(three) and len(three.data) == 3
     with pytest.raises(KetoolsError, match="says_new"):

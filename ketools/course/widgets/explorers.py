@@ -22,7 +22,7 @@ MEASURES = (
 )
 """The measures that the map can show."""
 _X, _Y = "efficacy", "unedited_kept"
-_HOLDING = 0.9  # of the grid's highest efficacy
+_HOLDING = 0.95  # of the grid's highest efficacy
 _ALL = ""  # not None, which a dropdown shows as no choice; no fact has an empty id
 _COLUMNS = ("fact", "kind", "layer", "position", "token", "role", "effect", "p", "p_clean", "p_corrupted")
 
@@ -79,7 +79,7 @@ class EncoreDial(View):
         measure = metric(self.controls["measure"].value)
         name = measure.label
         fig = make_subplots(
-            1, 2, column_widths=[0.42, 0.58], horizontal_spacing=0.13, subplot_titles=["every pair", name]
+            1, 2, column_widths=[0.42, 0.58], horizontal_spacing=0.13, subplot_titles=["each point a run", name]
         )
         left, right = {"row": 1, "col": 1}, {"row": 1, "col": 2}
         fig.add_scatter(
