@@ -12,27 +12,8 @@ from plotly.subplots import make_subplots
 from ketools.errors import KetoolsError
 from ketools.evaluation.metrics import metric, number, percent, times
 from ketools.norms.weights import growing, growth
-from ketools.plots.drawers import (
-    EDITS,
-    add_lines,
-    describe,
-    holes,
-    measured,
-    need,
-    over_edits,
-)
-from ketools.plots.style import (
-    OUTCOMES,
-    Outcome,
-    dress,
-    every,
-    joined,
-    label,
-    last,
-    left_of,
-    listed_values,
-    styles,
-)
+from ketools.plots.drawers import EDITS, add_lines, describe, holes, measured, need, over_edits
+from ketools.plots.style import OUTCOMES, Outcome, dress, every, joined, label, last, left_of, listed_values, styles
 from ketools.runs.records import listed
 
 _PHASES = {  # column: (name, hatching)

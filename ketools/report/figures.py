@@ -76,7 +76,7 @@ def left_out(frame: pd.DataFrame, columns: Sequence[str]) -> str:
             counts = part[f"{name}{SEEDS}"].dropna() if f"{name}{SEEDS}" in part else part["seeds"].iloc[:0]
             if few := sorted({int(count) for count in counts if 0 < count < seeds}):
                 sentences.append(
-                    f" {label(str(method))}: at some points {name} is the mean of {listed([str(n) for n in few])} of "
+                    f" {label(str(method))}: {name} is, at some points, the mean of {listed([str(n) for n in few])} of "
                     f"{seeds} seeds; the others lack it."
                 )
     return "".join(sentences)
