@@ -133,16 +133,12 @@ def run_table(table: "pd.DataFrame", runs: "Sequence[Run]", finished: bool) -> "
             )
             for each in map(metric, COLUMNS)
         ]
-        blocks += [*([""] if blocks else []), common.grid(rows, ["", "n", *(wrapped(name) for name, _ in part)])]
+        heads = ["\n".join(wrap(name, 14, break_long_words=False)) for name, _ in part]
+        blocks += [*([""] if blocks else []), common.grid(rows, ["", "n", *heads])]
     collapsed = table[table["collapsed"]]
     ends = [f"{run} after {int(edits):,}" for run, edits in zip(collapsed["run"], collapsed["edits"], strict=True)]
     note = [f"\n! ended early with an update that was not finite: {', '.join(ends)}"] if ends else []
     return [heading, *blocks, *note]
-
-
-def wrapped(head: str) -> str:
-    """A heading, wrapped for a narrow column."""
-    return "\n".join(wrap(head, 14, break_long_words=False))
 
 
 def pair_table(pairs: "pd.DataFrame") -> "list[RenderableType]":

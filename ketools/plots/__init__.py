@@ -4,12 +4,7 @@ Axes name their units. A caption ends with `context=` (mode, model, n, seed). `w
 a description for readers who cannot see the figure, `numbers(fig)` the values shown. Text from outside is escaped.
 """
 
-from ketools.plots.edits import (
-    probability_curve,
-    spectra_lines,
-    stream_profile,
-    target_curve,
-)
+from ketools.plots.edits import probability_curve, spectra_lines, stream_profile, target_curve
 from ketools.plots.lifelong import (
     cost,
     downstream_kept,

@@ -13,16 +13,7 @@ import plotly.graph_objects as go
 
 from ketools.errors import KetoolsError
 from ketools.evaluation.metrics import Metric, metric
-from ketools.plots.style import (
-    MAGNITUDE,
-    NEUTRAL,
-    SIGNED,
-    Style,
-    dress,
-    label,
-    last,
-    styles,
-)
+from ketools.plots.style import MAGNITUDE, NEUTRAL, SIGNED, Style, dress, label, last, styles
 from ketools.runs.records import listed
 
 EDITS = metric("edits", "shared").axis

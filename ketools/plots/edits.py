@@ -12,24 +12,8 @@ from ketools.errors import KetoolsError
 from ketools.evaluation.edits import separation
 from ketools.evaluation.metrics import number, percent, times
 from ketools.norms.residual import edited_share
-from ketools.plots.drawers import (
-    LAYER,
-    add_line,
-    add_reference,
-    checked,
-    layer_axis,
-)
-from ketools.plots.style import (
-    NEUTRAL,
-    OKABE_ITO,
-    Style,
-    dress,
-    joined,
-    label,
-    layer_names,
-    part_styles,
-    styles,
-)
+from ketools.plots.drawers import LAYER, add_line, add_reference, checked, layer_axis
+from ketools.plots.style import NEUTRAL, OKABE_ITO, Style, dress, joined, label, layer_names, part_styles, styles
 from ketools.runs.records import listed
 
 

@@ -12,27 +12,8 @@ from plotly.subplots import make_subplots
 from ketools.errors import KetoolsError
 from ketools.evaluation.metrics import metric, number, percent, times
 from ketools.norms.weights import growing, growth
-from ketools.plots.drawers import (
-    EDITS,
-    add_lines,
-    describe,
-    holes,
-    measured,
-    need,
-    over_edits,
-)
-from ketools.plots.style import (
-    OUTCOMES,
-    Outcome,
-    dress,
-    every,
-    joined,
-    label,
-    last,
-    left_of,
-    listed_values,
-    styles,
-)
+from ketools.plots.drawers import EDITS, add_lines, describe, holes, measured, need, over_edits
+from ketools.plots.style import OUTCOMES, Outcome, dress, every, joined, label, last, left_of, listed_values, styles
 from ketools.runs.records import listed
 
 _PHASES = {  # column: (name, hatching)
@@ -217,23 +198,13 @@ def target_probability_lines(batches: pd.DataFrame) -> go.Figure:
     natural = float(known.mean()) if len(known) else None
 
     def finding(ends: dict[str, float], span: str) -> str:
-        if natural is not None:
-            good, bad = (
-                f"{verb} more confident in its targets than in natural facts" for verb in ("stops no", "grows")
-            )
-            measure = f"natural facts {number(natural)}; targets"
-            return Outcome("Target optimisation", good, bad, measure, at_most=natural, unit="probability").sentence(
-                ends, span
-            )
-        values = ", ".join(f"{label(method)} {number(value)}" for method, value in ends.items())
-        *_, high = order = sorted(ends, key=lambda method: ends[method])
-        if len(ends) == 1:
-            return f"Target optimisation stops at a probability of {number(ends[high])} with {label(high)} (after {span} edits)"
-        if ends[high] - ends[order[0]] < 0.01:
-            return (
-                f"Target optimisation stops at similar probabilities with every method (after {span} edits: {values})"
-            )
-        return f"Target optimisation stops most confident with {label(high)}, least confident with {label(order[0])} (after {span} edits: {values})"
+        if natural is None:
+            values = ", ".join(f"{label(method)} {number(value)}" for method, value in ends.items())
+            return f"Target optimisation stops at these mean probabilities after {span} edits: {values}"
+        good, bad = (f"{verb} more confident in its targets than in natural facts" for verb in ("stops no", "grows"))
+        measure = f"natural facts {number(natural)}; targets"
+        outcome = Outcome("Target optimisation", good, bad, measure, at_most=natural, unit="probability")
+        return outcome.sentence(ends, span)
 
     caption = (
         "Probability of the new object at the last step of the target optimisation, before any weight changes; mean over the "

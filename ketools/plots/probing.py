@@ -1,7 +1,7 @@
 """Figures of what a model answers and where it recalls facts; each takes a frame of ketools.probing."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -9,16 +9,7 @@ from plotly.subplots import make_subplots
 
 from ketools.errors import KetoolsError
 from ketools.evaluation.metrics import number, percent
-from ketools.plots.drawers import (
-    LAYER,
-    add_bars,
-    add_line,
-    add_means,
-    checked,
-    colours,
-    layer_axis,
-    rows_axis,
-)
+from ketools.plots.drawers import LAYER, add_bars, add_line, add_means, checked, colours, layer_axis, rows_axis
 from ketools.plots.style import (
     NEUTRAL,
     OKABE_ITO,
@@ -37,6 +28,8 @@ from ketools.probing.tracing import average
 
 # Bars in pairs: the old answer or state (grey), the new one (blue, hatched).
 _PAIR = ((NEUTRAL, ""), (OKABE_ITO["blue"], "/"))
+# Bars of several states of a model, the unedited one first.
+_STATES = ((NEUTRAL, ""), (OKABE_ITO["vermillion"], "/"), (OKABE_ITO["blue"], "\\"), (OKABE_ITO["green"], "x"))
 _PROMPTS = {
     "prompt": "the prompt",
     "paraphrase": "paraphrases",
@@ -44,7 +37,7 @@ _PROMPTS = {
     "same subject": "subject's other facts",
 }
 _ENTERED = {-1: "in"}
-_STATES = "state after layer (number; in: what enters layer 0)"
+_AFTER = "state after layer (number; in: input of layer 0)"
 _NAMED = 4  # prompts that a title names one by one
 _DRAWN = 6  # prompts that a figure draws one by one
 
@@ -123,15 +116,9 @@ def damage_bars(frames: Mapping[str, pd.DataFrame], context: str = "") -> go.Fig
     else:
         left = [f"{share[last]:.0%} with {name}" for name, share in edited]
         finding = f"Of the {_PROMPTS[last]} still right: {', '.join(left)}"
-    fig = go.Figure()
-    looks = ((NEUTRAL, ""), (OKABE_ITO["vermillion"], "/"), (OKABE_ITO["blue"], "\\"), (OKABE_ITO["green"], "x"))
-    for (name, share), (colour, pattern) in zip(shares.items(), looks, strict=False):
-        values = share.loc[kinds]
-        places = [_PROMPTS[kind] for kind in kinds]
-        written = [f"{v:.2f}" for v in values]
-        add_bars(fig, places, values, name, text=written, hover="%{v:.3f}", colour=colour, pattern=pattern)
-    fig.update_yaxes(title="share with the wanted answer (0 to 1)", range=[0, 1.12])
-    fig.update_xaxes(title="kind of prompt (mean over its prompts)").update_layout(barmode="group")
+    fig = _bars_by_kind(
+        {name: s.loc[kinds] for name, s in shares.items()}, "share with the wanted answer (0 to 1)", _STATES
+    )
     text = "; ".join(f"{name}: " + ", ".join(f"{_PROMPTS[k]} {s[k]:.2f}" for k in kinds) for name, s in shares.items())
     caption = (
         "Wanted: the new answer at prompts and paraphrases, the old one at neighbours and the subjects' other facts."
@@ -160,9 +147,9 @@ def surroundings_bars(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
     return dress(fig, f"{head} (new against old: {values})", joined(caption, context), text)
 
 
-def _bars_by_kind(pair: dict[str, pd.Series], axis: str) -> go.Figure:
+def _bars_by_kind(bars: Mapping[str, pd.Series], axis: str, looks: Sequence[tuple[str, str]] = _PAIR) -> go.Figure:
     fig = go.Figure()
-    for (name, values), (colour, pattern) in zip(pair.items(), _PAIR, strict=True):
+    for (name, values), (colour, pattern) in zip(bars.items(), looks, strict=False):
         places = [_PROMPTS[kind] for kind in values.index]
         text = [f"{v:.2f}" for v in values]
         add_bars(fig, places, values, name, text=text, hover="%{v:.3f}", colour=colour, pattern=pattern)
@@ -214,7 +201,7 @@ def lens_heat(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
         finding = f"The answer {end} is on top from the start, before any layer"
     else:
         finding = f"The answer {end} is on top from layer {layers[since]} on, of {layers[0] + 1} to {layers[-1]}"
-    fig.update_xaxes(title=_STATES, **layer_axis(layers, _ENTERED))
+    fig.update_xaxes(title=_AFTER, **layer_axis(layers, _ENTERED))
     fig.update_yaxes(rows_axis(tokens, "token read (text)"))
     bar = {"title": {"text": "probability (0 to 1)", "side": "right"}, "thickness": 14}
     fig.update_layout(coloraxis={"colorscale": "Blues", "cmin": 0, "cmax": 1, "colorbar": bar})
@@ -252,7 +239,7 @@ def lens_lines(frame: pd.DataFrame, *, context: str = "") -> go.Figure:
                 fig, layers, middle, f"median of {table.shape[1]} prompts", look, low=low, high=high,
                 interval="5% to 95% of prompts", band=True, show=show, at=at, legend=legend,
             )  # fmt: skip
-    fig.update_xaxes(title=_STATES, **layer_axis(layers, _ENTERED))
+    fig.update_xaxes(title=_AFTER, **layer_axis(layers, _ENTERED))
     fig.update_yaxes(title="probability (0 to 1)", rangemode="tozero", col=1)
     fig.update_yaxes(title="rank (1: most probable)", type="log", autorange="reversed", dtick=1, col=2)
 

@@ -294,30 +294,16 @@ def over_facts(count: int) -> str:
 _FOR_EARS = "position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)"
 
 
-@dataclass(frozen=True, eq=False)
-class Described:
-    """A figure's text (`finding`, `caption`, `description`) and its numbers; notebooks show it as HTML.
-
-    There only screen readers see the description, and headings that name a metric explain it on hover.
-    """
-
-    finding: str
-    caption: str
-    description: str
-    table: pd.DataFrame
-
-    def __str__(self) -> str:
-        return f"{self.finding}. {self.description}"
-
-    def _repr_html_(self) -> str:
-        table = self.table.to_html(escape=True, float_format=lambda value: f"{value:.4g}", na_rep="–", border=0)
-        for head, text in hover_texts([*self.table.columns, *self.table.index.names]).items():
-            shown = escape(head, quote=False)  # as pandas writes it
-            table = table.replace(f"<th>{shown}</th>", f'<th><abbr title="{escape(text)}">{shown}</abbr></th>')
-        return (
-            f'<p style="{_FOR_EARS}">{escape(self.description)}</p>'
-            f"<details><summary>The numbers</summary><div style='max-height: 24em; overflow: auto'>{table}</div></details>"
-        )
+def described(description: str, numbers: pd.DataFrame) -> str:
+    """A figure's description, for screen readers alone, and its numbers as HTML; headings explain metrics on hover."""
+    table = numbers.to_html(escape=True, float_format=lambda value: f"{value:.4g}", na_rep="–", border=0)
+    for head, text in hover_texts([*numbers.columns, *numbers.index.names]).items():
+        shown = escape(head, quote=False)  # as pandas writes it
+        table = table.replace(f"<th>{shown}</th>", f'<th><abbr title="{escape(text)}">{shown}</abbr></th>')
+    return (
+        f'<p style="{_FOR_EARS}">{escape(description)}</p>'
+        f"<details><summary>The numbers</summary><div style='max-height: 24em; overflow: auto'>{table}</div></details>"
+    )
 
 
 def numbers(fig: go.Figure) -> pd.DataFrame:

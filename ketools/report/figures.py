@@ -76,14 +76,14 @@ def left_out(frame: pd.DataFrame, columns: Sequence[str]) -> str:
             counts = part[f"{name}{SEEDS}"].dropna() if f"{name}{SEEDS}" in part else part["seeds"].iloc[:0]
             if few := sorted({int(count) for count in counts if 0 < count < seeds}):
                 sentences.append(
-                    f" {label(str(method))}: at some points {name} is the mean of {listed([str(n) for n in few])} of "
+                    f" {label(str(method))}: {name} is, at some points, the mean of {listed([str(n) for n in few])} of "
                     f"{seeds} seeds; the others lack it."
                 )
     return "".join(sentences)
 
 
 def thinned(frame: pd.DataFrame) -> pd.DataFrame:
-    """Every k-th point of each method, including the first and the last, so that a line has about `POINTS` points at most."""
+    """Every k-th point of each method, including its first and last: at most about `POINTS` points per line."""
 
     def kept(places: pd.Series) -> pd.Series:
         order = sorted(set(places))
@@ -119,8 +119,8 @@ def residual_share(frame: pd.DataFrame) -> go.Figure:
         )
 
     caption = (
-        "Sum of the norms of what the edited layers' MLPs add to the residual stream, divided by that of all sublayers; mean "
-        "over tokens of ordinary text."
+        "Norms of what the edited layers' MLPs add to the residual stream, summed and divided by the sum over everything that "
+        "is added to it; mean over tokens of ordinary text."
     )
     axis = {"range": [0, 1.1 * frame["share"].max()]}
     return over_edits(frame, metric("share", "residual"), finding, caption, axis=axis)

@@ -192,7 +192,7 @@ def _say_order(verdict: Verdict) -> str:
     here = sorted(verdict.values, key=lambda m: -verdict.values[m])
     there = sorted(verdict.values, key=lambda m: -S_GPT2_XL[m])
     if here == there:
-        return f"The order by S is that of the paper on GPT2-XL: {', '.join(map(title, here))}."
+        return f"The order by S is the paper's on GPT2-XL: {', '.join(map(title, here))}."
     pairs = [(a, b) for i, a in enumerate(here) for b in here[i + 1 :]]
     same = sum(S_GPT2_XL[a] > S_GPT2_XL[b] for a, b in pairs)
     return (
@@ -231,7 +231,7 @@ def _say_parts(verdict: Verdict) -> str:
         return f"{head}."
     far = {m: f"{-way:.0%} the other way" if way < -0.005 else f"{max(way, 0):.0%}" for m, way in ways.items()}
     most = max(ways, key=lambda m: ways[m])
-    tail = f"{PARTS[most]} alone goes furthest" if ways[most] > 0 else "none alone goes in that direction"
+    tail = f"{PARTS[most]} alone goes furthest" if ways[most] > 0 else "none of them alone goes in that direction"
     each = [f"{PARTS[m]} {far[m]} ({shown[m]})" for m in ways]
     return f"{head}. Each part, added to MEMIT alone, goes this share of the way: {listed(each)}; {tail}."
 

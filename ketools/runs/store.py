@@ -356,7 +356,7 @@ class Store:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Within the block, errors of the disk (full, not writable, not a folder) become a KetoolsError naming the folder."""
+        """Within the block, disk errors (full, not writable, not a folder) become a KetoolsError naming the folder."""
         try:
             yield
         except OSError as error:

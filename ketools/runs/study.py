@@ -58,7 +58,7 @@ def write_study(records: Mapping[str, RunRecord], folder: str | Path) -> Path:
                 frame = frame[[column for column in kept if column in frame]]
                 frame = frame.astype(dict.fromkeys(frame.select_dtypes("float").columns, "float32"))
             if len(frame):
-                # Without from_pandas, NaN does not become null.
+                # With from_pandas=False, NaN does not become null.
                 columns = {column: pa.array(frame[column].to_numpy(), from_pandas=False) for column in frame}
                 parts.append(pa.table({"run": [run] * len(frame)} | columns))
         if parts:

@@ -445,5 +445,5 @@ def stored(model: EditableModel) -> tuple[pd.DataFrame, dict[str, Any]]:
         raise KetoolsError(f"no grid of {model.name!r} at {path}; {remedy}")
     about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     if about["model"]["fingerprint"] != model.fingerprint:
-        raise KetoolsError(f"the grid at {path} is of another model, not of this {model.name!r}; {remedy}")
+        raise KetoolsError(f"the grid at {path} is of another model than this {model.name!r}; {remedy}")
     return pd.read_parquet(path), about

@@ -180,7 +180,7 @@ def test_tuned_settings_are_the_best_trial_and_edit_reads_them(home, run, tmp_pa
     line = one_line(
         run("tune", home / "model", out / "facts.jsonl", "--out", tmp_path / "p", "--statistics", covariance), 2
     )
-    assert "at least 6 subjects, there are 4" in line
+    assert "at least 6 subjects, got 4" in line
 
 
 def test_settings_tuned_in_the_chat_template_are_used_in_it(home, run, tmp_path, monkeypatch):
@@ -359,7 +359,7 @@ def test_the_advice_for_subjects_that_are_whole_prompts():
         {"after_efficacy_accuracy": [0, 0], "prompt": ["Who is it?", "Bo is"], "subject": ["Who is it", "Bo is"]}
     )
     told = advice(Edit({}, {"p_target": [0.9, 0.9]}), report, MEMIT)
-    assert "2 of 2 facts is the whole prompt" in told and "lambda_p" not in told
+    assert "2 of 2 facts the subject is the whole prompt" in told and "lambda_p" not in told
 
 
 def test_again_clears_only_what_edit_wrote(home, finished, run, tmp_path):

@@ -41,7 +41,7 @@ def test_what_is_given_reaches_answer_and_property():
 
 
 def test_declarations_are_checked():
-    with pytest.raises(KetoolsError, match="hand over its name"):
+    with pytest.raises(KetoolsError, match="pass its name"):
         DOUBLE.check(4)
     with pytest.raises(KetoolsError, match="difficulty"):
         Exercise("x", "impossible", 1, DOUBLE.properties)

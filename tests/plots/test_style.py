@@ -9,7 +9,7 @@ import pytest
 from ketools import plots
 from ketools.evaluation.metrics import look_up
 from ketools.plots import style
-from ketools.plots.style import OKABE_ITO, Described, numbers, styles, undressed, words
+from ketools.plots.style import OKABE_ITO, described, numbers, styles, undressed, words
 from tests.plots.sample import records
 
 
@@ -54,16 +54,13 @@ def test_undressed_leaves_the_figure_as_it_was():
     assert fig.layout.title.text and len(fig.layout.annotations) == 4
 
 
-def described(fig):
-    return Described(**{name: unescape(text) for name, text in words(fig).items()}, table=numbers(fig))
-
-
 def test_the_table_below_a_figure_explains_the_metrics_it_knows():
-    shown = described(draw("edit_scores"))._repr_html_()
+    fig = draw("edit_scores")
+    shown = described(words(fig)["description"], numbers(fig))
     (said,) = re.findall(r'<th><abbr title="([^"]*)">efficacy \(ES\): MEMIT</abbr></th>', shown)
     assert unescape(said) == look_up("ES", "evaluate")[0].text() and "&gt;" in said
     assert '<abbr title="edits (shared): edits so far' in shown
-    assert "<th>MEMIT</th>" in described(draw("unedited_kept"))._repr_html_(), "a method is no metric"
+    assert "<th>MEMIT</th>" in described("", numbers(draw("unedited_kept"))), "a method is no metric"
 
 
 @pytest.mark.parametrize(

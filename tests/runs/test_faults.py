@@ -115,7 +115,7 @@ def test_damage_to_any_file_is_named_and_made_good(run, tiny_gpt2, whole, tmp_pa
     with pytest.warns(UserWarning, match=f"1 files were damaged .{name}") as said:
         goes_on_to_the_same(run, tiny_gpt2, whole, "hurt")
     assert survey(tmp_path / "hurt").sound
-    again = "what it held of the unedited model is measured again"
+    again = "the unedited model is measured again"
     assert any(again in str(each.message) for each in said) == (name == "batches/00000.json" and damage != "gone")
 
 

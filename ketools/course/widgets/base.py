@@ -5,7 +5,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape, unescape
-from types import TracebackType
 from typing import Any, Self
 
 import ipywidgets as W
@@ -13,7 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ketools.errors import KetoolsError
-from ketools.plots.style import NEUTRAL, OKABE_ITO, Described, undressed, words
+from ketools.plots.style import NEUTRAL, OKABE_ITO, described, undressed, words
 
 _PROSE = "line-height:1.45;margin:4px 0;white-space:normal;max-width:60rem;"
 
@@ -84,16 +83,16 @@ class View(ABC):
         """Redraw the present state."""
         fig = self.figure()
         texts = {name: unescape(text) for name, text in words(fig).items()}
-        described = Described(texts["finding"], texts["caption"], texts["description"], self._table(fig))
         self._sentence.value = f'<p aria-live="polite" style="{_PROSE}font-weight:600">{escape(self._said(fig))}</p>'
         # plotly's MIME type, which JupyterLab draws; the state of a FigureWidget would add megabytes to a saved notebook.
         # Not "responsive": the picture would take the height of its box, which is zero.
         bare = undressed(fig)
         bare.update_layout(autosize=True, width=None, height=self._height(fig), margin={"l": fig.layout.margin.l})
         content = json.loads(str(bare.to_json())) | {"config": {"displaylogo": False}}
-        data = {"application/vnd.plotly.v1+json": content, "text/plain": described.description}
+        data = {"application/vnd.plotly.v1+json": content, "text/plain": texts["description"]}
         self._picture.outputs = ({"output_type": "display_data", "data": data, "metadata": {}},)
-        self._below.value = f'<div style="{_PROSE}"><p>{escape(described.caption)}</p>{described._repr_html_()}</div>'
+        below = f"<p>{escape(texts['caption'])}</p>{described(texts['description'], self._table(fig))}"
+        self._below.value = f'<div style="{_PROSE}">{below}</div>'
 
     def close(self) -> None:
         """Remove the widget from the page."""
@@ -109,9 +108,7 @@ class View(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:

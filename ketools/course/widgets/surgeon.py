@@ -4,7 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ipywidgets as W
@@ -37,15 +37,13 @@ _FIELDS = ("prompt", "subject", "old", "new")
 class Operation:
     """What the surgeon shows: a fact, the model's answers around it and, after an edit, the edit and its effects.
 
-    before, after: `probing.recall.surroundings`; norms: a row per edited layer: layer, before, after, ratio (Frobenius
-    norms of its MLP output matrix), update_norm.
+    before, after: `probing.recall.surroundings`.
     """
 
     fact: Fact
     before: pd.DataFrame
     edit: Edit | None = None
     after: pd.DataFrame | None = None
-    norms: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def fact_of(prompt: str, subject: str, old: str, new: str, chosen: Fact | None) -> Fact:
@@ -250,11 +248,7 @@ class FactSurgeon(View):
         edit.record["made_by"] = _MADE_BY
         self.shown = Operation(fact, before, edit)  # from here on `_take_out` finds it
         after, norm_after = self._around(fact), norms(self.model)
-        grown = pd.DataFrame({"layer": i, "update_norm": size} for i, size in edit.norms().items())
-        grown.insert(1, "before", grown["layer"].map(norm_before))
-        grown.insert(2, "after", grown["layer"].map(norm_after))
-        grown.insert(3, "ratio", grown["after"] / grown["before"])
-        self.shown = Operation(fact, before, edit, after, grown)
+        self.shown = Operation(fact, before, edit, after)
         p_after = after.groupby("kind")["p_new"].mean()
         kept = after.loc[before["says_true"]].groupby("kind")["says_true"].mean()
         trial = {
@@ -266,7 +260,7 @@ class FactSurgeon(View):
             "paraphrases": float(p_after.get("paraphrase", math.nan)),  # NaN where there is no such prompt
             "neighbours_kept": float(kept.get("neighbour", math.nan)),
             "same_subject_kept": float(kept.get("same subject", math.nan)),
-            "norm_ratio": grown["ratio"].max(),
+            "norm_ratio": max(norm_after[i] / norm_before[i] for i in edit.layers),
             "steps": edit.record.get("steps", [math.nan])[0],
             "seconds": seconds,
         }
