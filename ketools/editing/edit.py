@@ -168,8 +168,8 @@ class Edit:
         """
         import pandas as pd
 
-        mine, theirs = (set(edit.record.get("facts", ())) for edit in (self, other))
-        common = len(mine & theirs) / len(mine | theirs) if mine | theirs else float("nan")
+        ids, others = (set(edit.record.get("facts", ())) for edit in (self, other))
+        common = len(ids & others) / len(ids | others) if ids | others else float("nan")
         rows = [{"layer": i} | _compared(i, self, other) for i in sorted(self.layers.keys() | other.layers.keys())]
         return pd.DataFrame(rows).assign(common_facts=common)
 

@@ -279,7 +279,7 @@ def harness(
         with _aside():
             # A copy, because the harness adds a padding token to a tokenizer without one.
             wrapped = HFLM(pretrained=model.model, tokenizer=copy.deepcopy(model.tokenizer), batch_size=_ROWS)
-            found = simple_evaluate(
+            results = simple_evaluate(
                 wrapped, tasks=names, task_manager=manager, num_fewshot=shots, limit=limit, log_samples=False,
                 random_seed=None, numpy_random_seed=None, torch_random_seed=None, fewshot_random_seed=seed,
             )  # fmt: skip
@@ -287,8 +287,8 @@ def harness(
         raise KetoolsError(
             f"tasks {named(names, 8)}: their data cannot be fetched ({error}); the tasks of preset 'world' need no network"
         ) from error
-    assert found is not None, "only the other ranks of a distributed run get None"
-    return table(found)
+    assert results is not None, "only the other ranks of a distributed run get None"
+    return table(results)
 
 
 def _installed() -> None:

@@ -118,13 +118,13 @@ def unscorable(model: EditableModel, facts: Iterable[Fact]) -> list[str]:
     try:
         read(asked)
     except KetoolsError:  # try each, to name them all
-        found: dict[str, None] = {}
+        unreadable: dict[str, None] = {}
         for row in asked:
             try:
                 read([row])
             except KetoolsError as error:
-                found.setdefault(f"fact {facts[row[0]].id!r}: {row[1]}: {error}")
-        return list(found)
+                unreadable.setdefault(f"fact {facts[row[0]].id!r}: {row[1]}: {error}")
+        return list(unreadable)
     return []
 
 

@@ -270,9 +270,9 @@ def _easyedit_asked(path: str, wanted: Callable[[str], bool] = bool) -> Reader:
             parts = {path: parts}
         if not isinstance(parts, dict):
             raise _Mistake(path, f"is {type(parts).__name__}; expected an object of lists")
-        found = [objects(part, lambda item: (item.get("prompt"), item.get("ground_truth", item.get("answer"))))(parts)
+        pairs = [objects(part, lambda item: (item.get("prompt"), item.get("ground_truth", item.get("answer"))))(parts)
                  for part in parts if wanted(part)]  # fmt: skip
-        return _answered(pair for pairs in found for pair in pairs)
+        return _answered(pair for part in pairs for pair in part)
 
     return read
 
@@ -529,7 +529,7 @@ def convert(name: str, record: Record, place: str, frames: Frames) -> Iterator[t
     if name == "plain":
         for other, ours in ALIASES.items():
             if other in record and ours in record:
-                mistakes.append((other, f"is there beside {ours}, which is the same; keep one of them"))
+                mistakes.append((other, f"is given together with {ours}, which is the same; keep one of them"))
         record = {ALIASES.get(key, key): value for key, value in record.items()}
     given = record.get(layout.id)
     id = place if given in (None, "") else str(given).strip()

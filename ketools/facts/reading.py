@@ -48,14 +48,14 @@ def facts(source: str | Path) -> FactSet:
         FactSet(50 facts, 50 subjects, 13 relations)
     """
     path = source_path(source)
-    found: list[Fact] = []
+    read: list[Fact] = []
     for record in converted(path):
         for error in record.errors:
             raise KetoolsError(f"{path}, {record.where}: {error}")
-        found += record.facts
-    if not found:
+        read += record.facts
+    if not read:
         raise KetoolsError(f"{path} is empty: no facts in it; expected one record a line (.jsonl) or a list (.json)")
-    return FactSet(found)
+    return FactSet(read)
 
 
 def own_facts(model: str | Path) -> FactSet:
@@ -84,10 +84,10 @@ def converted(path: Path) -> Iterator[Converted]:
 
     Raises KetoolsError, naming file and line, only for a file of which no records can be read.
     """
-    found = list(records(path))
-    frames = frames_of(record for _, record in found)
+    placed = list(records(path))
+    frames = frames_of(record for _, record in placed)
     where_of: dict[str, str] = {}  # id -> the place that used it first
-    for where, record in found:
+    for where, record in placed:
         try:
             if isinstance(record, KetoolsError):
                 raise record
@@ -163,8 +163,8 @@ def _is_utf16(data: bytes) -> bool:
 
 
 def _not_utf8(text: str) -> KetoolsError | None:
-    found = None if text.isascii() else _NOT_UTF8.search(text)
-    return found and KetoolsError(f"byte 0x{ord(found[0]) - 0xDC00:02X} is not UTF-8; save the file as UTF-8")
+    match = None if text.isascii() else _NOT_UTF8.search(text)
+    return match and KetoolsError(f"byte 0x{ord(match[0]) - 0xDC00:02X} is not UTF-8; save the file as UTF-8")
 
 
 def _from_lines(_: Path, text: str) -> Iterator[tuple[str, object]]:
@@ -187,7 +187,7 @@ def _from_list(path: Path, text: str) -> Iterator[tuple[str, object]]:
         yield from ((f"line {k}", error) for k, line in lines if (error := _not_utf8(line)))
         return
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except json.JSONDecodeError as error:
         hint = "; if it holds one record a line, name it .jsonl" if error.msg == "Extra data" else ""
         raise KetoolsError(
@@ -195,10 +195,10 @@ def _from_list(path: Path, text: str) -> Iterator[tuple[str, object]]:
         ) from None
     except (ValueError, RecursionError) as error:
         raise KetoolsError(f"{path}: broken JSON ({error})") from None
-    if not isinstance(found, list):
-        what = "an object with the fields " + ", ".join(map(repr, found)) if isinstance(found, dict) else short(found)
+    if not isinstance(value, list):
+        what = "an object with the fields " + ", ".join(map(repr, value)) if isinstance(value, dict) else short(value)
         raise KetoolsError(f"{path}: holds {what}; expected a list of records: [{{...}}, {{...}}]")
-    yield from ((f"record {k}", record) for k, record in enumerate(found, 1))
+    yield from ((f"record {k}", record) for k, record in enumerate(value, 1))
 
 
 def _from_rows(path: Path, text: str) -> Iterator[tuple[str, object]]:

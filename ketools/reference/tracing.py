@@ -48,7 +48,7 @@ def states(model: EditableModel, tokens: Tokens, noise: Tensor | None = None) ->
 
     In the clean run, or in the corrupted one with `noise` (subject tokens, d_model) on the subject's embeddings.
     """
-    heard: dict[tuple[str, int], Tensor] = {}
+    recorded: dict[tuple[str, int], Tensor] = {}
     with ExitStack() as stack:
         if noise is not None:
             _corrupt(stack, model, tokens, noise)
@@ -56,11 +56,11 @@ def states(model: EditableModel, tokens: Tokens, noise: Tensor | None = None) ->
             for name in ("hidden", "mlp", "attention"):
 
                 def hear(_: nn.Module, __: object, out: Output, key: tuple[str, int] = (name, layer)) -> None:
-                    heard[key] = _tensor(out).reshape(-1, model.anatomy.d_model).clone()
+                    recorded[key] = _tensor(out).reshape(-1, model.anatomy.d_model).clone()
 
                 stack.callback(_module(model, layer, name).register_forward_hook(hear).remove)
         p = probability(model, tokens)
-    return heard, p
+    return recorded, p
 
 
 def restored(
