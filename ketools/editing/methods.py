@@ -105,8 +105,15 @@ def look_up(model: EditableModel, name: str, *given: Mapping[str, Any]) -> Hyper
     KetoolsError for an unknown setting, an invalid value, and for layers that the model does not have.
     """
     hyper = scaled(name, *given, model_name=model.known_as)
-    layers = hyper.layers if hyper.layers is not None else _by_depth(hyper, model.anatomy.n_layer)
-    return replace(hyper, layers=_checked(layers, model))
+    layers, n_layer = hyper.layers, model.anatomy.n_layer
+    if layers is None:
+        first, last = (min(n_layer - 1, round(part * n_layer)) for part in hyper.layers_depth)
+        layers = tuple(range(max(first, last - 4), last + 1))
+    if not layers or list(layers) != sorted(set(layers)):
+        raise KetoolsError(f"layers {layers!r}: expected different layer numbers in ascending order, such as (4, 5, 6)")
+    for index in layers:
+        model.layer(index)
+    return replace(hyper, layers=layers)
 
 
 def scaled(name: str, *given: Mapping[str, Any], model_name: str = "") -> Hyper:
@@ -150,19 +157,6 @@ def _from_table(model_name: str, name: str) -> dict[str, Any]:
         values |= {k: v for k, v in scope.items() if not isinstance(v, dict)}
         values |= scope.get(name, {})
     return values
-
-
-def _by_depth(hyper: Hyper, n_layer: int) -> tuple[int, ...]:
-    first, last = (min(n_layer - 1, round(part * n_layer)) for part in hyper.layers_depth)
-    return tuple(range(max(first, last - 4), last + 1))
-
-
-def _checked(layers: tuple[int, ...], model: EditableModel) -> tuple[int, ...]:
-    if not layers or list(layers) != sorted(set(layers)):
-        raise KetoolsError(f"layers {layers!r}: expected different layer numbers in ascending order, such as (4, 5, 6)")
-    for index in layers:
-        model.layer(index)
-    return layers
 
 
 @dataclass(frozen=True)

@@ -117,20 +117,12 @@ def contributions(model: EditableModel, sample: Sample, *, edited: Collection[in
         norm, last = c.norm(dim=-1), states[-1]
         met = torch.cat([norm[:1], entering.norm(dim=-1).repeat_interleave(2, 0)])
         projection = torch.einsum("ntd,td->nt", c, last) / last.square().sum(-1).clamp_min(1e-30)
-        measures = torch.stack([norm, stream_share(norm), norm / met.clamp_min(1e-30), projection], -1)
+        measures = torch.stack([norm, norm / norm.sum(0), norm / met.clamp_min(1e-30), projection], -1)
         total += measures.double().sum(1).cpu()
     frame = pd.DataFrame(parts, columns=["layer", "kind"])
     frame["edited"] = [kind == "mlp" and layer in touched for layer, kind in parts]
     means = dict(zip(("norm", "share", "relative", "projection"), (total / sample.tokens).T.numpy(), strict=True))
     return frame.assign(**means, tokens=sample.tokens)
-
-
-def stream_share(norms: Tensor) -> Tensor:
-    """Share of each summand in the residual stream: its norm over the sum of all norms, (summands, tokens).
-
-    Importance hacking: the share of the edited layers' MLPs grows with the edits (Gupta et al., 2502.01636, figure 5).
-    """
-    return norms / norms.sum(0)
 
 
 def before_and_now(model: EditableModel, sample: Sample) -> pd.DataFrame:
