@@ -19,12 +19,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from ketools.editing.postprocess import Nas, Post
-from ketools.editing.postprocess import Prune as Prune
-from ketools.editing.postprocess import Rect as Rect
-from ketools.editing.postprocess import Sphere as Sphere
-from ketools.editing.stopping import MPES, FixedSteps, Stopping
-from ketools.editing.stopping import ProbabilityThreshold as ProbabilityThreshold
+from ketools.editing.postprocess import Nas, Post, Prune, Rect, Sphere  # noqa: F401 - choices of a method
+from ketools.editing.stopping import MPES, FixedSteps, ProbabilityThreshold, Stopping  # noqa: F401
 from ketools.errors import Damaged, KetoolsError
 from ketools.io import checked
 from ketools.models.model import EditableModel

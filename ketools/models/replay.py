@@ -3,8 +3,8 @@
 Attention is causal: a change at one token leaves the keys and values of all earlier tokens unchanged, and a change to
 the output of layer L does not affect the layers up to L. The engine therefore
 
-1. runs each row up to `start` once, keeping keys and values of every layer, 2. runs the suffix from `start` on against
-that frozen cache, and records what the model passes to each layer above L.
+1. runs each row up to `start` once, keeping keys and values of every layer,
+2. runs the suffix from `start` on against that frozen cache, and records what the model passes to each layer above L.
 
 `Frozen.run` then calls the model's own layers above L with the model's own arguments, any number of times. No part of
 an architecture is reimplemented: masks, rotations and caches are those that transformers made.
