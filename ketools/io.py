@@ -104,10 +104,7 @@ def checked(value: Any, schema: Any, where: str) -> Any:  # noqa: ANN401 - `sche
 
     Raises Damaged with `where`, the field, what it holds and what was expected.
     """
-    from pydantic import (
-        TypeAdapter,
-        ValidationError,
-    )  # takes a tenth of a second, which `ketools --help` need not spend
+    from pydantic import TypeAdapter, ValidationError  # deferred: it takes a tenth of a second
 
     try:
         TypeAdapter(schema).validate_python(value, strict=True)

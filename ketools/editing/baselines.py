@@ -73,8 +73,7 @@ def fine_tune(
     progress: Callable[[int], None] | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Factors, dict[str, list[Any]]]:
-    """Fine-tune the matrices of `hyper.layers` on the bare prompts of `rows`, in at most `ft_steps` steps of rate
-    `ft_lr`.
+    """Fine-tune the matrices of `hyper.layers` on the bare prompts of `rows`; at most `ft_steps` steps of rate `ft_lr`.
 
     Returns Delta as factors, float32 on the CPU (dense ones as left = I, right = Delta^T; LoRA's of rank lora_rank),
     and per fact lists: steps (updates taken), p_target (exp of minus the mean token NLL) and loss (that NLL), at the
@@ -214,9 +213,7 @@ def read_features(
     """
     inputs: dict[int, Tensor] = {}
     outputs: dict[int, Tensor] = {}
-    added: dict[
-        int, Tensor
-    ] = {}  # zeros added to the outputs: they get the gradients of the outputs, and no weight needs one
+    added: dict[int, Tensor] = {}  # zeros added to the outputs: they get the gradients, which no weight needs
     final: list[Tensor] = []  # input of the final norm
 
     def hear(index: int, _: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
@@ -295,8 +292,7 @@ def joined(blocks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def shift(keys: Tensor, slopes: Tensor, past: Sequence[Tensor], rate: float, name: str) -> tuple[Tensor, Tensor]:
-    """Delta = left right^T, float64, for keys H (d_mlp, n) and slopes (d_model, n); `past` are moments, this batch's
-    included.
+    """Delta = left right^T, float64, for keys H (d_mlp, n) and slopes (d_model, n); `past` are moments, this batch too.
 
     Raises KetoolsError if the result is not finite.
     """

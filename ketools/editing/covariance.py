@@ -246,7 +246,7 @@ class Statistics:
         """Write one triangle per layer as safetensors in `dtype`, with the provenance; returns the path.
 
         float16 stores the Cholesky factor of the correlations (with a ridge of 1e-7) and the scales in float32:
-        rounding C itself would make eigenvalues negative, while a product of rounded factors has none.
+        rounding C itself would give negative eigenvalues, while a product of rounded factors has none.
         """
         tensors: dict[str, Tensor] = {}
         for i, c in self.layers.items():

@@ -161,8 +161,7 @@ class Edit:
 
         Columns: layer; norm, norm_other, norm_difference (Frobenius, of Delta, Delta' and Delta - Delta'); cosine of
         the two as vectors, NaN where one is zero; common_facts, the facts of both over the facts of either (ids), NaN
-        if neither names facts. Computed from the factors in float64; a layer that an edit does not change counts as
-        zero.
+        if neither names facts. Computed from the factors in float64; unchanged layers count as zero.
 
         Raises KetoolsError if the matrices have different shapes, hence belong to different models.
         """

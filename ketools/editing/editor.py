@@ -618,9 +618,8 @@ class Editor:
 
 
 class _AllOrNothing:
-    """On an error or interrupt within the block, weights, stack, state and history are restored, and hooks that were
-    added to the model are removed. Blocks of the state are replaced, never written to. Entering gives the weights as
-    they are.
+    """On an error or interrupt within the block, weights, stack, state and history are restored, and hooks added to the
+    model are removed. Blocks of the state are replaced, never written to. The block is given the weights on entering.
 
     A class, not a generator: between its block and the code after `yield` lie lines of contextlib, and an interrupt
     there would leave the block without its end.

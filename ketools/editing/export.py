@@ -25,15 +25,13 @@ _LISTED = 200  # facts listed in the model card; ketools.json has all
 
 
 def export(model: EditableModel, path: str | Path) -> Path:
-    """Write `model` with the edits in its weights to the new folder `path`, as `save_pretrained` does; returns the
-    path.
+    """Write `model`, edits included, to the new folder `path` as `save_pretrained` does; returns the path.
 
     The folder holds weights (safetensors, in their type), config, generation config and tokenizer: `from_pretrained`
     gives equal logits, without ketools. `ketools.json` names the base model and its fingerprint, the name under which
     settings are looked up, and for each edit method, facts, layers, ranks and norms. README.md is a model card with the
     same content, which gives a base model from the hub as `base_model`. The folder appears whole or not at all: it is
-    first read again and its weights are compared with those of `model` (which takes their memory once more, on the
-    CPU).
+    first read again and its weights are compared with those of `model` (which needs their memory again, on the CPU).
 
     Raises KetoolsError if `path` is a file or a folder that is not empty, if transformers refuses the model's
     generation config, and, naming the weight, if one differs from memory when it is read again.

@@ -53,8 +53,7 @@ def contexts_of(prefixes: Sequence[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class FactRows:
-    """Rows of one fact: one per context, the bare prompt first, and "{subject} is a" cut after the subject's last
-    token.
+    """Rows of one fact: one per context, the bare prompt first, and "{subject} is a" cut after the subject.
 
     Or of several `facts` of one subject in sequence (`joined`): a unit that the target optimisation moves as one.
     """

@@ -408,8 +408,7 @@ class Descent:
 
 
 def token_losses(model: EditableModel, states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Negative log-probability (nats, float32) of `tokens` (n,) after `states` (n, d_model), and whether each is
-    argmax.
+    """Negative log-probability (nats, float32) of `tokens` (n,) after `states` (n, d_model), and which are argmax.
 
     `states` come before the final norm; the loss is differentiable with respect to them.
     """

@@ -77,8 +77,7 @@ class Protection:
     def add(self, *blocks: Tensor) -> None:
         """Protect `blocks` of keys (d_mlp, n) of earlier edits, one block per batch, in their order.
 
-        The bits do not depend on whether blocks come one by one or together; only those after the last fold are
-        factored.
+        The bits are the same whether blocks come one by one or together; those after the last fold are factored.
         """
         folded = self._last_fold([block.shape[1] for block in blocks])
         if folded:

@@ -175,8 +175,7 @@ def summary(frame: pd.DataFrame) -> dict[str, float]:
         ES, PS, NS (fractions), S their harmonic mean (NaN if one could not be measured); efficacy_accuracy,
         paraphrase_accuracy, neighbourhood_accuracy; the three magnitudes; the columns of two-hop questions and locality
         prompts, if any; p_new, p_true; n (facts). Means leave out NaN; measured_NAME then gives the number of facts in
-        the mean. Each fact has weight 1 regardless of its numbers of paraphrases and neighbours, as in the authors'
-        summaries.
+        the mean. Each fact has weight 1, however many paraphrases and neighbours it has, as in published code.
     """
     columns = {SHORT[kind]: f"{kind}_success" for kind in KINDS}
     scores = {name: float(frame[column].mean()) for name, column in columns.items()}

@@ -163,8 +163,7 @@ def look_up(key: str, table: str | None = None) -> tuple[Metric, ...]:
 
     `at_edit_KEY` and `end_KEY` of a run are KEY at that moment; the entry of a family (f1_*) is returned under `key`.
 
-    Raises KetoolsError for a key that is in no table (or not in that one), suggesting similar keys, and for an unknown
-    table.
+    Raises KetoolsError for a key that is in no table (or not in that one), with similar keys, and for an unknown table.
     """
     among = METRICS
     if table is not None:

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from ketools.errors import KetoolsError, NotFinite
 
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}  # kinds of layers without recurrent state
-# Attention and recurrences also end in a matrix to d_model; in every model of transformers module names tell them apart.
+# Attention and recurrences also end in a matrix to d_model; their module names show it in all models of transformers.
 _NOT_MLP = ("att", "mixer", "mamba", "ssm", "conv", "recurrent")
 # Names of a norm between the MLP and the residual stream (Gemma 2 and 3, OLMo 2 and 3, EXAONE 4; GLM 4).
 _POST_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm")

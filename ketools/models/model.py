@@ -260,8 +260,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> EditableModel:
-    """Load a model by name ("pocket", "smollm2"), by folder, by hub id ("openai-community/gpt2-xl"), or wrap one in
-    memory.
+    """Load a model by name ("pocket", "smollm2"), folder or hub id ("openai-community/gpt2-xl"), or wrap one in memory.
 
     "smollm2" is fetched unless it is in the user's cache (ketools.models.smollm2). Pocket models are stored in half
     precision and load as float32; others keep the type they are stored in. The model is put in evaluation mode and its

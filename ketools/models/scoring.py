@@ -129,9 +129,8 @@ def _read(
         )
     logprob, hit = np.zeros(len(rows)), np.ones(len(rows), dtype=bool)
     first = np.zeros((len(rows), max((len(row.target_ids) for row in rows), default=0)), dtype=np.int64)
-    wanted: dict[
-        int, list[tuple[int, int, int, int]]
-    ] = {}  # sequence -> (position in it, row, target token, its number)
+    # sequence -> (position in it, row, target token, its number)
+    wanted: dict[int, list[tuple[int, int, int, int]]] = {}
     for i, (row, places) in enumerate(zip(rows, layout.reads, strict=True)):
         for n, ((sequence, at), target) in enumerate(zip(places, row.target_ids, strict=True)):
             wanted.setdefault(sequence, []).append((at, i, target, n))
@@ -162,9 +161,8 @@ def _read(
 
 @dataclass
 class Layout:
-    """The input of the model: the `tokens` of each sequence, the parent of each token in its sequence (-1 at a
-    beginning; `parents` is None for plain texts), and for each row the (sequence, position) where its predictions are
-    read.
+    """The input of the model: the `tokens` of each sequence, the parent of each token in it (-1 at a beginning;
+    `parents` is None for plain texts), and for each row the (sequence, position) where its predictions are read.
     """
 
     tokens: list[list[int]]
@@ -181,9 +179,7 @@ def window_of(model: EditableModel) -> int | None:
 
 
 def packs(model: EditableModel, rows: Sequence[Row]) -> bool:
-    """Whether the model can read `rows` as a tree: a tested architecture whose attention takes any mask and sees all of
-    a text.
-    """
+    """Whether the model can read `rows` as a tree: a tested architecture, with attention to all of a text by any mask."""
     config, window = model.config, window_of(model)
     known = config.model_type in TREES and model.anatomy.mlp is not None and not getattr(config, "alibi", False)
     seen = window is None or max((len(row.ids) for row in rows), default=0) <= window

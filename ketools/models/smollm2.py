@@ -61,8 +61,8 @@ _NOTES = {
 
 
 def folder() -> Path:
-    """Where the model is, or would be: KETOOLS_MODELS if set, else `ketools/models` in the user's cache; then
-    "smollm2".
+    """Where the model is, or would be: "smollm2" in KETOOLS_MODELS if set, else in `ketools/models` of the user's
+    cache.
     """
     root = os.environ.get("KETOOLS_MODELS")
     return (expanded(root) if root else user_cache_path("ketools") / "models") / NAME

@@ -260,7 +260,7 @@ def _split(
 
 
 def _tail_ids(tokenizer: PreTrainedTokenizerBase, tail: str) -> list[int]:
-    # Tokenised after a letter: tokenizers such as sentencepiece put a space before a text of its own.
+    # Tokenised after a letter: tokenizers such as sentencepiece put a space before a text that stands alone.
     alone, behind = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a", f"a{tail}"))
     if tail.startswith(" ") and behind[: len(alone)] == alone:
         return behind[len(alone) :]

@@ -27,8 +27,7 @@ _KEPT = 2  # last edits whose previous bits are kept; older ones are undone by r
 @dataclass(frozen=True)
 class _Contents:
     """What is in the weights: edits in order; the bits before each of them, None where they are not kept; and the
-    original bits of every matrix that an edit changes. Replaced as a whole, so an interrupt leaves either the old or
-    the new.
+    original bits of every matrix that an edit changes. Replaced as a whole, so an interrupt leaves the old or the new.
     """
 
     edits: tuple[Edit, ...] = ()

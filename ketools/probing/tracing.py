@@ -78,8 +78,7 @@ def trace(
         p_clean, p_corrupted. Where several positions are restored together, position is -1 and role is `at`. States
         before the subject are clean already and have effect 0. Attrs: facts, unknown, unknown_ids, sigma, window, noise.
 
-    Raises KetoolsError for no facts, none that the model knows, a fact that cannot be located, and a setting out of
-    range.
+    Raises KetoolsError for no facts, none that the model knows, a fact that cannot be located, a setting out of range.
     """
     cases, attrs = known_cases(model, facts, target)
     sigma = spread_of(model)
@@ -137,8 +136,8 @@ def average(frame: pd.DataFrame, by: Sequence[str] = ("kind", "role", "layer"), 
 
 @dataclass(frozen=True)
 class Case:
-    """One fact as tokens: the `row` of its prompt and target, `answer` as text, `first`, the position of the subject's
-    first token.
+    """One fact as tokens: the `row` of its prompt and target, `answer` as text; the subject's first token is at
+    `first`.
     """
 
     fact: Fact

@@ -103,11 +103,9 @@ def mpes_holds(hits: Sequence[Tensor], n: int) -> bool:
 
 
 def mpes_official(hits: Sequence[Tensor], n: int) -> bool:
-    """MPES +n as in the authors' code: more than n passes so far had exactly five hits, the bare prompt (row 0) left
-    out.
+    """MPES +n as in the authors' code: more than n passes had exactly five hits, the bare prompt (row 0) left out.
 
-    With five prefixes and a single-token target only the bare prompt is ignored; of a longer target any five hits
-    count.
+    With five prefixes and a single-token target only the bare prompt is ignored; of a longer one any five hits count.
     """
     return sum(int(hit[1:].sum()) == 5 for hit in hits) > n
 
