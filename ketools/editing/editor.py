@@ -580,11 +580,9 @@ class Editor:
             return
         for i, block in past.items() if self._keeps_keys else ():
             self.protection(i).add(block)
-        extended = {}
+        # Copies, so that an interrupt keeps the old lists; blocks in files are not read.
+        extended = {i: copy(self.state.past.get(i, [])) for i in past}
         for i, block in past.items():
-            extended[i] = copy(
-                self.state.past.get(i, [])
-            )  # an interrupt keeps the old list; stored blocks are not read
             extended[i].append(block)
         self.state.past = self.state.past | extended
 

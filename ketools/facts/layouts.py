@@ -338,11 +338,7 @@ _WIKIBIG: dict[str, Reader] = {
 # all sentences of a relation are its frame; the rest is the subject. With fewer than _ENOUGH subjects the shared part
 # could contain words of a name, and the record must give edit.subject and edit.target itself.
 _ENOUGH = 8
-_KEPT = (
-    "Relation_Specificity",
-    "Relation_Specifity",
-    "Forgetfulness",
-)  # the second is the spelling of the authors' README
+_KEPT = ("Relation_Specificity", "Relation_Specifity", "Forgetfulness")  # the second is spelt so in the authors' README
 _FOLLOWS = ("Logical_Generalization", "Compositionality_I", "Compositionality_II")
 
 
