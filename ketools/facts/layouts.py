@@ -184,11 +184,11 @@ def _text(path: str, value: object, kind: str) -> str:
 def _answered(pairs: Iterable[tuple[Any, Any]]) -> list[tuple[str, str]]:
     # Complete (prompt, answer) pairs; of several accepted answers, perhaps each with aliases, the first.
     kept = []
-    for asked, answer in pairs:
+    for question, answer in pairs:
         while isinstance(answer, list) and answer:
             answer = answer[0]
-        if isinstance(asked, str) and asked.strip() and isinstance(answer, str) and answer.strip():
-            kept.append((_LAST_BLANKS.sub("", asked), answer.strip()))
+        if isinstance(question, str) and question.strip() and isinstance(answer, str) and answer.strip():
+            kept.append((_LAST_BLANKS.sub("", question), answer.strip()))
     return kept
 
 
@@ -227,8 +227,8 @@ def _mquake_edits(record: Record, _: Frames) -> Iterator[tuple[str, Record]]:
     if not rewrites:
         raise _Mistake("requested_rewrite", "is an empty list; expected the edits of the case")
     for k, rewrite in enumerate(rewrites, 1):
-        asked = record.get("questions") if k == len(rewrites) else None
-        yield "" if len(rewrites) == 1 else f".{k}", {**record, "requested_rewrite": rewrite, "questions": asked}
+        questions = record.get("questions") if k == len(rewrites) else None
+        yield "" if len(rewrites) == 1 else f".{k}", {**record, "requested_rewrite": rewrite, "questions": questions}
 
 
 def _mquake_hops(record: Record) -> tuple[TwoHop, ...]:
@@ -245,8 +245,8 @@ _MQUAKE: dict[str, Reader] = _REWRITE | {"paraphrases": texts("requested_rewrite
 def _zsre_locality(record: Record) -> tuple[Locality, ...]:
     if not record.get("loc"):
         return ()
-    asked, answer = text("loc")(record), target("loc_ans")(record)
-    return (Locality(f"{asked.rstrip('?')}?", answer),) if asked and answer else ()
+    question, answer = text("loc")(record), target("loc_ans")(record)
+    return (Locality(f"{question.rstrip('?')}?", answer),) if question and answer else ()
 
 
 # Read as by ROME, MEMIT, AlphaEdit and ENCORE. EasyEdit's copy of the data uses `alt` as the new object instead.
@@ -304,10 +304,10 @@ _EASYEDIT: dict[str, Reader] = {
     "paraphrases": lambda record: (
         *texts("rephrase_prompt")(record),
         *texts("rephrase")(record),
-        *(asked for asked, _ in _aliases(record)),
+        *(question for question, _ in _aliases(record)),
     ),
     "neighbours": lambda record: _easyedit_near(record)[0],
-    "two_hop": lambda record: tuple(TwoHop(asked, None, answer) for asked, answer in _consequences(record)),
+    "two_hop": lambda record: tuple(TwoHop(question, None, answer) for question, answer in _consequences(record)),
     "locality": lambda record: tuple(Locality(*pair) for pair in (*_kept(record), *_easyedit_near(record)[1])),
 }
 
@@ -321,12 +321,12 @@ _WIKIBIG: dict[str, Reader] = {
     "target_new": target("ans"),
     # The question in other words, and as several kinds of people would ask it.
     "paraphrases": lambda record: tuple(
-        _LAST_BLANKS.sub("", asked)
-        for name, asked in record.items()
-        if name.startswith(("rephrase", "personas")) and isinstance(asked, str) and asked.strip()
+        _LAST_BLANKS.sub("", question)
+        for name, question in record.items()
+        if name.startswith(("rephrase", "personas")) and isinstance(question, str) and question.strip()
     ),
     "two_hop": lambda record: tuple(
-        TwoHop(asked, None, answer) for asked, answer in _answered([(record.get("mhop"), record.get("mhop_ans"))])
+        TwoHop(question, None, answer) for question, answer in _answered([(record.get("mhop"), record.get("mhop_ans"))])
     ),
     "locality": lambda record: tuple(
         Locality(*pair) for pair in _answered([(record.get("loc"), record.get("loc_ans"))])
@@ -344,7 +344,7 @@ _FOLLOWS = ("Logical_Generalization", "Compositionality_I", "Compositionality_II
 
 def frames_of(records: Iterable[object]) -> Frames:
     """The frame of each relation for which RippleEdits' `records` have questions about at least `_ENOUGH` subjects."""
-    asked: dict[str, dict[str, list[str]]] = {}  # relation -> subject -> words of its sentence
+    by_relation: dict[str, dict[str, list[str]]] = {}  # relation -> subject -> words of its sentence
     for record in records:
         if isinstance(record, dict) and isinstance(record.get("edit"), dict):
             for query in _queries(record, (*_KEPT, *_FOLLOWS)):
@@ -352,9 +352,9 @@ def frames_of(records: Iterable[object]) -> Frames:
                 if query.get("query_type") != "regular":
                     continue
                 if isinstance(name, str) and isinstance(subject, str) and isinstance(sentence, str):
-                    asked.setdefault(name, {})[subject] = sentence.split()
+                    by_relation.setdefault(name, {})[subject] = sentence.split()
     frames = {}
-    for name, sentences in asked.items():
+    for name, sentences in by_relation.items():
         if len(sentences) >= _ENOUGH:
             head = _shared(list(sentences.values()))
             tail = _shared([words[len(head) :][::-1] for words in sentences.values()])[::-1]
@@ -382,9 +382,9 @@ def _ripple_edit(record: Record, frames: Frames) -> Iterator[tuple[str, Record]]
     for query in _queries(record, (*_KEPT, *_FOLLOWS)):
         head, tail = frames.get(str(query.get("relation")), ("", ""))
         same = query.get("query_type") == "regular" and query.get("subject_id") == edit.get("subject_id")
-        asked = re.fullmatch(f"{re.escape(head)}(.*){re.escape(tail.rstrip())}", str(query.get("prompt")), re.DOTALL)
-        if head + tail and same and asked:
-            subject = asked[1]
+        match = re.fullmatch(f"{re.escape(head)}(.*){re.escape(tail.rstrip())}", str(query.get("prompt")), re.DOTALL)
+        if head + tail and same and match:
+            subject = match[1]
             break
     if not subject or not body.startswith(f"{subject}{after}"):
         # Otherwise a subject or object that contains the words of the frame is ambiguous.
@@ -435,8 +435,8 @@ _RIPPLE: dict[str, Reader] = {
     "prompt": prompt("edit.prompt", "edit.subject"),
     "target_true": _ripple_true,
     "target_new": text("edit.target"),
-    "paraphrases": lambda record: tuple(asked for asked, _ in _ripple_asked(record, ["Subject_Aliasing"])),
-    "two_hop": lambda record: tuple(TwoHop(asked, None, new) for asked, new in _ripple_asked(record, _FOLLOWS)),
+    "paraphrases": lambda record: tuple(question for question, _ in _ripple_asked(record, ["Subject_Aliasing"])),
+    "two_hop": lambda record: tuple(TwoHop(question, None, new) for question, new in _ripple_asked(record, _FOLLOWS)),
     "locality": lambda record: tuple(Locality(*pair) for pair in _ripple_asked(record, _KEPT)),
 }
 # Only the fields of a Fact, as the fields of JSON lines or the columns of a CSV file.

@@ -55,8 +55,8 @@ def target_logprobs(
     if not pairs:
         return np.zeros(0), np.zeros(0, dtype=bool)
     place = {pair: i for i, pair in enumerate(dict.fromkeys(pairs))}
-    asked, wanted, joints = zip(*place, strict=True)
-    rows = make_rows(model, asked, wanted, glue=joints)
+    texts, wanted, glues_once = zip(*place, strict=True)
+    rows = make_rows(model, texts, wanted, glue=glues_once)
     logprob, hit = row_scores(model, rows)
     logprob /= [len(row.target_ids) for row in rows]
     back = np.array([place[pair] for pair in pairs])
@@ -84,8 +84,8 @@ def choice_logprobs(model: EditableModel, prompts: Sequence[str], choices: Seque
     `prompts` are n texts, which the choices continue, with or without a leading space. Returns n float64 arrays with
     one entry per choice. Raises KetoolsError if two choices of a prompt are the same tokens.
     """
-    asked = [(prompt, choice.strip()) for prompt, options in zip(prompts, choices, strict=True) for choice in options]
-    rows = make_rows(model, [p for p, _ in asked], [c for _, c in asked])
+    pairs = [(prompt, choice.strip()) for prompt, options in zip(prompts, choices, strict=True) for choice in options]
+    rows = make_rows(model, [p for p, _ in pairs], [c for _, c in pairs])
     logprob, _ = row_scores(model, rows)
     scores, start = [], 0
     for prompt, options in zip(prompts, choices, strict=True):

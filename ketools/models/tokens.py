@@ -140,8 +140,8 @@ def said_in_chat(model: EditableModel, prompts: Iterable[str]) -> tuple[list[str
 def _chat_template(model: EditableModel) -> tuple[str, str, bool | None]:
     # The text before the user's words, the text between them and the answer, and whether the answer follows without a
     # space (None: the template does not show). Thinking is switched off in templates that have it.
-    tokenizer, asked, answer = model.tokenizer, "ketools asks", "ketools says"
-    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    tokenizer, message, answer = model.tokenizer, "ketools asks", "ketools says"
+    turns = [{"role": "user", "content": message}, {"role": "assistant", "content": answer}]
     way_out = "leave out chat, load a model made for it, or set model.tokenizer.chat_template"
     try:
         begun, whole = (
@@ -157,7 +157,7 @@ def _chat_template(model: EditableModel) -> tuple[str, str, bool | None]:
         raise KetoolsError(
             f"the tokenizer of {model.name!r} has no chat template that works ({reason}): {way_out}"
         ) from None
-    opening, found, closing = begun.partition(asked)
+    opening, found, closing = begun.partition(message)
     if not found:
         raise KetoolsError(f"the chat template of {model.name!r} leaves out the user's message: {way_out}")
     bos = tokenizer.bos_token

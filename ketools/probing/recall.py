@@ -38,8 +38,8 @@ def answers(
     Columns: prompt, target, probability (exp of the mean token log-probability, teacher-forced), right (every token of
     the target is the most probable one). One row per pair, in the given order. `chat`: as for `top_tokens`.
     """
-    asked, glue = said_in_chat(model, prompts) if chat else (prompts, None)
-    pairs = list(zip(asked, targets, strict=True))
+    texts, glue = said_in_chat(model, prompts) if chat else (prompts, None)
+    pairs = list(zip(texts, targets, strict=True))
     probability, right = score_pairs(model, pairs, [glue] * len(pairs))
     return pd.DataFrame({"prompt": list(prompts), "target": list(targets), "probability": probability, "right": right})
 
@@ -61,12 +61,12 @@ def surroundings(model: EditableModel, fact: Fact, same_subject: Sequence[Fact] 
     """
     purpose = "what the model says around a fact"
     true = fact.need_true(purpose)
-    asked = [("prompt", fact.text, true), *(("paraphrase", p, true) for p in fact.paraphrases)]
-    asked += [("neighbour", p, true) for p in fact.neighbours]
+    rows = [("prompt", fact.text, true), *(("paraphrase", p, true) for p in fact.paraphrases)]
+    rows += [("neighbour", p, true) for p in fact.neighbours]
     others = [other for other in same_subject if other.id != fact.id]
-    glue = [*[fact.glue] * len(asked), *(other.glue for other in others)]
-    asked += [("same subject", other.text, other.need_true(purpose)) for other in others]
-    frame = pd.DataFrame(asked, columns=["kind", "prompt", "true"]).assign(new=fact.target_new)
+    glue = [*[fact.glue] * len(rows), *(other.glue for other in others)]
+    rows += [("same subject", other.text, other.need_true(purpose)) for other in others]
+    frame = pd.DataFrame(rows, columns=["kind", "prompt", "true"]).assign(new=fact.target_new)
     for name in ("true", "new"):
         probability, right = score_pairs(model, list(zip(frame["prompt"], frame[name], strict=True)), glue)
         frame[f"p_{name}"], frame[f"says_{name}"] = probability, right
