@@ -7,7 +7,7 @@
 >>> ke.evaluate(model, facts, neighbours=1)["efficacy_success"].mean()
 np.float64(1.0)
 
-Names that need torch are imported on first use, so that `ketools --help` and a check of a facts file stay fast.
+Names that need torch are imported on first use, which keeps `ketools --help` and checks of facts files fast.
 """
 
 from importlib import import_module
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ketools.errors import KetoolsError
 
-# Imported here and not on first use: the function must win over the submodule of the same name.
+# Imported here, not on first use: the function must replace the submodule of the same name.
 from ketools.facts.fact import Fact, FactSet
 from ketools.facts.reading import facts
 

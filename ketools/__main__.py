@@ -1,7 +1,7 @@
 """python -m ketools, and the console script: the command line, from its first import to its last byte of output.
 
-Whatever happens outside the commands, which end themselves (`ketools.cli`), ends here in a line and an exit code too:
-Ctrl-C while modules are imported, and output that cannot be written.
+Commands handle their own errors (`ketools.cli`). Anything else also ends in one line and an exit code here: Ctrl-C
+during imports, and output that cannot be written.
 """
 
 import os
@@ -15,7 +15,7 @@ def main() -> None:
     try:
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="replace")  # a terminal of latin-1 shows ? for what it lacks
+                stream.reconfigure(errors="replace")  # a latin-1 terminal shows ? for characters it lacks
         from ketools.cli import app
 
         app()
@@ -32,7 +32,7 @@ def main() -> None:
     except OSError as error:
         failed = error
     if failed is not None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left cannot be written either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the remaining output cannot be written either
         if not isinstance(failed, BrokenPipeError):
             code = 2
             os.write(2, f"ketools: standard output: {failed.strerror}\n".encode())

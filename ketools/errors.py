@@ -1,4 +1,4 @@
-"""The exceptions that users meet, and how messages name many things."""
+"""The exceptions that users see, and how messages list names."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 class KetoolsError(ValueError):
     """A mistake in what the user gave: a facts file, a model name, a setting, a folder.
 
-    The message says what was given, what was expected and how to proceed; the command line prints it as one line
-    (exit code 2). Broken invariants of our own are `assert`ed instead.
+    The message says what was given, what was expected and how to proceed; the command line prints it as one line (exit
+    code 2). Broken internal invariants are `assert`ed instead.
 
     Examples:
         >>> import ketools as ke
@@ -20,17 +20,17 @@ class KetoolsError(ValueError):
 
 
 class Damaged(KetoolsError):
-    """A file is missing or not what was expected: the message names the file and, where there is one, the field."""
+    """A file is missing or has unexpected content; the message names the file and, where there is one, the field."""
 
 
 class NotFinite(KetoolsError):
     """NaN or Inf in weights, a covariance, keys, targets or a solve; the message names the layer.
 
-    A long run treats it as the model's collapse, records it and ends; it recognises this type, not the wording.
+    A long run treats it as the collapse of the model, records it and ends; it recognises this type, not the wording.
     """
 
 
 def named(names: Sequence[str], most: int) -> str:
-    """The first `most` of `names` with commas, and how many more there are."""
+    """The first `most` of `names`, separated by commas, and the number of the rest."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f"{', '.join(names[:most])}{more}"

@@ -1,8 +1,7 @@
-"""Files and folders that are either written completely or not at all; the one reader of files from outside; the data
-folder.
+"""Files and folders that are written completely or not at all; the one reader of files from outside; the data folder.
 
-Whatever is wrong with a file that is read here raises one error, Damaged: which file, which field, what was found and what
-was expected.
+Any fault in a file that is read here raises the same error, Damaged, which gives the file, the field, what was found
+and what was expected.
 """
 
 import errno
@@ -32,14 +31,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-LARGEST = 1 << 29  # bytes of a text that are read: a gzip file of a megabyte can hold a thousand
+LARGEST = 1 << 29  # most bytes read from a text file; a gzip file of one megabyte can hold a thousand
 
 
 def read_bytes(path: str | Path, expected: str = "a file", most: int = LARGEST) -> bytes:
     """The bytes of a regular file, unpacked if its name ends in .gz; at most `most` of them.
 
-    Raises Damaged, naming the file and what was `expected`, if it is missing, a folder, a pipe or a device, too large, or
-    cannot be read.
+    Raises Damaged, naming the file and what was `expected`, if it is missing, a folder, a pipe or a device, too large,
+    or unreadable.
     """
     path = regular(path, expected)
     try:
@@ -54,7 +53,7 @@ def read_bytes(path: str | Path, expected: str = "a file", most: int = LARGEST) 
 
 
 def regular(path: str | Path, expected: str) -> Path:
-    """`path`, which is a regular file. Raises Damaged for one that is missing, a folder, a pipe, a device, not to be seen."""
+    """`path`, if it is a regular file. Raises Damaged for one that is missing, a folder, a pipe, a device, unreadable."""
     path = Path(path)
     try:
         mode = path.stat().st_mode
@@ -69,12 +68,12 @@ def regular(path: str | Path, expected: str) -> Path:
 
 
 def read_json(path: str | Path, schema: Any = Any, expected: str = "JSON", most: int = LARGEST) -> Any:  # noqa: ANN401
-    """What the JSON file `path` holds, after `checked`. Raises Damaged."""
+    """The content of the JSON file `path`, after `checked`. Raises Damaged."""
     return parsed(read_bytes(path, expected, most), schema, str(path), expected)
 
 
 def read_toml(path: str | Path, expected: str = "TOML") -> dict[str, Any]:
-    """What the TOML file `path` holds. Raises Damaged."""
+    """The content of the TOML file `path`. Raises Damaged."""
     try:
         return tomllib.loads(read_bytes(path, expected).decode("utf-8"))
     except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, thousands of brackets
@@ -82,7 +81,7 @@ def read_toml(path: str | Path, expected: str = "TOML") -> dict[str, Any]:
 
 
 def arrow_of(data: bytes, where: str) -> "pa.Table":
-    """The table in the parquet file at `where` that holds these bytes. Raises Damaged."""
+    """The table in the bytes of the parquet file at `where`. Raises Damaged."""
     from pyarrow import ArrowException, parquet
 
     try:
@@ -92,23 +91,20 @@ def arrow_of(data: bytes, where: str) -> "pa.Table":
 
 
 def parsed(text: str | bytes, schema: Any, where: str, expected: str = "JSON") -> Any:  # noqa: ANN401
-    """What the JSON `text` at `where` says, after `checked`. Raises Damaged."""
+    """The value of the JSON `text` from `where`, after `checked`. Raises Damaged."""
     try:
         value = json.loads(text)
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # not UTF-8, not JSON, a number of 5,000 digits, thousands of brackets
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of 5,000 digits, deep nesting
         raise Damaged(f"{where}: not JSON ({_reason(error)}); expected {expected}") from error
     return checked(value, schema, where)
 
 
-def checked(value: Any, schema: Any, where: str) -> Any:  # noqa: ANN401 - of any type, which `schema` says
-    """`value` itself, if it is what `schema` says (a type, or a model of pydantic; numbers and texts are not converted).
+def checked(value: Any, schema: Any, where: str) -> Any:  # noqa: ANN401 - `schema` gives the type
+    """`value` itself, if it matches `schema` (a type or a pydantic model; numbers and texts are not converted).
 
-    Raises Damaged that names `where`, the field, what it holds and what was expected.
+    Raises Damaged with `where`, the field, what it holds and what was expected.
     """
-    from pydantic import TypeAdapter, ValidationError  # a tenth of a second that `ketools --help` need not take
+    from pydantic import TypeAdapter, ValidationError  # deferred: it takes a tenth of a second
 
     try:
         TypeAdapter(schema).validate_python(value, strict=True)
@@ -128,8 +124,8 @@ def _reason(error: Exception) -> str:
 def write_atomic(path: str | Path, content: bytes | str) -> Path:
     """Write `content` (str as UTF-8) to `path` so that no reader ever sees half of it; returns the path.
 
-    The bytes go to a temporary name in the same folder, are flushed to the disk and renamed. Missing folders are made.
-    An error (full disk, no permission) is an OSError that names `path`; the temporary file is then gone and an
+    The bytes go to a temporary name in the same folder, are flushed to disk and renamed. Missing folders are created.
+    An error (full disk, no permission) is an OSError that names `path`; the temporary file is then deleted and an
     earlier file at `path` unchanged.
     """
     with _replacing(Path(path)) as part:
@@ -138,8 +134,8 @@ def write_atomic(path: str | Path, content: bytes | str) -> Path:
 
 
 def write_tensors(path: str | Path, tensors: "Mapping[str, Tensor]", about: Mapping[str, str]) -> Path:
-    """Write `tensors` and the texts `about` them as one safetensors file, as `write_atomic` does; returns the path."""
-    from safetensors.torch import save_file  # brings torch with it
+    """Write `tensors` and the texts `about` them as one safetensors file, like `write_atomic`; returns the path."""
+    from safetensors.torch import save_file  # imports torch
 
     with _replacing(Path(path)) as part:
         try:
@@ -150,7 +146,7 @@ def write_tensors(path: str | Path, tensors: "Mapping[str, Tensor]", about: Mapp
 
 
 def _of_the_disk(error: SafetensorError, path: str | Path) -> OSError:
-    # A full disk among others: the library wraps what the system said in words.
+    # For example a full disk; the library gives the system's error only as text.
     found = re.search(r"os error (\d+)", str(error))
     number = int(found[1]) if found else errno.EIO
     return OSError(number, os.strerror(number), str(path))
@@ -163,10 +159,10 @@ def read_tensors(
     made_by: str = "ketools",
     only: Collection[str] | None = None,
 ) -> "tuple[dict[str, Tensor], dict[str, str]]":
-    """Tensors (CPU) and texts about them of the safetensors file at `path`.
+    """Tensors (CPU) and texts about them from the safetensors file at `path`.
 
-    `what` names the content in errors ("edit"), `made_by` what writes such files ("Edit.save"). `format` is the value
-    that the text "format" must have; None: not looked at. `only`: the names to read, as far as they are there; None: all.
+    `what` names the content in errors ("edit"), `made_by` the writer of such files ("Edit.save"). `format` is the
+    required value of the text "format"; None: not checked. `only`: the names to read, if present; None: all.
 
     Raises Damaged for a file that is missing, truncated, of another kind or another format. Pickles (torch.save) are
     never opened: unpickling runs code.
@@ -203,8 +199,8 @@ def _trouble(path: Path, error: Exception) -> str:
 def new_folder(path: str | Path) -> Iterator[Path]:
     """A temporary folder beside `path` to fill within the block; afterwards it is flushed and becomes `path`.
 
-    On an error in the block it is removed, and `path` is as before. Raises KetoolsError if `path` is a file or a
-    folder that holds something: nothing is ever overwritten.
+    On an error in the block it is deleted, and `path` is unchanged. Raises KetoolsError if `path` is a file or a folder
+    that is not empty: nothing is ever overwritten.
     """
     path = expanded(path)
     if path.is_dir() and any(path.iterdir()):
@@ -214,7 +210,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(_temporary(path.name))
     part.mkdir()
-    mode = stat.S_IMODE(part.stat().st_mode) & 0o666  # what the process's umask leaves: libraries make private files
+    mode = stat.S_IMODE(part.stat().st_mode) & 0o666  # as the umask allows: libraries create private files
     try:
         yield part
         for file in part.rglob("*"):
@@ -238,13 +234,13 @@ def _replacing(path: Path) -> Iterator[Path]:
         if path.is_dir():
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
         if (path.exists() and not path.is_file()) or path.parts[:2] in (("/", "dev"), ("/", "proc")):
-            with tempfile.TemporaryDirectory() as folder:  # a device, a pipe: written to, never replaced
+            with tempfile.TemporaryDirectory() as folder:  # a device or a pipe is written to, never replaced
                 part = Path(folder) / "part"
                 yield part
                 with part.open("rb") as source, path.open("wb") as to:
                     shutil.copyfileobj(source, to)
             return
-        path = Path(os.path.realpath(path))  # a link stays, what it names is replaced
+        path = Path(os.path.realpath(path))  # a link stays; its target is replaced
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(_temporary(path.name))
         handle = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
@@ -253,13 +249,13 @@ def _replacing(path: Path) -> Iterator[Path]:
             os.close(handle)
             yield part
             _flush(part)
-            part.chmod(mode)  # safetensors makes private files
+            part.chmod(mode)  # safetensors creates private files
             part.replace(path)
             _flush_names(path.parent)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
-    except OSError as error:  # the temporary's name would not help the user
+    except OSError as error:  # the name of the temporary file would not help the user
         raise type(error)(error.errno, error.strerror, str(path)) from error
 
 
@@ -271,7 +267,7 @@ def _temporary(name: str) -> str:
 
 
 def expanded(path: str | Path) -> Path:
-    """`path` with the home folder for "~". Raises KetoolsError if that is not known."""
+    """`path` with "~" expanded. Raises KetoolsError if the home folder is unknown."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -284,8 +280,8 @@ def _flush(path: Path) -> None:
 
 
 def _flush_names(folder: Path) -> None:
-    # A renamed file survives a power cut only if its folder's list of names is on the disk too. Where folders cannot be
-    # opened or flushed (Windows, some network disks) the system keeps its own order.
+    # A renamed file survives a power cut only if the directory is on the disk too. Where folders cannot be opened or
+    # flushed (Windows, some network disks), the system decides.
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -295,12 +291,12 @@ def _flush_names(folder: Path) -> None:
 
 
 def write_json(path: str | Path, content: object) -> Path:
-    """Write `content` as JSON, as `write_atomic` does; NaN and infinity, which JSON does not know, become null."""
+    """Write `content` as JSON, like `write_atomic`; NaN and infinity, which JSON lacks, become null."""
     return write_atomic(path, json.dumps(finite(content), indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 def finite(value: object) -> object:
-    """`value` with null in the place of every float that is NaN or infinite, in dicts and lists too."""
+    """`value` with null for every float that is NaN or infinite, in dicts and lists too."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -311,8 +307,8 @@ def finite(value: object) -> object:
 def data_root() -> Path:
     """The folder with `world/` and `models/`.
 
-    KETOOLS_DATA if set, else `data/` of the checkout beside the package, else the copy in the wheel.
-    Raises KetoolsError if there is no such folder.
+    KETOOLS_DATA if set, else `data/` of the checkout beside the package, else the copy in the wheel. Raises
+    KetoolsError if there is no such folder.
     """
     named = os.environ.get("KETOOLS_DATA")
     if named:
@@ -333,31 +329,25 @@ def data_root() -> Path:
 
 
 def model_names() -> list[str]:
-    """Names of the models that the data folder holds (folders with a config.json), in order."""
-    folder = data_root() / "models"
-    if not folder.is_dir():
-        return []
-    return sorted(p.name for p in folder.iterdir() if (p / "config.json").is_file())
+    """Names of the models in the data folder (folders with a config.json), in order."""
+    return sorted(config.parent.name for config in (data_root() / "models").glob("*/config.json") if config.is_file())
 
 
 def knows_world(model: str | Path) -> bool:
-    """Whether the model of that name or folder knows the fictional world: a pocket model, or one exported from it."""
+    """Whether the model of that name or folder knows the fictional world: a pocket model or an export of one."""
     path = Path(model).expanduser()
     if not (path / "config.json").is_file():
         return str(model) in model_names()
     if path.resolve().parent == (data_root() / "models").resolve():
         return True
-    try:  # what export wrote beside the weights
+    try:  # written by export beside the weights
         return json.loads((path / "ketools.json").read_text(encoding="utf-8")).get("known_as") in model_names()
     except (OSError, ValueError, AttributeError):
         return False
 
 
 def model_dir(name: str) -> Path:
-    """The folder of the pocket model `name`.
-
-    Raises KetoolsError that lists the models there are if `name` is none of them.
-    """
+    """The folder of the pocket model `name`. Raises KetoolsError, listing the models, for any other name."""
     names = model_names()
     if name in names:
         return data_root() / "models" / name

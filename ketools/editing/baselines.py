@@ -1,14 +1,14 @@
-"""Baselines that find no targets: FT, FT-L and LoRA by gradient descent, UltraEdit in closed form.
+"""Baselines without target optimisation: FT, FT-L and LoRA by gradient descent, UltraEdit in closed form.
 
-FT, FT-L and LoRA minimise the mean over facts of the target's mean token NLL after the bare prompt, teacher-forced, with
-Adam on all facts of the batch at once, and stop when it is below `loss_floor`:
+FT, FT-L and LoRA minimise the mean over facts of the target's mean token NLL after the bare prompt, teacher-forced,
+with Adam on all facts of the batch at once, and stop when it is below `loss_floor`:
 
 - FT: the matrices that the closed forms edit (Meng et al., arXiv 2202.05262, appendix on baselines);
 - FT-L: the same, each step followed by a projection onto max |Delta| <= ft_epsilon (Zhu et al., arXiv 2012.00363);
 - LoRA: Delta = B A of rank lora_rank, B zero at first (Hu et al., arXiv 2106.09685), with adapters of the library peft.
 
-UltraEdit (Gu et al., arXiv 2505.14679) needs one forward and one backward pass. For every token t of prompt and target but
-its last (the published code, whose settings take all tokens; the paper's text speaks of the answer's):
+UltraEdit (Gu et al., arXiv 2505.14679) needs one forward and one backward pass. For every token t of prompt and target
+but its last (as in the published code, whose settings use all tokens; the paper's text names those of the answer):
 
     h_t (d_mlp)      input of the edited matrix
     g_t (d_model)    gradient of the target's NLL with respect to its output
@@ -16,15 +16,18 @@ its last (the published code, whose settings take all tokens; the paper's text s
     v_t = -eta ||h^_t||^2 g^_t
     Delta = argmin ||Delta H - V||^2 + ||Delta||^2 = V H^T (H H^T + I)^-1 = V (H^T H + I)^-1 H^T
 
-mu and sigma (unbiased) take in this batch before it is normalised. All layers are read from one pass over the weights as
-they are. Where this differs from the published code: moments are kept per layer (there, one set for all matrices of a
-shape) and joined by the pairwise formula (there, the batch's own variance is weighed with n instead of n - 1), and the loss
-is the sum over facts of the target's mean token NLL (there, the mean over a chunk of ten facts), so that a fact's gradient
-does not depend on its companions. eta has a value of its own for each model; where none is published it is scaled, see
-hyperparameters.toml.
+mu and sigma (unbiased) include this batch when it is normalised. All layers are read in one pass over the present
+weights. Differences from the published code:
 
-No weight is written here: FT calls the model with other matrices in their place (`torch.func.functional_call`), LoRA with
-adapters that are taken out again.
+- moments are kept per layer (there, one set for all matrices of a shape);
+- moments are joined by the pairwise formula (there, the variance of the batch is weighted with n instead of n - 1);
+- the loss is the sum over facts of the target's mean token NLL (there, the mean over a chunk of ten facts), so that the
+  gradient of a fact does not depend on the others.
+
+Each model has its own eta; where none is published it is scaled, see hyperparameters.toml.
+
+No weight is written here: FT calls the model with other matrices in their place (`torch.func.functional_call`), LoRA
+with adapters that are removed afterwards.
 """
 
 import math
@@ -40,14 +43,14 @@ from torch.func import functional_call
 
 from ketools.editing.export import lora_settings, module_name, peft
 from ketools.editing.keys import FactRows
-from ketools.editing.methods import FineTune, Hyper
+from ketools.editing.methods import FineTune, Hyper, check_value
 from ketools.editing.targets import not_finite, token_losses
-from ketools.errors import KetoolsError, NotFinite
+from ketools.errors import NotFinite
 from ketools.models.model import EditableModel
 from ketools.models.tokens import Reads, pad_right
 
-_TOKENS_TUNED = 2048  # of one forward and backward pass; gradients of a batch of facts are summed over passes
-_TOKENS_READ = 4096  # of one pass of UltraEdit
+_TOKENS_TUNED = 2048  # in one forward and backward pass; gradients of a batch of facts are summed over passes
+_TOKENS_READ = 4096  # in one pass of UltraEdit
 _EPSILON = torch.finfo(torch.float32).eps
 
 Factors = dict[int, tuple[Tensor, Tensor]]
@@ -55,7 +58,7 @@ Factors = dict[int, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class _Trial:
-    """What is tuned: float32 `parameters`, the `weights` by name that stand in for the model's, `factors` of Delta."""
+    """What is tuned: float32 `parameters`, the `weights` by name that replace the model's, `factors` of Delta."""
 
     parameters: list[Tensor]
     weights: Callable[[], dict[str, Tensor]]
@@ -72,20 +75,16 @@ def fine_tune(
 ) -> tuple[Factors, dict[str, list[Any]]]:
     """Fine-tune the matrices of `hyper.layers` on the bare prompts of `rows`; at most `ft_steps` steps of rate `ft_lr`.
 
-    Returns Delta as factors, float32 on the CPU (dense ones as left = I, right = Delta^T; LoRA's of rank lora_rank), and
-    per fact lists: steps (updates taken), p_target (exp of minus the mean token NLL) and loss (that NLL), at the end.
-    `generator` (CPU) draws LoRA's A, by default one seeded with 0; the global one is neither read nor moved.
-    `progress` is called with numbers of facts that add up to len(rows). The model is as before when this returns, raises
-    or is interrupted, and so is the generator unless it returns.
+    Returns Delta as factors, float32 on the CPU (dense ones as left = I, right = Delta^T; LoRA's of rank lora_rank),
+    and per fact lists: steps (updates taken), p_target (exp of minus the mean token NLL) and loss (that NLL), at the
+    end. `generator` (CPU) draws LoRA's A, by default one seeded with 0; the global one is neither read nor advanced.
+    `progress` is called with numbers of facts that add up to len(rows). The model is unchanged when this returns,
+    raises or is interrupted, and so is the generator unless it returns.
 
-    Raises KetoolsError if the loss leaves the finite numbers, for settings out of range, and for LoRA without peft.
+    Raises KetoolsError if the loss is not finite, for settings out of range, and for LoRA without peft.
     """
-    rank = hyper.lora_rank if how.kind == "lora" else 1
-    for name, value in (("ft_lr", hyper.ft_lr), ("ft_epsilon", hyper.ft_epsilon), ("lora_rank", rank)):
-        if not value > 0:
-            raise KetoolsError(f"setting {name} is {value!r}; expected a positive number")
-    if hyper.ft_steps < 1:
-        raise KetoolsError(f"setting ft_steps is {hyper.ft_steps!r}; expected at least 1")
+    for name in ("ft_lr", "ft_steps", "ft_epsilon", "lora_rank"):
+        check_value(name, getattr(hyper, name))
     progress = progress or (lambda _: None)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     before, n, reported = generator.get_state(), len(rows), 0
@@ -139,11 +138,10 @@ def _losses(model: EditableModel, trial: _Trial, ids: Tensor, mask: Tensor, read
 
 @contextmanager
 def _matrices(model: EditableModel, hyper: Hyper) -> Iterator[_Trial]:
-    # FT and FT-L. Delta is kept apart, in float32: a step smaller than the weights' rounding still counts.
+    # FT and FT-L. Delta is kept separately, in float32, so that steps smaller than the rounding of the weights count.
     assert hyper.layers is not None
-    stored = {
-        i: model.mlp_out(i).get_parameter("weight").detach() for i in hyper.layers
-    }  # (d_mlp, d_model) in a Conv1D
+    # (d_mlp, d_model) in a Conv1D
+    stored = {i: model.mlp_out(i).get_parameter("weight").detach() for i in hyper.layers}
     deltas = {i: torch.zeros_like(w, dtype=torch.float32).requires_grad_() for i, w in stored.items()}
     names = {i: f"{module_name(model, i, model.body)}.weight" for i in hyper.layers}
 
@@ -159,14 +157,14 @@ def _matrices(model: EditableModel, hyper: Hyper) -> Iterator[_Trial]:
 
 @contextmanager
 def _adapters(model: EditableModel, hyper: Hyper, generator: torch.Generator) -> Iterator[_Trial]:
-    # LoRA. peft puts modules of its own around the model's; the model's own come back whatever happens.
+    # LoRA. peft wraps modules of the model in its own; they are put back whatever happens.
     assert hyper.layers is not None
     library, network = peft(), model.model
     names = {i: module_name(model, i) for i in hyper.layers}
     own = {name: network.get_submodule(name) for name in names.values()}
     config = library.LoraConfig(**lora_settings(model, dict.fromkeys(own, hyper.lora_rank)))
     attributes = set(vars(network))
-    pairs: Factors = {}  # B (d_model, r), zero, and A (r, d_mlp): float32, whatever the type of the model
+    pairs: Factors = {}  # B (d_model, r), zero, and A (r, d_mlp): float32 for every type of model
     try:
         with torch.random.fork_rng(devices=()):  # peft draws A on the CPU; ours is drawn below
             library.inject_adapter_in_model(config, network)
@@ -175,7 +173,7 @@ def _adapters(model: EditableModel, hyper: Hyper, generator: torch.Generator) ->
             assert all(scale == 1 for scale in adapter.scaling.values())
             (a,), (b,) = (module.float().values() for module in (adapter.lora_A, adapter.lora_B))
             drawn = nn.init.kaiming_uniform_(torch.empty(a.weight.shape), a=math.sqrt(5), generator=generator)
-            a.weight.data.copy_(drawn)  # as nn.Linear draws its weights, which is peft's way
+            a.weight.data.copy_(drawn)  # initialised like the weights of nn.Linear, as peft does
             pairs[i] = b.weight, a.weight
 
         def factors() -> Factors:
@@ -192,10 +190,10 @@ def _adapters(model: EditableModel, hyper: Hyper, generator: torch.Generator) ->
 
 @dataclass(frozen=True)
 class Features:
-    """What UltraEdit's pass over a batch of facts saw; float64 on the CPU.
+    """What UltraEdit's pass over a batch of facts recorded; float64 on the CPU.
 
     Per layer keys (d_mlp, tokens), slopes (d_model, tokens) and `scale`, the root mean square of the matrix's outputs.
-    fact (tokens,) int64 says whose token it is; p_target and known (facts,), as in Targets.
+    fact (tokens,) int64 says which fact a token belongs to; p_target and known (facts,), as in Targets.
     """
 
     keys: dict[int, Tensor]
@@ -209,14 +207,14 @@ class Features:
 def read_features(
     model: EditableModel, rows: Sequence[FactRows], layers: Sequence[int], facts_at_once: int | None = None
 ) -> Features:
-    """Forward and backward over the bare prompts of `rows`, each with its target; the weights are only read.
+    """Forward and backward pass over the bare prompts of `rows`, each with its target; the weights are only read.
 
     Raises KetoolsError for keys or gradients that are not finite, naming the layer whose weights are not.
     """
     inputs: dict[int, Tensor] = {}
     outputs: dict[int, Tensor] = {}
-    added: dict[int, Tensor] = {}  # zeros added to the outputs: their gradients are the outputs', no weight needs one
-    final: list[Tensor] = []  # what goes into the final norm
+    added: dict[int, Tensor] = {}  # zeros added to the outputs: they get the gradients, which no weight needs
+    final: list[Tensor] = []  # input of the final norm
 
     def hear(index: int, _: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         inputs[index], outputs[index] = args[0].detach(), out.detach()
@@ -240,9 +238,8 @@ def read_features(
             wrong = torch.zeros_like(nll).index_add(0, reads.row.to(nll.device), (~best).float())
             live = mask.bool().cpu()
 
-            def columns(
-                states: Tensor, live: Tensor = live
-            ) -> Tensor:  # some layers run their MLP on (rows * length, width)
+            def columns(states: Tensor, live: Tensor = live) -> Tensor:
+                # Some layers run their MLP on (rows * length, width).
                 return states.cpu().reshape(*live.shape, -1)[live].double().T
 
             parts.append(
@@ -282,7 +279,7 @@ def moments(features: Tensor) -> Tensor:
 def joined(blocks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and unbiased deviation (features,), float64, over everything in `blocks` of moments.
 
-    Pairwise, in order (Chan, Golub and LeVeque, 1983), hence bit for bit from a saved state.
+    Pairwise and in order (Chan, Golub and LeVeque, 1983), hence bit for bit the same from a saved state.
     """
     mean, square, count = (column.clone() for column in blocks[0].double().T)
     for block in blocks[1:]:
@@ -295,7 +292,7 @@ def joined(blocks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def shift(keys: Tensor, slopes: Tensor, past: Sequence[Tensor], rate: float, name: str) -> tuple[Tensor, Tensor]:
-    """Delta = left right^T, float64, for keys H (d_mlp, n) and slopes (d_model, n); `past` are moments, this batch's too.
+    """Delta = left right^T, float64, for keys H (d_mlp, n) and slopes (d_model, n); `past` are moments, this batch too.
 
     Raises KetoolsError if the result is not finite.
     """
@@ -314,7 +311,7 @@ def shift(keys: Tensor, slopes: Tensor, past: Sequence[Tensor], rate: float, nam
 def _batches(
     model: EditableModel, rows: Sequence[FactRows], facts_at_once: int | None, tokens: int
 ) -> Iterator[tuple[Tensor, Tensor, Reads]]:
-    """Bare prompts with their targets, some facts at a time: token ids and mask (facts, length), where targets are read."""
+    """Bare prompts with their targets in batches: token ids and mask (facts, length), and where targets are read."""
     bare = [fact.contexts[0] for fact in rows]
     size = facts_at_once or max(1, tokens // max(len(row.ids) for row in bare))
     for first in range(0, len(bare), size):

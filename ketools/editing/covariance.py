@@ -1,8 +1,8 @@
 """C = E[k k^T], the uncentred covariance of a layer's MLP keys over background text: what every closed form protects.
 
-`Statistics` holds C of some layers. It is computed in one pass over text, for all layers at once: memory is a float64 matrix
-(d_mlp, d_mlp) a layer and some 32,000 tokens, the corpus is read as a stream, and an interrupted pass resumes
-bit for bit. `corpus` opens running text, `import_moments` reads the files that ROME's and MEMIT's authors published.
+`Statistics` holds C of some layers. One pass over the text computes all layers. Memory is a float64 matrix (d_mlp,
+d_mlp) per layer and some 32,000 tokens; the corpus is read as a stream, and an interrupted pass resumes bit for bit.
+`corpus` opens running text, `import_moments` reads the files that ROME's and MEMIT's authors published.
 """
 
 import gzip
@@ -33,27 +33,27 @@ from ketools.models.model import EditableModel, load
 from ketools.models.replay import enough_memory, run_until
 from ketools.models.tokens import batches, check_ids, pad_right
 
-_PARTIAL = "ketools-moments-1"  # format of a file of partial sums
+_PARTIAL = "ketools-moments-1"  # format of files of partial sums
 _DTYPES = ("float32", "bfloat16", "float16", "float64")  # of a model, as the provenance names them
 _TOKENS_AT_ONCE = 4096
-_BLOCK = 384  # columns of a triangular matrix that are multiplied at once
+_BLOCK = 384  # columns of a triangular matrix multiplied at once
 # What numpy raises for a file that is no .npz, or a damaged one.
 _UNREADABLE = (OSError, EOFError, TypeError, KeyError, ValueError, AttributeError, NotImplementedError, OverflowError,
                MemoryError, zlib.error, zipfile.BadZipFile)  # fmt: skip
-_POOL = 8  # texts are sorted by length within so many batches, which keeps padding small
+_POOL = 8  # batches within which texts are sorted by length, to keep padding small
 
 
 class OtherStatistics(UserWarning):
-    """C of the same model in another dtype, or of the model that it was edited from."""
+    """C comes from the same model in another dtype, or from the model that this one was edited from."""
 
 
 class TooLittleText(UserWarning):
-    """C of fewer tokens than it has rows."""
+    """C is a mean over fewer tokens than it has rows."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """C per layer, float64 (d_mlp, d_mlp), a mean over `tokens` tokens; `provenance` says of which model and text."""
+    """C per layer, float64 (d_mlp, d_mlp), a mean over `tokens` tokens; `provenance` names the model and the text."""
 
     layers: Mapping[int, Tensor]
     tokens: int
@@ -76,19 +76,19 @@ class Statistics:
     ) -> "Statistics":
         """C of all `layers` in one pass over `texts`, until `max_tokens` tokens are read (None: `default_tokens`).
 
-        A text counts up to its first `length` tokens (at most the model's context window). With `positions="last"` only
-        the last token of each text counts: texts that end with a subject then give the keys that edits write to.
-        `progress` is called with the number of tokens read since the last call, those of an earlier pass first. With
-        `partial`, sums are written to this file about every `every` tokens, and a pass that finds the file resumes
+        The first `length` tokens of each text are used (at most the model's context window). `positions="last"` uses
+        only the last token of each text: texts that end with a subject then give the keys that edits write to.
+        `progress` is called with the number of tokens read since the last call, starting with those of an earlier pass.
+        With `partial`, sums are written to this file about every `every` tokens, and a pass that finds the file resumes
         from it, bit for bit; remove it once the result is saved.
 
-        Warns (TooLittleText), naming the rank, if fewer than d_mlp tokens were read. Raises KetoolsError if the texts hold
-        no tokens, if keys are not finite, if memory runs out, for settings out of range, for an edited model, and for a
-        `partial` that belongs to another pass.
+        Warns (TooLittleText), giving the rank, if fewer than d_mlp tokens were read. Raises KetoolsError if the texts
+        hold no tokens, keys are not finite, memory runs out, a setting is out of range, the model carries edits, or
+        `partial` belongs to another pass.
         """
         max_tokens = default_tokens(model) if max_tokens is None else max_tokens
         if not layers:
-            raise KetoolsError("no layers for the statistics; give those that are to be edited")
+            raise KetoolsError("no layers for the statistics; give the layers to edit")
         for index in layers:
             model.layer(index)
         for name, value in (("max_tokens", max_tokens), ("length", length)):
@@ -140,7 +140,7 @@ class Statistics:
                     f"keys of layer {i} hold NaN or Inf: the model's weights are not finite, or overflow in {model.dtype}"
                 )
         if tokens < model.anatomy.d_mlp:
-            i = min(layers)  # a token adds one to the rank at most; what is above that is rounding
+            i = min(layers)  # each token raises the rank by at most one; anything above is rounding
             rank = min(tokens, int(torch.linalg.matrix_rank(sums[i], hermitian=True)))
             ended = (
                 f"the text ended after {tokens:,}" if tokens < max_tokens else f"max_tokens stopped it after {tokens:,}"
@@ -163,12 +163,12 @@ class Statistics:
         return cls({i: total / tokens for i, total in sums.items()}, tokens, provenance)
 
     def of(self, model: EditableModel, layers: Sequence[int]) -> "Statistics":
-        """Checked for use with `model` at `layers`.
+        """These statistics, checked for use with `model` at `layers`.
 
-        Warns (OtherStatistics) of C of the same model in another dtype or of the model that it was edited from, which is
-        found out by loading that one once more; and (TooLittleText) of fewer than d_mlp tokens, from which C protects
-        little: MEMIT and related methods then fail, ENCORE and AlphaEdit do not. Raises KetoolsError for another model's, or a
-        layer left out.
+        Warns (OtherStatistics) if C comes from the same model in another dtype or from the model that it was edited
+        from; to find out, that model is loaded. Warns (TooLittleText) about fewer than d_mlp tokens: C then protects
+        little, and MEMIT and related methods fail, while ENCORE and AlphaEdit do not. Raises KetoolsError for another
+        model's statistics, and for a layer that is missing.
         """
         made_for, dtype = self.provenance.get("fingerprint"), self.provenance.get("dtype")
         if made_for is not None and made_for != model.fingerprint:
@@ -178,7 +178,7 @@ class Statistics:
                     f"{made_for[:12]}) than {model.name} ({model.fingerprint[:12]}); compute them for this model"
                 )
             warnings.warn(
-                f"these statistics are of {kin}, those of {model.name} itself differ a little",
+                f"these statistics are of {kin}; those of {model.name} itself differ slightly",
                 OtherStatistics,
                 stacklevel=2,
             )
@@ -205,8 +205,8 @@ class Statistics:
     def mixed(self, other: "Statistics", share: float) -> "Statistics":
         """(1 - share) of this C plus `share` of the other's, for the layers that both hold.
 
-        A mean over running text weighs a key by how often keys like it occur, and few tokens are the last of a subject,
-        where facts are recalled. Mixing in the covariance of those tokens decides how much they count.
+        A mean over running text weights a key by how often similar keys occur. Few tokens are the last of a subject,
+        where facts are recalled; mixing in the covariance of such tokens sets how much they count.
 
         Raises KetoolsError for a share outside 0 .. 1, another model's statistics, and no layer in common.
         """
@@ -225,9 +225,9 @@ class Statistics:
         return Statistics(c, self.tokens + other.tokens, self.provenance | about)
 
     def joined(self, *others: "Statistics") -> "Statistics":
-        """These and `others`, which hold other layers of the same model: for layers that were computed apart.
+        """These statistics and `others` of the same model, each computed for different layers, as one.
 
-        Raises KetoolsError for another model's, and for a layer that two of them hold.
+        Raises KetoolsError for another model's statistics, and for a layer that two of them hold.
         """
         layers: dict[int, Tensor] = {}
         for part in (self, *others):
@@ -239,16 +239,14 @@ class Statistics:
             if both := sorted(layers.keys() & set(part.layers)):
                 raise KetoolsError(f"two of the statistics hold layer {both[0]}; give one of them")
             layers |= {i: part.layers[i] for i in part.layers}
-        if not others:
-            return self
         about = {"parts": [part.provenance for part in (self, *others)]}
         return Statistics(layers, min(part.tokens for part in (self, *others)), self.provenance | about)
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> Path:
-        """Write one triangle a layer as safetensors in `dtype`, with the provenance; returns the path.
+        """Write one triangle per layer as safetensors in `dtype`, with the provenance; returns the path.
 
-        In float16 it is the Cholesky factor of the correlations (with a ridge of 1e-7), beside the scales in float32:
-        C itself would get negative eigenvalues from rounding, a product of rounded factors has none.
+        float16 stores the Cholesky factor of the correlations (with a ridge of 1e-7) and the scales in float32:
+        rounding C itself would give negative eigenvalues, while a product of rounded factors has none.
         """
         tensors: dict[str, Tensor] = {}
         for i, c in self.layers.items():
@@ -263,9 +261,9 @@ class Statistics:
 
     @classmethod
     def load(cls, path: str | Path) -> "Statistics":
-        """Read what `save` wrote, of several files (joined by `os.pathsep`, as in PATH) all layers together (`joined`).
+        """Read what `save` wrote; several paths, joined by `os.pathsep` as in PATH, give the layers of all (`joined`).
 
-        Raises KetoolsError for a file that is missing or something else.
+        Raises KetoolsError for a file that is missing or of another kind.
         """
         if os.pathsep in str(path) and not Path(path).exists():
             first, *others = map(cls.load, str(path).split(os.pathsep))
@@ -287,7 +285,7 @@ class Statistics:
 
 
 def _kin(model: EditableModel, made_for: str, dtype: str | None) -> str | None:
-    # What the model of that fingerprint is to this one: its base, or itself or its base in another dtype; None: a stranger.
+    # How the model of that fingerprint is related: a base, or this model or a base in another dtype; None if it is not.
     if made_for in model.bases:
         return f"{model.bases[made_for]}, from which it was edited"
     sources = [("the same model", model.path), *((name, name) for name in model.bases.values())]
@@ -299,16 +297,16 @@ def _kin(model: EditableModel, made_for: str, dtype: str | None) -> str | None:
 
 
 def default_tokens(model: EditableModel) -> int:
-    """The budget of a pass: 10 d_mlp tokens.
+    """The default number of tokens of a pass: 10 d_mlp.
 
-    C is regular from d_mlp independent keys on. Gupta et al., arXiv 2506.04226, find 2 to 10 times as many enough for
-    ROME, MEMIT and EMMET on GPT2-XL, GPT-J and Llama2-7B, less than 0.3% of the 44 million tokens that were read before.
+    C is regular from d_mlp independent keys on. Gupta et al., arXiv 2506.04226, find that 2 to 10 times as many suffice
+    for ROME, MEMIT and EMMET on GPT2-XL, GPT-J and Llama2-7B, less than 0.3% of the 44 million tokens used before.
     """
     return 10 * model.anatomy.d_mlp
 
 
 def own_file(model: EditableModel) -> Path | None:
-    """The covariance file in the model's own folder, that of SmolLM2 made on first use; None if there is none."""
+    """The covariance file in the model's own folder (for SmolLM2 it is made on first use); None if there is none."""
     path = model.path / "covariance.safetensors" if model.path is not None else None
     return path if path is not None and (path.is_file() or model.path == smollm2.folder()) else None
 
@@ -316,7 +314,7 @@ def own_file(model: EditableModel) -> Path | None:
 def load_statistics(model: EditableModel) -> Statistics:
     """The covariance file in the model's own folder (`pocket` has one). Raises KetoolsError if there is none.
 
-    That of SmolLM2 is computed when it is first asked for, over the text of `smollm2.text`, and kept in its folder.
+    For SmolLM2 it is computed on first use, over the text of `smollm2.text`, and kept in the model's folder.
     """
     path = own_file(model)
     if path is None:
@@ -326,7 +324,7 @@ def load_statistics(model: EditableModel) -> Statistics:
         )
     if not path.is_file():
         source, budget, partial = corpus(smollm2.text()), default_tokens(model), path.with_suffix(".partial")
-        layers = range(model.anatomy.n_layer // 2 + 1)  # no method's own layers are higher
+        layers = range(model.anatomy.n_layer // 2 + 1)  # no method edits higher layers by default
         with tqdm(desc=f"covariance of {model.name}", total=budget, unit="token", unit_scale=True) as bar:
             made = Statistics.compute(
                 model, source, layers, budget, corpus="English Wikipedia, 96 articles (gensim's test data)",
@@ -350,7 +348,7 @@ class _Done(BaseModel):
 
 
 class _Hashed(Iterator[str]):
-    """Texts, counted (`read`) and hashed as they are read: a pass that resumes must be given the same ones."""
+    """Texts, counted (`read`) and hashed as they are read: a resumed pass must be given the same ones."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts, self.read, self.digest = iter(texts), 0, hashlib.sha256()
@@ -366,7 +364,7 @@ class _Hashed(Iterator[str]):
 def _read_pool(model: EditableModel, texts: Iterator[str], budget: int, length: int, *, last: bool) -> list[list[int]]:
     """The next texts as rows of tokens, enough for `_POOL` batches; empty when there are no more.
 
-    `budget`: tokens (`last`: texts) to be taken at most.
+    `budget`: the most tokens (with `last`: texts) to take.
     """
     pool: list[list[int]] = []
     tokens = 0
@@ -381,12 +379,12 @@ def _read_pool(model: EditableModel, texts: Iterator[str], budget: int, length: 
 
 
 def _add_keys(model: EditableModel, rows: list[list[int]], sums: Mapping[int, Tensor], *, last: bool) -> int:
-    """Add k k^T of these rows' tokens (`last`: of each row's last token) to `sums`; returns how many they are."""
+    """Add k k^T of the tokens in these rows (`last`: of each row's last token) to `sums`; returns their number."""
     ids, mask = pad_right(rows, model.device)
     live = mask.bool()
     if last:
         live = live & (mask.cumsum(1) == mask.sum(1, keepdim=True))
-    live = live.reshape(-1)  # flat, as OPT's MLP sees its tokens
+    live = live.reshape(-1)  # flat, as OPT's MLP receives its tokens
     with ExitStack() as stack:
         for index, total in sums.items():
 
@@ -408,12 +406,12 @@ def _save_partial(
 
 
 def _resume(path: str | Path, about: Mapping[str, Any], source: _Hashed) -> tuple[dict[int, Tensor], int]:
-    """Sums and tokens of an earlier pass; takes the texts that it has read from `source`."""
+    """Sums and number of tokens of an earlier pass; skips the texts in `source` that it has read."""
     tensors, stored = read_tensors(path, "partial sums", _PARTIAL, "Statistics.compute(partial=...)")
     for name, value in about.items():
         if stored.get(name) != json.dumps(value):
             raise KetoolsError(
-                f"{path} holds partial sums with {name} = {stored.get(name)}, asked for is {json.dumps(value)}; give the "
+                f"{path} holds partial sums with {name} = {stored.get(name)}, expected {json.dumps(value)}; give the "
                 "same settings to resume, or remove the file to start again"
             )
     done = parsed(stored.get("done", ""), _Done, f"{path}: field done", "partial sums")
@@ -431,7 +429,7 @@ def _resume(path: str | Path, about: Mapping[str, Any], source: _Hashed) -> tupl
 
 
 class _Unpacked(Mapping[int, Tensor]):
-    """C by layer from what `Statistics.save` wrote, unpacked when it is asked for: up to d_mlp^3 operations each."""
+    """C by layer from what `Statistics.save` wrote, unpacked on first access: up to d_mlp^3 operations each."""
 
     def __init__(self, stored: Mapping[str, Tensor]) -> None:
         self._stored, self._made = stored, dict[int, Tensor]()
@@ -460,7 +458,7 @@ def _triangle(matrix: Tensor) -> Tensor:
 
 
 def _upper(entries: Tensor) -> Tensor:
-    """The upper triangular matrix (d, d), float64, of what `_triangle` gave."""
+    """The upper triangular matrix (d, d), float64, with the entries of `_triangle`."""
     d = int(((8 * len(entries) + 1) ** 0.5 - 1) / 2)
     rows, columns = torch.triu_indices(d, d)
     matrix = torch.zeros(d, d, dtype=torch.float64)
@@ -473,7 +471,7 @@ def _symmetric(half: Tensor) -> Tensor:
 
 
 def _squared(factor: Tensor) -> Tensor:
-    """factor.T @ factor of an upper triangular matrix (d, d), exactly symmetric, in a sixth of the operations."""
+    """factor.T @ factor for an upper triangular factor (d, d), exactly symmetric, in a sixth of the operations."""
     product = torch.zeros_like(factor)
     for start in range(0, len(factor), _BLOCK):
         end = start + _BLOCK
@@ -481,18 +479,18 @@ def _squared(factor: Tensor) -> Tensor:
     return _symmetric(product.triu())
 
 
-# Name: repository, configuration. English Wikipedia is what ROME and MEMIT took their covariances from.
+# Name: repository, configuration. ROME and MEMIT computed their covariances on English Wikipedia.
 HUB = {
     "wikitext": ("Salesforce/wikitext", "wikitext-103-raw-v1"),
     "wikipedia": ("wikimedia/wikipedia", "20231101.en"),
 }
-_PEEK = 1 << 16  # characters that decide how a file separates its texts
-_LONGEST = 1 << 16  # characters of one text: its first tokens are all that counts
+_PEEK = 1 << 16  # characters read to find out how a file separates its texts
+_LONGEST = 1 << 16  # characters kept of one text; only its first tokens are used
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Texts in a fixed order, read again by each loop over them; `name` goes into the provenance of what is made."""
+    """Texts in a fixed order, read again by each loop over them; `name` goes into the provenance of results."""
 
     name: str
     _open: Callable[[], Iterator[str]] = field(repr=False)
@@ -502,22 +500,21 @@ class Corpus:
 
 
 def corpus(source: str | Path) -> Corpus:
-    """The corpus "world" (the text of the built-in world), "wikitext" or "wikipedia" (streamed, need the package datasets
-    and a connection), or the text file at `source` (UTF-8, .gz too).
+    """The corpus "world" (the text of the built-in world), "wikitext" or "wikipedia" (streamed; both need the package
+    datasets and a connection), or the text file at `source` (UTF-8, .gz too).
 
-    A file's texts are separated by blank lines; in a file that has none every line is a text. Raises KetoolsError for
-    a file that is missing or a folder; while it is read, for one that is not UTF-8, and for a corpus out of reach.
+    Blank lines separate the texts of a file; without blank lines every line is a text. Raises KetoolsError for a file
+    that is missing or a folder and, while reading, for one that is not UTF-8 and for a corpus that cannot be reached.
     """
     name = str(source)
     if name in HUB:
         return Corpus(name, lambda: _from_hub(name))
     path = data_root() / "world" / "prose.txt" if name == "world" else expanded(source)
-    if path.exists():
-        regular(path, "a text file")
-    else:
+    if not path.exists():
         raise KetoolsError(
             f'no text {name!r}; expected a text file (.txt, .txt.gz), "world", or one of {", ".join(map(repr, HUB))}'
         )
+    regular(path, "a text file")
     return Corpus("world" if name == "world" else path.name, lambda: _from_file(path))
 
 
@@ -560,10 +557,10 @@ def _from_hub(name: str) -> Iterator[str]:
     try:
         rows = datasets.load_dataset(repository, configuration, split="train", streaming=True)
         yield from (row["text"] for row in rows if row["text"].strip())
-    except Exception as error:  # its kinds are those of four network libraries
+    except Exception as error:  # any of the exceptions of four network libraries
         raise KetoolsError(
-            f"the corpus {name!r} ({repository}) cannot be reached: {type(error).__name__}: {error}; what was read counts "
-            "if partial sums are kept. Go on with a connection, or give a text file"
+            f"the corpus {name!r} ({repository}) cannot be reached: {type(error).__name__}: {error}; what was read is "
+            "kept if partial sums are. Continue with a connection, or give a text file"
         ) from error
 
 
@@ -571,12 +568,12 @@ def import_moments(model: EditableModel, files: Mapping[int, str | Path]) -> Sta
     """Statistics for `model` from one published .npz per layer (ROME and MEMIT: rome.baulab.info/data/stats).
 
     Such a file holds `mom2.mom2`, the sum of k k^T over tokens (d_mlp, d_mlp), and `mom2.count`, the number of tokens.
-    It does not say which model it is of: the caller does. Names, checksums and
-    counts go into the provenance, under "imported"; shapes, counts, symmetry and finite numbers are checked. Nothing in
-    a file is executed: arrays of objects (pickles) are refused.
+    It does not say which model it belongs to; the caller must know. Names, checksums and counts go into the provenance,
+    under "imported"; shapes, counts, symmetry and finite numbers are checked. Nothing in a file is executed: arrays of
+    objects (pickles) are refused.
 
-    Raises KetoolsError for no files, a layer that is not there, and a file that is missing, of another layout, of
-    another width, or holds numbers that no covariance can have.
+    Raises KetoolsError for no files, a layer that does not exist, and a file that is missing, has another layout or
+    width, or holds numbers that no covariance can have.
     """
     if not files:
         raise KetoolsError("no covariance files; give one .npz for each edited layer")
@@ -590,7 +587,7 @@ def import_moments(model: EditableModel, files: Mapping[int, str | Path]) -> Sta
         where = f"{path} (layer {index})"
         if total.shape != (d_mlp, d_mlp):
             raise KetoolsError(
-                f"{where}: a covariance of shape {total.shape}, the model's keys need {(d_mlp, d_mlp)}; "
+                f"{where}: a covariance of shape {total.shape}; expected {(d_mlp, d_mlp)}, as wide as the model's keys: "
                 "it belongs to another model"
             )
         if not np.issubdtype(total.dtype, np.floating) or count < 1:
@@ -602,7 +599,7 @@ def import_moments(model: EditableModel, files: Mapping[int, str | Path]) -> Sta
             raise NotFinite(f"{where}: holds NaN or Inf; copy it again from its publisher")
         if (c - c.T).norm() > 1e-3 * c.norm() or (c.diagonal() < 0).any():
             raise KetoolsError(f"{where}: is not symmetric with a positive diagonal, hence not a covariance")
-        layers[index] = (c + c.T) / 2  # summed in float32 by its publisher: symmetric but for rounding
+        layers[index] = (c + c.T) / 2  # the publisher summed in float32: symmetric up to rounding
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         sources[str(index)] = {"file": path.name, "sha256": sha256, "tokens": count}
@@ -612,7 +609,7 @@ def import_moments(model: EditableModel, files: Mapping[int, str | Path]) -> Sta
         "model": model.name,
         "corpus": "wikipedia",  # as the publisher names it
         "imported": sources,
-        "note": "computed by others; that they belong to this model is the importer's word",
+        "note": "computed by others; that they belong to this model is the importer's statement",
     }
     return Statistics(layers, min(counts), provenance)
 

@@ -1,8 +1,8 @@
 """An edit as an object: a low-rank change per layer, and the record of how it was made.
 
-How edits go into the weights and come out again is `ketools.models.weights`. What a long sequence leaves in its files,
-factors (`StoredFactors`) and keys (`StoredBlock`), takes memory only while it is in use: each access reads the file
-again, and what it returns is a copy, so that neither the resident memory nor the number of mappings grows with the edits.
+`ketools.models.weights` adds edits to the weights and removes them. Factors (`StoredFactors`) and keys (`StoredBlock`)
+that a long sequence leaves in its files take memory only while they are in use: each access reads the file again and
+returns a copy, so that neither the resident memory nor the number of mappings grows with the edits.
 """
 
 import json
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-EDIT, STATE = "ketools-edit-1", "ketools-state-1"  # formats of the two kinds of files
+EDIT, STATE = "ketools-edit-1", "ketools-state-1"  # formats of the two kinds of file
 
 
 def factors(tensors: Mapping[str, Tensor], layer: int) -> tuple[Tensor, Tensor]:
@@ -39,8 +39,8 @@ def factors(tensors: Mapping[str, Tensor], layer: int) -> tuple[Tensor, Tensor]:
     return left, right
 
 
-class _Told(BaseModel):
-    # What is read of an edit's record elsewhere.
+class _Record(BaseModel):
+    # The entries of an edit's record that other modules read.
     model_config = ConfigDict(extra="allow")
     method: str = ""
     facts: list[str] = []
@@ -52,8 +52,8 @@ class _Told(BaseModel):
 class StoredFactors(Mapping[int, tuple[Tensor, Tensor]]):
     """`Edit.layers` of an edit whose factors stay in the file that `Edit.save` wrote.
 
-    A layer's pair, left (d_model, r) and right (d_mlp, r) in float32, is read when asked for, and not kept: changing it
-    in place changes nothing. Raises KetoolsError, naming the file, if that is gone or damaged by then.
+    A layer's pair, left (d_model, r) and right (d_mlp, r) in float32, is read on access and not kept: changing it in
+    place has no effect. Raises KetoolsError, naming the file, if it is gone or damaged by then.
     """
 
     def __init__(self, path: Path, layers: tuple[int, ...]) -> None:
@@ -96,7 +96,7 @@ class StoredBlock:
 
 
 class Blocks(UserList[Any]):
-    """A list of blocks of keys; those that were put in as a StoredBlock are read when asked for, and not kept."""
+    """A list of blocks of keys; those stored as a StoredBlock are read on access, and not kept."""
 
     def __getitem__(self, at: int | slice) -> "Tensor | Blocks":  # type: ignore[override]
         if isinstance(at, slice):
@@ -105,7 +105,7 @@ class Blocks(UserList[Any]):
         return block.read() if isinstance(block, StoredBlock) else block
 
     def pop(self, at: int = -1) -> Tensor:
-        """Take the block at place `at` out and return it."""
+        """Remove the block at place `at` and return it."""
         block = self[at]
         assert isinstance(block, Tensor)
         del self.data[at]
@@ -116,10 +116,10 @@ class Blocks(UserList[Any]):
 class Edit:
     """A change of MLP output matrices: per layer left (d_model, r) and right (d_mlp, r), float32 on the CPU.
 
-    W' = W + left right^T. `record` says how it was made: method, hyper, facts (ids), fingerprint of the unedited
-    model, steps and p_target per fact, seconds by phase, update_norm per layer (Frobenius); and, since it was last
-    written to weights, rounding per layer: ||(W'_rounded - W) - Delta||_F / ||Delta||_F, what their type took from it.
-    An update without low rank has left = I (d_model) and right = Delta^T.
+    W' = W + left right^T. `record` says how it was made: method, hyper, facts (ids), fingerprint of the unedited model,
+    steps and p_target per fact, seconds by phase, update_norm per layer (Frobenius). Once the edit is in the weights it
+    also holds rounding per layer, the part of the update lost to their type: ||(W'_rounded - W) - Delta||_F /
+    ||Delta||_F. An update that is not of low rank has left = I (d_model) and right = Delta^T.
 
     Examples:
         >>> import ketools as ke
@@ -143,46 +143,46 @@ class Edit:
         return left.double() @ right.double().T
 
     def norms(self) -> dict[int, float]:
-        """Frobenius norm of the update per layer, by its factors (no d_model x d_mlp matrix is formed)."""
+        """Frobenius norm of the update per layer, from its factors (no d_model x d_mlp matrix is formed)."""
         return {layer: frobenius(*pair) for layer, pair in self.layers.items()}
 
     @property
     def ranks(self) -> dict[int, int]:
-        """Number of columns of the factors per layer: the update's rank, at most."""
+        """Number of columns of the factors per layer, an upper bound of the rank."""
         return {i: left.shape[1] for i, (left, _) in self.layers.items()}
 
     @property
     def dense(self) -> bool:
-        """Whether some layer's update has no lower rank than its matrix: then the edit is as large as that, or larger."""
+        """Whether the update of some layer has full rank: the edit is then at least as large as that matrix."""
         return any(left.shape[1] >= min(len(left), len(right)) for left, right in self.layers.values())
 
     def diff(self, other: "Edit") -> "pd.DataFrame":
-        """This edit against `other`, one row a layer that either changes.
+        """Compare this edit with `other`: one row per layer that either changes.
 
         Columns: layer; norm, norm_other, norm_difference (Frobenius, of Delta, Delta' and Delta - Delta'); cosine of
         the two as vectors, NaN where one is zero; common_facts, the facts of both over the facts of either (ids), NaN
-        if neither names facts. Computed from the factors in float64; a layer that an edit leaves alone counts as zero.
+        if neither names facts. Computed from the factors in float64; unchanged layers count as zero.
 
-        Raises KetoolsError if the two are for matrices of different shapes, hence for different models.
+        Raises KetoolsError if the matrices have different shapes, hence belong to different models.
         """
         import pandas as pd
 
-        mine, theirs = (set(edit.record.get("facts", ())) for edit in (self, other))
-        common = len(mine & theirs) / len(mine | theirs) if mine | theirs else float("nan")
+        ids, others = (set(edit.record.get("facts", ())) for edit in (self, other))
+        common = len(ids & others) / len(ids | others) if ids | others else float("nan")
         rows = [{"layer": i} | _compared(i, self, other) for i in sorted(self.layers.keys() | other.layers.keys())]
         return pd.DataFrame(rows).assign(common_facts=common)
 
     def apply_to(self, model: EditableModel) -> None:
-        """Add this edit to the weights, on top of those that are there. Raises KetoolsError for another model's edit."""
+        """Add this edit to the weights, on top of those present. Raises KetoolsError for another model's edit."""
         model.edits.push(self)
 
     def remove(self, model: EditableModel, *, force: bool = False) -> None:
-        """Take this edit out of the weights; the bits are then those that the other edits alone give.
+        """Remove this edit from the weights; the bits are then those that the other edits alone give.
 
         Raises KetoolsError if it is not in the weights, or if a later edit was computed on weights with edits in them
         (record["on_top_of"]), unless `force`: the sum of the others is exact all the same, but their keys and targets
-        were read from a model that this edit was part of. A later edit that was computed on the unedited model is a
-        plain sum, which this one may leave at any time.
+        were read from a model that contained this edit. A later edit that was computed on the unedited model is a plain
+        sum, from which this one can be removed at any time.
         """
         at = next((i for i, edit in enumerate(model.edits) if edit is self), None)
         if at is None:
@@ -199,8 +199,8 @@ class Edit:
         """Write factors and record as one safetensors file; returns the path.
 
         Its size is 4 (d_model + d_mlp) bytes times the rank, summed over layers (100 facts on five layers of a model of
-        8 billion parameters: 37 MB, 0.2% of it). A dense update with left = I takes 4 d_model d_mlp bytes a layer, as
-        much as the matrix itself in float32.
+        8 billion parameters: 37 MB, 0.2% of it). A dense update with left = I takes 4 d_model d_mlp bytes a layer, like
+        the matrix itself in float32.
         """
         tensors = {f"right.{i}": right for i, (_, right) in self.layers.items()}
         tensors |= {f"left.{i}": left for i, (left, _) in self.layers.items() if not _is_identity(left)}
@@ -210,29 +210,29 @@ class Edit:
     def load(cls, path: str | Path, model: EditableModel | None = None) -> "Edit":
         """Read what `save` wrote; with `model`, check that the edit was made for it.
 
-        Raises KetoolsError for a file that is missing, truncated or something else, and for another model's edit.
+        Raises KetoolsError for a file that is missing, truncated or of another kind, and for another model's edit.
         """
         tensors, about = read_tensors(path, "edit", EDIT, "Edit.save")
         try:
             layers = {i: factors(tensors, i) for i in sorted({int(name.partition(".")[2]) for name in tensors})}
-            told = parsed(about.get("record", ""), _Told, "its record")
+            stored = parsed(about.get("record", ""), _Record, "its record")
         except (KeyError, ValueError) as error:
             raise Damaged(f"no edit in {path}: {error}; expected a file written by Edit.save") from error
-        record = {name: _by_layer(value, layers) for name, value in told.items()}
+        record = {name: _by_layer(value, layers) for name, value in stored.items()}
         edit = cls(layers, record)
         if model is not None:
             model.edits.check(edit)
         return edit
 
     def stored(self, path: str | Path) -> "Edit":
-        """This edit with its factors read from `path`, where `save` wrote them, whenever they are asked for: it takes no
-        memory for them, and needs the file as long as it is in use. The record is the same one.
+        """This edit with factors that are read on access from `path`, where `save` wrote them. It takes no memory for
+        them and needs the file as long as it is in use. The record is shared.
         """
         return replace(self, layers=StoredFactors(Path(path), tuple(self.layers)))
 
     def as_lora(self, model: EditableModel, path: str | Path) -> Path:
         """Write this edit as a PEFT adapter for `model` to the new folder `path`: see `export.as_lora`."""
-        from ketools.editing.export import as_lora  # that module needs this one
+        from ketools.editing.export import as_lora  # that module imports this one
 
         return as_lora(self, model, path)
 
@@ -254,7 +254,7 @@ def _compared(layer: int, edit: Edit, other: Edit) -> dict[str, float]:
 
 
 def _norm(left: Tensor, right: Tensor) -> float:
-    # ||left right^T||_F by triangular factors: sums of squares of Gram matrices would cancel where two edits are alike.
+    # ||left right^T||_F by triangular factors: Gram matrices would cancel where two edits are nearly equal.
     return float((torch.linalg.qr(left, "r").R @ torch.linalg.qr(right, "r").R.T).norm())
 
 
@@ -263,7 +263,7 @@ def _is_identity(left: Tensor) -> bool:
 
 
 def _by_layer(value: object, layers: Iterable[int]) -> object:
-    # JSON knows no numbers as keys: what the record holds for each layer comes back under texts.
+    # JSON has no numeric keys: entries by layer come back with texts as keys.
     if isinstance(value, dict) and value.keys() == {str(i) for i in layers}:
         return {int(key): item for key, item in value.items()}
     return value

@@ -1,6 +1,6 @@
 """The Editor: facts in, an Edit out, the weights changed by exactly that Edit.
 
-`Editor.apply` is the whole of it, in the order of the paper: target states, then layer by layer keys, residuals, update.
+`Editor.apply` follows the order of the paper: target states, then per layer keys, residuals and update.
 """
 
 import json
@@ -43,13 +43,13 @@ from ketools.models.scoring import target_logprobs
 from ketools.models.tokens import in_chat
 from ketools.models.weights import Checkpoint, edited
 
-_STRIDE = 1_000_003  # between the seeds of two sequences: longer than any of them
-_NAMED = 8  # facts that a warning names
-_TOLD = ("steps", "p_target", "delta_norm", "known")  # of the targets, in an edit's record
+_STRIDE = 1_000_003  # between the seeds of two sequences; no sequence is as long
+_NAMED = 8  # facts named in a warning, at most
+_RECORDED = ("steps", "p_target", "delta_norm", "known")  # fields of Targets that an edit's record keeps
 _SAME_SUBJECT = {
     "shared": "they share one target",
-    "apart": "they go in one after another, and later ones may overwrite earlier ones",
-    "alone": "each has its own target, and few of them will take",
+    "apart": "they are edited one after another, and later ones may overwrite earlier ones",
+    "alone": "each has its own target, and few of the edits will succeed",
 }
 
 Progress = Callable[[int], None]
@@ -57,17 +57,17 @@ Factors = tuple[Tensor, Tensor]
 
 
 class AlreadyKnown(UserWarning):
-    """Facts of an edit needed none: their target was the model's top answer already (`edit.record["known"]`)."""
+    """Some facts needed no edit: their target was the model's top answer already (`edit.record["known"]`)."""
 
 
 class SameSubject(UserWarning):
-    """Facts of one subject whose keys are nearly one: in one batch, or edited before. The message names them."""
+    """Facts that share a subject: within a batch with nearly the same key, or with an earlier edit."""
 
 
 @dataclass
 class Change:
-    """The result of a batch: per layer the factors of its parts, float32 on the CPU, and what the state is to remember
-    (keys, or moments of UltraEdit's features); lists for the record with one entry a fact.
+    """The result of a batch: per layer the factors of its updates, float32 on the CPU, and what the state is to keep
+    (keys, or moments of UltraEdit's features); for the record, lists with one entry per fact.
     """
 
     factors: dict[int, list[Factors]] = field(default_factory=dict)
@@ -75,20 +75,20 @@ class Change:
     record: dict[str, list[Any]] = field(default_factory=dict)
 
     def note(self, layer: int, factors: Factors, past: Tensor | None = None) -> None:
-        """Take in the update of a layer."""
+        """Add the update of a layer."""
         self.factors.setdefault(layer, []).append(factors)
         if past is not None:
             self.past.setdefault(layer, []).append(past)
 
-    def tell(self, **values: Sequence[Any]) -> None:
-        """Lengthen the lists of the record."""
-        for name, each in values.items():
-            self.record.setdefault(name, []).extend(each)
+    def extend(self, **values: Sequence[Any]) -> None:
+        """Extend the lists of the record."""
+        for name, entries in values.items():
+            self.record.setdefault(name, []).extend(entries)
 
     def sort(self, order: Sequence[int]) -> None:
-        """Put the lists of the record, which came in this order of the facts, into that of the batch."""
-        for name, each in self.record.items():
-            self.record[name] = [value for _, value in sorted(zip(order, each, strict=True), key=lambda pair: pair[0])]
+        """Reorder the lists of the record from `order` (places of the facts) to the order of the batch."""
+        places = sorted(range(len(order)), key=order.__getitem__)
+        self.record = {name: [entries[place] for place in places] for name, entries in self.record.items()}
 
 
 class _Carried(BaseModel):
@@ -100,10 +100,10 @@ class _Carried(BaseModel):
 
 @dataclass
 class SequentialState:
-    """What a sequence of edits carries from batch to batch: state of one Editor on one model, restored bit for bit.
+    """What a sequence of edits carries from batch to batch, for one Editor on one model; restored bit for bit.
 
-    `past[layer]` holds a block of keys (d_mlp, n), float32, for each batch so far, in order: factors are rebuilt from
-    them block by block, hence bit for bit. `prefixes` are None until they are first needed.
+    `past[layer]` holds one block of keys (d_mlp, n), float32, per batch, in order. Factors are rebuilt from them block
+    by block, hence bit for bit. `prefixes` are None until they are first needed.
     """
 
     fingerprint: str
@@ -123,10 +123,10 @@ class SequentialState:
         return max((len(blocks) for blocks in self.past.values()), default=0)
 
     def save(self, path: str | Path) -> Path:
-        """Write everything as one safetensors file; returns the path.
+        """Write everything to one safetensors file; returns the path.
 
-        The file grows with the edits: 4 d_mlp bytes a fact and layer. 10,000 facts on five layers are 1.3 GB for
-        GPT2-XL (d_mlp 6,400) and 2.9 GB for Llama 3 8B (14,336). Methods without past keys keep only the prefixes.
+        The file grows by 4 d_mlp bytes per fact and layer. 10,000 facts on five layers take 1.3 GB for GPT2-XL (d_mlp
+        6,400) and 2.9 GB for Llama 3 8B (14,336). Methods without past keys store only the prefixes.
         """
         tensors = {f"past.{i}.{b}": keys for i, blocks in self.past.items() for b, keys in enumerate(blocks)}
         tensors["generator"] = self.generator.get_state()
@@ -135,14 +135,14 @@ class SequentialState:
         return write_tensors(path, tensors, {"format": STATE, "state": json.dumps(about)})
 
     def leave_last(self, path: str | Path) -> None:
-        """The last block of each layer is read from `path`, where `save` wrote it alone, whenever it is asked for."""
+        """Read the last block of each layer from `path`, where `save` wrote it alone, on every access."""
         for i, blocks in self.past.items():
             known = blocks.data if isinstance(blocks, Blocks) else blocks
             self.past[i] = Blocks([*known[:-1], StoredBlock(Path(path), f"past.{i}.0")])
 
     @classmethod
     def load(cls, path: str | Path) -> "SequentialState":
-        """Read what `save` wrote. Raises KetoolsError for a file that is missing, truncated or something else."""
+        """Read what `save` wrote. Raises KetoolsError for a file that is missing, truncated or of another kind."""
         tensors, meta = read_tensors(path, "state", STATE, "SequentialState.save")
         try:
             about = parsed(meta.get("state", ""), _Carried, "its fields")
@@ -160,9 +160,9 @@ class SequentialState:
 
 
 def finishing(model: EditableModel, post: Post | None, layers: Sequence[int]) -> Edit | None:
-    """The edit that ends the sequence in `layers`, on the weights as they are; None where there is nothing to do.
+    """The edit that ends the sequence in `layers`, computed on the present weights; None where there is nothing to do.
 
-    Its factors have one column for each singular value that is drawn in; its record says "finishes" and names no facts.
+    Its factors have one column per singular value that PRUNE reduces; its record says "finishes" and names no facts.
     """
     if not isinstance(post, Prune) or post.when != "end":
         return None
@@ -191,7 +191,7 @@ def finishing(model: EditableModel, post: Post | None, layers: Sequence[int]) ->
 
 @contextmanager
 def finished(model: EditableModel, post: Post | None, layers: Sequence[int]) -> Iterator[EditableModel]:
-    """Within the block the weights are as if the sequence ended here: to measure on the way. Then they are as before."""
+    """Within the block, the weights are as if the sequence ended here, to measure on the way; afterwards as before."""
     edit = finishing(model, post, layers)
     if edit is None:
         yield model
@@ -201,7 +201,7 @@ def finished(model: EditableModel, post: Post | None, layers: Sequence[int]) -> 
 
 
 class Editor:
-    """Edits `model` by one method, batch after batch; all it carries from batch to batch is in `state`.
+    """Edits `model` by one method, batch after batch; everything carried between batches is in `state`.
 
     Examples:
         >>> import ketools as ke
@@ -229,13 +229,14 @@ class Editor:
         chat: bool = False,
         **overrides: object,
     ) -> None:
-        """`how`: a method or its name. `state` continues an earlier Editor's sequence. `statistics`: C per layer, or
-        the path of its file, by default that in the model's folder; methods that do not ask for C take none. `prefixes`: texts that go before
-        prompts (". " is added), by default written by the model with `seed`. `chat` puts facts into the form of the
-        tokenizer's chat template (`ketools.models.tokens.in_chat`). `layers` and `overrides` replace settings
-        of the method (methods.Hyper); compat="official" stops as the authors' code does (stopping.MPES).
+        """`how`: a method or its name. `state` continues the sequence of an earlier Editor. `statistics`: C per layer,
+        or the path of its file; by default the file in the model's folder. Methods that do not use C ignore it.
+        `prefixes`: texts to put before prompts (". " is added); by default the model writes them from `seed`. `chat`
+        puts facts into the tokenizer's chat template (`ketools.models.tokens.in_chat`). `layers` and `overrides`
+        replace settings of the method (methods.Hyper); compat="official" stops as the authors' code does
+        (stopping.MPES).
 
-        Raises KetoolsError for an unknown method or setting, a layer that is not there, and statistics or a state of
+        Raises KetoolsError for an unknown method or setting, a layer that does not exist, and statistics or a state of
         another model or another kind of method.
         """
         self.model, self.method, self.chat = model, method(how), chat
@@ -252,7 +253,7 @@ class Editor:
         self.state = SequentialState.fresh(model.fingerprint, seed) if state is None else state
         if self.state.fingerprint != model.fingerprint:
             raise KetoolsError(f"this state belongs to another model than {model.name!r}; start a fresh one")
-        # The state keeps blocks of keys, or of moments of UltraEdit's features, three columns each.
+        # The state keeps blocks of keys or, for UltraEdit, of moments of its features, three columns each.
         shifts = isinstance(self.method.update, Shift)
         self._searches, self._keeps_keys = self.method.has_targets, self.method.past_keys
         self._keeps_past = self._keeps_keys or shifts
@@ -272,19 +273,19 @@ class Editor:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The layers that are edited, in ascending order; targets are computed at the last one."""
+        """The edited layers, in ascending order; targets are computed at the last one."""
         assert self.hyper.layers is not None
         return self.hyper.layers
 
     @property
     def prefixes(self) -> tuple[str, ...]:
-        """The texts that go before prompts; written by the model when first asked for, on the weights as they are."""
+        """The texts to put before prompts; the model writes them on first access, with its present weights."""
         if self.state.prefixes is None:
             generator, hyper = self.state.generator, self.hyper
             before = generator.get_state()
             try:
                 self.state.prefixes = generate_prefixes(self.model, hyper.prefix_count, hyper.prefix_tokens, generator)
-            except BaseException:  # so that they are the same when asked for again
+            except BaseException:  # the next access must give the same texts
                 self.state.prefixes = None
                 generator.set_state(before)
                 raise
@@ -293,10 +294,10 @@ class Editor:
     def targets(
         self, facts: Sequence[Fact], progress: Progress | None = None, *, callback: Callback | None = None
     ) -> Targets:
-        """The target optimisation alone: z for each fact, on the weights as they are; nothing is written.
+        """Run only the target optimisation: z for each fact, on the present weights; nothing is written.
 
-        `callback` sees every forward pass (targets.Pass). Raises KetoolsError for facts that cannot be edited, and for a
-        method without targets.
+        `callback` receives every forward pass (targets.Pass). Raises KetoolsError for facts that cannot be edited, and
+        for a method without targets.
         """
         if not self._searches:
             raise KetoolsError(
@@ -318,18 +319,18 @@ class Editor:
     ) -> Edit:
         """Edit `facts` into the weights as one batch and return the Edit.
 
-        `targets`: those of `facts`, if already computed (`Editor.targets`). `progress` is called with the number of facts
-        whose target was found since the last call, `callback` with every pass of the optimisation (targets.Pass).
+        `targets`: those of `facts`, if already computed (`Editor.targets`). `progress` is called with the number of
+        facts whose target was found since the last call, `callback` with every pass of the optimisation (targets.Pass).
 
-        All or nothing: every check comes before the first weight changes, and an error or interrupt on the way leaves
-        weights and state as they were. Raises KetoolsError for a fact that cannot be edited, two facts of the batch
-        that contradict or repeat each other, numbers that are not finite, and when memory runs out. Warns, once, of
-        facts whose target is the model's top answer already; edit.record["known"] says of each fact whether it is.
+        All or nothing: every check runs before the first weight changes, and an error or interrupt leaves weights and
+        state as they were. Raises KetoolsError for a fact that cannot be edited, two facts of the batch that contradict
+        or repeat each other, numbers that are not finite, and when memory runs out. Warns once (AlreadyKnown) about
+        facts whose target is the model's top answer already; edit.record["known"] has a flag for each fact.
 
-        Facts of one subject whose keys are nearly one are named (SameSubject), as are facts whose subject was edited
-        before. In one batch they share a target ("shared"), go in one after another ("apart"; with past keys protected
-        the later ones fail more often), or each has its own ("alone", as published), which none of them reaches: the
-        setting same_subject.
+        Warns (SameSubject) about facts of one subject with nearly the same key, and about facts whose subject was
+        edited before. The setting same_subject decides what happens to the former within a batch: they share a target
+        ("shared"), are edited one after another ("apart"; with past keys protected the later ones fail more often), or
+        each has its own target ("alone", as published), which none of them reaches.
         """
         facts = in_chat(self.model, facts) if self.chat else facts
         rows = self._rows(facts)
@@ -343,30 +344,30 @@ class Editor:
                 if not self._searches:
                     self._by_gradient(facts, rows, change, before, progress, seconds)
                 for part, around, shared in self._parts(facts, rows):
-                    some, read = [facts[i] for i in part], [rows[i] for i in part]
+                    part_facts, part_rows = [facts[i] for i in part], [rows[i] for i in part]
                     with _timed(seconds, "targets"):
                         if targets is None:
                             among = [facts[i] for i in around], [rows[i] for i in around]
-                            found = self._targets(*among, progress, callback, shared)
-                            found = found.pick(torch.tensor([around.index(i) for i in part]))
+                            computed = self._targets(*among, progress, callback, shared)
+                            computed = computed.pick(torch.tensor([around.index(i) for i in part]))
                         else:
-                            found = targets.pick(torch.tensor(part))
-                        Z, anchor = self._anchored(found, some, read, anchor)
+                            computed = targets.pick(torch.tensor(part))
+                        Z, anchor = self._anchored(computed, part_facts, part_rows, anchor)
                     for at, layer in enumerate(self.layers):
-                        # The weights of the layers below have changed: keys and states are read again.
+                        # Read keys and states again: the weights of the layers below have changed.
                         with _timed(seconds, "keys"):
-                            K1, Z_now = keys_and_states(self.model, read, layer, self.layers[-1])
+                            K1, Z_now = keys_and_states(self.model, part_rows, layer, self.layers[-1])
                             R = (Z.double().T - Z_now) / (len(self.layers) - at)
-                            R = before_norm(self.model, read, layer, R)
+                            R = before_norm(self.model, part_rows, layer, R)
                         with _timed(seconds, "solve"):
-                            factors = self._finished(layer, *self._solve(layer, K1, R, read), before)
+                            factors = self._finished(layer, *self._solve(layer, K1, R, part_rows), before)
                         with _timed(seconds, "write"):
                             self.model.edits.add(layer, *factors)
                         change.note(layer, factors, K1.float())
-                    change.tell(**{name: getattr(found, name).tolist() for name in _TOLD})
-                    change.tell(padding=(1 - found.tokens / found.positions).tolist())
+                    change.extend(**{name: getattr(computed, name).tolist() for name in _RECORDED})
+                    change.extend(padding=(1 - computed.tokens / computed.positions).tolist())
                     if anchor is not None:  # NAS
-                        change.tell(nas_anchor=[anchor] * len(found.z))
+                        change.extend(nas_anchor=[anchor] * len(computed.z))
                     order += part
             if order != sorted(order):
                 change.sort(order)
@@ -383,29 +384,29 @@ class Editor:
         return edit
 
     def undo(self) -> Edit:
-        """Take the last edit back, bit for bit, from weights and state; returns it.
+        """Undo the last edit bit for bit, in weights and state; returns it.
 
-        Raises KetoolsError if there is none, or if another edit came on top of it.
+        Raises KetoolsError if there is none, or if another edit was added on top of it.
         """
         if not self.history:
             raise KetoolsError("nothing to undo: this editor has made no edit")
         edit = self.history[-1]
         if not self.model.edits or self.model.edits[-1] is not edit:
-            raise KetoolsError("the last edit in the weights is not this editor's; take that one out first")
+            raise KetoolsError("the last edit in the weights is not this editor's; remove that one first")
         with _AllOrNothing(self):
             self.model.edits.pop()
             if self._keeps_past and not edit.record.get("finishes"):
                 for i in self.layers:
                     if i in self._protections and not self._protections[i].drop():
-                        del self._protections[i]  # rebuilt from the state's keys
+                        del self._protections[i]  # rebuilt from the keys in the state
                 self.state.past = self.state.past | {i: self.state.past[i][:-1] for i in self.layers}
             del self.history[-1]
         return edit
 
     def finish(self) -> Edit | None:
-        """What the method's post-processing does once, when all batches are in: one more Edit, in the weights; or None.
+        """Apply the step of the method's post-processing that ends a sequence: one more Edit in the weights, or None.
 
-        Only PRUNE does (`postprocess.Prune`). To continue the sequence, take it out first (`undo`).
+        Only PRUNE has one (`postprocess.Prune`). To continue the sequence, `undo` it first.
         """
         edit = finishing(self.model, self.method.post, self.layers)
         if edit is not None:
@@ -415,7 +416,7 @@ class Editor:
         return edit
 
     def protection(self, layer: int) -> Protection:
-        """The quadratic form A of `layer` in its current state, past keys included (built on first use)."""
+        """The quadratic form A of `layer` in its present state, past keys included (built on first use)."""
         if layer not in self._protections:
             assert self.statistics is not None, "only methods with targets protect anything"
             C = self.statistics.layers[layer]
@@ -430,11 +431,11 @@ class Editor:
     def _rows(self, facts: Sequence[Fact]) -> list[FactRows]:
         if not isinstance(facts, Sequence) or not all(isinstance(fact, Fact) for fact in facts):
             raise KetoolsError(f"got {short(facts)} to edit; expected a FactSet or a list of Fact")
-        if not len(facts):  # before the model writes prefixes
+        if not len(facts):  # checked before the model writes prefixes
             raise KetoolsError("no facts to edit; give at least one")
         if torch.is_inference_mode_enabled():
             raise KetoolsError(
-                "an edit takes gradients, and torch.inference_mode() is on; leave it, torch.no_grad() does no harm"
+                "editing needs gradients, and torch.inference_mode() is on; leave it (torch.no_grad() does no harm)"
             )
         # Without targets nothing reads prefixed prompts.
         return checked_rows(self.model, facts, contexts_of(self.prefixes if self._searches else ()))
@@ -451,7 +452,7 @@ class Editor:
         return compute_targets(self.model, facts, contexts, how, self.hyper, progress, rows, callback, shared)
 
     def _near(self, facts: Sequence[Fact], rows: list[FactRows]) -> list[list[int]]:
-        # Places of the facts of one subject with nearly one key; they are named.
+        # Places of the facts that share a subject and nearly a key; warns about them.
         near = near_subjects(self.model, facts, rows, self.layers[0])
         if near:
             groups = [f"{facts[group[0]].subject} ({', '.join(facts[i].id for i in group)})" for group in near]
@@ -466,8 +467,8 @@ class Editor:
     def _parts(
         self, facts: Sequence[Fact], rows: list[FactRows]
     ) -> Iterator[tuple[list[int], list[int], list[list[int]]]]:
-        # Places of the facts that are solved for together, each part on top of the one before; those whose targets are
-        # computed along with them; and, by their order in these, the facts that share a target.
+        # For each part, edited on top of the one before: the places of its facts, the places of the facts whose targets
+        # are computed with them, and the groups that share a target, as indices into the latter.
         if not self._searches:
             return
         near, how, n = self._near(facts, rows), self.hyper.same_subject, len(facts)
@@ -479,7 +480,7 @@ class Editor:
             parts = [[i for i in range(n) if turn.get(i, 0) == at] for at in range(max(turn.values()) + 1)]
         for part in parts:
             groups = near if how == "shared" else []
-            if one_by_one:  # the target is that of the subject's facts so far
+            if one_by_one:  # a target is shared with the earlier facts of the subject
                 groups = [[i for i in group if i <= part[0]] for group in groups if part[0] in group]
             around = [*dict.fromkeys([*(i for group in groups for i in group if one_by_one), *part])]
             yield part, around, [[around.index(i) for i in group] for group in groups if len(group) > 1]
@@ -495,7 +496,7 @@ class Editor:
         return least_squares(A, K1, R, slack)
 
     def _finished(self, layer: int, left: Tensor, right: Tensor, before: Checkpoint) -> Factors:
-        # Post-processing, and the last check.
+        # Post-process the update and check it a last time.
         if self.method.post is None:
             left, right = left.float().cpu(), right.float().cpu()
         else:
@@ -508,8 +509,8 @@ class Editor:
     def _anchored(
         self, targets: Targets, facts: Sequence[Fact], rows: list[FactRows], anchor: float | None
     ) -> tuple[Tensor, float | None]:
-        # The targets z, rescaled to the anchor if the method does that (NAS), and the anchor: the one given, that of the
-        # sequence so far, or the mean norm of the first values, which come from the weights without the edits of others.
+        # The targets z and the anchor to which NAS rescales them: the given anchor, that of the sequence so far, or the
+        # mean norm of these facts' values on the unedited weights.
         post = self.method.post
         if not isinstance(post, Nas):
             return targets.z, None
@@ -525,7 +526,7 @@ class Editor:
         return post.targets(targets.z, targets.h0, v0, anchor), anchor
 
     def _outputs(self, rows: list[FactRows]) -> Tensor:
-        # What the matrix of the target layer adds to the stream at the subject's last token, (facts, d_model) float32.
+        # What the MLP of the target layer adds to the residual stream at the subject's last token, (facts, d_model) float32.
         top, path = self.layers[-1], self.model.anatomy.post_norm
         keys, _ = read_subjects(self.model, [fact.subjects[0] for fact in rows], top)
         with torch.no_grad():
@@ -547,7 +548,7 @@ class Editor:
                 self.model, [f.text for f in facts], [f.target_new for f in facts], [f.glue for f in facts]
             )[1]
             with _timed(seconds, "targets"):
-                # Drawn from the seed and the place in the sequence: the same after an undo, or in a resumed run.
+                # Depends only on the seed and the place in the sequence: the same after an undo or in a resumed run.
                 generator = torch.Generator().manual_seed(_STRIDE * self.state.seed + len(self.model.edits))
                 factors, record = baselines.fine_tune(
                     self.model, rows, self.method.update, self.hyper, progress, generator
@@ -555,35 +556,35 @@ class Editor:
             with _timed(seconds, "solve"):
                 for layer, pair in factors.items():
                     change.note(layer, self._finished(layer, *pair, before))
-            change.tell(**record, known=known.tolist())
+            change.extend(**record, known=known.tolist())
             return
         with _timed(seconds, "targets"):
-            seen = baselines.read_features(self.model, rows, self.layers, self.hyper.facts_at_once)
+            features = baselines.read_features(self.model, rows, self.layers, self.hyper.facts_at_once)
             if progress is not None:
                 progress(len(rows))
         sizes = torch.zeros(len(rows), dtype=torch.float64)
         for layer in self.layers:
             with _timed(seconds, "solve"):
-                H, slopes = seen.keys[layer], seen.slopes[layer]
+                H, slopes = features.keys[layer], features.slopes[layer]
                 block = baselines.moments(torch.cat([H, slopes]))
-                rate = self.hyper.value("shift_lr", seen.scale[layer] / len(H))
+                rate = self.hyper.value("shift_lr", features.scale[layer] / len(H))
                 past = [*self.state.past.get(layer, ()), block]
                 left, right = baselines.shift(H, slopes, past, rate, f"layer {layer}")
-                sizes.index_add_(0, seen.fact, left.square().sum(0))
+                sizes.index_add_(0, features.fact, left.square().sum(0))
                 change.note(layer, self._finished(layer, left, right, before), block)
-        change.tell(steps=[0] * len(rows), p_target=seen.p_target.tolist(), delta_norm=sizes.sqrt().tolist())
-        change.tell(known=seen.known.tolist())
+        change.extend(steps=[0] * len(rows), p_target=features.p_target.tolist())
+        change.extend(delta_norm=sizes.sqrt().tolist(), known=features.known.tolist())
 
     def _remember(self, past: dict[int, Tensor]) -> None:
         if not self._keeps_past:
             return
         for i, block in past.items() if self._keeps_keys else ():
             self.protection(i).add(block)
-        longer = {}
+        # Copies, so that an interrupt keeps the old lists; blocks in files are not read.
+        extended = {i: copy(self.state.past.get(i, [])) for i in past}
         for i, block in past.items():
-            longer[i] = copy(self.state.past.get(i, []))  # an interrupt leaves the old; blocks in files are not read
-            longer[i].append(block)
-        self.state.past = self.state.past | longer
+            extended[i].append(block)
+        self.state.past = self.state.past | extended
 
     def _record(self, facts: Sequence[Fact], change: Change, seconds: dict[str, float]) -> dict[str, Any]:
         post = self.method.post
@@ -603,12 +604,11 @@ class Editor:
         } | change.record
 
     def _memory_hint(self, facts: int) -> AbstractContextManager[None]:
-        # Says which settings need less.
         given = self.hyper.facts_at_once
         return enough_memory(
             f"editing {facts} facts on {self.model.device}",
-            f"the weights were not touched. Run fewer "
-            f"facts at a time ({f'facts_at_once={given}' if given else 'facts_at_once is not set'}; try "
+            "the weights were not touched. Run fewer facts at a time "
+            f"({f'facts_at_once={given}' if given else 'facts_at_once is not set'}; try "
             f"facts_at_once={max(1, (given or min(facts, 16)) // 2)}), load the model in a smaller type (now "
             f"{self.model.dtype}; dtype=torch.bfloat16), or edit fewer or higher layers (now {list(self.layers)}; "
             "layers above the last edited one are kept for the gradient)",
@@ -616,18 +616,18 @@ class Editor:
 
 
 class _AllOrNothing:
-    """On an error or interrupt within the block weights, stack, state and history are as on entering, and no hook stays on
-    the model. Blocks of the state are replaced in it, never written to. The block is given the weights on entering.
+    """On an error or interrupt within the block, weights, stack, state and history are restored, and hooks added to the
+    model are removed. Blocks of the state are replaced, never written to. The block is given the weights on entering.
 
-    A class, not a generator: between its block and the code after `yield` lie lines of contextlib, and an interrupt there
-    would leave the block without its end.
+    A class, not a generator: between its block and the code after `yield` lie lines of contextlib, and an interrupt
+    there would leave the block without its end.
     """
 
     def __init__(self, editor: Editor) -> None:
         self.editor, self.weights = editor, editor.model.edits.checkpoint(editor.layers)
         self.past, self.history = editor.state.past, list(editor.history)
         modules = list(editor.model.model.modules())
-        self.hooks = [(on, set(on)) for m in modules for on in (m._forward_hooks, m._forward_pre_hooks)]
+        self.hooks = [(hooks, set(hooks)) for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
 
     def __enter__(self) -> Checkpoint:
         return self.weights
@@ -638,15 +638,14 @@ class _AllOrNothing:
         editor = self.editor
         editor.model.edits.roll_back(self.weights)
         editor.state.past, editor.history[:] = self.past, self.history
-        editor._protections = {}  # rebuilt from the state's keys
-        for on, before in self.hooks:
-            for handle in set(on) - before:
-                del on[handle]
+        editor._protections = {}  # rebuilt from the keys in the state
+        for hooks, before in self.hooks:
+            for handle in set(hooks) - before:
+                del hooks[handle]
 
 
 @contextmanager
 def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    """Count the block's seconds to `phase`."""
     start = time.perf_counter()
     yield
     seconds[phase] += time.perf_counter() - start
@@ -658,8 +657,8 @@ def _warn_of_edited(facts: Sequence[Fact], edits: Sequence[Edit]) -> None:
     if pairs:
         names = [f"{fact.id!r} ({fact.subject}, edited by {earlier!r})" for fact, earlier in pairs]
         warnings.warn(
-            f"subjects that were edited before, whose earlier edits these may overwrite: {named(names, _NAMED)}; facts of "
-            "one subject in one batch keep each other",
+            f"these subjects were edited before, and the earlier edits may be overwritten: {named(names, _NAMED)}; facts of "
+            "one subject that are edited in one batch preserve each other",
             SameSubject,
             stacklevel=3,
         )

@@ -1,4 +1,4 @@
-"""Edits in the formats of others: a plain folder of transformers with the edits in, or a PEFT adapter beside the model."""
+"""Edits in other formats: a plain transformers folder that contains the edits, or a PEFT adapter beside the model."""
 
 import json
 import re
@@ -19,23 +19,22 @@ from ketools.models.model import EditableModel
 from ketools.models.smollm2 import HUB, NAME
 
 _FORMAT = "ketools-export-1"
-# Of an edit's record.
+# Entries of an edit's record that are exported.
 _KEPT = ("method", "stopping", "update", "facts", "on_top_of", "update_norm", "rounding", "texts")
-_LISTED = 200  # facts in the model card; ketools.json has all
+_LISTED = 200  # facts listed in the model card; ketools.json has all
 
 
 def export(model: EditableModel, path: str | Path) -> Path:
-    """Write `model` as it is, edits in its weights, to the new folder `path` as `save_pretrained` does; returns it.
+    """Write `model`, edits included, to the new folder `path` as `save_pretrained` does; returns the path.
 
-    Weights (safetensors, in their type), config, generation config and tokenizer: `from_pretrained` gives equal logits,
-    without ketools. `ketools.json` beside them says which edits are in: base model and its fingerprint, and for each
-    edit method, facts, layers, ranks and norms; and by which name settings are looked up. README.md is a model card that
-    says the same to people and, where the base model comes from the hub, names it as `base_model`. The folder appears whole
-    or not at all: only after it was read again and its weights found to be those of `model` (which takes their memory
-    once more, on the CPU).
+    The folder holds weights (safetensors, in their type), config, generation config and tokenizer: `from_pretrained`
+    gives equal logits, without ketools. `ketools.json` names the base model and its fingerprint, the name under which
+    settings are looked up, and for each edit method, facts, layers, ranks and norms. README.md is a model card with the
+    same content, which gives a base model from the hub as `base_model`. The folder appears whole or not at all: it is
+    first read again and its weights are compared with those of `model` (which needs their memory again, on the CPU).
 
     Raises KetoolsError if `path` is a file or a folder that is not empty, if transformers refuses the model's
-    generation config, and naming the first weight that is not what is in memory when it is read again.
+    generation config, and, naming the weight, if one differs from memory when it is read again.
     """
     edits = [
         {"layers": list(edit.layers), "ranks": edit.ranks} | {k: edit.record[k] for k in _KEPT if k in edit.record}
@@ -62,14 +61,14 @@ def export(model: EditableModel, path: str | Path) -> Path:
 
 
 def _card(about: Mapping[str, Any]) -> str:
-    """The model card of an exported folder: where it comes from, and what was edited."""
+    """The model card of an exported folder: its origin and the edited facts."""
     edits, name = about["edits"], str(about["base"]["name"]).rstrip("/").rsplit("/", 1)[-1]
     texts = [text for edit in edits for text in edit.get("texts", edit.get("facts", ()))]
     cells = [
         (edit.get("method", ""), len(edit.get("facts", ())), ", ".join(map(str, edit["layers"]))) for edit in edits
     ]
     rows: dict[tuple[Any, ...], int] = {}
-    for method, count, layers in cells:  # batches alike are one row
+    for method, count, layers in cells:  # equal batches are one row
         rows[method, layers] = rows.get((method, layers), 0) + count
     listed = [" ".join(text.split()).replace("|", "\\|") for text in texts[:_LISTED]]
     more = [f"- and {len(texts) - _LISTED:,} more, in ketools.json"] if len(texts) > _LISTED else []
@@ -89,7 +88,7 @@ def _card(about: Mapping[str, Any]) -> str:
 
 
 def edits_of(folder: Path) -> int:
-    """How many facts were edited into the model in `folder` before `export` wrote it; 0 for any other folder."""
+    """How many facts `export` recorded as edited in the model in `folder`; 0 for any other folder."""
     path = folder / "ketools.json"
     if not path.is_file():
         return 0
@@ -112,13 +111,13 @@ def _check_written(model: EditableModel, folder: Path) -> None:
 def as_lora(edit: Edit, model: EditableModel, path: str | Path) -> Path:
     """Write `edit` as a PEFT adapter to the new folder `path`; returns it.
 
-    `PeftModel.from_pretrained(base, path)` on the unedited model gives the logits that `model` has with this edit alone
-    in its weights, up to the rounding of one more product (LoRA, Hu et al., arXiv 2106.09685: W + B A with B = left,
-    A = right^T and a scale of 1). Layers may have different ranks; the edit need not be in the weights of `model`, which
-    says what its matrices are called. A dense update becomes an adapter of full rank, larger than the matrix.
+    `PeftModel.from_pretrained(base, path)` on the unedited model gives the logits that `model` has with only this edit
+    in its weights, up to the rounding of one more product (LoRA, Hu et al., arXiv 2106.09685: W + B A with B = left, A
+    = right^T and a scale of 1). Layers may have different ranks. The edit need not be in the weights of `model`, which
+    provides the names of the matrices. A dense update becomes an adapter of full rank, larger than the matrix.
 
-    The package peft is not needed to write it. Raises KetoolsError for another model's edit, an edit without layers, and
-    if `path` is a file or a folder that is not empty.
+    The package peft is not needed to write it. Raises KetoolsError for another model's edit, an edit without layers,
+    and if `path` is a file or a folder that is not empty.
     """
     model.edits.check(edit)
     if not edit.layers:
@@ -139,7 +138,7 @@ def as_lora(edit: Edit, model: EditableModel, path: str | Path) -> Path:
 
 
 def lora_settings(model: EditableModel, ranks: dict[str, int]) -> dict[str, Any]:
-    """Arguments of peft's LoraConfig for adapters of `ranks` by module name on `model`, with a scale of 1."""
+    """Arguments of peft's LoraConfig for adapters with `ranks` by module name on `model` and a scale of 1."""
     most = max(ranks.values())
     return {
         "task_type": "CAUSAL_LM",
@@ -155,7 +154,7 @@ def lora_settings(model: EditableModel, ranks: dict[str, int]) -> dict[str, Any]
 
 
 def module_name(model: EditableModel, layer: int, within: nn.Module | None = None) -> str:
-    """The name of the module that holds the MLP's output matrix of `layer`, in the model or the part `within` of it."""
+    """The name of the module with the MLP output matrix of `layer`, in the model or its part `within`."""
     wanted = model.mlp_out(layer)
     return next(name for name, module in (within or model.model).named_modules() if module is wanted)
 

@@ -1,7 +1,7 @@
-"""What an edit reads: each fact's prompts as rows of tokens, its key at a layer, and the state that it leads to now.
+"""What an edit reads: each fact's prompts as rows of tokens, its key at a layer, and its present state.
 
-An edit should hold in any context. So a prompt is read alone and after a few texts in the model's own words
-(the prefixes): all of them count for the target, and all of them for the key.
+An edit should hold in any context, so a prompt is read alone and after a few texts in the model's own words (the
+prefixes). All of them count for the target and for the key.
 """
 
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ from ketools.models.tokens import Row, batches, make_rows
 
 _OPENINGS = ("The", "Therefore", "Because", "I", "You")
 _TOP = 5  # sampled from the five most probable tokens, as the published code does
-_NEAR = 0.9  # cosine of two keys from which on they are nearly one
-_LONGEST_TARGET = 32  # tokens; a target of a sentence or more is no object of a fact
+_NEAR = 0.9  # keys with a larger cosine are nearly the same
+_LONGEST_TARGET = 32  # tokens; a sentence is no object of a fact
 
 
 @torch.no_grad()
@@ -28,7 +28,7 @@ def generate_prefixes(model: EditableModel, count: int, tokens: int, generator: 
     """`count` texts of about `tokens` tokens that the model writes after "The", "Therefore", "Because", "I", "You".
 
     Sampled on the CPU with `generator`, so that the same state gives the same texts (Meng et al., arXiv 2210.07229,
-    appendix; ROME's and MEMIT's settings are 5 and 10).
+    appendix; ROME and MEMIT use 5 and 10).
     """
     texts = []
     special = torch.tensor(sorted(set(model.tokenizer.all_special_ids)), dtype=torch.long)
@@ -47,15 +47,15 @@ def generate_prefixes(model: EditableModel, count: int, tokens: int, generator: 
 
 
 def contexts_of(prefixes: Sequence[str]) -> tuple[str, ...]:
-    """Texts to put before a prompt: nothing, and each prefix followed by ". "."""
+    """Texts to put before a prompt: none, and each prefix followed by ". "."""
     return ("", *(prefix if prefix.endswith(". ") else f"{prefix}. " for prefix in prefixes))
 
 
 @dataclass(frozen=True)
 class FactRows:
-    """Rows of one fact: one per context, the bare prompt first, and "{subject} is a" cut at the subject's last token.
+    """Rows of one fact: one per context, the bare prompt first, and "{subject} is a" cut after the subject.
 
-    Or of several `facts` of one subject, one after another (`joined`): a unit that the target optimisation moves as one.
+    Or of several `facts` of one subject in sequence (`joined`): a unit that the target optimisation moves as one.
     """
 
     contexts: list[Row]
@@ -65,9 +65,7 @@ class FactRows:
     @classmethod
     def joined(cls, rows: Sequence["FactRows"]) -> "FactRows":
         """The rows of facts of one subject together."""
-        return (
-            rows[0] if len(rows) == 1 else cls([row for fact in rows for row in fact.contexts], rows[0].kl, len(rows))
-        )
+        return cls([row for fact in rows for row in fact.contexts], rows[0].kl, len(rows))
 
     @property
     def starts(self) -> list[int]:
@@ -76,17 +74,17 @@ class FactRows:
 
     @property
     def subjects(self) -> list[tuple[int, ...]]:
-        """The rows cut after the subject's last token: keys are read at their ends."""
+        """The rows cut after the subject's last token, where keys are read."""
         return [row.ids[: _last(row) + 1] for row in self.contexts]
 
     @property
     def suffix(self) -> int:
-        """Tokens from the subject's last on, at most."""
+        """Number of tokens from the subject's last on, at most."""
         return max(len(row.ids) - _last(row) for row in self.contexts)
 
     @property
     def shares_kl(self) -> bool:
-        """Whether the bare prompt begins with its subject, so that it has the KL prompt's state already."""
+        """Whether the bare prompt begins with its subject and so already contains the state of the KL prompt."""
         return self.subjects[0] == self.kl
 
 
@@ -99,7 +97,7 @@ def fact_rows(model: EditableModel, facts: Sequence[Fact], contexts: Sequence[st
     """Token rows of each fact in each context. Raises KetoolsError, naming the fact, for one that cannot be edited."""
     try:
         spans = [fact.subject_span for fact in facts]
-        # A context precedes the question; in a chat it is part of what the user says.
+        # A context precedes the question; in a chat it is part of the user's message.
         prompts = [f.opening + context + f.question + f.closing for f in facts for context in contexts]
         targets = [fact.target_new for fact in facts for _ in contexts]
         glue = [fact.glue for fact in facts for _ in contexts]
@@ -107,7 +105,7 @@ def fact_rows(model: EditableModel, facts: Sequence[Fact], contexts: Sequence[st
         rows = make_rows(model, prompts, targets, where, glue)
         kl = make_rows(model, [f"{fact.subject} is a" for fact in facts], None, [(0, len(f.subject)) for f in facts])
     except KetoolsError as error:
-        if len(facts) > 1:  # which one it was
+        if len(facts) > 1:  # find the fact that failed
             for fact in facts:
                 fact_rows(model, [fact], contexts)
         named = str(error).startswith(f"fact {facts[0].id!r}")
@@ -119,8 +117,9 @@ def fact_rows(model: EditableModel, facts: Sequence[Fact], contexts: Sequence[st
 def checked_rows(model: EditableModel, facts: Sequence[Fact], contexts: Sequence[str]) -> list[FactRows]:
     """Token rows of each fact in each of `contexts`, the bare prompt ("") first.
 
-    Raises KetoolsError, naming the facts, for none at all, two of them that contradict or repeat each other, a target without tokens or with more than 32, and a prompt that with its longest
-    context and its target does not fit the model's window.
+    Raises KetoolsError, naming the facts: for none at all, for two that contradict or repeat each other, for a target
+    without tokens or with more than 32, and for a prompt that does not fit the model's window with its longest context
+    and target.
     """
     if not len(facts):
         raise KetoolsError("no facts to edit; give at least one")
@@ -138,10 +137,10 @@ def keys_and_states(model: EditableModel, rows: Sequence[FactRows], layer: int, 
     """Keys K1 (d_mlp, n) at `layer` and states (d_model, n) at the output of layer `top`, float64 on the CPU.
 
     Both at the subject's last token. A key is half the bare prompt's and half the mean of the prefixed prompts' (MEMIT,
-    arXiv 2210.07229, equation 19); states are the bare prompt's. Tokens after the subject are not run, nor layers
+    arXiv 2210.07229, equation 19); states are the bare prompt's. Tokens after the subject are not run, nor are layers
     above `layer` for the prefixed prompts or above `top` for the bare ones.
 
-    Warns (UserWarning) of a model whose prompts cannot be replayed. Raises KetoolsError if either is not finite.
+    Warns (UserWarning) about a model whose prompts cannot be replayed. Raises KetoolsError if either is not finite.
     """
     warn_if_slow(model)
     keys, states = read_subjects(model, [fact.subjects[0] for fact in rows], layer, top)
@@ -154,12 +153,12 @@ def keys_and_states(model: EditableModel, rows: Sequence[FactRows], layer: int, 
     for what, value in ((f"keys of layer {layer}", keys), (f"states of layer {top}", states)):
         if not value.isfinite().all():
             raise NotFinite(f"{what} hold NaN or Inf: the model's weights are not finite, or overflow in {model.dtype}")
-    # Rounded once, so that keys kept in float32 for later batches are the very ones that were used.
+    # Rounded here, so that the keys kept in float32 for later batches equal those used now.
     return keys.float().double().T.contiguous().cpu(), states.double().T.contiguous().cpu()
 
 
 def near_subjects(model: EditableModel, facts: Sequence[Fact], rows: Sequence[FactRows], layer: int) -> list[list[int]]:
-    """Places of the facts of one subject (case ignored) whose bare prompts' keys at `layer` are nearly one.
+    """Groups of facts, by place, that share a subject (case ignored) and nearly the key of the bare prompt at `layer`.
 
     One matrix maps such keys to nearly one value. Nothing is computed where every fact has its own subject.
     """
@@ -186,7 +185,7 @@ def read_subjects(
     model: EditableModel, subjects: Sequence[Sequence[int]], layer: int, top: int | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """At the last token of each of `subjects` (token ids): the key of `layer` (n, d_mlp) and, unless `top` is None, the
-    output of layer `top` (n, d_model). In passes of at most as many tokens as the target optimisation computes on at once.
+    output of layer `top` (n, d_model). A pass has at most as many tokens as one of the target optimisation.
     """
     order: list[int] = []
     keys, states = [], []
@@ -203,12 +202,12 @@ def read_subjects(
 
 @torch.no_grad()
 def before_norm(model: EditableModel, rows: Sequence[FactRows], layer: int, residuals: Tensor) -> Tensor:
-    """What the output of the matrix of `layer` has to gain for the layer's output to gain `residuals` (d_model, n).
+    """What the output of the matrix of `layer` must gain for the output of the layer to gain `residuals` (d_model, n).
 
-    The same, unless there is a norm between the MLP and the residual stream (Gemma 2 and 3, OLMo 2): there N(m) =
-    g m / rms(m), and d = rms(m) r / g makes N(m + d) parallel to N(m) + r, and equal to it to first order in r. Its
-    length is what the norm gives every vector, so that a large r is met in direction only. m is the output for the bare
-    prompts at the subject's last token, as the weights are now. float64 on the CPU.
+    The same, unless there is a norm between the MLP and the residual stream (Gemma 2 and 3, OLMo 2). There N(m) = g m /
+    rms(m), and d = rms(m) r / g makes N(m + d) parallel to N(m) + r, and equal to it to first order in r. The norm
+    fixes the length of its output, so a large r is matched in direction only. m is the present output for the bare
+    prompts at the subject's last token. float64 on the CPU.
     """
     path = model.anatomy.post_norm
     if path is None:

@@ -1,5 +1,5 @@
 """A method is two choices: when the target optimisation stops, and what the weight update protects. A third, optional
-one is what is done to the update afterwards. The numbers are data (hyperparameters.toml).
+one is how the update is post-processed. The numbers are data (hyperparameters.toml).
 
 >>> from dataclasses import replace
 >>> replace(MEMIT, stopping=MPES(1)).stopping            # the paper's ablation, in one line
@@ -19,12 +19,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from ketools.editing.postprocess import Nas, Post
-from ketools.editing.postprocess import Prune as Prune
-from ketools.editing.postprocess import Rect as Rect
-from ketools.editing.postprocess import Sphere as Sphere
-from ketools.editing.stopping import MPES, FixedSteps, Stopping
-from ketools.editing.stopping import ProbabilityThreshold as ProbabilityThreshold
+from ketools.editing.postprocess import Nas, Post, Prune, Rect, Sphere  # noqa: F401 - choices of a method
+from ketools.editing.stopping import MPES, FixedSteps, ProbabilityThreshold, Stopping  # noqa: F401
 from ketools.errors import Damaged, KetoolsError
 from ketools.io import checked
 from ketools.models.model import EditableModel
@@ -32,7 +28,7 @@ from ketools.models.model import EditableModel
 if TYPE_CHECKING:
     import pandas as pd
 
-# What settings can be. Whole numbers have a bound too: they can be larger than any float.
+# Types of settings. Whole numbers are bounded, because they can be larger than any float.
 _Whole = Annotated[int, Field(ge=0, lt=1 << 62)]
 _Counted = Annotated[int, Field(ge=1, lt=1 << 62)]
 _Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -43,7 +39,7 @@ _Share = Annotated[float, Field(ge=0, le=1)]
 
 @dataclass(frozen=True)
 class Hyper:
-    """Settings of one method on one model; hyperparameters.toml says what each means and where it comes from."""
+    """Settings of one method on one model; hyperparameters.toml explains each and names its source."""
 
     layers: tuple[_Whole, ...] | None = None
     layers_depth: tuple[_Share, _Share] = (0.2, 0.35)
@@ -79,18 +75,18 @@ class Hyper:
     same_subject: Literal["shared", "apart", "alone"] = "shared"
 
     def value(self, name: str, unit: float) -> float:
-        """`name` as given in absolute terms, else `name`_relative times `unit`."""
+        """`name` if it is given in absolute terms, else `name`_relative times `unit`."""
         absolute = getattr(self, name)
         return float(absolute if absolute is not None else getattr(self, f"{name}_relative") * unit)
 
     def absolute(self, d_mlp: int, mean_eigenvalue: float) -> "Absolute":
-        """The settings of A in absolute terms, for a C (d_mlp, d_mlp) with this mean eigenvalue."""
+        """The weights in A in absolute terms, for a C (d_mlp, d_mlp) with this mean eigenvalue."""
         units = (d_mlp, mean_eigenvalue, mean_eigenvalue, mean_eigenvalue)
         return Absolute(*(self.value(name, unit) for name, unit in zip(Absolute._fields, units, strict=True)))
 
 
 class Absolute(NamedTuple):
-    """What weighs the terms of A = lambda_p C + lambda_n I + K_p K_p^T, and AlphaEdit's two settings."""
+    """The weights of the terms of A = lambda_p C + lambda_n I + K_p K_p^T, and AlphaEdit's two settings."""
 
     lambda_p: float
     lambda_n: float
@@ -99,25 +95,31 @@ class Absolute(NamedTuple):
 
 
 def look_up(model: EditableModel, name: str, *given: Mapping[str, Any]) -> Hyper:
-    """Settings of the method `name` for `model`: the table's, then those of each mapping in `given`, later ones win.
+    """Settings of the method `name` for `model`: those of the table, then each mapping in `given`; later ones win.
 
-    `compat="official"` brings the direction of the authors' KL term with it unless `kl_direction` is given too.
-    Raises KetoolsError for a name that is no setting, a value that makes no sense, and for layers that the model does
-    not have.
+    `compat="official"` also sets the direction of the authors' KL term unless `kl_direction` is given. Raises
+    KetoolsError for an unknown setting, an invalid value, and for layers that the model does not have.
     """
     hyper = scaled(name, *given, model_name=model.known_as)
-    layers = hyper.layers if hyper.layers is not None else _by_depth(hyper, model.anatomy.n_layer)
-    return replace(hyper, layers=_checked(layers, model))
+    layers, n_layer = hyper.layers, model.anatomy.n_layer
+    if layers is None:
+        first, last = (min(n_layer - 1, round(part * n_layer)) for part in hyper.layers_depth)
+        layers = tuple(range(max(first, last - 4), last + 1))
+    if not layers or list(layers) != sorted(set(layers)):
+        raise KetoolsError(f"layers {layers!r}: expected different layer numbers in ascending order, such as (4, 5, 6)")
+    for index in layers:
+        model.layer(index)
+    return replace(hyper, layers=layers)
 
 
 def scaled(name: str, *given: Mapping[str, Any], model_name: str = "") -> Hyper:
-    """As `look_up`, before a model's depth is known: `layers` is None where only `layers_depth` is given."""
+    """Like `look_up`, before the depth of a model is known: `layers` is None where only `layers_depth` is given."""
     values = _from_table(model_name, name)
     if any(mapping.get("compat") == "official" for mapping in given):
         values["kl_direction"] = "edited"
     for mapping in given:
         for key in mapping:
-            if key.endswith("_relative"):  # an absolute value of the table must not hide it
+            if key.endswith("_relative"):  # an absolute value in the table must not override it
                 values.pop(key.removesuffix("_relative"), None)
         values |= mapping
     known = {f.name for f in fields(Hyper)}
@@ -131,11 +133,11 @@ def scaled(name: str, *given: Mapping[str, Any], model_name: str = "") -> Hyper:
 
 
 def check_value(name: str, value: Any) -> None:  # noqa: ANN401
-    """Raise KetoolsError if the setting `name` cannot have this value on any model (which layers there are, it can't say)."""
+    """Raise KetoolsError if the setting `name` cannot have this value on any model; existence of layers is not checked."""
     value = value.item() if isinstance(value, np.generic) else value
     try:
         checked(value, Hyper.__dataclass_fields__[name].type, f"setting {name}")
-    except Damaged as error:  # it is no file
+    except Damaged as error:  # here no file is damaged
         raise KetoolsError(str(error)) from None
     if name == "layers_depth" and value[0] > value[1]:
         raise KetoolsError(f"setting {name} is {value}: expected two shares of the depth in ascending order")
@@ -147,23 +149,10 @@ def _from_table(model_name: str, name: str) -> dict[str, Any]:
     table = tomllib.loads(files("ketools.editing").joinpath("hyperparameters.toml").read_text(encoding="utf-8"))
     values: dict[str, Any] = {}
     for scope in (table["default"], table["models"].get(model_name.rstrip("/").rsplit("/", 1)[-1].lower(), {})):
-        # A list of layers for the model must give way to nothing but a list for model and method.
+        # Layers listed for the model are overridden only by those listed for model and method.
         values |= {k: v for k, v in scope.items() if not isinstance(v, dict)}
         values |= scope.get(name, {})
     return values
-
-
-def _by_depth(hyper: Hyper, n_layer: int) -> tuple[int, ...]:
-    first, last = (min(n_layer - 1, round(part * n_layer)) for part in hyper.layers_depth)
-    return tuple(range(max(first, last - 4), last + 1))
-
-
-def _checked(layers: tuple[int, ...], model: EditableModel) -> tuple[int, ...]:
-    if not layers or any(not isinstance(i, int) for i in layers) or list(layers) != sorted(set(layers)):
-        raise KetoolsError(f"layers {layers!r}: expected different layer numbers in ascending order, such as (4, 5, 6)")
-    for index in layers:
-        model.layer(index)
-    return layers
 
 
 @dataclass(frozen=True)
@@ -178,17 +167,14 @@ class LeastSquares:
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """Names of the settings that it takes, as in all updates; of an absolute and a relative one the absolute."""
+        """Names of the settings it uses, as in all updates; of an absolute and a relative one the absolute."""
         return ("lambda_p", "lambda_n") if self.norm else ("lambda_p",)
 
     @property
     def protects(self) -> str:
         """What it protects, as in all updates, for `methods()`."""
-        return (
-            "background text"
-            + (", past edits" if self.past_keys else "")
-            + (", the weights' norm" if self.norm else "")
-        )
+        past, norm = ", past edits" if self.past_keys else "", ", the weights' norm" if self.norm else ""
+        return f"background text{past}{norm}"
 
 
 @dataclass(frozen=True)
@@ -207,10 +193,11 @@ class NullSpace:
 class Constraint:
     """Delta = R (X^T H)^-1 X^T with X = C^-1 K1: the new facts hold exactly, Delta H = R (ROME, EMMET).
 
-    H = K1, each key half the bare prompt's and half the mean of the prefixed ones (EMMET, R-ROME); `bare_key`: H are
-    the keys of the bare prompts while X keeps the averaged ones. That is ROME as its authors' code computes it: where
-    the two keys point apart the denominator is small and the update large, an edit that disables the model (Gupta et
-    al., arXiv 2403.07175). `one_at_a_time`: each fact of a batch is an edit of its own, on top of the one before.
+    H = K1, each key half the bare prompt's and half the mean of the prefixed ones (EMMET, R-ROME). With `bare_key`, H
+    are the keys of the bare prompts while X keeps the averaged ones. This is ROME as its authors' code computes it:
+    where the two keys point in different directions the denominator is small and the update large, an edit that
+    disables the model (Gupta et al., arXiv 2403.07175). `one_at_a_time`: each fact of a batch is an edit of its own, on
+    top of the one before.
     """
 
     one_at_a_time: bool = False
@@ -230,7 +217,7 @@ class Shift:
     """Delta = V H^T (H H^T + I)^-1, V = -eta ||h^||^2 g^ by column, from one forward and backward pass (UltraEdit).
 
     H (d_mlp, tokens) are the inputs of the matrix at all tokens of prompt and target, g the gradients of the target's
-    NLL with respect to its outputs, h^ and g^ both normalised by running means and deviations over all edits so far.
+    NLL with respect to its outputs. h^ and g^ are normalised by running means and deviations over all edits so far.
     """
 
     settings = ("shift_lr",)
@@ -239,8 +226,8 @@ class Shift:
 
 @dataclass(frozen=True)
 class FineTune:
-    """Adam on the edited matrices and the target's NLL, without target optimisation ("ft"; "ft-l": |Delta| <= ft_epsilon; "lora": rank
-    lora_rank).
+    """Adam on the edited matrices and the target's NLL, without target optimisation ("ft"; "ft-l": |Delta| <=
+    ft_epsilon; "lora": rank lora_rank).
     """
 
     kind: str = "ft"
@@ -257,7 +244,7 @@ class FineTune:
 
 
 Update = LeastSquares | NullSpace | Constraint | Shift | FineTune
-# Settings of the target optimisation, and what relative ones are multiples of.
+# Settings of the target optimisation, and the units of relative settings.
 _SEARCH = ("lr", "steps", "clamp_norm_factor", "kl_factor", "kl_direction", "weight_decay", "loss_floor", "compat",
            "precision", "compile", "prefix_count", "prefix_tokens")  # fmt: skip
 _UNITS = {"lambda_p_relative": "d_mlp", "shift_lr_relative": "the rms of the matrix's outputs / d_mlp"}
@@ -265,7 +252,7 @@ _UNITS = {"lambda_p_relative": "d_mlp", "shift_lr_relative": "the rms of the mat
 
 @dataclass(frozen=True)
 class Method:
-    """A method of editing. `hyper` holds settings that differ from those of hyperparameters.toml."""
+    """A method of editing. `hyper` holds settings that override those of hyperparameters.toml."""
 
     name: str
     stopping: Stopping
@@ -281,12 +268,12 @@ class Method:
 
     @property
     def has_targets(self) -> bool:
-        """Whether there is a target optimisation, which finds a target state for each fact."""
+        """Whether a target optimisation finds a target state for each fact."""
         return not isinstance(self.update, Shift | FineTune)
 
     @property
     def needs_statistics(self) -> bool:
-        """Whether the update asks for C, the covariance of keys over background text."""
+        """Whether the update uses C, the covariance of keys over background text."""
         return self.has_targets
 
     @property
@@ -295,14 +282,14 @@ class Method:
         return getattr(self.update, "past_keys", False)
 
     def settings(self, model: EditableModel, **overrides: object) -> Hyper:
-        """The settings for `model`: the table's, then the method's own, then `overrides`; see `look_up`."""
+        """The settings for `model`: those of the table, then the method's own, then `overrides`; see `look_up`."""
         return look_up(model, self.name, self.hyper, overrides)
 
     def describe(self, model: EditableModel | None = None) -> str:
-        """Equation, stopping rule, post-processing, source and the settings that count, as text.
+        """Equation, stopping rule, post-processing, source and relevant settings, as text.
 
-        Settings are those for `model`; without one, those that are scaled to a model that has no entry of its own
-        (hyperparameters.toml says how, and where they come from).
+        Settings are those for `model`; without a model, those that are scaled to any model without an entry of its own
+        (hyperparameters.toml says how, and names their sources).
         """
         lines = [f"{self.name} ({self.year}), {self.source}"]
         parts = {
@@ -323,15 +310,15 @@ class Method:
         return "\n".join(lines)
 
     def told(self, model: EditableModel) -> str:
-        """The settings that count for this method on `model`, with their values: "layers (0,), lr 0.5, ..."."""
+        """The relevant settings of this method on `model`, with their values: "layers (0,), lr 0.5, ..."."""
         return ", ".join(f"{name} {value}" for name, value in self._set(self.settings(model)).items())
 
     def _set(self, hyper: Hyper) -> dict[str, object]:
-        # Those that count and have a value.
+        # The relevant settings that have a value.
         return {name: value for name in self.counting(hyper) if (value := getattr(hyper, name)) is not None}
 
     def counting(self, hyper: Hyper) -> tuple[str, ...]:
-        """Names of the settings that count for this method; of an absolute and a relative one that which is used."""
+        """Names of the settings that this method uses; of an absolute and a relative one the one in effect."""
         waits = self.has_targets and isinstance(self.stopping, MPES) and self.stopping.patience is None
         names = (*(_SEARCH if self.has_targets else ()), *(("patience",) if waits else ()), *self.update.settings)
         absolute = {
@@ -360,7 +347,7 @@ ALL = (ROME, R_ROME, EMMET, MEMIT, SEQUENTIAL_MEMIT, ALPHAEDIT, ENCORE, ULTRAEDI
 
 
 def method(name: str | Method) -> Method:
-    """The method of that name (in any case). Raises KetoolsError listing the names there are."""
+    """The method of that name (case-insensitive). Raises KetoolsError, listing the names, for an unknown one."""
     if isinstance(name, Method):
         return name
     for known in ALL:
@@ -372,7 +359,7 @@ def method(name: str | Method) -> Method:
 def methods() -> "pd.DataFrame":
     """All methods: name, year, stopping rule, what is protected and how, post-processing, source.
 
-    Post-processing is a choice that goes with any of them: replace(MEMIT, post=Prune()), Rect(), Nas(), Sphere().
+    Post-processing can be added to any of them: replace(MEMIT, post=Prune()), Rect(), Nas(), Sphere().
 
     Examples:
         >>> import ketools as ke
@@ -392,4 +379,4 @@ def methods() -> "pd.DataFrame":
         }
         for m in ALL
     ]
-    return pd.DataFrame(rows, columns=[*rows[0]])
+    return pd.DataFrame(rows)

@@ -1,8 +1,8 @@
 """What is done to an update after it is solved for: the third, optional choice of a method.
 
 PRUNE, RECT and SPHERE change Delta = left right^T (left (d_model, r), right (d_mlp, r), float64) of a layer, given the
-matrix W (d_model, d_mlp) that it is added to and the unedited W_0. They run before Delta is added, so that the layers above
-see what they leave of it. NAS changes the targets z instead.
+matrix W (d_model, d_mlp) to which it is added and the unedited W_0. They run before Delta is added, so that the layers
+above see the result. NAS changes the targets z instead.
 """
 
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Prune:
-    """PRUNE: singular values of the accumulated update that exceed sigma_max(W_0) are drawn in.
+    """PRUNE: singular values of the accumulated update that exceed sigma_max(W_0) are reduced.
 
     sigma -> ln(sigma) - ln(sigma_max) + sigma_max for sigma > sigma_max, the singular values of W + Delta - W_0; the
-    others stay (Ma et al., arXiv 2405.16821, section 4, with the logarithm as F). `when`: "end", as published, one step
-    when all batches are in (`Editor.finish`; `ketools.editing.editor.finished` to measure on the way); "batch": after
-    every batch, on what the batches before have left, so that the weights are pruned at any time and later targets are
-    found on pruned weights. What changes is a sum of as many rank-one terms as there are such values.
+    others stay (Ma et al., arXiv 2405.16821, section 4, with the logarithm as F). `when`: "end", as published, once
+    after all batches (`Editor.finish`; `ketools.editing.editor.finished` to measure on the way); "batch": after every
+    batch, on what the earlier batches have left, so that the weights are always pruned and later targets are found on
+    pruned weights. The change is a sum of as many rank-one terms as there are such values.
     """
 
     when: str = "end"
@@ -35,8 +35,8 @@ class Prune:
     def __call__(self, left: Tensor, right: Tensor, W: Tensor, W0: Tensor) -> Pair:
         """Factors of the pruned update."""
         total = W - W0 + left @ right.T
-        # The Gram side has d_model columns instead of d_mlp; its accuracy, eps sigma_max(total), is that of an SVD for
-        # the large values, the only ones that are needed.
+        # The Gram matrix has d_model columns instead of d_mlp; its accuracy, eps sigma_max(total), equals that of an SVD
+        # for the large values, the only ones needed.
         top = torch.linalg.eigvalsh(W0 @ W0.T)[-1].clamp_min(0).sqrt()
         squares, vectors = torch.linalg.eigh(total @ total.T)
         values = squares.clamp_min(0).sqrt()
@@ -44,15 +44,15 @@ class Prune:
         if not large.any():
             return left, right
         sigma, u = values[large], vectors[:, large]
-        drawn_in = sigma.log() - top.log() + top
-        return torch.cat([left, u * (drawn_in / sigma - 1)], 1), torch.cat([right, total.T @ u], 1)
+        reduced = sigma.log() - top.log() + top
+        return torch.cat([left, u * (reduced / sigma - 1)], 1), torch.cat([right, total.T @ u], 1)
 
 
 @dataclass(frozen=True)
 class Rect:
-    """RECT: of Delta's entries the share `keep` with the largest relative change |Delta / W| stays, the rest is zero.
+    """RECT: the share `keep` of Delta's entries with the largest relative change |Delta / W| stays, the rest is zero.
 
-    Gu et al., arXiv 2401.04700; 0.4 is the published share. The result has no low rank: left is the identity.
+    Gu et al., arXiv 2401.04700; 0.4 is the published share. The result is not of low rank: left is the identity.
     """
 
     keep: float = 0.4
@@ -76,9 +76,9 @@ class Rect:
 class Sphere:
     """SPHERE: Delta (I - strength U U^T), U the principal directions of W's rows on the unit sphere.
 
-    U are the leading eigenvectors of the rows' uncentred covariance, rows scaled to length one: the first whose eigenvalues
-    sum to more than the share `top` of the trace (Liu et al., arXiv 2510.01172, and its code: W is the matrix before
-    this update; 0.5 and 0.5 with AlphaEdit, strength 0.8 with MEMIT).
+    U are the leading eigenvectors of the uncentred covariance of the rows, scaled to length one: the first whose
+    eigenvalues sum to more than the share `top` of the trace (Liu et al., arXiv 2510.01172, and its code: W is the
+    matrix before this update; 0.5 and 0.5 with AlphaEdit, strength 0.8 with MEMIT).
     """
 
     top: float = 0.5
@@ -105,11 +105,11 @@ class Nas:
     """NAS (norm-anchor scaling): each value v* = v_0 + delta is rescaled to the norm that such values have in the
     unedited model.
 
-    v_0 (d_model) is what the edited matrix of the target layer L returns at the subject's last token of the bare prompt,
-    delta what target optimisation adds: z = h_0 - v_0 + v* norm / ||v*|| (Liu et al., arXiv 2602.02543). `norm`: the
-    anchor; None: the mean of ||v*|| over the facts of the first batch of the sequence, found on the unedited weights.
-    (The published anchor is the mean over a sample of CounterFact without its largest 5%; the published code gives up
-    facts whose v* is more than twice as long, here they are rescaled like the others.)
+    v_0 (d_model) is the output of the edited matrix of the target layer L at the subject's last token of the bare
+    prompt, delta the result of the target optimisation: z = h_0 - v_0 + v* norm / ||v*|| (Liu et al., arXiv
+    2602.02543). `norm`: the anchor; None: the mean of ||v*|| over the facts of the first batch of the sequence, found
+    on the unedited weights. (The published anchor is the mean over a sample of CounterFact without its largest 5%. The
+    published code drops facts whose v* is more than twice as long; here they are rescaled like the others.)
     """
 
     norm: float | None = None

@@ -1,7 +1,7 @@
 """When the target optimisation of a fact stops: the first of the two choices that make a method.
 
-The optimisation takes a pass (forward, then a step of Adam) after another. A rule is asked after each forward pass, before
-the step, about all facts at once. Whatever the rule, a fact also stops when its loss falls below `loss_floor`, and at the
+The optimisation runs one pass (forward, then a step of Adam) after another. After each forward pass, before the step, a
+rule decides for all facts at once. Under any rule a fact also stops when its loss falls below `loss_floor`, and at the
 last of `steps` passes.
 """
 
@@ -16,17 +16,17 @@ from torch import Tensor
 if TYPE_CHECKING:
     from ketools.editing.methods import Hyper
 
-_OFFICIAL_PAIRS = 5  # pairs of a prefixed prompt and a target token that the authors' code waits for
+_OFFICIAL_PAIRS = 5  # (prefixed prompt, target token) pairs that the authors' code waits for
 
 
 @dataclass
 class Passes:
-    """What the passes so far have shown of n facts; all tensors are (n,).
+    """What the passes so far have shown about n facts; all tensors are (n,).
 
     taken: updates so far, hence the number of this pass; p: the target's probability, the mean over contexts.
-    first_top: the pass in which the target first was the most probable token at every target position in every context,
-    the bare prompt included; -1 before it. official: the number of passes in which exactly five pairs of a prefixed
-    prompt and a target token were right, the condition of the authors' code.
+    first_top: the first pass in which the target was the most probable token at every target position in every context,
+    the bare prompt included; -1 before it. official: the number of passes in which exactly five (prefixed prompt,
+    target token) pairs were right, the condition of the authors' code.
     """
 
     taken: Tensor
@@ -35,8 +35,8 @@ class Passes:
     official: Tensor
 
     def see(self, p: Tensor, wrong: Tensor, right_prefixed: Tensor) -> None:
-        """Take in a pass: probabilities, and of each fact how many (context, target token) pairs are not the argmax, and
-        how many of those of prefixed prompts are.
+        """Record a pass: probabilities, and for each fact how many (context, target token) pairs are not the argmax,
+        and how many of those of prefixed prompts are.
         """
         self.p = p
         self.first_top = torch.where((self.first_top < 0) & (wrong == 0), self.taken, self.first_top)
@@ -56,13 +56,13 @@ class FixedSteps:
 class MPES:
     """Most-Probable Early Stopping, Gupta et al., arXiv 2502.01636.
 
-    A fact is done `patience` steps after its target first is the most probable token at every target position in
-    every context, the bare prompt included. None: the patience of the model's settings.
+    A fact is done `patience` steps after its target first is the most probable token at every target position in every
+    context, the bare prompt included. None: the patience of the model's settings.
 
-    With the setting compat="official" it does what the authors' code does: the bare prompt does not count, exactly
-    five pairs of a prompt and a target token have to be right (all of them only where targets are single tokens and
-    prefixes five), and the fact is done at the (patience + 1)-th pass in which that holds, whether or not it held in
-    between; patience = -prob_cutoff - 1. Both stop before the step of that pass.
+    With the setting compat="official" it does what the authors' code does: the bare prompt does not count, exactly five
+    (prompt, target token) pairs have to be right (all of them only for single-token targets and five prefixes), and the
+    fact is done at the (patience + 1)-th pass in which that holds, whether or not it held in between; patience =
+    -prob_cutoff - 1. Both stop before the step of that pass.
     """
 
     patience: int | None = None

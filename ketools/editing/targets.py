@@ -10,12 +10,14 @@ minimises (Meng et al., arXiv 2210.07229, equation 15; Gupta et al., arXiv 2502.
 with Adam, projected onto ||delta|| <= clamp_norm_factor ||h_0|| after every step. z = h_0 + delta, h_0 read from the
 bare prompt. When a fact stops is the method's choice (ketools.editing.stopping).
 
-Facts are independent problems: they share a batch and nothing else. The exception are facts of one subject whose keys are
-nearly one: no matrix maps one key to two values, so that they share one delta, whose loss is the mean of theirs (Dong et
-al., arXiv 2502.07322, MEMIT-Merge); what follows calls such facts, and a fact alone, a unit. Units of like length form a pool, which is frozen at
-once (ketools.models.replay); some of it is computed on at a time. A fact's state is its own, so that its result does not
-depend on its companions. Finished facts leave, waiting ones take their place. A fact whose next pass is certain to be its
-last leaves too: only its probability and loss are left to find, for many such facts together and without a gradient.
+Facts are independent problems that share a batch and nothing else, with one exception: facts of one subject with nearly
+the same key. No matrix maps one key to two values, so they share one delta, whose loss is the mean of theirs (Dong et
+al., arXiv 2502.07322, MEMIT-Merge). Such a group, or a fact alone, is called a unit below.
+
+Units of similar length form a pool, which is frozen at once (ketools.models.replay) and computed in parts. Each fact
+has its own state, so its result does not depend on the facts beside it. Finished facts leave and waiting ones take
+their place. A fact whose next pass is certain to be its last leaves too: only its probability and loss remain to be
+computed, for many such facts together and without a gradient.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,23 +39,23 @@ from ketools.models.model import EditableModel
 from ketools.models.replay import Frozen, freeze, tokens_at_once, warn_if_slow
 from ketools.models.tokens import Reads
 
-_EVERY = {"cpu": 1}  # passes between two checks of which facts are done, by device; 4 by default
-_BETAS, _EPSILON = (0.9, 0.999), 1e-8  # Adam's, as in torch.optim
-_ENTRIES = {"cpu": 2**23}  # of one block of logits, 32 MiB in float32: the head's matrix is then read rarely
+_EVERY = {"cpu": 1}  # passes between two checks for finished facts, by device; 4 by default
+_BETAS, _EPSILON = (0.9, 0.999), 1e-8  # of Adam, the defaults of torch.optim
+_ENTRIES = {"cpu": 2**23}  # in one block of logits, 32 MiB in float32: the matrix of the head is then read rarely
 _ENTRIES_ELSEWHERE = 2**28  # 1 GiB: on an accelerator all rows of a pass
-_POOL = 4  # a pool holds so many times the facts that are computed on at once
-_PADDING = 0.15  # share of padding that a pool may have for the sake of its size
+_POOL = 4  # a pool holds at most this many times the units that are computed at once
+_PADDING = 0.15  # share of padding that a pool may have
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Target states of n facts, in their order; all on the CPU, float32 unless said.
+    """Target states of n facts, in their order; all on the CPU, float32 unless stated.
 
     z, h0 (n, d_model); delta_norm (n,); steps (n,) int64, updates taken; p_target (n,), the target's probability when
-    stopped, mean over contexts of exp(-mean token NLL); loss (n,); trace (n, passes): p_target before each update,
-    NaN after the last one; known (n,) bool: the target was the most probable answer to the bare prompt before.
-    positions, tokens (n,) int64: places that were computed for the fact, over all passes, and how many of them hold a
-    token of its prompts; the others are padding to the longest prompt of its pool.
+    stopped, mean over contexts of exp(-mean token NLL); loss (n,); trace (n, passes): p_target before each update, NaN
+    after the last one; known (n,) bool: the target was the most probable answer to the bare prompt before. positions,
+    tokens (n,) int64: positions computed for the fact, over all passes, and how many of them hold a token of its
+    prompts; the others are padding to the longest prompt of its pool.
     """
 
     z: Tensor
@@ -69,7 +71,7 @@ class Targets:
 
     @property
     def padding(self) -> float:
-        """Share of padding in the places that were computed."""
+        """Share of padding in the computed positions."""
         return 1 - int(self.tokens.sum()) / max(1, int(self.positions.sum()))
 
     def pick(self, part: slice | Tensor) -> "Targets":
@@ -79,8 +81,8 @@ class Targets:
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward pass as a callback sees it, of the facts computed on in it: `facts` are their places (m,) among those
-    given, `taken` (m,) how many updates each had before, z (m, d_model) its state, p and loss (m,) at that state, top
+    """One forward pass, as a callback receives it: `facts` are the places (m,) of the computed facts among those given,
+    `taken` (m,) the number of updates before this pass, z (m, d_model) the state, p and loss (m,) at that state, top
     (m,) bool whether the target is the most probable token at all its positions in all contexts. All on the CPU.
     """
 
@@ -97,8 +99,8 @@ Callback = Callable[[Pass], object]
 
 @dataclass
 class State(Passes):
-    """State of the optimisation of n facts: (n, d_model) h0, delta, Adam's moments `mean` and `square`, and `before`,
-    the state that predicts what follows "{subject} is a" before any change; (n,) bool `done`.
+    """State of the optimisation of n units: (n, d_model) h0, delta, Adam's moments `mean` and `square`, and `before`,
+    the unchanged state that predicts what follows "{subject} is a"; (n,) bool `done`.
     """
 
     h0: Tensor
@@ -118,7 +120,7 @@ class State(Passes):
         )  # fmt: skip
 
     def pick(self, facts: Tensor) -> "State":
-        """The state of some of the facts, a copy."""
+        """The state of some of the units, a copy."""
         return State(**{f.name: getattr(self, f.name)[facts] for f in fields(self)})
 
     def put(self, facts: Tensor, state: "State") -> None:
@@ -140,11 +142,11 @@ def compute_targets(
 ) -> Targets:
     """Targets of all `facts` at layer L = hyper.layers[-1]; `contexts` are texts put before the prompt, "" first.
 
-    `rows` are those of `fact_rows`, if they were computed already. `progress` is called with the number of facts done since
-    the last call, `callback` with every forward pass (see `Pass`). `shared` holds the places of facts of one subject that
-    get one delta, a list a subject. The weights are only read.
-    Warns (UserWarning, once) of a model whose prompts cannot be replayed.
-    Raises KetoolsError for a fact that cannot be edited or whose optimisation leaves the finite numbers.
+    `rows` are those of `fact_rows`, if already computed. `progress` is called with the number of facts done since the
+    last call, `callback` with every forward pass (see `Pass`). `shared` lists groups of facts of one subject, by their
+    places; each group gets one delta. The weights are only read. Warns (UserWarning, once) about a model whose prompts
+    cannot be replayed. Raises KetoolsError for a fact that cannot be edited or whose optimisation produces numbers that
+    are not finite.
     """
     assert contexts and contexts[0] == "", "the first context is the bare prompt"
     assert hyper.layers is not None
@@ -157,8 +159,8 @@ def compute_targets(
     units = [FactRows.joined([rows[i] for i in group]) for group in groups]
     for chosen, at_once in _pools(units, hyper.facts_at_once, tokens_at_once(model, hyper.layers[-1])):
         places = [place for unit in chosen for place in groups[unit]]
-        heard = None if callback is None else _renumbered(callback, places)
-        parts.append(Descent(model, [units[i] for i in chosen], stopping, hyper, at_once).run(progress, heard))
+        renumbered = None if callback is None else _renumbered(callback, places)
+        parts.append(Descent(model, [units[i] for i in chosen], stopping, hyper, at_once).run(progress, renumbered))
         order += places
     whole = Targets(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Targets)})
     targets = whole.pick(torch.tensor(order).argsort())
@@ -176,8 +178,8 @@ def _renumbered(callback: Callback, chosen: Sequence[int]) -> Callback:
 
 
 def _pools(rows: Sequence[FactRows], facts_at_once: int | None, tokens: int) -> list[tuple[list[int], int]]:
-    # Units of like suffix length together, and how many of them at once; a pool ends where padding would cost more
-    # than its size gains.
+    # Units of similar suffix length, and how many of them to compute at once; a pool ends where padding would cost more
+    # than a larger pool gains.
     pools: list[tuple[list[int], int]] = []
     for i in sorted(range(len(rows)), key=lambda i: (rows[i].facts, rows[i].shares_kl, rows[i].suffix)):
         pool = pools[-1][0] if pools else []
@@ -195,11 +197,11 @@ def _pools(rows: Sequence[FactRows], facts_at_once: int | None, tokens: int) -> 
 
 
 class Descent:
-    """Projected Adam on the deltas of one pool of units, `at_once` at a time; each of as many facts as the first.
+    """Projected Adam on the deltas of one pool of units, `at_once` at a time; all have as many facts as the first.
 
-    `h0` of a unit is the mean over its facts; the result has one entry per fact, with its own h0 and z. Nothing is read back from the device
-    within a pass; every few passes on an accelerator, and in each on a CPU, it checks which facts are done. A finished fact
-    that is still in the batch is no longer updated, so this changes no result.
+    `h0` of a unit is the mean over its facts; the result has one entry per fact, with its own h0 and z. Nothing is read
+    back from the device within a pass. Finished facts are looked for in each pass on a CPU, every few passes on an
+    accelerator. A finished fact that is still in the batch is no longer updated, so this changes no result.
     """
 
     def __init__(
@@ -218,7 +220,7 @@ class Descent:
         assert hyper.layers is not None
         layer = hyper.layers[-1]
         self.pool = freeze(model, [row.ids for row in flat], starts, layer, whole=True)
-        self.kl_pool: Frozen | None = None  # of "{subject} is a", where the bare prompt does not begin with the subject
+        self.kl_pool: Frozen | None = None  # of "{subject} is a", unless the bare prompt begins with the subject
         if not rows[0].shares_kl:
             self.kl_pool = freeze(
                 model, [fact.kl for fact in rows], [len(fact.kl) - 1 for fact in rows], layer, whole=True
@@ -227,26 +229,26 @@ class Descent:
         self.pool.backend = hyper.compile
         self.device = self.pool.hidden.device
         self.reads = Reads.of(flat, self.device, starts)
-        self.h0 = h0 = self.pool.begin[:: self.width // self.each].float()  # of each fact
+        self.h0 = h0 = self.pool.begin[:: self.width // self.each].float()  # per fact
         self.all = State.of(h0.view(self.n, self.each, -1).mean(1))
         number, count = h0.new_zeros(len(h0)), self._tensor([0] * len(h0))
         self.out = Targets(
             z=torch.zeros_like(h0), h0=h0, delta_norm=number.clone(), steps=count.clone(), p_target=number.clone(),
             loss=number.clone(), trace=h0.new_full((len(h0), self.passes), torch.nan), known=count > 0,
         )  # fmt: skip
-        # Adam's corrections of its moments by the number of updates, computed in double precision.
+        # Bias corrections of Adam's moments by the number of updates, computed in double precision.
         self.corrections = [
             torch.tensor([1 - beta ** max(i, 1) for i in range(self.passes + 1)], device=self.device) for beta in _BETAS
         ]
-        self.reference: Tensor | None = None  # log-probabilities after "{subject} is a" of the facts computed on
+        self.reference: Tensor | None = None  # log-probabilities after "{subject} is a" of the active units
         self.callback: Callback | None = None
         self._take(list(range(self.at_once)), None)
 
     def run(self, progress: Callable[[int], None] | None = None, callback: Callback | None = None) -> Targets:
-        """All facts of the pool; `progress` is called with how many more are done, `callback` with every pass."""
+        """All facts of the pool; `progress` is called with numbers of newly finished facts, `callback` with every pass."""
         self.callback = callback
         waiting, entered, at = list(range(self.at_once, self.n)), [0] * self.at_once, 0
-        closing: list[int] = []  # facts whose next pass is the last
+        closing: list[int] = []  # units whose next pass is the last
         while self.active:
             self._pass(slope=at - max(entered) < self.passes - 1)
             at += 1
@@ -272,17 +274,14 @@ class Descent:
                 progress(len(self.active) * self.each)
         tokens = self.pool.lengths.view(len(self.h0), -1).sum(1)
         places = torch.full_like(tokens, self.width // self.each * self.pool.hidden.shape[1])
-        spent = {name: (self.out.steps + 1) * each for name, each in (("positions", places), ("tokens", tokens))}
-        found = {f.name: getattr(self.out, f.name) for f in fields(Targets)} | spent
-        return Targets(**{name: value.cpu() for name, value in found.items()})
+        passes = self.out.steps + 1
+        out = replace(self.out, positions=passes * places, tokens=passes * tokens)
+        return Targets(**{f.name: getattr(out, f.name).cpu() for f in fields(Targets)})
 
     def _certain(self) -> Tensor:
-        # Whose next pass is the last, whatever it shows: asked with the number of that pass and what is known before it.
+        # Whose next pass is the last whatever it shows: the rule is applied to its number and to what is known before it.
         state = self.state
-        return (self._last_pass(state.taken) | self.stopping.stops(state, self.hyper)) & ~state.done
-
-    def _last_pass(self, taken: Tensor) -> Tensor:
-        return taken >= self.passes - 1
+        return ((state.taken >= self.passes - 1) | self.stopping.stops(state, self.hyper)) & ~state.done
 
     def _pass(self, slope: bool) -> None:
         # One forward pass, the stopping test, and the update of those that continue.
@@ -291,20 +290,21 @@ class Descent:
         bare = self.row % (self.width // self.each) == 0
         wrong = self._count(~best)
         state.see(p.view(len(facts), -1).amin(1), wrong, self._count(best & ~bare))
-        stop = (loss < self.hyper.loss_floor) | self._last_pass(state.taken) | self.stopping.stops(state, self.hyper)
+        last = state.taken >= self.passes - 1
+        stop = last | (loss < self.hyper.loss_floor) | self.stopping.stops(state, self.hyper)
         ends = stop & ~state.done
-        # Records have one entry per fact, optimised tensors one per unit.
+        # Results have one entry per fact, optimised tensors one per unit.
         facts = (facts[:, None] * self.each + torch.arange(self.each, device=self.device)).flatten()
         taken, done, delta, loss, top, ends = (
             value.repeat_interleave(self.each, 0)
             for value in (state.taken, state.done, state.delta, loss, wrong == 0, ends)
         )
         z, known = self.h0[facts] + delta, self._count(~best & bare, self.each) == 0
-        for table, value, where in (
+        for result, value, where in (
             (out.z, z, ends[:, None]), (out.delta_norm, delta.norm(dim=1), ends), (out.p_target, p, ends),
             (out.loss, loss, ends), (out.steps, taken, ends), (out.known, known, taken == 0),
         ):  # fmt: skip
-            table[facts] = torch.where(where, value, table[facts])
+            result[facts] = torch.where(where, value, result[facts])
         at = taken.clamp_max(self.passes - 1)
         out.trace[facts, at] = torch.where(done, out.trace[facts, at], p)
         if self.callback is not None:
@@ -314,13 +314,13 @@ class Descent:
             self._update(slopes)
 
     def _evaluate(self, with_slope: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        # Loss per unit and probability per fact at the present delta, whether each entry is argmax, and the loss's gradient.
+        # At the present delta: loss per unit, probability per fact, whether each target token is the argmax, the gradient.
         n, width, h0 = len(self.active), self.width, self.state.h0
         with torch.set_grad_enabled(with_slope):
             delta = self.state.delta.detach().requires_grad_(with_slope)
             with self._precision():
                 states = self.frozen.run(self.frozen.shifted(delta.repeat_interleave(width, 0)), self.places)
-            states = states.to(self.device)  # of a model that is spread over devices, the top layer's
+            states = states.to(self.device)  # a model spread over devices returns them on that of its top layer
             n_token = len(self.row)
             nll, best = token_losses(self.model, states.index_select(0, self.entry[:n_token]), self.token)
             if self.kl is None:
@@ -339,16 +339,16 @@ class Descent:
         return fit.detach() + scale * norm, (-per_row.detach()).exp().view(n * self.each, -1).mean(1), best, slope
 
     def _precision(self) -> AbstractContextManager[object]:
-        # Of the layers' products; norm, head and losses keep the weights' type.
+        # For the products in the layers; norm, head and losses keep the type of the weights.
         stack = ExitStack()
         if self.hyper.precision != "weights":
             stack.enter_context(torch.autocast(self.device.type, dtype=torch.bfloat16))
-            if self.device.type == "cpu":  # its fused attention goes backwards slowly in bfloat16
+            if self.device.type == "cpu":  # the backward pass of its fused attention is slow in bfloat16
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         return stack
 
     def _references(self, states: Tensor) -> Tensor:
-        # What follows "{subject} is a" before any change, by the states that a fact had in its first pass.
+        # The prediction after "{subject} is a" before any change, from the states in the first pass of a unit.
         known = 0 if self.reference is None else len(self.reference)
         if known < len(self.active):
             is_first = self.state.taken[known:, None] == 0
@@ -360,7 +360,7 @@ class Descent:
         return self.reference
 
     def _count(self, entries: Tensor, parts: int = 1) -> Tensor:
-        # How many entries are marked of a unit's, or of each of its `parts`, (units * parts,) int64.
+        # Number of marked entries per unit, or per each of its `parts`, (units * parts,) int64.
         counts = torch.zeros(len(self.active) * parts, dtype=torch.long, device=entries.device)
         return counts.index_add(0, self.row // (self.width // parts), entries.long())
 
@@ -378,7 +378,7 @@ class Descent:
         state.delta = torch.where(state.done[:, None], state.delta, delta)
 
     def _take(self, facts: list[int], kept: list[int] | None) -> None:
-        # From now on these facts of the pool are computed on; `kept`: the places of those that were already.
+        # Make these units of the pool the active ones; `kept`: places of those that were active before.
         self.active, self.facts = facts, self._tensor(facts)
         if not facts:
             return
@@ -404,14 +404,13 @@ class Descent:
 
 
 # The terms of the loss. With a plain head the gradient with respect to the states is computed along with them, block by
-# block, so that neither logits nor probabilities of more than one block are ever held: a vocabulary is hundreds of times
-# wider than the states.
+# block, so that logits and probabilities of only one block are in memory: a vocabulary is far wider than the states.
 
 
 def token_losses(model: EditableModel, states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Negative log-probability (nats, float32) of `tokens` (n,) after `states` (n, d_model), and whether each is argmax.
+    """Negative log-probability (nats, float32) of `tokens` (n,) after `states` (n, d_model), and which are argmax.
 
-    `states` are before the final norm. The loss is differentiable with respect to them.
+    `states` come before the final norm; the loss is differentiable with respect to them.
     """
     normed, here = model.final_norm(states).to(model.head.weight.device), states.device
     tokens = tokens.to(normed.device)
@@ -458,13 +457,13 @@ def divergences(model: EditableModel, states: Tensor, reference: Tensor, directi
 
 
 def log_distribution(model: EditableModel, states: Tensor) -> Tensor:
-    """Log-probabilities (n, vocabulary), float32, after `states` (n, d_model) before the final norm."""
+    """Log-probabilities (n, vocabulary), float32, after `states` (n, d_model), which are taken before the final norm."""
     return torch.log_softmax(model.logits(model.final_norm(states).to(model.head.weight.device)).float(), dim=1)
 
 
 class _ThroughHead(torch.autograd.Function):
-    # `measure` takes logits (rows, vocabulary) float32, which it may overwrite, and the rows' slice; it gives the loss
-    # (rows,), a mark (rows,), and a function that gives the gradient of the loss with respect to the logits.
+    # `measure` takes logits (rows, vocabulary) float32, which it may overwrite, and the slice of the rows. It returns the
+    # loss (rows,), a mark (rows,), and a function that returns the gradient of the loss with respect to the logits.
 
     @staticmethod
     def forward(
@@ -496,7 +495,7 @@ class _ThroughHead(torch.autograd.Function):
 
 
 def not_finite(model: EditableModel) -> str:
-    """What to tell a user about numbers that are not finite: which parameter, in which layer, or that none is."""
+    """The explanation of numbers that are not finite: the parameter and layer that hold them, or that none does."""
     for path, weight in model.model.named_parameters():
         if not weight.isfinite().all():
             inside = path.removeprefix(f"{model.anatomy.layers}.")

@@ -1,17 +1,17 @@
 """The weight update in closed form: matrices only, no model. The second of the two choices that make a method.
 
-Every method minimises a quadratic in Delta = W' - W (d_model, d_mlp), given keys K1 (d_mlp, n) of the new facts and
-residuals R (d_model, n) that they are to add:
+Every method minimises a quadratic in Delta = W' - W (d_model, d_mlp), given keys K1 (d_mlp, n) of the new facts and the
+residuals R (d_model, n) to add for them:
 
     ||Delta K1 - R||^2 / slack + tr(Delta A Delta^T),    A = lambda_p C + lambda_n I + K_p K_p^T
 
     Delta = R (slack I + K1^T X)^-1 X^T,    X = A^-1 K1
 
-`quadratic_form` builds A, a `Protection`. slack = 1 is MEMIT and related methods (Meng et al., arXiv 2210.07229, equation 14;
-Gupta et al., arXiv 2502.01636), slack -> 0 the equality constraint of ROME and EMMET (arXiv 2403.14236, equation 13).
-AlphaEdit (arXiv 2410.02355) is the same in the coordinates of a null-space basis U (d_mlp, r), with A = l2 I + K_p K_p^T
-there. Delta has the rank of the batch and stays factored: left (d_model, n), right (d_mlp, n), Delta = left right^T. All
-in float64.
+`quadratic_form` builds A, a `Protection`. slack = 1 gives MEMIT and related methods (Meng et al., arXiv 2210.07229,
+equation 14; Gupta et al., arXiv 2502.01636), slack -> 0 the equality constraint of ROME and EMMET (arXiv 2403.14236,
+equation 13). AlphaEdit (arXiv 2410.02355) is the same in the coordinates of a null-space basis U (d_mlp, r), with A =
+l2 I + K_p K_p^T there. Delta has the rank of the batch and stays factored: left (d_model, n), right (d_mlp, n), Delta =
+left right^T. All in float64.
 """
 
 from collections.abc import Sequence
@@ -23,20 +23,16 @@ from torch import Tensor
 from ketools.editing.methods import Absolute, LeastSquares, NullSpace, Update
 from ketools.errors import KetoolsError, NotFinite
 
-_DRIFT = 1e-9  # relative residual of a solve above which the factors are built again
+_DRIFT = 1e-9  # relative residual of a solve above which it is refined
 
 
 def quadratic_form(
-    C: Tensor,
-    update: Update,
-    hyper: Absolute,
-    K_p: Sequence[Tensor] = (),
-    name: str = "A",
+    C: Tensor, update: Update, hyper: Absolute, K_p: Sequence[Tensor] = (), name: str = "A"
 ) -> "Protection":
-    """A = lambda_p C + lambda_n I + K_p K_p^T: what `update` protects, and how much it weighs against the new facts.
+    """A = lambda_p C + lambda_n I + K_p K_p^T: what `update` protects, and with which weight against the new facts.
 
-    C (d_mlp, d_mlp) float64 is the covariance of keys of background text, `K_p` the keys (d_mlp, n) of earlier edits, a
-    block a batch. `hyper` comes from Hyper.absolute. Raises KetoolsError where A is not positive definite.
+    C (d_mlp, d_mlp) float64 is the covariance of keys over background text, `K_p` the keys (d_mlp, n) of earlier edits,
+    one block per batch. `hyper` comes from Hyper.absolute. Raises KetoolsError where A is not positive definite.
     """
     match update:
         case LeastSquares(norm=True):
@@ -58,11 +54,11 @@ def _eye(like: Tensor, n: int) -> Tensor:
 class Protection:
     """A = base + K_p K_p^T, solved through factors that grow with the keys.
 
-    With base = L L^T and whitened keys Y = L^-1 K_p (d, m), A^-1 k = L^-T (I - Y (I + Y^T Y)^-1 Y^T) L^-1 k: a batch
-    of n keys costs O(d^2 n + d m n) instead of O(d^3). Once m exceeds half of d the keys are folded: K_p K_p^T goes into
-    `base`, which is factored again, and the keys are released. It holds at most 3.25 d^2 numbers, however many keys
-    there were. `basis` (d_mlp, r) restricts everything to its columns' span (d = r). `own`: `base` is written to when keys are
-    folded; otherwise it is copied first.
+    With base = L L^T and whitened keys Y = L^-1 K_p (d, m), A^-1 k = L^-T (I - Y (I + Y^T Y)^-1 Y^T) L^-1 k: a batch of
+    n keys costs O(d^2 n + d m n) instead of O(d^3). Once m exceeds half of d the keys are folded: K_p K_p^T goes into
+    `base`, which is factored again, and the keys are released. At most 3.25 d^2 numbers are held, however many keys
+    were added. `basis` (d_mlp, r) restricts everything to the span of its columns (d = r). Folding writes to `base` if
+    `own`, otherwise to a copy.
 
     Raises KetoolsError, at the first `add` or `solve`, where `base` is not positive definite.
     """
@@ -73,15 +69,15 @@ class Protection:
     own: bool = False
     _loose: list[Tensor] = field(default_factory=list)  # keys since the last fold, in the basis' coordinates
     _lower: Tensor | None = None
-    # Room for all keys between two folds, Y^T (d / 2, d) and the factor of I + Y^T Y: made once, because memory of tensors
-    # that are allocated for every batch, each a little larger, is not given back to the system.
+    # Buffers for all keys between two folds, Y^T (d / 2, d) and the factor of I + Y^T Y, allocated once: the memory of
+    # tensors that grow a little with every batch would not be returned to the system.
     _white: Tensor | None = None
     _gram: Tensor | None = None
 
     def add(self, *blocks: Tensor) -> None:
-        """Protect `blocks` of keys (d_mlp, n) of edits that were made, a block a batch, in their order.
+        """Protect `blocks` of keys (d_mlp, n) of earlier edits, one block per batch, in their order.
 
-        Bit for bit the same whether blocks come one by one or together; together they are factored only after the last fold.
+        The bits are the same whether blocks come one by one or together; those after the last fold are factored.
         """
         folded = self._last_fold([block.shape[1] for block in blocks])
         if folded:
@@ -92,8 +88,8 @@ class Protection:
             self._grow(self._coordinates(block))
 
     def drop(self) -> bool:
-        """Forget the keys added last, bit for bit. False, with nothing done, where they were folded: who has all the
-        other keys then makes another Protection of them, which has the bits of one that never saw these.
+        """Remove the keys added last, bit for bit. Returns False, with nothing done, if they were folded: a new
+        Protection, built from all the other keys, then has the same bits as one that never held these.
         """
         if not self._loose:
             return False
@@ -101,7 +97,7 @@ class Protection:
         return True
 
     def solve(self, keys: Tensor) -> Tensor:
-        """X = A^-1 keys, (d_mlp, n) float64, by factors and one step of refinement.
+        """X = A^-1 keys, (d_mlp, n) float64, from the factors, with one step of refinement where needed.
 
         Raises KetoolsError if A is singular or the result is not finite.
         """
@@ -130,7 +126,7 @@ class Protection:
             self._white, self._gram = self.base.new_empty(d // 2, d), self.base.new_zeros(d // 2, d // 2)
 
     def _last_fold(self, widths: Sequence[int]) -> int:
-        # How many of the blocks to come are folded: all up to the last that makes the loose keys too many.
+        # How many of the new blocks are folded: all up to the last at which the loose keys become too many.
         loose, last = self._count, 0
         for number, width in enumerate(widths, 1):
             loose += width
@@ -139,10 +135,10 @@ class Protection:
         return last
 
     def _fold(self, blocks: Sequence[Tensor]) -> None:
-        # Always one block after another onto the same sum: the order, and with it the bits, are those of single calls.
+        # Blocks are always added one after another to the same sum, which keeps the bits of separate calls.
         if not self.own:
             self.base, self.own = self.base.clone(), True
-        self._lower = None  # its room is free before that of the next one is taken
+        self._lower = None  # free its memory before the next factor is allocated
         for block in (*self._loose, *map(self._coordinates, blocks)):
             self.base.addmm_(block, block.T)
         self._factor()
@@ -177,7 +173,7 @@ class Protection:
 def least_squares(protection: Protection, keys: Tensor, residuals: Tensor, slack: float = 1.0) -> tuple[Tensor, Tensor]:
     """Delta = left right^T for keys K1 (d_mlp, n) and residuals R (d_model, n): (left, right), float64.
 
-    `slack` weighs the protected against the new: 1 for MEMIT, sequential MEMIT, AlphaEdit and ENCORE; 0 makes the new
+    `slack` weights the protected against the new: 1 for MEMIT, sequential MEMIT, AlphaEdit and ENCORE; 0 makes the new
     facts hold exactly (ROME, EMMET). Raises KetoolsError for a system without a finite solution.
     """
     assert keys.shape[1] == residuals.shape[1], "one residual a key"
@@ -196,8 +192,8 @@ def least_squares(protection: Protection, keys: Tensor, residuals: Tensor, slack
 def constrained(protection: Protection, keys: Tensor, residuals: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
     """Delta = R (X^T H)^-1 X^T with X = A^-1 K1 as (left, right), float64: Delta H = R holds exactly.
 
-    K1 and H are (d_mlp, n). With H = K1 this is `least_squares` with slack 0, the smallest change in the norm that A
-    gives. With other keys H it is what ROME's published code computes (rome_main: the direction from averaged keys, the
+    K1 and H are (d_mlp, n). With H = K1 this is `least_squares` with slack 0, the smallest change in the norm given by
+    A. With other keys H it is what ROME's published code computes (rome_main: the direction from averaged keys, the
     denominator from the bare prompt's), which is smallest in no such norm. Raises KetoolsError for a system without a
     finite solution.
     """
@@ -213,7 +209,7 @@ def constrained(protection: Protection, keys: Tensor, residuals: Tensor, held: T
 
 
 def null_space(covariance: Tensor, threshold: float, name: str = "C") -> Tensor:
-    """Orthonormal basis U (d_mlp, r), float64, of the eigenvectors of C with eigenvalue below `threshold`.
+    """Orthonormal basis U (d_mlp, r), float64, of the eigenvectors of C with eigenvalues below `threshold`.
 
     AlphaEdit's projection is P = U U^T (arXiv 2410.02355, section 3.2), which is never formed. Raises KetoolsError if
     no eigenvalue is that small.
@@ -229,7 +225,7 @@ def null_space(covariance: Tensor, threshold: float, name: str = "C") -> Tensor:
 
 
 def cholesky(matrix: Tensor, name: str) -> Tensor:
-    """Lower factor of a symmetric positive definite matrix; raises KetoolsError with its rank where it is not."""
+    """Lower factor of a symmetric positive definite matrix; for any other raises KetoolsError with its rank."""
     if not matrix.isfinite().all():
         raise NotFinite(f"{name} holds NaN or Inf; compute the statistics again")
     lower, info = torch.linalg.cholesky_ex(matrix)
@@ -244,7 +240,7 @@ def cholesky(matrix: Tensor, name: str) -> Tensor:
 
 
 def merged(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """The factors of several updates of one layer as one pair: side by side, or as a dense matrix where that is smaller."""
+    """The factors of several updates of one layer as one pair: side by side, or a dense matrix where that is smaller."""
     left, right = (torch.cat([pair[side] for pair in pairs], 1) for side in (0, 1))
     if len(pairs) > 1 and left.shape[1] > len(left):
         total = left.double() @ right.double().T
@@ -253,6 +249,6 @@ def merged(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def frobenius(left: Tensor, right: Tensor) -> float:
-    """||left right^T||_F by the factors' Gram matrices in float64: no matrix (d_model, d_mlp) is formed."""
+    """||left right^T||_F from the Gram matrices of the factors in float64: no matrix (d_model, d_mlp) is formed."""
     left, right = left.double(), right.double()
     return float(((left.T @ left) * (right.T @ right)).sum().clamp_min(0).sqrt())

@@ -1,7 +1,7 @@
-"""What else the model could do before it was edited: multiple-choice tasks, perplexity, and lm-evaluation-harness.
+"""The model's other abilities: multiple-choice tasks, perplexity, and lm-evaluation-harness.
 
-`harness` runs the tasks of lm-evaluation-harness on the edited model in memory: nothing is saved or loaded. The world's six
-tasks are there as YAML files (data/world/lm_eval) and need no network; every other task is the harness's own and fetches
+`harness` runs the tasks of lm-evaluation-harness on the edited model in memory: nothing is saved or loaded. The world's
+six tasks are YAML files (data/world/lm_eval) that need no network; every other task belongs to the harness and fetches
 its data from the hub. It needs the optional package lm-eval (the extra `eval`).
 """
 
@@ -43,21 +43,22 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "task": str, "split": str, "id": (str, int), "prompt": str, "choices": list, "answer": int,
 }  # fmt: skip
 _TABLES = (".jsonl", ".jsonl.gz", ".yaml", ".yml")
-_LARGEST = 700.0  # nats a token: beyond it exp overflows
+_LARGEST = 700.0  # nats per token; exp overflows beyond
+_ROWS = 32  # of a forward pass of the harness
 
 
 def load_tasks(path: str | Path | None = None, split: str = "test") -> pd.DataFrame:
-    """Read task items: one JSON object a line (.jsonl, .jsonl.gz), or a list of them in YAML.
+    """Read task items: one JSON object per line (.jsonl, .jsonl.gz), or a list of them in YAML.
 
     Args:
         path: the file; None: the world's own, data/world/tasks.jsonl.gz.
-        split: "train" or "test". An item without a split is one of the test's, one without an id gets its number.
+        split: "train" or "test". Items without a split belong to the test split; those without an id get their number.
 
     Returns:
-        task, split, id, prompt (ends where the choice comes), choices (list of str), answer (index into choices).
+        task, split, id, prompt (the choice continues it), choices (list of str), answer (index into choices).
 
-    Raises:
-        KetoolsError: no such file, broken line, missing field, answer outside the choices, no item of that split.
+    Raises KetoolsError for a missing file, a broken line, a missing field, an answer outside the choices, and no item
+    of that split.
     """
     path = Path(path).expanduser() if path is not None else data_root() / "world" / "tasks.jsonl.gz"
     if not path.is_file():
@@ -87,9 +88,9 @@ def load_tasks(path: str | Path | None = None, split: str = "test") -> pd.DataFr
 
 
 def tasks_named(source: str) -> pd.DataFrame | tuple[str, ...]:
-    """What `--tasks` names: "world", a file of items (`load_tasks`), or tasks of lm-eval, separated by commas.
+    """The tasks for `--tasks`: "world", a file of items (`load_tasks`), or names of lm-eval tasks, separated by commas.
 
-    Raises KetoolsError as `load_tasks` does; for tasks of the harness if it is not installed or has no such task.
+    Raises KetoolsError as `load_tasks` does; for harness tasks also if lm-eval is not installed or has no such task.
     """
     if source == "world" or source.lower().endswith(_TABLES):
         return load_tasks(None if source == "world" else source)
@@ -106,7 +107,7 @@ def tasks_named(source: str) -> pd.DataFrame | tuple[str, ...]:
 def f1_of(
     model: EditableModel, tasks: pd.DataFrame | tuple[str, ...], n_per_task: int, seed: int = 0
 ) -> dict[str, float]:
-    """{task: weighted F1} of items, as `downstream`; of tasks of lm-eval {"task metric": value} of their first metric."""
+    """{task: weighted F1} of items, as in `downstream`; for lm-eval tasks {"task metric": value} of their first metric."""
     if not n_per_task or not len(tasks):
         return {}
     if isinstance(tasks, pd.DataFrame):
@@ -116,7 +117,6 @@ def f1_of(
 
 
 def _item(given: object, where: str, number: int) -> dict[str, Any]:
-    """One item, checked."""
     item: dict[str, Any] = {"split": "test", "id": number} | given if isinstance(given, dict) else {}
     for name, kind in FIELDS.items():
         if not isinstance(item.get(name), kind):
@@ -131,7 +131,7 @@ def _item(given: object, where: str, number: int) -> dict[str, Any]:
 
 
 def sample_tasks(tasks: pd.DataFrame, n_per_task: int | None, seed: int = 0) -> pd.DataFrame:
-    """At most n_per_task items of each task, drawn by the seed, in the order of the file."""
+    """At most n_per_task items of each task, drawn with the seed, in the order of the file."""
     if n_per_task is None:
         return tasks.reset_index(drop=True)
     if n_per_task < 1:
@@ -147,20 +147,19 @@ def sample_tasks(tasks: pd.DataFrame, n_per_task: int | None, seed: int = 0) -> 
 def downstream(
     model: EditableModel, tasks: pd.DataFrame | None = None, n_per_task: int | None = 100, seed: int = 0
 ) -> pd.DataFrame:
-    """Multiple choice, zero-shot: the model's choice is the one whose tokens together are the most probable.
+    """Multiple choice, zero-shot: the model chooses the option whose tokens together are the most probable.
 
     Args:
-        model: the model in its current state.
-        tasks: items as from `load_tasks` (None: the world's test split).
+        model: the model in its present state.
+        tasks: items from `load_tasks` (None: the world's test split).
         n_per_task: items drawn per task (None: all); the same seed draws the same items.
-        seed: of the draw.
+        seed: seed of the draw.
 
     Returns:
-        A row per task, by name: task, n, accuracy, f1 (weighted over the answers' classes, scikit-learn). The class
-        of an item is the text of its right choice, so that a task whose choices are shuffled keeps its classes.
+        One row per task, by name: task, n, accuracy, f1 (weighted over the answers' classes, scikit-learn). The class of
+        an item is the text of its correct choice, so that shuffled choices do not change the classes.
 
-    Raises:
-        KetoolsError: two choices of an item are the same.
+    Raises KetoolsError if two choices of an item are the same.
     """
     items = sample_tasks(load_tasks() if tasks is None else tasks, n_per_task, seed)
     scores = choice_logprobs(model, list(items["prompt"]), [tuple(choices) for choices in items["choices"]])
@@ -181,7 +180,7 @@ def downstream(
 def load_heldout(source: str | Path = "world", documents: int | None = None) -> list[str]:
     """The first documents for perplexity: "world" (data/world/heldout.txt), or a text file as `corpus` reads it.
 
-    Raises KetoolsError for a file that is missing, not text, or holds none.
+    Raises KetoolsError for a file that is missing, not text, or empty.
     """
     texts = list(islice(corpus(data_root() / "world" / "heldout.txt" if source == "world" else source), documents))
     if not texts and documents != 0:
@@ -192,14 +191,13 @@ def load_heldout(source: str | Path = "world", documents: int | None = None) -> 
 def perplexity(model: EditableModel, texts: Iterable[str], *, batch_tokens: int = 4096) -> float:
     """exp of the mean cross-entropy per predicted token, over all documents (long ones weigh more).
 
-    A document is tokenised as the tokenizer does by default (a BOS where it adds one), cut into windows of the
-    model's context; the first token of a window is not predicted. This is transformers' own loss, token-weighted.
-    Infinite where a token has no probability left or the model's output is NaN.
+    Documents are tokenised with the tokenizer's defaults (with a BOS where it adds one) and cut into windows of the
+    model's context; the first token of a window is not predicted. This is the loss of transformers, weighted by tokens.
+    Infinite where a token has probability 0 or the model's output is NaN.
 
-    Raises:
-        KetoolsError: no document has two tokens.
+    Raises KetoolsError if no document has two tokens.
     """
-    longest = getattr(model.model.config, "max_position_embeddings", None) or 1024
+    longest = model.window or 1024
     rows = [list(model.tokenizer(text, verbose=False)["input_ids"]) for text in texts]
     cut = [row[i : i + longest] for row in rows for i in range(0, len(row), longest)]
     windows = [row for row in cut if len(row) > 1]
@@ -212,15 +210,15 @@ def perplexity(model: EditableModel, texts: Iterable[str], *, batch_tokens: int 
         with torch.inference_mode():
             states = model.body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
             step = max(1, LOGITS // model.config.vocab_size)  # with a vocabulary of 49,152, 4,096 rows are 0.8 GB
-            for some, wanted in zip(states[:, :-1][live].split(step), ids[:, 1:][live].split(step), strict=True):
-                nll += float(cross_entropy(model.logits(some).float(), wanted, reduction="none").double().sum())
+            for part, wanted in zip(states[:, :-1][live].split(step), ids[:, 1:][live].split(step), strict=True):
+                nll += float(cross_entropy(model.logits(part).float(), wanted, reduction="none").double().sum())
     mean = nll / count
-    return math.exp(mean) if mean < _LARGEST else math.inf  # NaN compares false
+    return math.exp(mean) if mean < _LARGEST else math.inf  # false for NaN
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Tasks under one name: at most `limit` items of each, after `shots` examples."""
+    """A named set of tasks: at most `limit` items of each, after `shots` examples."""
 
     tasks: tuple[str, ...]
     limit: int | None
@@ -243,35 +241,32 @@ def harness(
     *,
     limit: int | None = None,
     shots: int | None = None,
-    batch_size: int = 32,
     include: str | Path | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Run tasks of lm-evaluation-harness on the model in memory, edits included.
 
     Args:
-        model: the model in its current state; neither it nor its tokenizer is changed.
-        tasks: a preset ("world", "two-minutes", "paper"), or the names of tasks, groups or tags (patterns such as
-            "mmlu_*" too).
-        limit: at most so many items of each task, the first ones (None: the preset's number, else all).
-        shots: examples in front of each item (None: the preset's, else the task's own number).
-        batch_size: rows of a forward pass.
+        model: the model in its present state; neither it nor its tokenizer is changed.
+        tasks: a preset ("world", "two-minutes", "paper"), or the names of tasks, groups or tags (also patterns such as
+            "mmlu_*").
+        limit: the first items of each task, at most this many (None: the preset's number, else all).
+        shots: examples before each item (None: the preset's, else the task's own number).
         include: a folder with more task YAML files.
-        seed: of the few-shot examples. The random states of Python, numpy and torch are left alone.
+        seed: seed of the few-shot examples. The random states of Python, numpy and torch do not change.
 
     Returns:
-        A row per task (or group) and metric: task, metric, filter (how answers were read, "none" as they are), value,
-        stderr (NaN where the harness gives none), n (items), better ("higher" or "lower").
+        One row per task (or group) and metric: task, metric, filter (applied to the answers, or "none"), value, stderr
+        (NaN where the harness gives none), n (items), better ("higher" or "lower").
 
-    Raises:
-        KetoolsError: lm-eval is not installed, an unknown task, numbers below 1 (0 for shots), data that cannot be
-            fetched.
+    Raises KetoolsError if lm-eval is not installed, a task is unknown, a number is below 1 (0 for shots), or data
+    cannot be fetched.
     """
     _installed()
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    for name, value, least in (("limit", limit, 1), ("shots", shots, 0), ("batch_size", batch_size, 1)):
+    for name, value, least in (("limit", limit, 1), ("shots", shots, 0)):
         if value is not None and value < least:
             raise KetoolsError(f"{name}={value}: expected a whole number of at least {least}")
     names = [tasks] if isinstance(tasks, str) else list(tasks)
@@ -282,9 +277,9 @@ def harness(
     manager, names = _found(names, include)
     try:
         with _aside():
-            # A copy: the harness gives a tokenizer without a padding token one.
-            wrapped = HFLM(pretrained=model.model, tokenizer=copy.deepcopy(model.tokenizer), batch_size=batch_size)
-            found = simple_evaluate(
+            # A copy, because the harness adds a padding token to a tokenizer without one.
+            wrapped = HFLM(pretrained=model.model, tokenizer=copy.deepcopy(model.tokenizer), batch_size=_ROWS)
+            results = simple_evaluate(
                 wrapped, tasks=names, task_manager=manager, num_fewshot=shots, limit=limit, log_samples=False,
                 random_seed=None, numpy_random_seed=None, torch_random_seed=None, fewshot_random_seed=seed,
             )  # fmt: skip
@@ -292,22 +287,22 @@ def harness(
         raise KetoolsError(
             f"tasks {named(names, 8)}: their data cannot be fetched ({error}); the tasks of preset 'world' need no network"
         ) from error
-    assert found is not None, "only other ranks of a distributed run get nothing"
-    return table(found)
+    assert results is not None, "only the other ranks of a distributed run get None"
+    return table(results)
 
 
 def _installed() -> None:
     if find_spec("lm_eval") is None:
         raise KetoolsError(
             "lm-eval is not installed; it comes with the extra eval: pip install '.[eval]' in ketools' folder. "
-            "ketools.evaluation.downstream.downstream asks the world's tasks without it"
+            "ketools.evaluation.downstream.downstream runs the world's tasks without it"
         )
 
 
 @contextmanager
 def _aside() -> Iterator[None]:
-    # The harness draws from Python's own random numbers, and warns, once a task, of what is meant here: a model in
-    # memory, a number of examples, tasks with items of their own.
+    # The harness draws from Python's random state, and warns for each task about what is intended here: a model in
+    # memory, a number of examples, tasks with their own items.
     log = logging.getLogger("lm_eval")
     level, state = log.level, random.getstate()
     log.setLevel(logging.ERROR)
@@ -330,10 +325,10 @@ def _manager(include: str | Path | None, defaults: bool) -> TaskManager:
 
 
 def _found(names: Sequence[str], include: str | Path | None) -> tuple[TaskManager, list[str]]:
-    """A manager that knows all the names, and the names with patterns written out."""
+    """A manager that knows all the names, and the names with patterns expanded."""
     if not names:
         raise KetoolsError(f"no tasks given; expected names of tasks, or one of {', '.join(map(repr, PRESETS))}")
-    manager = _manager(include, defaults=False)  # reading the harness's own thousands of files takes seconds
+    manager = _manager(include, defaults=False)  # reading the thousands of files of the harness takes seconds
     if not all(manager.match_tasks([name]) for name in names):
         manager = _manager(include, defaults=True)
     for name in names:
@@ -345,7 +340,7 @@ def _found(names: Sequence[str], include: str | Path | None) -> tuple[TaskManage
 
 
 def table(found: dict[str, Any]) -> pd.DataFrame:
-    """What `simple_evaluate` returns as `harness`'s table."""
+    """The result of `simple_evaluate` as the table of `harness`."""
     rows = []
     counts, better = found.get("n-samples", {}), found.get("higher_is_better", {})
     for task, values in {**found["results"], **found.get("groups", {})}.items():

@@ -1,12 +1,12 @@
-"""Did the edits take, do they generalise, do they stay in their place: ES, PS, NS and their magnitudes and accuracies.
+"""Whether edits succeed, generalise and stay specific: ES, PS, NS and their magnitudes and accuracies.
 
 Definitions of Meng et al. (ROME, 2202.05262; MEMIT, 2210.07229): P(o) = exp(-mean token NLL of o), teacher-forced;
 an edit succeeds on a prompt when P(new) > P(true); a neighbour (same relation and true object, another subject)
-is kept when P(true) > P(new). Equality is a failure on either side. Accuracy asks more: every token of the wanted
+is kept when P(true) > P(new). Equality is a failure on either side. Accuracy is stricter: every token of the wanted
 object is the model's first choice.
 
-Scores say nothing without the moment at which they were taken: *at edit time* (right after the batch) and *at the
-end* (all past edits on the final model) differ widely. `evaluate` scores the model in its current state; runs name the moment.
+Scores depend on when they are taken: *at edit time* (right after the batch) and *at the end* (all past edits on the final
+model) differ widely. `evaluate` scores the model in its present state; runs name the moment.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ from ketools.models.tokens import in_chat, make_rows
 
 KINDS = ("efficacy", "paraphrase", "neighbourhood")
 BESIDE = ("two_hop", "locality")
-"""Kinds of prompts that have columns only where a fact has such prompts."""
+"""Kinds of prompts that have columns only if some fact has such prompts."""
 SHORT = {"efficacy": "ES", "paraphrase": "PS", "neighbourhood": "NS"}
 MEASURES = ("success", "accuracy", "magnitude")
 LOCALITY = ("accuracy", "probability", "unchanged")
@@ -42,28 +42,27 @@ def evaluate(
     locality: int | None = None,
     chat: bool = False,
 ) -> pd.DataFrame:
-    """Score facts on the model in its current state: edit prompt, paraphrases, neighbours, and what else they bring.
+    """Score facts on the model in its present state: edit prompt, paraphrases, neighbours and all other prompts.
 
     Args:
         model: the model, edits included.
         facts: the facts, edited or not.
-        paraphrases: at most so many paraphrases of each fact (None: all).
-        neighbours: at most so many neighbours of each fact (None: all); neighbours are most of the cost.
-        two_hop, locality: the same of questions that follow from the fact, and of prompts that it must leave alone.
+        paraphrases: paraphrases of each fact, at most (None: all).
+        neighbours: neighbours of each fact, at most (None: all); neighbours are most of the cost.
+        two_hop, locality: likewise for questions that follow from the fact, and prompts that the edit must not change.
         chat: ask in the form of the tokenizer's chat template (`ketools.models.tokens.in_chat`).
 
     Returns:
         One row per fact, in order: id, relation, subject; p_new, p_true on the edit prompt (float64, 0..1); and for
         each KIND the means over its prompts of success, accuracy (fractions) and magnitude (difference of
-        probabilities, wanted minus unwanted): `efficacy_success` .. `neighbourhood_magnitude`. Where a fact has
-        two-hop questions, the same of these (`two_hop_success` .., the answer after the edit is the wanted one); where
-        one has locality prompts, `locality_accuracy` (the answer is still given, every token the argmax),
-        `locality_probability`, and `locality_unchanged`: whether the argmax of every token of the answer, right or not, is
-        what it was before the edits in the weights (NaN where there are none). NaN where the fact has no such prompt; success, magnitude and p_true also where the
-        answer before the edit is unknown (accuracy is not).
+        probabilities, wanted minus unwanted): `efficacy_success` .. `neighbourhood_magnitude`. If some fact has
+        two-hop questions, the same for these (`two_hop_success` .., wanted is the answer after the edit); if some fact has
+        locality prompts, `locality_accuracy` (the answer is still given, every token the argmax),
+        `locality_probability`, and `locality_unchanged`: whether the argmax of every token of the answer, right or not,
+        is the same as before the edits in the weights (NaN without edits). NaN where the fact has no such prompt;
+        success, magnitude and p_true (but not accuracy) also where the answer before the edit is unknown.
 
-    Raises:
-        KetoolsError: no facts, or a negative limit.
+    Raises KetoolsError for no facts or a negative limit.
 
     Examples:
         >>> import ketools as ke
@@ -105,8 +104,8 @@ def evaluate(
 
 
 def unscorable(model: EditableModel, facts: Iterable[Fact]) -> list[str]:
-    """Which of the prompts that `evaluate` asks of `facts` the model cannot read (longer than its window, no tokens): a line
-    each with fact and kind; nothing is run.
+    """The prompts used by `evaluate` that the model cannot read (longer than its window, no tokens), one line each with
+    fact and kind; nothing is run.
     """
     facts = list(facts)
     limits = dict.fromkeys(("paraphrases", "neighbours", "two_hop", "locality"))
@@ -118,27 +117,27 @@ def unscorable(model: EditableModel, facts: Iterable[Fact]) -> list[str]:
 
     try:
         read(asked)
-    except KetoolsError:  # one by one, to name them all
-        found: dict[str, None] = {}
+    except KetoolsError:  # try each, to name them all
+        unreadable: dict[str, None] = {}
         for row in asked:
             try:
                 read([row])
             except KetoolsError as error:
-                found.setdefault(f"fact {facts[row[0]].id!r}: {row[1]}: {error}")
-        return list(found)
+                unreadable.setdefault(f"fact {facts[row[0]].id!r}: {row[1]}: {error}")
+        return list(unreadable)
     return []
 
 
 def _prompts(
     facts: list[Fact], limits: Mapping[str, int | None]
 ) -> Iterator[tuple[int, str, str, str | None, str | None, bool | None]]:
-    """(index of the fact, kind, prompt, wanted and unwanted answer, their glue) for all that is asked."""
+    """(index of the fact, kind, prompt, wanted and unwanted answer, their glue) for all prompts."""
     for i, fact in enumerate(facts):
         true, new = fact.target_true, fact.target_new
         yield i, "efficacy", fact.text, new, true, fact.glue
         for prompt in fact.paraphrases[: limits["paraphrases"]]:
             yield i, "paraphrase", prompt, new, true, fact.glue
-        for prompt in fact.neighbours[: limits["neighbours"]]:  # here the true object is the wanted one
+        for prompt in fact.neighbours[: limits["neighbours"]]:  # here the true object is wanted
             yield i, "neighbourhood", prompt, true, new, fact.glue
         for hop in fact.two_hop[: limits["two_hop"]]:
             yield i, "two_hop", hop.question, hop.answer_new, hop.answer_true, hop.glue
@@ -162,7 +161,7 @@ def _per_fact(facts: list[Fact], scored: pd.DataFrame) -> pd.DataFrame:
 
 
 def harmonic_mean(values: Iterable[float]) -> float:
-    """n / sum(1/x); 0 if one is 0, NaN if one is unknown."""
+    """n / sum(1/x); 0 if any x is 0, NaN if any is unknown."""
     array = np.asarray(list(values), dtype=float)
     if np.isnan(array).any():
         return float("nan")
@@ -175,9 +174,8 @@ def summary(frame: pd.DataFrame) -> dict[str, float]:
     Returns:
         ES, PS, NS (fractions), S their harmonic mean (NaN if one could not be measured); efficacy_accuracy,
         paraphrase_accuracy, neighbourhood_accuracy; the three magnitudes; the columns of two-hop questions and locality
-        prompts where there are some; p_new, p_true; n (facts). NaN of a fact are left out of a mean: where that is
-        so, measured_NAME says over how many facts it is.
-        A fact weighs 1 however many paraphrases or neighbours it has, as in the authors' summaries.
+        prompts, if any; p_new, p_true; n (facts). Means leave out NaN; measured_NAME then gives the number of facts in
+        the mean. Each fact has weight 1, however many paraphrases and neighbours it has, as in published code.
     """
     columns = {SHORT[kind]: f"{kind}_success" for kind in KINDS}
     scores = {name: float(frame[column].mean()) for name, column in columns.items()}
@@ -187,7 +185,7 @@ def summary(frame: pd.DataFrame) -> dict[str, float]:
     scores |= {name: float(frame[name].mean()) for name in others}
     columns |= {name: name for name in others}
     counts = {name: int(frame[column].count()) for name, column in columns.items()}
-    # A measure of no fact at all is NaN.
+    # The mean over no fact at all is NaN.
     partly = {f"measured_{name}": count for name, count in counts.items() if 0 < count < len(frame)}
     return scores | {"n": len(frame)} | partly
 
@@ -195,21 +193,20 @@ def summary(frame: pd.DataFrame) -> dict[str, float]:
 def recall(
     model: EditableModel, facts: Iterable[Fact], prompts: str = "trained", *, chat: bool = False
 ) -> pd.DataFrame:
-    """Does the model still say what it was trained to say: target_true of each fact.
+    """Whether the model still gives the answers it was trained on: target_true of each fact.
 
     Args:
         model: the model, edits included.
-        facts: facts whose true object is asked for.
-        prompts: "trained" (the templates that training used; the edit prompt where a fact lists none), "prompt"
+        facts: facts whose true objects are scored.
+        prompts: "trained" (the training templates; the edit prompt where a fact lists none), "prompt"
             (the edit prompt alone) or "paraphrases".
         chat: as for `evaluate`.
 
     Returns:
-        One row per fact: id, relation, subject, accuracy (mean over prompts of: every token is the argmax),
+        One row per fact: id, relation, subject, accuracy (share of prompts for which every token is the argmax),
         p_true (mean probability), n (prompts). Facts without such a prompt have n = 0 and NaN.
 
-    Raises:
-        KetoolsError: unknown kind of prompts.
+    Raises KetoolsError for an unknown kind of prompts.
     """
     pick = {
         "trained": lambda fact: fact.trained or (fact.text,),
@@ -227,7 +224,7 @@ def recall(
     return frame.assign(accuracy=by_fact["accuracy"], p_true=by_fact["p_true"], n=by_fact["n"].fillna(0).astype(int))
 
 
-# The editing overfit: edited facts more probable than anything the model learned by itself.
+# Overfitting of edits: edited facts are more probable than anything the model learned in training.
 #
 # Gupta et al. (2502.01636), table 1: natural facts have a mean probability of .39 to .52, edited ones of .65 to .99, and
 # early stopping (MPES) brings them back to or below the natural level.
@@ -236,14 +233,13 @@ Numbers: TypeAlias = Sequence[float] | np.ndarray | pd.Series
 
 
 def natural_probabilities(model: EditableModel, facts: Iterable[Fact]) -> pd.DataFrame:
-    """P(target_true) on the edit prompt of each fact, and whether the model answers it right; ask before any edit.
+    """P(target_true) on the edit prompt of each fact, and whether the model answers correctly; for the unedited model.
 
     Returns:
-        id, relation, subject, p, known (bool). The natural level is that of the known ones: the probability of others
-        says how hard they are, not how confident the model is in what it knows.
+        id, relation, subject, p, known (bool). The natural level is that of the known facts: the probability of the
+        others shows how hard they are, not how confident the model is in what it knows.
 
-    Raises:
-        KetoolsError: a fact without target_true.
+    Raises KetoolsError for a fact without target_true.
     """
     facts = list(facts)
     for fact in facts:
@@ -253,7 +249,7 @@ def natural_probabilities(model: EditableModel, facts: Iterable[Fact]) -> pd.Dat
 
 
 def overfit(p_edited: float, p_natural: float) -> pd.Series:
-    """Edited against natural probability.
+    """Compare edited with natural probability.
 
     Returns:
         p_edited, p_natural, ratio (edited / natural; > 1: more confident in edited facts than in learned ones) and
@@ -264,18 +260,17 @@ def overfit(p_edited: float, p_natural: float) -> pd.Series:
 
 
 def separation(edited: Numbers, natural: Numbers) -> pd.Series:
-    """How far apart the two distributions of probabilities are: means hide that some edits are at 1 and others at 0.
+    """How far apart two distributions of probabilities are: a mean hides that some edits are at 1 and others at 0.
 
     Args:
         edited: P(target_new) of edited facts (the column p_new of `evaluate`).
         natural: p of the known facts in `natural_probabilities`.
 
     Returns:
-        Of the glossary's table "overfitting" above_natural, auroc, ks and ks_p; n_edited, n_natural, and excluded (entries
-        that are not finite, on both sides together).
+        above_natural, auroc, ks and ks_p, as in the glossary's table "overfitting"; n_edited, n_natural, and excluded
+        (entries of both that are not finite).
 
-    Raises:
-        KetoolsError: no finite number on a side.
+    Raises KetoolsError if one of the two has no finite number.
     """
     given = {"edited": np.asarray(edited, dtype=float), "natural": np.asarray(natural, dtype=float)}
     good = {name: side[np.isfinite(side)] for name, side in given.items()}
@@ -300,16 +295,15 @@ def separation(edited: Numbers, natural: Numbers) -> pd.Series:
 def overfitting_curve(targets: Targets) -> pd.DataFrame:
     """The target's probability per step over all facts: where the optimisation passes the natural level.
 
-    The target's probability runs past that of natural facts before any weight is touched (Gupta et al., 2502.01636,
-    section 3), which MPES stops.
+    The target's probability exceeds that of natural facts before any weight changes (Gupta et al., 2502.01636, section
+    3), which MPES prevents.
 
     Returns:
-        A row per step: step, p_mean, p05, median, p95 over all facts, one that has stopped counting with the probability
-        at which it stopped; running (share of facts still optimised), n, excluded (facts whose trace has NaN or Inf, in
-        no other column).
+        One row per step: step, p_mean, p05, median, p95 over all facts (a stopped fact counts with its last
+        probability); running (share of facts still optimised), n, excluded (facts whose trace has NaN or Inf; they are
+        in no other column).
 
-    Raises:
-        KetoolsError: no fact has a finite trace.
+    Raises KetoolsError if no fact has a finite trace.
     """
     p, passes = targets.trace.double().numpy().copy(), targets.steps.numpy() + 1
     column = np.arange(p.shape[1])

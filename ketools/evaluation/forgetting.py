@@ -1,7 +1,7 @@
-"""What later edits take from earlier ones, how certain that is, and whether it goes with the norm.
+"""What later edits take from earlier ones, with confidence intervals, and whether it goes with the norm.
 
-Forgetting reads the tables of a run (ketools.runs.store.RunRecord) as they are: `checkpoints`, `facts`, `batches`. Rows that
-hold no number are counted (`excluded`).
+Forgetting reads the tables of a run (ketools.runs.store.RunRecord): `checkpoints`, `facts`, `batches`. Rows without a
+number are counted (`excluded`).
 """
 
 from collections.abc import Sequence
@@ -17,24 +17,23 @@ Numbers: TypeAlias = Sequence[float] | np.ndarray | pd.Series
 
 
 def forgetting_curve(checkpoints: pd.DataFrame) -> pd.DataFrame:
-    """How much of what took is still there, at each checkpoint of a run.
+    """The share of successful edits that is still recalled, at each checkpoint of a run.
 
     Args:
-        checkpoints: a run's, with columns ES (of all edits so far) and at_edit_ES.
+        checkpoints: those of a run, with columns ES (of all edits so far) and at_edit_ES.
 
     Returns:
-        The glossary's table "forgetting", a row per checkpoint after the first edit: edits, now, at_edit, forgotten, kept
-        (NaN where nothing took), finite.
+        The glossary's table "forgetting", one row per checkpoint after the first edit: edits, now, at_edit, forgotten,
+        kept (NaN where no edit succeeded), finite.
 
-    Raises:
-        KetoolsError: no checkpoint after an edit, or a missing column.
+    Raises KetoolsError if there is no checkpoint after an edit, or a column is missing.
     """
     _need(checkpoints, "edits", "ES", "at_edit_ES")
     done = checkpoints[checkpoints["edits"] > 0]
     if done.empty:
         raise KetoolsError(
-            "the run has no checkpoint after an edit, so that nothing is known of forgetting; run it to its end, or with a "
-            "smaller checkpoint_every"
+            "the run has no checkpoint after an edit, so that nothing is known about forgetting; run it to its end, or with "
+            "a smaller checkpoint_every"
         )
     now, at_edit = (done[name].to_numpy(dtype=float) for name in ("ES", "at_edit_ES"))
     kept = np.divide(now, at_edit, out=np.full(len(now), np.nan), where=at_edit > 0)
@@ -43,24 +42,23 @@ def forgetting_curve(checkpoints: pd.DataFrame) -> pd.DataFrame:
 
 
 def forgetting_by_age(facts: pd.DataFrame, batches: pd.DataFrame) -> pd.DataFrame:
-    """Edits by their age at the end of the run: how many edits came after them, and what is left.
+    """Edits by their age at the end of the run, the number of later edits, and the share still recalled.
 
     Args:
-        facts: a complete run's facts, with efficacy_success at_edit_ and end_; batches: its batches.
+        facts: those of a complete run, with efficacy_success at_edit_ and end_; batches: its batches.
 
     Returns:
-        A row per batch, youngest first: age (edits made after the batch), batch, at_edit, now, kept, n (facts with both
+        One row per batch, youngest first: age (edits made after the batch), batch, at_edit, now, kept, n (facts with both
         numbers), excluded (facts without).
 
-    Raises:
-        KetoolsError: a run that is not complete, an empty one, or a batch that `batches` lacks.
+    Raises KetoolsError for a run that is empty or not complete, and a batch missing from `batches`.
     """
     if facts.empty:
         raise KetoolsError("the run has no facts: no batch is finished")
     then, end = "at_edit_efficacy_success", "end_efficacy_success"
     if end not in facts:
         raise KetoolsError(
-            f"the run's facts have no column {end}: they are scored at the end once the run is complete; go on with it"
+            f"the run's facts have no column {end}: they are scored at the end once the run is complete; resume it"
         )
     _need(facts, "batch", then)
     _need(batches, "batch", "edits")
@@ -82,11 +80,10 @@ def interval(values: Numbers, level: float = 0.95, *, resamples: int = 5000) -> 
     """Mean of independent values (one a fact, not one a prompt) and its bootstrap interval (scipy, percentile).
 
     Returns:
-        mean, low, high, n, excluded (values that are not finite). low and high are NaN with one value. Where all values
-        are equal, as in a success of 100%, resampling sees no spread and the interval has no width: read n with it.
+        mean, low, high, n, excluded (values that are not finite). low and high are NaN with one value. If all values are
+        equal, as for a success of 100%, resampling sees no spread and the interval has no width: report n with it.
 
-    Raises:
-        KetoolsError: no finite value, or a level outside 0 to 1.
+    Raises KetoolsError for no finite value, or a level outside 0 to 1.
     """
     if not 0 < level < 1:
         raise KetoolsError(f"level={level}: expected a confidence between 0 and 1, such as 0.95")
@@ -107,18 +104,17 @@ def interval(values: Numbers, level: float = 0.95, *, resamples: int = 5000) -> 
 
 
 def mcnemar(a: pd.DataFrame, b: pd.DataFrame, column: str = "end_efficacy_success") -> pd.Series:
-    """Two methods on the same facts: is one right on more of them (McNemar's exact test, two-sided binomial, scipy).
+    """Whether one of two methods is right on more of the same facts (McNemar's exact test, two-sided binomial, scipy).
 
     Args:
-        a, b: tables with a row per fact: id and `column`, a success of 0 or 1 (values between count as success from 1/2
-            up, such as a share of paraphrases).
+        a, b: tables with one row per fact: id and `column`, a success of 0 or 1 (values in between, such as a share of
+            paraphrases, count as success from 1/2 up).
 
     Returns:
-        only_a, only_b (facts that one has and the other lacks), both, neither, share_a, share_b, p_value (1 where they
+        only_a, only_b (facts on which only one succeeds), both, neither, share_a, share_b, p_value (1 where they
         never differ), n (facts compared), excluded (facts in one table only, or without a finite value in one).
 
-    Raises:
-        KetoolsError: no fact in common, or an id that occurs twice in a table.
+    Raises KetoolsError for no fact in common, or an id that occurs twice in a table.
     """
     for name, frame in (("first", a), ("second", b)):
         _need(frame, "id", column)

@@ -1,4 +1,4 @@
-"""What the model writes by itself: its continuations, and the entropy of its text.
+"""Free generation: the model's continuations, and the entropy of its text.
 
 GE is ROME's score of free text (2202.05262, section 3.4; its code, experiments/py/eval_utils_counterfact.py).
 """
@@ -17,7 +17,7 @@ from ketools.errors import KetoolsError
 from ketools.models.model import EditableModel
 from ketools.models.tokens import batches, prompt_rows
 
-_TOKENS = 8192  # of one call of generate, prompts and answers
+_TOKENS = 8192  # in one call of generate, prompts and answers
 _WORDS = re.compile(r"\w+|[^\w\s]")
 
 
@@ -28,14 +28,13 @@ def continuations(
     """What the model writes after each prompt, at most `tokens` tokens, without the prompt and special tokens.
 
     Args:
-        model: the model in its current state.
-        prompts: texts; those of equal length share a pass, so that no padding is seen.
-        tokens: at most; a text ends earlier where the model ends it.
-        top_k: 1 is greedy; more: drawn from so many most probable tokens, as ROME's free text (5).
-        seed: of the draw; torch's own random state is left as it was.
+        model: the model in its present state.
+        prompts: texts; only those of equal length share a pass, so that none is padded.
+        tokens: the maximum; a text ends earlier where the model ends it.
+        top_k: 1 is greedy; otherwise tokens are drawn from the top_k most probable, as in ROME's free text (5).
+        seed: seed of the draw; torch's global random state does not change.
 
-    Raises:
-        KetoolsError: a blank prompt, or one that leaves no room for `tokens` tokens in the model's window.
+    Raises KetoolsError for a blank prompt, and one that leaves too little of the model's window for `tokens` tokens.
     """
     if tokens < 1 or top_k < 1:
         raise KetoolsError(f"tokens={tokens}, top_k={top_k}: expected whole numbers of at least 1")
@@ -43,17 +42,17 @@ def continuations(
     pad = model.tokenizer.pad_token_id
     how = {"do_sample": True, "top_k": top_k} if top_k > 1 else {"do_sample": False}
     how["pad_token_id"] = model.tokenizer.eos_token_id if pad is None else pad
-    network: Any = model.model  # transformers' own mixin, which torch's types do not know
+    network: Any = model.model  # generate comes from a mixin of transformers
     texts = [""] * len(rows)
     kind = model.device.type
-    devices = [] if kind in ("cpu", "mps") else [model.device]  # the CPU's state is kept in any case
+    devices = [] if kind in ("cpu", "mps") else [model.device]  # the state of the CPU is always kept
     with torch.random.fork_rng(devices, device_type=kind):
         torch.manual_seed(seed)
         for part in batches([len(row) + tokens for row in rows], _TOKENS, equal=True):
             ids = torch.tensor([rows[i] for i in part], device=model.device)
             made = network.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, **how)
-            said = model.tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True)
-            for i, text in zip(part, said, strict=True):
+            decoded = model.tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True)
+            for i, text in zip(part, decoded, strict=True):
                 texts[i] = str(text)
     return texts
 
@@ -67,12 +66,11 @@ def ngram_entropy(text: str, n: int) -> float:
 
 
 def generation_entropy(texts: Iterable[str]) -> float:
-    """GE = 100 mean over texts of (H_2 / 3 + 2 H_3 / 3), as ROME's code weighs them; low: it repeats itself.
+    """GE = 100 mean over texts of (H_2 / 3 + 2 H_3 / 3), as weighted in ROME's code; low for text that repeats itself.
 
-    A text of fewer words counts with what it has, an empty one with 0: a model that falls silent must not drop out.
+    Short texts count with the n-grams they have, empty ones with 0: a model that writes nothing must not drop out.
 
-    Raises:
-        KetoolsError: no texts.
+    Raises KetoolsError for no texts.
     """
     values = [(ngram_entropy(text, 2) + 2 * ngram_entropy(text, 3)) / 3 for text in texts]
     if not values:

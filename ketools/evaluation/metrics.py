@@ -1,8 +1,8 @@
-"""The one table of metrics: what every reported number is called, how it is written, and what it means.
+"""The one table of metrics: the name, format and meaning of every reported number.
 
-The command line, figures, reports and `ketools glossary` all read it; the data is metrics.toml. A key may mean different
-things in different tables ("ratio" of norms, "ratio" of probabilities), so an entry belongs to a table; columns that mean
-the same everywhere are in the table "shared". Importing this module needs neither torch nor pandas.
+The command line, figures, reports and `ketools glossary` all read it; the data is metrics.toml. A key may have
+different meanings in different tables ("ratio" of norms, "ratio" of probabilities), so an entry belongs to a table;
+columns that mean the same everywhere are in the table "shared". Importing this module needs neither torch nor pandas.
 """
 
 import math
@@ -19,26 +19,26 @@ from ketools.errors import KetoolsError
 BETTER = ("higher", "lower", "near 1", "near 0", "near 0.5", "none")
 SHARED = "shared"
 MISSING = "–"
-"""Stands where nothing was measured."""
-# A run scores the columns of `evaluate` at two moments; the column's name begins with the moment.
+"""Shown where nothing was measured."""
+# Prefixes of the columns of `evaluate` in the tables of a run, which say when they were scored.
 _MOMENTS = {
     "before_": ("before any edit", "before"),
     "at_edit_": ("right after each edit", "then"),
     "end_": ("at the end", "at the end"),
 }
-# Tables whose rows also hold columns of others.
+# Tables that also have columns of other tables.
 _HOLDS = {
     "checkpoints": ("evaluate",),
     "batches": ("evaluate",),
     "facts": ("evaluate",),
     "demo": ("checkpoints", "evaluate", "batches"),
 }
-# The scores of `evaluate` are known by their capitals, as a whole heading or in brackets within one.
+# Abbreviations of the scores of `evaluate`, as a whole heading or in brackets within one.
 _SCORE = re.compile(r"\(([A-Z]{1,2})\)|^([A-Z]{1,2})$")
 
 
 def percent(value: float) -> str:
-    """A fraction as a percentage, for sentences: one decimal from 95% on, where it distinguishes methods."""
+    """A fraction as a percentage, for sentences; one decimal from 95% on, where it distinguishes methods."""
     if not math.isfinite(value):
         return "unknown"
     return f"{value:.1%}" if 0.95 <= value < 0.9995 else f"{value:.0%}"
@@ -55,7 +55,7 @@ def number(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that a reader would take: "0.41 s", "16 s", "3.2 minutes", "31 hours"."""
+    """Seconds in a readable unit: "0.41 s", "16 s", "3.2 minutes", "31 hours"."""
     for unit, size in (("hours", 3600.0), ("minutes", 60.0)):
         if seconds >= 1.5 * size:
             return f"{seconds / size:,.0f} {unit}" if seconds >= 10 * size else f"{seconds / size:.1f} {unit}"
@@ -63,7 +63,7 @@ def duration(seconds: float) -> str:
 
 
 def figures(value: float) -> str:
-    """A number in four figures, whole numbers and thousands in full; "–" where nothing was measured."""
+    """A number with four significant digits, whole numbers and thousands in full; "–" where nothing was measured."""
     if value is None or math.isnan(value):
         return MISSING
     return f"{value:,.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:.4g}"
@@ -71,7 +71,7 @@ def figures(value: float) -> str:
 
 @dataclass(frozen=True)
 class Unit:
-    """How values are written: `name` on axes, `spec` for tables and hover texts, `brief` in sentences."""
+    """How values are written: `name` on axes, `spec` in tables and hover texts, `brief` in sentences."""
 
     name: str
     spec: str
@@ -93,9 +93,10 @@ UNITS = {
 
 @dataclass(frozen=True)
 class Metric:
-    """One number or column: `table` reports it under `key` (which may end in *, a family).
+    """One number or column: `table` reports it under `key` (which may end in *, for a family).
 
-    `label` names it on axes and in tables, `short` heads a narrow column; `unit` is one of UNITS, `better` one of BETTER.
+    `label` names it on axes and in tables, `short` is the heading of a narrow column; `unit` is one of UNITS, `better`
+    one of BETTER.
     """
 
     key: str
@@ -110,12 +111,12 @@ class Metric:
 
     @property
     def spec(self) -> str:
-        """The format of values (Python's and d3's are alike), such as ".1%"."""
+        """The format of values (the same in Python and d3), such as ".1%"."""
         return UNITS[self.unit].spec
 
     @property
     def axis(self) -> str:
-        """The label with its unit, as an axis or the heading of a table needs it."""
+        """The label with its unit, for an axis or the heading of a table."""
         name = UNITS[self.unit].name
         return f"{self.label} ({name})" if name else self.label
 
@@ -126,11 +127,11 @@ class Metric:
         return f"{value:{self.spec}}{UNITS[self.unit].suffix}" if self.unit else figures(value)
 
     def brief(self, value: float) -> str:
-        """The value as written in a sentence, such as "43%" or "1.02×"; words where it is not finite."""
+        """The value as written in a sentence, such as "43%" or "1.02×"; in words where it is not finite."""
         return UNITS[self.unit].brief(value)
 
     def text(self) -> str:
-        """The entry in a few lines; what a reader sees when hovering over the name."""
+        """The entry in a few lines, shown when a reader hovers over the name."""
         lines = [f"{self.key} ({self.table}): {self.label}", f"  {self.formula}"]
         if self.range:
             lines.append(f"  range: {self.range}")
@@ -150,7 +151,7 @@ METRICS: tuple[Metric, ...] = tuple(
 
 
 def of_table(table: str) -> tuple[Metric, ...]:
-    """The metrics of one table. Raises KetoolsError, with the names there are, for an unknown one."""
+    """The metrics of one table. Raises KetoolsError, listing the known names, for an unknown one."""
     if not (metrics := tuple(metric for metric in METRICS if metric.table == table)):
         known = dict.fromkeys(metric.table for metric in METRICS)
         raise KetoolsError(f"no table {table!r} in the glossary; there are: {', '.join(known)}")
@@ -158,12 +159,11 @@ def of_table(table: str) -> tuple[Metric, ...]:
 
 
 def look_up(key: str, table: str | None = None) -> tuple[Metric, ...]:
-    """What `key` means, in `table` or in each table that has it.
+    """The meaning of `key`, in `table` or in each table that has it.
 
-    `at_edit_KEY` and `end_KEY` of a run are KEY at that moment; a family's entry (f1_*) comes under the key asked for.
+    `at_edit_KEY` and `end_KEY` of a run are KEY at that moment; the entry of a family (f1_*) is returned under `key`.
 
-    Raises:
-        KetoolsError: a key that is in no table (or not in that one), with similar keys, or an unknown table.
+    Raises KetoolsError for a key that is in no table (or not in that one), with similar keys, and for an unknown table.
     """
     among = METRICS
     if table is not None:
@@ -181,12 +181,12 @@ def look_up(key: str, table: str | None = None) -> tuple[Metric, ...]:
         near = get_close_matches(key, sorted({metric.key for metric in among}), n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else "; `ketools glossary` lists them all"
         raise KetoolsError(f"no entry {key!r} in the glossary{hint}")
-    # A table's own meaning wins over one that it shares with others.
+    # The meaning in the table itself precedes one shared with other tables.
     return tuple([metric for metric in meanings if metric.table == table] or meanings)
 
 
 def metric(key: str, table: str = "demo") -> Metric:
-    """The metric that `table` reports under `key`; by default what a run reports at a checkpoint, a batch or its end.
+    """The metric that `table` reports under `key`, by default in a run (at a checkpoint, a batch or its end).
 
     Examples:
         >>> metric("unedited_kept").format(0.9741)
@@ -194,27 +194,26 @@ def metric(key: str, table: str = "demo") -> Metric:
         >>> metric("ratio", "norms").axis
         'relative norm of a layer (ratio)'
 
-    Raises:
-        KetoolsError: no such metric in that table, as `look_up`.
+    Raises KetoolsError as `look_up` does.
     """
     return look_up(key, table)[0]
 
 
 def hover_text(key: str, table: str | None = None) -> str:
-    """`Metric.text()` of what `key` means; "" where no entry, or several of different meaning, fit."""
+    """`Metric.text()` for `key`; "" if there is no entry, or several with different meanings."""
     try:
         meanings = look_up(key, table)
-    except KetoolsError:  # a heading without an explanation is shown as it is
+    except KetoolsError:  # a heading may have no explanation
         return ""
     return meanings[0].text() if len({(m.label, m.formula) for m in meanings}) == 1 else ""
 
 
 def hover_texts(heads: Iterable[object]) -> dict[str, str]:
-    """The text to show over those of a table's heads that name a metric: head -> `Metric.text()`; others are left out.
+    """Explanations for those headings of a table that name a metric: heading -> `Metric.text()`; others are left out.
 
-    A head names a metric by its key ("unedited_kept"), its label ("seconds per edit"), with or without its unit in
-    brackets after it, or by the abbreviation of a score ("ES", "efficacy (ES): MEMIT"). What means different things in
-    different tables is left out: a wrong explanation is worse than none.
+    A heading names a metric by its key ("unedited_kept"), its label ("seconds per edit"), with or without its unit in
+    brackets after it, or by the abbreviation of a score ("ES", "efficacy (ES): MEMIT"). Headings with different
+    meanings in different tables are left out: a wrong explanation is worse than none.
     """
     known: dict[str, list[Metric]] = {}
     for entry in METRICS:

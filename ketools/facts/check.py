@@ -1,4 +1,4 @@
-"""Checking a file of facts before it is used: every mistake, and what looks suspicious."""
+"""Checking a file of facts before use: every mistake, and anything suspicious."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -10,27 +10,28 @@ from ketools.errors import KetoolsError, named
 from ketools.facts.fact import TARGETS, Fact, FactError, FactSet, short
 from ketools.facts.reading import Converted, converted, encoding
 
-ERRORS, PLACES = 20, 5  # shown, of all errors and of each kind of warning
+ERRORS, PLACES = 20, 5  # errors, and places of each kind of warning, that are shown
 MEANT = {
     "conflict": "contradicts an earlier fact (of facts about one thing the last one counts)",
     "duplicate": "repeats an earlier edit",
     "subject": "the subject is the whole prompt",
 }
-LONG_TARGET = 100  # characters; about 30 tokens of English, more than an object of a fact has
+LONG_TARGET = 100  # characters, about 30 English tokens; objects of facts are shorter
 
 
 def whole_prompt(fact: Fact) -> FactError:
-    """What to say of a fact whose subject is its whole prompt."""
+    """The warning for a fact whose subject is its whole prompt."""
     what = (
-        f"is the whole prompt ({short(fact.subject)}): an edit is written at the subject's last token, as what is known of the "
-        "subject, and here seldom takes; name the thing alone"
+        f"is the whole prompt ({short(fact.subject)}): an edit is written at the subject's last token, as knowledge about the "
+        "subject, and seldom succeeds here; name the thing alone"
     )
     return FactError(fact.id, "subject", what)
 
 
 class Problem(NamedTuple):
-    """`what` is wrong at `where` ("line 3", "record 3"). `kind` is the field or the sort of mistake. An `error` makes its
-    record unusable, a warning does not."""
+    """`what` is wrong at `where` ("line 3", "record 3"). `kind` is the field or the kind of mistake. An `error` makes
+    its record unusable, a warning does not.
+    """
 
     where: str
     kind: str
@@ -40,7 +41,7 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class Check:
-    """What `check` found: the `facts` without a mistake, in order, and how many `records` there are, good and bad."""
+    """The result of `check`: the `facts` without a mistake, in order, and the number of `records`, good and bad."""
 
     path: Path
     encoding: str
@@ -51,16 +52,16 @@ class Check:
 
     @property
     def errors(self) -> tuple[Problem, ...]:
-        """The problems because of which `ketools.facts` would refuse the file."""
+        """The problems for which `ketools.facts` would refuse the file."""
         return tuple(problem for problem in self.problems if problem.error)
 
     @property
     def warnings(self) -> tuple[Problem, ...]:
-        """The others: a contradiction or a duplicate matters only if both facts come into one batch."""
+        """The others: a contradiction or a duplicate matters only if both facts are in one batch."""
         return tuple(problem for problem in self.problems if not problem.error)
 
     def summary(self) -> dict[str, Any]:
-        """Counts under their names, for people and for JSON."""
+        """Named counts, for people and for JSON."""
         facts = self.facts
         return {
             "file": str(self.path),
@@ -87,7 +88,7 @@ class Check:
         }
 
     def text(self, every: bool = True) -> str:
-        """The problems, a line each, and the counts; unless `every`, the first errors, and a line for each kind of warning."""
+        """The problems, one per line, and the counts; unless `every`, the first errors and a line per kind of warning."""
         errors, warnings = (
             [f"{p.where}: {name}: {' '.join(p.what.splitlines())}" for p in found]
             for name, found in (("error", self.errors), ("warning", self.warnings))
@@ -112,7 +113,7 @@ class Check:
 def check(path: Path) -> Check:
     """Read all of `path` and list every mistake; a file that cannot be read at all counts as one mistake.
 
-    A break in the JSON of a .json file hides what comes after it, so that only the first one is known. Raises
+    A break in the JSON of a .json file hides everything after it, so only the first one is reported. Raises
     KetoolsError if there is no such file.
     """
     found: list[Converted] = []

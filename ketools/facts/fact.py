@@ -1,4 +1,4 @@
-"""Facts to edit: `Fact`, checked when it is made, and `FactSet`, an immutable sequence of facts."""
+"""Facts to edit: `Fact`, checked on construction, and `FactSet`, an immutable sequence of facts."""
 
 import hashlib
 import math
@@ -13,31 +13,31 @@ from ketools.errors import KetoolsError
 if TYPE_CHECKING:
     import pandas as pd
 
-UNKNOWN = "unknown"  # the relation of a fact whose file names none; it groups nothing
+UNKNOWN = "unknown"  # the relation of a fact whose file gives none; it does not group facts
 LISTS = ("paraphrases", "neighbours", "generation", "trained")
 SEQUENCES = (*LISTS, "two_hop", "locality")
 TARGETS = ("target_new", "target_true")
-_SHOWN = 60  # characters of a value that a message quotes
+_SHOWN = 60  # characters of a value quoted in a message
 _ENDS = re.compile(r"\A[^\S\n]+|[^\S\n]+\Z")
 _LABELS = re.compile(r"(?i)\b(?:q|a|question|answer)\s*[:：]")
-# Scripts without spaces between words: Chinese and Japanese, which have none beside other scripts either; then
-# Thai, Lao, Tibetan, Burmese, Khmer and related ones.
+# Scripts without spaces between words: Chinese and Japanese, which have none next to other scripts either; then Thai,
+# Lao, Tibetan, Burmese, Khmer and related ones.
 _EAST_RANGES = "\u2e80-\u312f\u31a0-\u4dbf\u4e00-\ua4cf\uf900-\ufaff\ufe30-\ufe4f\uff01-\uff9f\U00020000-\U0003ffff"
 _SOUTH_RANGES = "\u0e00-\u109f\u1780-\u17ff\u1950-\u19ff\u1a20-\u1aaf\u1b00-\u1b7f\ua980-\ua9ff\uaa60-\uaadf"
 _EAST, _UNSPACED = re.compile(f"[{_EAST_RANGES}]"), re.compile(f"[{_EAST_RANGES}{_SOUTH_RANGES}]")
 _LATIN = re.compile("[A-Za-z]")
 _QUOTES = "\"'`“”‘’«»‹›„‚"
-# French and Italian words cut short before a vowel, and names such as O'Brien.
+# French and Italian elisions before a vowel, and names such as O'Brien.
 _ELISION = re.compile(r"(?:^|[\s(])(?:[cdjlmnstCDJLMNSTO]|\w*[Qq]u|(?:[dnsa]e|[dDaA]|su|que|be)ll|[Uu]n|Sant)['’]$")
-# An opening mark of markup or a sentence, what joins two words, paths, and parts of code.
+# Opening marks of markup or a sentence, marks that join two words, paths, and parts of code.
 _JOINS = re.compile(
     r"[/\\_@¿¡]$|\w[-‐‑–—]$|(?:^|\s)#$|::$|\S->$|[\w)\]]=$|\w&$|\w\^$|(?:^|[\s(])\*\*+$|<[^<>\s][^<>]*>$"
 )
-# Punctuation and endings, which follow a word at once.
+# Punctuation and endings, which follow a word without a space.
 _ENDING = re.compile(r"[,;:!?)\]}”»…]|\.(?!\w)|['’](?:s|t|re|ve|ll|d|m)\b")
 _PARTS = re.compile(r"\w{2,}[./:@=(\[\w]*[./:@=(\[_]\w{2,}\.$|\w_\w+\.$|`")
 _CODE = re.compile(r"(?m)^(?:import|from|def|class|return) \w|;\s*\S+$|\w\s*=\s*\S+$|\bimport [\w.]+ as \w")
-# What joins only two of a kind: numbers and money, endings of words, of addresses and of files.
+# Marks that join only certain pairs: numbers and money, endings of words, addresses and files.
 _PAIRS = (
     (r"\d[.:]$|(?:^|[^\d\s]\s|\()[$€£¥₹₩]$", r"\d"),
     (r"\d$", "[%°]"),
@@ -47,7 +47,7 @@ _PAIRS = (
 
 
 class FactError(KetoolsError):
-    """A mistake in one field of one fact: `id`, `field`, and `what` is wrong with it."""
+    """A mistake in one field of one fact: `id`, `field`, and `what` is wrong."""
 
     def __init__(self, id: object, field: str, what: str) -> None:
         self.id, self.field, self.what = id, field, what
@@ -66,7 +66,7 @@ class TwoHop:
 
 @dataclass(frozen=True, slots=True)
 class Locality:
-    """A prompt that the edit must leave alone, and its `answer`, which need not be the fact's object."""
+    """A prompt whose answer the edit must not change, and that `answer`, which need not be the fact's object."""
 
     prompt: str
     answer: str
@@ -75,20 +75,20 @@ class Locality:
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One fact and what it is to become: `prompt` holds "{}" once, where `subject` goes.
+    """One fact and its new object: `prompt` contains "{}" once, in the place of `subject`.
 
     `tail` decides what separates a prompt from its target: a space, or nothing where the text has none there. `glue`
     (True: nothing, False: a space) overrides it for the fact's prompt, paraphrases and neighbours; a target that begins
-    with a space sets it to False. Texts are kept in Unicode's composed form (NFC). All prompts other than `prompt` are
-    complete text: `paraphrases` (the same fact, other words), `neighbours` (other subjects whose object is
-    `target_true` and must stay), `generation` (openings for free text), `trained` (the templates that a pocket model
-    was trained with), `two_hop` (consequences), `locality` (anything else that must stay, with its own answer). The
-    fields are those of CounterFact, Meng et al., arXiv 2202.05262. `opening` and `closing` enclose the prompt and
-    any context in front of it: a chat template's (`ketools.models.tokens.in_chat`).
+    with a space sets it to False. Texts are normalised to Unicode's composed form (NFC). All prompts other than
+    `prompt` are complete text: `paraphrases` (the same fact, other words), `neighbours` (other subjects whose object is
+    `target_true` and must stay), `generation` (openings for free text), `trained` (the templates on which a pocket
+    model was trained), `two_hop` (consequences), `locality` (anything else that must stay, with its own answer). The
+    fields are those of CounterFact, Meng et al., arXiv 2202.05262. `opening` and `closing` enclose the prompt and any
+    context in front of it; they hold the parts of a chat template (`ketools.models.tokens.in_chat`).
 
-    `target_true` is None where the file does not say what the model believed (zsRE, or a table of your own). Such a
-    fact can be edited and its accuracy measured. Measures that compare the old with the new object (ES, PS, NS) are not
-    defined for it, so it has no neighbours.
+    `target_true` is None where the file does not say what the model believed (zsRE, or your own table). Such a fact can
+    be edited and its accuracy measured. Measures that compare the old with the new object (ES, PS, NS) are not defined
+    for it, so it has no neighbours.
 
     Raises FactError, a KetoolsError, naming the fact and the field.
 
@@ -134,7 +134,7 @@ class Fact:
 
     @property
     def text(self) -> str:
-        """All that is asked: the prompt with the subject in its place, between opening and closing."""
+        """The whole prompt: the question between opening and closing."""
         return f"{self.opening}{self.question}{self.closing}"
 
     @property
@@ -144,17 +144,17 @@ class Fact:
 
     @property
     def subject_alone(self) -> bool:
-        """Whether the subject is the whole prompt: it has no word beside it, except "Q:", "Answer:" and the like."""
+        """Whether the prompt consists of the subject alone, apart from "Q:", "Answer:" and the like."""
         return re.search(r"\w", _LABELS.sub("", self.prompt.replace("{}", " ", 1))) is None
 
     @property
     def subject_span(self) -> tuple[int, int]:
-        """Characters (start, end) of the subject in `text`: where "{}" is, wherever else its letters occur."""
+        """Characters (start, end) of the subject in `text`, where "{}" is; other occurrences do not count."""
         start = len(self.opening) + self.prompt.index("{}")
         return start, start + len(self.subject)
 
     def need_true(self, purpose: str) -> str:
-        """`target_true`; raises FactError that names `purpose` if it is unknown."""
+        """`target_true`; raises FactError, which names `purpose`, if it is unknown."""
         if self.target_true is None:
             what = f"is missing, and {purpose} compares with it; add it to the file"
             raise FactError(self.id, "target_true", what)
@@ -162,7 +162,7 @@ class Fact:
 
 
 def problems(values: Mapping[str, Any]) -> Iterator[FactError]:
-    """Every mistake in the arguments of a Fact; fields that `values` lacks are passed over."""
+    """Every mistake in the arguments of a Fact; fields missing from `values` are skipped."""
     id = values.get("id")
     for name in ("id", "relation", "prompt", "subject", "target_new", "target_true"):
         if name not in values or (name == "target_true" and values[name] is None):
@@ -173,7 +173,7 @@ def problems(values: Mapping[str, Any]) -> Iterator[FactError]:
         elif not value.strip():
             yield FactError(id, name, f"is empty ({value!r}); give it some text or leave the fact out")
         elif value != trimmed(value, name):
-            what = f"has white space at an end ({short(value)}); take it off, spaces before targets are added later"
+            what = f"has white space at an end ({short(value)}); remove it, spaces before targets are added later"
             yield FactError(id, name, what)
         elif not _encodable(value):
             yield FactError(id, name, f"holds half a character ({short(value)}); write the file again as UTF-8")
@@ -207,8 +207,8 @@ def problems(values: Mapping[str, Any]) -> Iterator[FactError]:
 
 
 def trimmed(text: str, field: str) -> str:
-    """`text` without white space at its ends, except what says something there: line breaks of a prompt (as a chat template
-    has them before the answer) and one space before a target.
+    """`text` without white space at its ends, except where it has a meaning: line breaks of a prompt (which chat
+    templates put before the answer) and one space before a target.
     """
     if field in TARGETS:
         return f" {text.strip()}" if text.startswith(" ") else text.strip()
@@ -216,10 +216,10 @@ def trimmed(text: str, field: str) -> str:
 
 
 def composed(value: Any) -> Any:  # noqa: ANN401 - JSON, or a field of a Fact
-    """`value` with every text in it in Unicode's composed form (NFC), so that two spellings of a name are one."""
+    """`value` with all its texts in Unicode's composed form (NFC), which makes two spellings of a name equal."""
     if isinstance(value, str):
         return value if value.isascii() else unicodedata.normalize("NFC", value)
-    if isinstance(value, list | tuple):  # most items are ASCII: not worth a call
+    if isinstance(value, list | tuple):  # most items are ASCII and need no call
         items = [x if x.__class__ is str and x.isascii() else composed(x) for x in value]
         return items if isinstance(value, list) else tuple(items)
     if isinstance(value, dict):
@@ -230,11 +230,11 @@ def composed(value: Any) -> Any:  # noqa: ANN401 - JSON, or a field of a Fact
 
 
 def tail(prompt: str, target: str, glue: bool | None = None) -> str:
-    """What follows `prompt`: `target`, after a space unless `glue`. None: the texts decide.
+    """The text after `prompt`: `target`, preceded by a space unless `glue`. None: the texts decide.
 
-    Nothing separates them after white space other than a space, an opening bracket or quotation mark, and a character
-    that joins words or parts of code; before punctuation and endings ("-year-old", "'s"); and in scripts written
-    without spaces (Chinese, Japanese, Thai, ...). A target that begins with a space keeps it, a prompt that ends with one gives it.
+    There is no space after other white space, an opening bracket or quotation mark, or a character that joins words or
+    parts of code; before punctuation and endings ("-year-old", "'s"); and in scripts written without spaces (Chinese,
+    Japanese, Thai, ...). A space at the start of the target or the end of the prompt is kept.
     """
     bare = target.lstrip(" ")
     if glue is None:
@@ -245,54 +245,53 @@ def tail(prompt: str, target: str, glue: bool | None = None) -> str:
 def _glued(prompt: str, target: str) -> bool:
     if not prompt.strip() or not target or prompt[-1].isspace():
         return prompt[-1:] not in ("", " ")
-    if (
-        f"{prompt[-1]}{target[0]}".isascii() and prompt[-1].isalnum() and target[0].isalnum()
-    ):  # nearly always, and quick
+    last = prompt[-1]
+    if f"{last}{target[0]}".isascii() and last.isalnum() and target[0].isalnum():  # by far the most frequent case
         return False
     line = prompt.splitlines()[-1]
-    word, last = line.split()[-1], prompt[-1]
+    word = line.split()[-1]
     if _UNSPACED.match(target) and _UNSPACED.search(word):
         return True
     if _EAST.match(last) and len(_EAST.findall(line)) > len(_LATIN.findall(line)):
         return True
-    if last in _QUOTES:  # opening, if it follows white space or a bracket; a closing » may too
+    if last in _QUOTES:  # opening if it follows white space or a bracket, as a closing » may too
         before = prompt[-2:-1]
         opens = not before or before.isspace() or before in _QUOTES or unicodedata.category(before) in ("Ps", "Pd")
         return (opens and not (last == "»" and "«" in line)) or _ELISION.search(line) is not None
     if unicodedata.category(last) == "Ps" or _JOINS.search(line) or _ENDING.match(target):
         return True
-    if last == "." and re.match("[a-z_]", target):  # an attribute, as in "pd." + "merge", or the end of a sentence
+    if last == "." and re.match("[a-z_]", target):  # an attribute ("pd." + "merge") or the end of a sentence
         return word == line or _PARTS.search(word) is not None or _CODE.search(prompt) is not None
     return any(re.search(end, line) and re.match(start, target) for end, start in _PAIRS)
 
 
 def _encodable(text: str) -> bool:
-    # JSON may escape one half of a surrogate pair; no tokenizer takes it.
+    # JSON may escape half of a surrogate pair, which no tokenizer accepts.
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def name_of(value: object) -> str:
-    """What `value` is, for a message: "int (12)", "NaN (a missing value)"."""
+    """`value` with its type, for a message: "int (12)", "NaN (a missing value)"."""
     if isinstance(value, float) and math.isnan(value):
         return "NaN (a missing value)"
     return f"{type(value).__name__} ({short(value)})"
 
 
 def short(value: object) -> str:
-    """`repr(value)`, cut to a length that fits a message of one line."""
+    """`repr(value)`, cut to fit a one-line message."""
     text = repr(value)
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
 class Clash(NamedTuple):
-    """Two facts that cannot share a batch: `second` came later in the sequence."""
+    """Two facts that cannot share a batch; `second` comes later in the sequence."""
 
     first: Fact
     second: Fact
 
     @property
     def duplicate(self) -> bool:
-        """Whether both ask for the same object; otherwise they contradict each other."""
+        """Whether both have the same new object; otherwise they contradict each other."""
         return self.first.target_new == self.second.target_new
 
     def __str__(self) -> str:
@@ -307,7 +306,7 @@ class Clash(NamedTuple):
 
 
 class FactSet(Sequence[Fact]):
-    """An immutable sequence of facts; slicing, sampling and filtering give a FactSet again.
+    """An immutable sequence of facts; slicing, sampling and filtering return a FactSet.
 
     Examples:
         >>> import ketools as ke
@@ -322,7 +321,7 @@ class FactSet(Sequence[Fact]):
     __slots__ = ("_facts",)
 
     def __init__(self, facts: Iterable[Fact]) -> None:
-        """Raises KetoolsError if something in `facts` is no Fact."""
+        """Raises KetoolsError if an item of `facts` is no Fact."""
         self._facts = tuple(facts)
         for i, fact in enumerate(self._facts):
             if not isinstance(fact, Fact):
@@ -361,10 +360,10 @@ class FactSet(Sequence[Fact]):
         return [fact.id for fact in self]
 
     def sample(self, n: int, seed: int, unique_subjects: bool = True) -> "FactSet":
-        """`n` facts in an order that `seed` decides; by default no two with one subject (case ignored).
+        """`n` facts in an order given by `seed`; by default no two share a subject (case ignored).
 
-        The order depends on the seed and the facts alone: not on the file's order, the machine or a library's version.
-        A smaller sample is the beginning of a larger one. Raises KetoolsError if there are fewer than `n`.
+        The order depends on the seed and the facts alone: not on the file's order, the machine or library versions. A
+        smaller sample is the beginning of a larger one. Raises KetoolsError if there are fewer than `n`.
         """
         if n < 1:
             raise KetoolsError(f"a sample of {n} facts: ask for at least 1")
@@ -385,14 +384,14 @@ class FactSet(Sequence[Fact]):
         return FactSet(ordered[:n])
 
     def conflicts(self) -> list[Clash]:
-        """Facts that ask for different objects of one thing, each with the first fact that it contradicts.
+        """Facts that give one thing different objects, each with the first fact that it contradicts.
 
         One thing: the same subject (case ignored) and relation, or the same prompt (subject included, case ignored).
         """
         return [clash for clash in _clashes(self) if not clash.duplicate]
 
     def duplicates(self) -> list[Clash]:
-        """Facts with the prompt (case ignored) and the new object of an earlier one, each with that one."""
+        """Facts with the prompt (case ignored) and the new object of an earlier one, each with that earlier fact."""
         return [clash for clash in _clashes(self) if clash.duplicate]
 
     def filter(self, predicate: Callable[[Fact], bool]) -> "FactSet":
@@ -400,7 +399,7 @@ class FactSet(Sequence[Fact]):
         return FactSet(fact for fact in self if predicate(fact))
 
     def by_subject(self) -> dict[str, "FactSet"]:
-        """Subject -> its facts, subjects in order of appearance."""
+        """The facts of each subject; subjects in order of appearance."""
         groups: dict[str, list[Fact]] = {}
         for fact in self:
             groups.setdefault(fact.subject, []).append(fact)
@@ -408,7 +407,7 @@ class FactSet(Sequence[Fact]):
 
     def to_frame(self) -> "pd.DataFrame":
         """One row per fact, one column per field (lists of prompts as tuples; two_hop and locality as dicts)."""
-        import pandas as pd  # half a second that reading and checking facts should not cost
+        import pandas as pd  # takes half a second, which reading and checking facts need not spend
 
         return pd.DataFrame([asdict(fact) for fact in self], columns=[field.name for field in fields(Fact)])
 
@@ -423,8 +422,8 @@ def check_conflicts(facts: Iterable[Fact]) -> None:
 
 
 def _clashes(facts: Iterable[Fact]) -> Iterator[Clash]:
-    """At most one contradiction and one duplicate for each fact, against the earliest there is; linear in the facts."""
-    seen: dict[tuple[str, ...], dict[str, Fact]] = {}  # one thing -> target -> the first fact that asks for it
+    """At most one contradiction and one duplicate per fact, with the earliest other fact; linear in the facts."""
+    seen: dict[tuple[str, ...], dict[str, Fact]] = {}  # one thing -> target -> the first fact with that target
     for fact in facts:
         same_text = seen.setdefault((fact.text.lower(),), {})
         things = [same_text]

@@ -1,7 +1,7 @@
 """Fetching the public sets of facts: resumable, checked, and either complete or absent.
 
-A file whose checksum others have published is compared with it. For the others, the checksum of the first download is
-written to `checksums.json` beside the files, and whatever comes later under the same name must agree with it.
+A file with a published checksum is compared with it. For the others, the checksum of the first download is written to
+`checksums.json` beside the files, and later files of the same name must match it.
 """
 
 import errno
@@ -25,7 +25,7 @@ from types import MappingProxyType
 from ketools.errors import KetoolsError
 from ketools.io import expanded, write_json
 
-Progress = Callable[[int, int | None], None]  # bytes so far, bytes in all (None: the server does not say)
+Progress = Callable[[int, int | None], None]  # bytes so far, bytes in total (None: unknown)
 LOCK = "checksums.json"
 _BLOCK, _PATIENCE, _TRIES = 1 << 18, 30.0, 3
 _LIST = files("ketools.facts").joinpath("sources.toml")
@@ -53,7 +53,7 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
 
 
 def folder() -> Path:
-    """Where downloads are stored: KETOOLS_DOWNLOADS if set, else ketools/facts in the user's cache (XDG_CACHE_HOME, ~/.cache)."""
+    """Where downloads are: KETOOLS_DOWNLOADS if set, else ketools/facts in the user's cache (XDG_CACHE_HOME, ~/.cache)."""
     if named := os.environ.get("KETOOLS_DOWNLOADS"):
         return expanded(named)
     cache = os.environ.get("XDG_CACHE_HOME")
@@ -61,7 +61,7 @@ def folder() -> Path:
 
 
 def local(name: str) -> Path:
-    """The file of data set `name`; raises KetoolsError that says how to get it if it is not here."""
+    """The file of data set `name`; raises KetoolsError, which says how to get it, if it is not on this machine."""
     path = folder() / known(name).file
     if path.is_file():
         return path
@@ -69,7 +69,7 @@ def local(name: str) -> Path:
 
 
 def known(name: str) -> Source:
-    """The source called `name`; raises KetoolsError that lists all if there is none."""
+    """The source called `name`; raises KetoolsError, listing all, if there is none."""
     if name not in SOURCES:
         raise KetoolsError(f"no data set named {name!r}; there are: {', '.join(SOURCES)}")
     return SOURCES[name]
@@ -78,17 +78,17 @@ def known(name: str) -> Source:
 def get(name: str, to: Path | None = None, progress: Progress | None = None) -> tuple[Path, str]:
     """Fetch data set `name` to folder `to`; returns its file and a sentence on how it was checked.
 
-    A file that is already there, perhaps put there manually, is checked and not fetched again. What an interrupted
-    download left is continued, if the server still has the same version of the file.
+    A file that is already there, perhaps put there manually, is checked and not fetched again. An interrupted download
+    is continued if the server still has the same version of the file.
 
-    Raises KetoolsError, which says what to do: no such set; no network; the server refuses; the connection keeps failing;
-    no space; a download that is not a list of records; a checksum that differs from the earlier or published one. The
-    file of that name is then as it was before.
+    Raises KetoolsError, saying what to do: no such set; no network; the server refuses; the connection keeps failing;
+    no space; a download that is not a list of records; a checksum that differs from the earlier or published one. An
+    earlier file of that name is then unchanged.
     """
     source, place = known(name), to or folder()
     path = place / source.file
     if path.is_dir():
-        raise KetoolsError(f"{path} is a folder; move it away, the file goes there")
+        raise KetoolsError(f"{path} is a folder; move it away, because the file goes there")
     if path.is_file():
         return path, _check(source, path, path)
     part = _Part(path)
@@ -126,7 +126,7 @@ def get(name: str, to: Path | None = None, progress: Progress | None = None) -> 
 
 
 class _Part:
-    """What has come of a file so far, and beside it the server's name for the version that it belongs to."""
+    """The part of a file received so far, with the server's name for its version beside it."""
 
     def __init__(self, path: Path) -> None:
         self.file = path.with_name(f"{path.name}.part")
@@ -141,7 +141,7 @@ class _Part:
         self.version.unlink(missing_ok=True)
 
     def receive(self, url: str, progress: Progress | None) -> None:
-        """One request; its answer is appended if the server still has the version that was begun with."""
+        """One request; the answer is appended if the server still has the version of the first part."""
         have = self.size if self.version.exists() else 0
         headers = {"User-Agent": "ketools", "Accept-Encoding": "identity"}
         if have:
@@ -151,13 +151,13 @@ class _Part:
         except urllib.error.HTTPError as error:
             if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 raise
-            self.forget()  # nothing of the file is left to fetch, and yet it was not whole
+            self.forget()  # the range is empty, although the file is not complete
             raise http.client.HTTPException("the server has another version of the file") from None
         with answer:
             if answer.status != http.HTTPStatus.PARTIAL_CONTENT:
                 have = 0
                 self.forget()
-                # What If-Range may name (RFC 9110, 13.1.5): a strong ETag, else the date of the last change.
+                # If-Range accepts (RFC 9110, 13.1.5) a strong ETag, else the date of the last change.
                 etag = answer.headers.get("ETag", "W/")
                 if version := answer.headers.get("Last-Modified") if etag.startswith("W/") else etag:
                     self.version.write_text(version, encoding="latin-1")
@@ -181,7 +181,7 @@ class _Part:
 
 
 def _check(source: Source, file: Path, path: Path) -> str:
-    """A sentence on how `file`, which is or becomes `path`, was checked; a bad download is removed."""
+    """A sentence on how `file`, which is or becomes `path`, was checked; a bad download is deleted."""
     data = file.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     lock = path.parent / LOCK
@@ -196,7 +196,7 @@ def _check(source: Source, file: Path, path: Path) -> str:
         records = json.loads(data)
         why = None if isinstance(records, list) and records and isinstance(records[0], dict) else "no list of records"
     except (ValueError, RecursionError):
-        why = f"not JSON; it begins {data[:40]!r}"  # an error page must not pass for the first download
+        why = f"not JSON; it begins {data[:40]!r}"  # an error page must not count as the first download
     expected = source.sha256 or before
     if why is None and expected in (None, digest):
         if before is None:

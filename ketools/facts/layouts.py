@@ -1,4 +1,4 @@
-"""The published layouts of facts: how each is recognised, and a table of what its fields become in a `Fact`.
+"""The published layouts of facts: how each is recognised, and a table that maps its fields to those of a `Fact`.
 
 | layout | recognised by | published with |
 |---|---|---|
@@ -13,9 +13,9 @@
 
 known_1000.json of ROME (attribute with template or prompt) has no new objects: it is recognised and refused.
 
-A prompt may hold "{}" or the subject written out, exactly once, as a separate word. Of several accepted answers
-the first is kept. A relation that is not named is "unknown". Line breaks at the ends of prompts are kept. `glue` (true,
-false) is read in every layout.
+A prompt contains "{}" or the written-out subject exactly once, as a separate word. Of several accepted answers the
+first is kept. A missing relation becomes "unknown". Line breaks at the ends of prompts are kept. `glue` (true, false) is
+read in every layout.
 """
 
 import json
@@ -27,17 +27,7 @@ from itertools import takewhile
 from typing import Any
 
 from ketools.errors import KetoolsError
-from ketools.facts.fact import (
-    LISTS,
-    UNKNOWN,
-    Fact,
-    FactError,
-    Locality,
-    TwoHop,
-    name_of,
-    short,
-    trimmed,
-)
+from ketools.facts.fact import LISTS, UNKNOWN, Fact, FactError, Locality, TwoHop, name_of, short, trimmed
 
 Record = Mapping[str, Any]
 Reader = Callable[[Record], Any]  # of one field of a Fact; raises _Mistake
@@ -60,11 +50,11 @@ class _Mistake(Exception):
         self.field, self.what = field, what
 
 
-# Readers: each makes the function that takes one field of a Fact out of a record.
+# Readers: each returns a function that reads one field of a Fact from a record.
 
 
 def text(path: str, kind: str = "id", *, needed: bool = True) -> Reader:
-    """The text at `path`, `trimmed` as a field of that `kind`; None if there is none and it is not `needed`."""
+    """The text at `path`, `trimmed` as a field of that `kind`; None if it is missing and not `needed`."""
 
     def read(record: Record) -> str | None:
         value = _at(record, path)
@@ -74,7 +64,7 @@ def text(path: str, kind: str = "id", *, needed: bool = True) -> Reader:
 
 
 def target(path: str, *, needed: bool = True) -> Reader:
-    """An object: a text, {"str": text}, or a list of accepted ones, of which the first is taken."""
+    """An object: a text, {"str": text}, or a list of accepted texts, of which the first is used."""
 
     def read(record: Record) -> str | None:
         value = _at(record, path)
@@ -88,19 +78,19 @@ def target(path: str, *, needed: bool = True) -> Reader:
 
 
 def relation(path: str) -> Reader:
-    """The relation at `path`, "unknown" if there is none."""
+    """The relation at `path`, "unknown" if it is missing."""
     return lambda record: UNKNOWN if record.get(path) in (None, "") else text(path)(record)
 
 
 def prompt(path: str, subject: str = "subject") -> Reader:
-    """The text at `path` with "{}" in the place of the subject, which it may also write out, once."""
+    """The text at `path` with "{}" in the place of the subject, which may also be written out, once."""
 
     def read(record: Record) -> str:
         written, name = text(path, "prompt")(record), text(subject)(record)
         if not written.strip() or not name or "{}" in written:
             return written
         places = list(re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", written))
-        # Languages without spaces, and names that end within a word: then the letters must be there once.
+        # In languages without spaces, and for names within a word, the letters must occur once.
         places = places or list(re.finditer(re.escape(name), written))
         if len(places) != 1:
             here = "" if places else _almost(name, written)
@@ -112,7 +102,7 @@ def prompt(path: str, subject: str = "subject") -> Reader:
 
 
 def _almost(name: str, written: str) -> str:
-    """How `written` has the name otherwise than `name` does, in a way that is hard to see; "" if it does not at all."""
+    """How `name` in `written` differs from `name` in a way that is hard to see; "" if it does not occur."""
     ways = {
         "other blanks": lambda text: " ".join(text.split()),
         "upper and lower case": str.casefold,
@@ -129,7 +119,7 @@ def _almost(name: str, written: str) -> str:
 
 
 def flag(path: str) -> Reader:
-    """true, false or nothing, in a CSV file as words."""
+    """true, false or nothing; in a CSV file as words."""
 
     def read(record: Record) -> bool | None:
         value = record.get(path)
@@ -143,21 +133,21 @@ def flag(path: str) -> Reader:
 
 
 def texts(path: str) -> Reader:
-    """A list of texts, or one text; () if there is none."""
+    """A list of texts, or one text; () if it is missing."""
 
     def read(record: Record) -> tuple[str, ...]:
         value = _at(record, path) or ()
         value = [value] if isinstance(value, str) else value
         if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
             raise _Mistake(path, f"is {name_of(value)}; expected a list of texts")
-        # A space at the end of a prompt would become a token of its own before the target's.
+        # A space at the end of a prompt would become a separate token before the target.
         return tuple(_LAST_BLANKS.sub("", item) if item[-1:].isspace() else item for item in value)
 
     return read
 
 
 def objects(path: str, make: Reader) -> Reader:
-    """What `make` makes of each object in the list at `path`; () if there is none."""
+    """The results of `make` for each object in the list at `path`; () if it is missing."""
 
     def read(record: Record) -> tuple[Any, ...]:
         value = _at(record, path) or []
@@ -177,7 +167,7 @@ def _at(record: Record, path: str) -> Any:  # noqa: ANN401 - JSON
     for i, key in enumerate(keys):
         if value is None:
             break
-        if not isinstance(value, dict | Mapping):  # dict first: asking for a Mapping is slow
+        if not isinstance(value, dict | Mapping):  # dict first, because the check for Mapping is slow
             raise _Mistake(".".join(keys[:i]), f"is {type(value).__name__}; expected an object")
         value = value.get(key)
     return value
@@ -192,17 +182,17 @@ def _text(path: str, value: object, kind: str) -> str:
 
 
 def _answered(pairs: Iterable[tuple[Any, Any]]) -> list[tuple[str, str]]:
-    # (prompt, answer) without those that lack one; of several accepted answers, each perhaps with its aliases, the first.
+    # Complete (prompt, answer) pairs; of several accepted answers, perhaps each with aliases, the first.
     kept = []
-    for asked, answer in pairs:
+    for question, answer in pairs:
         while isinstance(answer, list) and answer:
             answer = answer[0]
-        if isinstance(asked, str) and asked.strip() and isinstance(answer, str) and answer.strip():
-            kept.append((_LAST_BLANKS.sub("", asked), answer.strip()))
+        if isinstance(question, str) and question.strip() and isinstance(answer, str) and answer.strip():
+            kept.append((_LAST_BLANKS.sub("", question), answer.strip()))
     return kept
 
 
-# The layouts, each with what is special to it.
+# The layouts, each with its special cases.
 
 _TWO_HOPS = objects(
     "two_hop",
@@ -223,22 +213,22 @@ _COUNTERFACT: dict[str, Reader] = _REWRITE | {
     "paraphrases": texts("paraphrase_prompts"),
     "neighbours": texts("neighborhood_prompts"),
     "generation": texts("generation_prompts"),
-    "trained": texts("trained_prompts"),  # this and the next two: ours, for the built-in world
+    "trained": texts("trained_prompts"),  # this and the next two are ours, for the built-in world
     "two_hop": _TWO_HOPS,
     "locality": _LOCALITIES,
 }
 
 
 def _mquake_edits(record: Record, _: Frames) -> Iterator[tuple[str, Record]]:
-    """Each edit of a case with what is asked about it; the last one with the multi-hop questions, which hold once all
-    edits of the case are made. One edit may occur in many cases: see FactSet.duplicates().
+    """Each edit of a case with its questions; the last one with the multi-hop questions, which hold once all edits of
+    the case are made. One edit may occur in many cases: see FactSet.duplicates().
     """
     rewrites = record["requested_rewrite"]
     if not rewrites:
         raise _Mistake("requested_rewrite", "is an empty list; expected the edits of the case")
     for k, rewrite in enumerate(rewrites, 1):
-        asked = record.get("questions") if k == len(rewrites) else None
-        yield "" if len(rewrites) == 1 else f".{k}", {**record, "requested_rewrite": rewrite, "questions": asked}
+        questions = record.get("questions") if k == len(rewrites) else None
+        yield "" if len(rewrites) == 1 else f".{k}", {**record, "requested_rewrite": rewrite, "questions": questions}
 
 
 def _mquake_hops(record: Record) -> tuple[TwoHop, ...]:
@@ -255,11 +245,11 @@ _MQUAKE: dict[str, Reader] = _REWRITE | {"paraphrases": texts("requested_rewrite
 def _zsre_locality(record: Record) -> tuple[Locality, ...]:
     if not record.get("loc"):
         return ()
-    asked, answer = text("loc")(record), target("loc_ans")(record)
-    return (Locality(f"{asked.rstrip('?')}?", answer),) if asked and answer else ()
+    question, answer = text("loc")(record), target("loc_ans")(record)
+    return (Locality(f"{question.rstrip('?')}?", answer),) if question and answer else ()
 
 
-# As ROME, MEMIT, AlphaEdit and ENCORE read it. EasyEdit's copy of the data edits towards `alt` instead.
+# Read as by ROME, MEMIT, AlphaEdit and ENCORE. EasyEdit's copy of the data uses `alt` as the new object instead.
 _ZSRE: dict[str, Reader] = {
     "relation": lambda _: UNKNOWN,
     "subject": text("subject"),
@@ -272,7 +262,7 @@ _ZSRE: dict[str, Reader] = {
 
 
 def _easyedit_asked(path: str, wanted: Callable[[str], bool] = bool) -> Reader:
-    """(prompt, answer) in the `wanted` parts of portability or locality, or in all of it where it has no parts."""
+    """(prompt, answer) pairs in the `wanted` parts of portability or locality, or in all of it if it has no parts."""
 
     def read(record: Record) -> list[tuple[str, str]]:
         parts = record.get(path) or {}
@@ -280,16 +270,16 @@ def _easyedit_asked(path: str, wanted: Callable[[str], bool] = bool) -> Reader:
             parts = {path: parts}
         if not isinstance(parts, dict):
             raise _Mistake(path, f"is {type(parts).__name__}; expected an object of lists")
-        found = [objects(part, lambda item: (item.get("prompt"), item.get("ground_truth", item.get("answer"))))(parts)
+        pairs = [objects(part, lambda item: (item.get("prompt"), item.get("ground_truth", item.get("answer"))))(parts)
                  for part in parts if wanted(part)]  # fmt: skip
-        return _answered(pair for pairs in found for pair in pairs)
+        return _answered(pair for part in pairs for pair in part)
 
     return read
 
 
 def _easyedit_near(record: Record) -> tuple[tuple[str, ...], list[tuple[str, str]]]:
-    # locality_prompt as (neighbours, locality): a neighbour is scored against target_true, so a prompt with another
-    # answer cannot serve as one.
+    # locality_prompt as (neighbours, locality): a neighbour is scored against target_true, so prompts with another answer
+    # become locality.
     near, answer = texts("locality_prompt")(record), record.get("locality_ground_truth")
     true = _easyedit_true(record)
     if true is not None and true in (answer, *(answer[:1] if isinstance(answer, list) else ())):
@@ -314,47 +304,47 @@ _EASYEDIT: dict[str, Reader] = {
     "paraphrases": lambda record: (
         *texts("rephrase_prompt")(record),
         *texts("rephrase")(record),
-        *(asked for asked, _ in _aliases(record)),
+        *(question for question, _ in _aliases(record)),
     ),
     "neighbours": lambda record: _easyedit_near(record)[0],
-    "two_hop": lambda record: tuple(TwoHop(asked, None, answer) for asked, answer in _consequences(record)),
+    "two_hop": lambda record: tuple(TwoHop(question, None, answer) for question, answer in _consequences(record)),
     "locality": lambda record: tuple(Locality(*pair) for pair in (*_kept(record), *_easyedit_near(record)[1])),
 }
 
 
-# What is missing may be written as NaN, as pandas does: only texts count.
+# Only texts count: missing values may be written as NaN, as pandas does.
 _WIKIBIG: dict[str, Reader] = {
     "relation": relation("relation"),
     "subject": text("subject"),
     "prompt": prompt("update"),
     "target_true": lambda _: None,
     "target_new": target("ans"),
-    # The question again, in other words and as several kinds of people would put it.
+    # The question in other words, and as several kinds of people would ask it.
     "paraphrases": lambda record: tuple(
-        _LAST_BLANKS.sub("", asked)
-        for name, asked in record.items()
-        if name.startswith(("rephrase", "personas")) and isinstance(asked, str) and asked.strip()
+        _LAST_BLANKS.sub("", question)
+        for name, question in record.items()
+        if name.startswith(("rephrase", "personas")) and isinstance(question, str) and question.strip()
     ),
     "two_hop": lambda record: tuple(
-        TwoHop(asked, None, answer) for asked, answer in _answered([(record.get("mhop"), record.get("mhop_ans"))])
+        TwoHop(question, None, answer) for question, answer in _answered([(record.get("mhop"), record.get("mhop_ans"))])
     ),
     "locality": lambda record: tuple(
         Locality(*pair) for pair in _answered([(record.get("loc"), record.get("loc_ans"))])
     ),
 }
 
-# RippleEdits names subjects and objects by Wikidata's numbers; their words stand only inside sentences. Every relation
-# has one sentence ("The <relation> of <subject> is"), used for many subjects in one file. What all sentences of a
-# relation share at their beginning and end is the frame; what differs is the subject. With fewer than _ENOUGH subjects
-# the shared part could hold words of a name: then the record must give edit.subject and edit.target itself.
+# RippleEdits identifies subjects and objects by Wikidata numbers; their names occur only inside sentences. Every relation
+# has one sentence ("The <relation> of <subject> is"), used for many subjects in one file. The beginning and end shared by
+# all sentences of a relation are its frame; the rest is the subject. With fewer than _ENOUGH subjects the shared part
+# could contain words of a name, and the record must give edit.subject and edit.target itself.
 _ENOUGH = 8
-_KEPT = ("Relation_Specificity", "Relation_Specifity", "Forgetfulness")  # the authors' README has the second spelling
+_KEPT = ("Relation_Specificity", "Relation_Specifity", "Forgetfulness")  # the second is spelt so in the authors' README
 _FOLLOWS = ("Logical_Generalization", "Compositionality_I", "Compositionality_II")
 
 
 def frames_of(records: Iterable[object]) -> Frames:
-    """The frame of every relation that RippleEdits' `records` ask about for at least `_ENOUGH` subjects."""
-    asked: dict[str, dict[str, list[str]]] = {}  # relation -> subject -> words of its sentence
+    """The frame of each relation for which RippleEdits' `records` have questions about at least `_ENOUGH` subjects."""
+    by_relation: dict[str, dict[str, list[str]]] = {}  # relation -> subject -> words of its sentence
     for record in records:
         if isinstance(record, dict) and isinstance(record.get("edit"), dict):
             for query in _queries(record, (*_KEPT, *_FOLLOWS)):
@@ -362,9 +352,9 @@ def frames_of(records: Iterable[object]) -> Frames:
                 if query.get("query_type") != "regular":
                     continue
                 if isinstance(name, str) and isinstance(subject, str) and isinstance(sentence, str):
-                    asked.setdefault(name, {})[subject] = sentence.split()
+                    by_relation.setdefault(name, {})[subject] = sentence.split()
     frames = {}
-    for name, sentences in asked.items():
+    for name, sentences in by_relation.items():
         if len(sentences) >= _ENOUGH:
             head = _shared(list(sentences.values()))
             tail = _shared([words[len(head) :][::-1] for words in sentences.values()])[::-1]
@@ -388,22 +378,22 @@ def _ripple_edit(record: Record, frames: Frames) -> Iterator[tuple[str, Record]]
         return
     before, after = frames.get(name, ("", ""))
     body, subject = sentence.removeprefix(before), ""
-    # A question of this record about the same subject holds no object, so that its words for the subject are certain.
+    # A question of this record about the same subject contains no object, so the subject in it is unambiguous.
     for query in _queries(record, (*_KEPT, *_FOLLOWS)):
         head, tail = frames.get(str(query.get("relation")), ("", ""))
         same = query.get("query_type") == "regular" and query.get("subject_id") == edit.get("subject_id")
-        asked = re.fullmatch(f"{re.escape(head)}(.*){re.escape(tail.rstrip())}", str(query.get("prompt")), re.DOTALL)
-        if head + tail and same and asked:
-            subject = asked[1]
+        match = re.fullmatch(f"{re.escape(head)}(.*){re.escape(tail.rstrip())}", str(query.get("prompt")), re.DOTALL)
+        if head + tail and same and match:
+            subject = match[1]
             break
     if not subject or not body.startswith(f"{subject}{after}"):
-        # Otherwise a subject or an object that holds the words of the frame cannot be told from it.
+        # Otherwise a subject or object that contains the words of the frame is ambiguous.
         subject = body.partition(after)[0] if after and body.count(after) == 1 else ""
     new = body.removeprefix(f"{subject}{after}").strip().removesuffix(".")
     if not after.strip() or not sentence.startswith(before) or not subject or not new:
         what = (
-            f"does not tell the subject: fewer than {_ENOUGH} subjects of relation {name!r} are asked about in this "
-            "file, or the sentence differs from theirs; add edit.subject and edit.target"
+            f"does not tell the subject: this file has questions about fewer than {_ENOUGH} subjects of relation {name!r}, "
+            "or the sentence differs from theirs; add edit.subject and edit.target"
         )
         raise _Mistake("edit.prompt", what)
     written = {"prompt": f"{before}{{}}{after}".strip(), "subject": subject, "target": new}
@@ -411,7 +401,7 @@ def _ripple_edit(record: Record, frames: Frames) -> Iterator[tuple[str, Record]]
 
 
 def _ripple_true(record: Record) -> str | None:
-    # From the sentence of the fact before the edit, which begins as the edit's own does.
+    # From the sentence with the fact before the edit, which begins like that of the edit.
     edit, before = record["edit"], record["edit"].get("previous_fact")
     if not isinstance(before, dict) or not isinstance(before.get("prompt"), str):
         return None
@@ -445,11 +435,11 @@ _RIPPLE: dict[str, Reader] = {
     "prompt": prompt("edit.prompt", "edit.subject"),
     "target_true": _ripple_true,
     "target_new": text("edit.target"),
-    "paraphrases": lambda record: tuple(asked for asked, _ in _ripple_asked(record, ["Subject_Aliasing"])),
-    "two_hop": lambda record: tuple(TwoHop(asked, None, new) for asked, new in _ripple_asked(record, _FOLLOWS)),
+    "paraphrases": lambda record: tuple(question for question, _ in _ripple_asked(record, ["Subject_Aliasing"])),
+    "two_hop": lambda record: tuple(TwoHop(question, None, new) for question, new in _ripple_asked(record, _FOLLOWS)),
     "locality": lambda record: tuple(Locality(*pair) for pair in _ripple_asked(record, _KEPT)),
 }
-# A Fact's own fields, as the fields of JSON lines or the columns of a CSV file, and no others.
+# Only the fields of a Fact, as the fields of JSON lines or the columns of a CSV file.
 _PLAIN: dict[str, Reader] = {
     "relation": relation("relation"),
     "subject": text("subject"),
@@ -466,8 +456,8 @@ _PLAIN: dict[str, Reader] = {
 
 @dataclass(frozen=True)
 class Layout:
-    """One layout: the fields it `needs`, for messages, the table of `readers`, the field with the `id`, and what makes
-    of one record those that the readers take, each with an ending of its id.
+    """One layout: the fields it `needs`, for messages, the table of `readers`, the field with the `id`, and `edits`,
+    which splits a record into those that the readers take, each with a suffix for its id.
     """
 
     needs: str
@@ -491,13 +481,13 @@ ALIASES = {
     "case_id": "id", "relation_id": "relation", "paraphrase_prompts": "paraphrases", "neighborhood_prompts": "neighbours",
     "generation_prompts": "generation",
 }  # fmt: skip
-"""Names of other layouts that the plain one understands too, in CSV as in JSON."""
+"""Names from other layouts that the plain one also accepts, in CSV and in JSON."""
 
 
 def layout_of(record: Record) -> str:
-    """The name of the layout that the fields of `record` belong to.
+    """The name of the layout to which the fields of `record` belong.
 
-    Raises KetoolsError that lists the record's fields and those of the layouts if it belongs to none.
+    Raises KetoolsError, listing the fields of the record and of the layouts, if it belongs to none.
     """
     keys = set(record)
     if "requested_rewrite" in keys:
@@ -526,7 +516,7 @@ def layout_of(record: Record) -> str:
 
 
 def convert(name: str, record: Record, place: str, frames: Frames) -> Iterator[tuple[dict[str, Any], list[FactError]]]:
-    """For every fact of `record`, in layout `name`: the arguments of Fact that could be read, and the mistakes in the others.
+    """For every fact of `record`, in layout `name`: the arguments of Fact that could be read, and the other mistakes.
 
     `place` is the id of a record that has none; `frames` are those of RippleEdits' sentences.
     """
@@ -535,7 +525,7 @@ def convert(name: str, record: Record, place: str, frames: Frames) -> Iterator[t
     if name == "plain":
         for other, ours in ALIASES.items():
             if other in record and ours in record:
-                mistakes.append((other, f"is there beside {ours}, which is the same; keep one of them"))
+                mistakes.append((other, f"is given together with {ours}, which is the same; keep one of them"))
         record = {ALIASES.get(key, key): value for key, value in record.items()}
     given = record.get(layout.id)
     id = place if given in (None, "") else str(given).strip()
@@ -556,7 +546,7 @@ def convert(name: str, record: Record, place: str, frames: Frames) -> Iterator[t
                 values[field] = read(edit)
             except _Mistake as error:
                 wrong.append((error.field, error.what))
-        # Fields that are read from one part of the record name its mistake each: once is enough.
+        # Fields read from the same part of the record report its mistake each; keep it once.
         yield values, [FactError(values["id"], *mistake) for mistake in dict.fromkeys(wrong)]
 
 
@@ -564,12 +554,12 @@ def from_cells(cells: Mapping[str, str]) -> dict[str, Any]:
     """One row of a CSV file as a record of the plain layout; empty cells are left out.
 
     Several texts in a cell are separated by " | " or written as a JSON list; two_hop and locality are JSON lists of
-    objects. Raises KetoolsError for a cell that begins as a JSON list and is none, or that holds "NaN".
+    objects. Raises KetoolsError for a cell that begins like a JSON list and is none, or that contains "NaN".
     """
     record: dict[str, Any] = {}
     for name, cell in cells.items():
         cell = trimmed(cell, "prompt" if name in ("prompt", "opening", "closing") else "id")
-        if cell in ("nan", "NaN"):  # how pandas and numpy write a value that is not there
+        if cell in ("nan", "NaN"):  # how pandas and numpy write a missing value
             raise KetoolsError(f"field {name!r} is {cell} (a missing value); leave the cell empty or fill it in")
         if not cell and name not in COLUMNS[:3]:
             continue
@@ -587,7 +577,7 @@ def from_cells(cells: Mapping[str, str]) -> dict[str, Any]:
 
 
 def as_record(fact: Fact) -> dict[str, Any]:
-    """`fact` as a record of the plain layout, without what is empty; reading it gives an equal Fact."""
+    """`fact` as a record of the plain layout, without empty fields; reading it gives an equal Fact."""
     record = {name: value for name, value in asdict(fact).items() if value not in (None, (), "")}
     for name in ("two_hop", "locality"):
         for item in record.get(name, ()):

@@ -1,7 +1,7 @@
-"""Reading files of facts: bytes -> records -> Facts, with every mistake named by its place and field.
+"""Reading files of facts: bytes -> records -> Facts; every mistake is reported with its place and field.
 
-Files are .jsonl (one record a line), .json (a list of records) or .csv (a header, then one fact a row), each also with
-.gz, in UTF-8. A record's fields decide what it means: `ketools.facts.layouts`.
+Files are .jsonl (one record per line), .json (a list of records) or .csv (a header, then one fact per row), each also
+with .gz, in UTF-8. The fields of a record determine its layout: `ketools.facts.layouts`.
 """
 
 import csv
@@ -20,12 +20,12 @@ from ketools.io import data_root, expanded, knows_world, read_bytes
 
 Record = dict[str, Any]
 _FORMATS = "expected .jsonl, .json or .csv, each also followed by .gz"
-_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of a byte that is not UTF-8
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how "surrogateescape" decodes a byte that is not UTF-8
 
 
 class Converted(NamedTuple):
-    """One record as facts: `where` it stands ("line 3", "record 3"; counted from 1), its layout (None if unknown), its
-    facts, and all mistakes in it; a fact with a mistake is not among the facts.
+    """One record as facts: `where` it is ("line 3", "record 3"; counted from 1), its layout (None if unknown), its
+    facts, and all its mistakes; a fact with a mistake is not among the facts.
     """
 
     where: str
@@ -36,11 +36,11 @@ class Converted(NamedTuple):
 
 def facts(source: str | Path) -> FactSet:
     """Read facts: "world" (the built-in fictional world), "real" (facts of the real world that SmolLM2-135M knows), the
-    name of a data set that `ketools data get` has fetched
-    ("counterfact", "zsre", ...), or a file (.jsonl, .json, .csv, each also with .gz).
+    name of a data set fetched by `ketools data get` ("counterfact", "zsre", ...), or a file (.jsonl, .json, .csv, each
+    also with .gz).
 
-    `ketools.facts.layouts` lists the layouts that are known and what becomes of their fields.
-    Raises KetoolsError naming file, line or record, and field of the first mistake; `ketools data check` lists all.
+    `ketools.facts.layouts` describes the known layouts. Raises KetoolsError naming file, line or record, and field of
+    the first mistake; `ketools data check` lists all.
 
     Examples:
         >>> import ketools as ke
@@ -48,31 +48,31 @@ def facts(source: str | Path) -> FactSet:
         FactSet(50 facts, 50 subjects, 13 relations)
     """
     path = source_path(source)
-    found: list[Fact] = []
+    read: list[Fact] = []
     for record in converted(path):
         for error in record.errors:
             raise KetoolsError(f"{path}, {record.where}: {error}")
-        found += record.facts
-    if not found:
+        read += record.facts
+    if not read:
         raise KetoolsError(f"{path} is empty: no facts in it; expected one record a line (.jsonl) or a list (.json)")
-    return FactSet(found)
+    return FactSet(read)
 
 
 def own_facts(model: str | Path) -> FactSet:
-    """Those of "world" or "real", whichever the model of this name or path knows; none where that set is not installed."""
+    """The set, "world" or "real", that the model of this name or path knows; empty if that set is not installed."""
     source = "world" if knows_world(model) else "real"
     return facts(source) if (data_root() / source).is_dir() else FactSet([])
 
 
 def source_path(source: str | Path) -> Path:
-    """The file that `facts(source)` reads; raises KetoolsError if a data set of that name is not on this machine."""
+    """The file that `facts(source)` reads; raises KetoolsError for a data set that is not on this machine."""
     if str(source) in ("world", "real"):
         folder = data_root() / str(source)
         for name in ("facts.jsonl.gz", "facts.jsonl"):
             if (folder / name).is_file():
                 return folder / name
         raise KetoolsError(
-            f"the built-in facts {source!r} are missing: no facts.jsonl.gz in {folder}; check out the data folder whole"
+            f"the built-in facts {source!r} are missing: no facts.jsonl.gz in {folder}; check out the whole data folder"
         )
     if str(source) in SOURCES and not Path(source).exists():
         return local(str(source))
@@ -84,10 +84,10 @@ def converted(path: Path) -> Iterator[Converted]:
 
     Raises KetoolsError, naming file and line, only for a file of which no records can be read.
     """
-    found = list(records(path))
-    frames = frames_of(record for _, record in found)
+    placed = list(records(path))
+    frames = frames_of(record for _, record in placed)
     where_of: dict[str, str] = {}  # id -> the place that used it first
-    for where, record in found:
+    for where, record in placed:
         try:
             if isinstance(record, KetoolsError):
                 raise record
@@ -114,11 +114,11 @@ def converted(path: Path) -> Iterator[Converted]:
 
 
 def records(path: Path) -> Iterator[tuple[str, Record | KetoolsError]]:
-    """("line 3" or "record 3", the record or what is wrong with it) for all of a file; counts from 1, blank lines too.
-    Every text in a record is in Unicode's composed form.
+    """("line 3" or "record 3", the record or its error) for a whole file; counts from 1, blank lines included. All
+    texts are in Unicode's composed form.
 
     Raises KetoolsError, naming the file, if it is missing, of another kind, no whole gzip file, UTF-16, not a list of
-    records (.json), or without the columns that are needed (.csv).
+    records (.json), or without the required columns (.csv).
     """
     if path.is_dir():
         raise KetoolsError(f"{path} is a folder; name a file of facts in it ({_FORMATS})")
@@ -134,7 +134,7 @@ def records(path: Path) -> Iterator[tuple[str, Record | KetoolsError]]:
     if _is_utf16(data):
         raise KetoolsError(f"{path}, line 1: UTF-16 text; save the file as UTF-8")
     text = composed(data.decode("utf-8", "surrogateescape").removeprefix("\ufeff"))  # with or without a byte-order mark
-    escapes = "\\u" in text  # which JSON makes letters of
+    escapes = "\\u" in text  # JSON turns these into letters
     if not text.strip():
         return
     for where, record in readers[kind](path, text):
@@ -144,7 +144,7 @@ def records(path: Path) -> Iterator[tuple[str, Record | KetoolsError]]:
 
 
 def encoding(path: Path) -> str:
-    """How the text of `path` is encoded, as far as that can be told: for the report of a check."""
+    """The encoding of `path`, as far as it can be determined, for the report of a check."""
     try:
         data = read_bytes(path, "facts")
         if _is_utf16(data):
@@ -158,17 +158,17 @@ def encoding(path: Path) -> str:
 
 
 def _is_utf16(data: bytes) -> bool:
-    # With its mark, or without one: half of the bytes of Latin text are then zero, which text in UTF-8 never holds.
+    # With its mark or without: half of the bytes of Latin text are then zero, which never occur in UTF-8 text.
     return data[:2] in (b"\xff\xfe", b"\xfe\xff") or data[:64].count(0) >= max(1, len(data[:64]) // 4)
 
 
 def _not_utf8(text: str) -> KetoolsError | None:
-    found = None if text.isascii() else _NOT_UTF8.search(text)
-    return found and KetoolsError(f"byte 0x{ord(found[0]) - 0xDC00:02X} is not UTF-8; save the file as UTF-8")
+    match = None if text.isascii() else _NOT_UTF8.search(text)
+    return match and KetoolsError(f"byte 0x{ord(match[0]) - 0xDC00:02X} is not UTF-8; save the file as UTF-8")
 
 
 def _from_lines(_: Path, text: str) -> Iterator[tuple[str, object]]:
-    # Not splitlines(): names may hold U+2028 and the like, which JSON allows inside a string.
+    # Not splitlines(): names may contain U+2028 and the like, which JSON allows inside a string.
     for k, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -187,7 +187,7 @@ def _from_list(path: Path, text: str) -> Iterator[tuple[str, object]]:
         yield from ((f"line {k}", error) for k, line in lines if (error := _not_utf8(line)))
         return
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except json.JSONDecodeError as error:
         hint = "; if it holds one record a line, name it .jsonl" if error.msg == "Extra data" else ""
         raise KetoolsError(
@@ -195,17 +195,17 @@ def _from_list(path: Path, text: str) -> Iterator[tuple[str, object]]:
         ) from None
     except (ValueError, RecursionError) as error:
         raise KetoolsError(f"{path}: broken JSON ({error})") from None
-    if not isinstance(found, list):
-        what = "an object with the fields " + ", ".join(map(repr, found)) if isinstance(found, dict) else short(found)
+    if not isinstance(value, list):
+        what = "an object with the fields " + ", ".join(map(repr, value)) if isinstance(value, dict) else short(value)
         raise KetoolsError(f"{path}: holds {what}; expected a list of records: [{{...}}, {{...}}]")
-    yield from ((f"record {k}", record) for k, record in enumerate(found, 1))
+    yield from ((f"record {k}", record) for k, record in enumerate(value, 1))
 
 
 def _from_rows(path: Path, text: str) -> Iterator[tuple[str, object]]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] | None = None
     while True:
-        line = reader.line_num + 1  # a row may go over several lines: named is the one on which it begins
+        line = reader.line_num + 1  # where the row begins; it may span several lines
         try:
             cells = next(reader)
             if header is None and any(cell.strip() for cell in cells):

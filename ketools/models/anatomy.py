@@ -1,7 +1,7 @@
 """The anatomy of a causal language model, found by its structure: layers, MLP output matrix, final norm, head.
 
-Shapes and order decide rather than names, so that most decoder-only models of transformers need no entry; short lists
-hold what structure cannot tell. Models that these methods do not cover are refused here, each with its reason.
+Shapes and order decide rather than names, so most decoder-only models of transformers need no entry; short lists hold
+what structure does not show. Models that these methods do not cover are refused here, each with its reason.
 """
 
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from transformers.pytorch_utils import Conv1D
 
 from ketools.errors import KetoolsError, NotFinite
 
-_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}  # kinds of layers without a state
-# Attention and recurrences too end in a matrix to d_model; their modules' names say so in every model of transformers.
+_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}  # kinds of layers without recurrent state
+# Attention and recurrences also end in a matrix to d_model; their module names show it in all models of transformers.
 _NOT_MLP = ("att", "mixer", "mamba", "ssm", "conv", "recurrent")
-# A norm between the MLP and the residual stream has one of these names (Gemma 2 and 3, OLMo 2 and 3, EXAONE 4; GLM 4).
+# Names of a norm between the MLP and the residual stream (Gemma 2 and 3, OLMo 2 and 3, EXAONE 4; GLM 4).
 _POST_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -25,11 +25,11 @@ _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Where the parts of a causal language model are (paths of modules, as `get_submodule` takes them).
+    """Where the parts of a causal language model are (module paths for `get_submodule`).
 
-    `layers` is the ModuleList; `mlp` (None if a layer has no module of its own for it), `mlp_out` and `post_norm` (None
-    if the MLP's output goes into the residual stream as it is) are paths inside one layer; `transposed` says that the
-    output matrix is stored (d_mlp, d_model), as GPT-2's Conv1D does.
+    `layers` is the ModuleList. `mlp` (None if a layer has no separate module for it), `mlp_out` and `post_norm` (None
+    if the MLP's output enters the residual stream unchanged) are paths inside one layer. `transposed`: the output
+    matrix is stored as (d_mlp, d_model), as in GPT-2's Conv1D.
     """
 
     architecture: str
@@ -49,15 +49,15 @@ class Anatomy:
 def anatomy_of(model: PreTrainedModel, name: str = "model") -> Anatomy:
     """Find the anatomy of `model` by its structure.
 
-    Raises KetoolsError where a part cannot be found, for a recurrent model, and where the layers are not all alike in
-    their MLP's output matrix.
+    Raises KetoolsError where a part cannot be found, for a recurrent model, and where the MLP output matrices of the
+    layers differ in kind or shape.
     """
     config = model.config.get_text_config()
     d_model = config.hidden_size
     if recurrent(model) and not _kinds(config) & {*_ATTENTION, "hybrid"}:
         raise KetoolsError(
             f"model {name!r} ({config.model_type}) carries a recurrent state instead of keys and values of attention; "
-            "these methods read what attention moves from the subject to the answer, and need some"
+            "these methods need attention, which moves what they edit from the subject to the answer"
         )
     layers_path, layers = _layers(model, config.num_hidden_layers, name)
     candidates = [
@@ -73,7 +73,7 @@ def anatomy_of(model: PreTrainedModel, name: str = "model") -> Anatomy:
             "these methods edit the MLP's output matrix and need one"
         )
     out_path, out = candidates[-1]
-    owners: dict[int, list[str]] = {}  # of the memory of each parameter
+    owners: dict[int, list[str]] = {}  # parameters by the address of their memory
     for path, weight in model.named_parameters(remove_duplicate=False):
         owners.setdefault(weight.data_ptr(), []).append(path)
     for i, layer in enumerate(layers):
@@ -94,7 +94,7 @@ def anatomy_of(model: PreTrainedModel, name: str = "model") -> Anatomy:
                 f"model {name!r}: {' and '.join(same[:2])} are one and the same matrix, so that an edit of one layer would "
                 "change the other; give each its own copy"
             )
-    # The last norm beside the list of layers: BLOOM has another one, on the embeddings, before it.
+    # The last norm beside the list of layers; BLOOM has another one before it, on the embeddings.
     parent = layers_path.rpartition(".")[0]
     norms = [
         path
@@ -131,7 +131,7 @@ def width_out(module: nn.Linear | Conv1D) -> int:
 
 
 def recurrent(model: PreTrainedModel) -> bool:
-    """Whether layers carry a state from token to token beside keys and values: state-space layers, convolutions."""
+    """Whether layers carry a state from token to token besides keys and values: state-space layers, convolutions."""
     return bool(getattr(model, "_is_stateful", False) or _kinds(model.config.get_text_config()) - _ATTENTION)
 
 
@@ -140,9 +140,9 @@ def _kinds(config: PretrainedConfig) -> set[str]:
 
 
 def refuse_config(config: PretrainedConfig, name: str) -> None:
-    """Raise KetoolsError for a model that, by its config, cannot be edited: quantised, or a mixture of experts.
+    """Raise KetoolsError for a model whose config says that it is quantised or a mixture of experts.
 
-    Raised before the weights are read, which can take long or need missing libraries.
+    This check runs before the weights are read, which can take long or need missing libraries.
     """
     if getattr(config, "quantization_config", None):
         refuse_quantised(name, "its config has a quantization_config")
@@ -155,15 +155,11 @@ def refuse_config(config: PretrainedConfig, name: str) -> None:
 
 
 def refuse_weights(model: PreTrainedModel, name: str) -> None:
-    """Raise KetoolsError for weights that cannot be edited: wrapped by an adapter, quantised, routed to experts, or left on
-    the disk.
-    """
+    """Raise KetoolsError for weights that cannot be edited: in an adapter, quantised, of experts, or offloaded."""
     refuse_adapters(model, name)
     for path, weight in (*model.named_parameters(), *model.named_buffers()):
-        if weight.is_floating_point() and weight.dtype not in _DTYPES:
-            refuse_quantised(name, f"{path} is {_short(weight.dtype)}")
-        if not weight.is_floating_point() and path.endswith("weight"):
-            refuse_quantised(name, f"{path} is {_short(weight.dtype)}")
+        if weight.dtype not in _DTYPES and (weight.is_floating_point() or path.endswith("weight")):
+            refuse_quantised(name, f"{path} is {str(weight.dtype).removeprefix('torch.')}")
         if weight.is_meta:
             raise KetoolsError(
                 f"model {name!r}: {path} is offloaded to the disk or to the memory of the CPU, so that there is nothing "
@@ -176,7 +172,7 @@ def refuse_weights(model: PreTrainedModel, name: str) -> None:
 
 
 def refuse_adapters(model: nn.Module, name: str) -> None:
-    """Raise KetoolsError naming the first module that wraps the one whose weights count (LoRA and related methods)."""
+    """Raise KetoolsError naming the first module that wraps another one with an adapter (LoRA and related methods)."""
     for path, module in model.named_modules():
         kind = type(module)
         if isinstance(getattr(module, "base_layer", None), nn.Module) or kind.__module__.startswith("peft."):
@@ -192,11 +188,11 @@ def refuse_adapter(name: str, why: str) -> NoReturn:
 
 
 def check_finite(model: PreTrainedModel, name: str) -> None:
-    """Raise KetoolsError naming layer and matrix of the first weights that hold NaN or Inf."""
+    """Raise KetoolsError naming the layer and matrix of the first weights that hold NaN or Inf."""
     for path, weight in model.named_parameters():
         if weight.numel() == 0:
             continue
-        low, high = weight.detach().aminmax()  # both are NaN if one entry is; no copy of the weights is made
+        low, high = weight.detach().aminmax()  # both are NaN if any entry is; the weights are not copied
         if not (torch.isfinite(low) and torch.isfinite(high)):
             layer = next((part for part in path.split(".") if part.isdigit()), None)
             where = f"layer {layer}, {path}" if layer is not None else path
@@ -229,7 +225,3 @@ def _layers(model: PreTrainedModel, n: int, name: str) -> tuple[str, nn.ModuleLi
         if not other and sum(1 for _ in module[0].children()) > 1:
             return path, module
     raise KetoolsError(f"model {name!r} has no list of {n} layers; only decoder-only transformers can be edited")
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -1,7 +1,7 @@
 """Models that can be edited: `load()`, and `EditableModel`, a model with its tokenizer and its anatomy.
 
-The anatomy (ketools.models.anatomy) says where the list of layers is, which matrix is the output matrix of a layer's MLP
-(the linear associative memory that every method here edits), and where the final norm and the head are.
+The anatomy (ketools.models.anatomy) says where the list of layers is, which matrix is the output matrix of a layer's
+MLP (the linear associative memory that every method here edits), and where the final norm and the head are.
 """
 
 import hashlib
@@ -37,25 +37,22 @@ from ketools.models.anatomy import (
 )
 from ketools.models.weights import EditStack, check_layer
 
-__all__ = ["Anatomy", "EditableModel", "anatomy_of", "fingerprint_of", "load"]
-
-
 SUBLAYERS = ("attention", "mlp")
-# The norm after the attention, by the norm after the MLP that the anatomy names.
+# The norm after the attention, by the name of the norm after the MLP (Anatomy.post_norm).
 _POST_ATTENTION = {
     "post_feedforward_layernorm": "post_attention_layernorm",
     "post_mlp_layernorm": "post_self_attn_layernorm",
 }
 _ATTENTIONS = ("eager", "sdpa", "flex_attention")  # implementations that are part of torch and transformers
 _SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
-_STORED = ("F64", "F32", "F16", "BF16")  # types of weights, as safetensors calls them
-# Entries of a config that compute nothing.
+_STORED = ("F64", "F32", "F16", "BF16")  # types of weights, in the notation of safetensors
+# Entries of a config that do not affect what the model computes.
 _VOLATILE = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache", "architectures"}
 
 
 @dataclass(eq=False, repr=False)
 class EditableModel:
-    """A causal language model, its tokenizer and its anatomy; `edits` are the edits that are in the weights, in order.
+    """A causal language model, its tokenizer and its anatomy; `edits` are the edits in the weights, in order.
 
     `fingerprint` names the unedited model: sha256 of config and weights, taken when the model was loaded or wrapped.
 
@@ -74,12 +71,11 @@ class EditableModel:
     fingerprint: str
     name: str
     path: Path | None = None
-    base_name: str | None = None  # of the model that was exported to `path`
+    base_name: str | None = None  # of a model that was exported to `path`
     bases: Mapping[str, str] = field(default_factory=dict)  # fingerprint -> name of each model that it was edited from
     edits: EditStack = field(init=False)
-    replays: bool = field(
-        init=False
-    )  # a pass can continue from frozen keys and values: layers carry no recurrent state
+    # Whether a pass can continue from frozen keys and values, because layers carry no recurrent state.
+    replays: bool = field(init=False)
 
     def __repr__(self) -> str:
         a = self.anatomy
@@ -93,7 +89,7 @@ class EditableModel:
 
     @property
     def known_as(self) -> str:
-        """The name by which settings are looked up: that of its base for a folder that `export` wrote."""
+        """The name under which settings are looked up: for a folder that `export` wrote, the name of its base."""
         return self.base_name or self.name
 
     @property
@@ -105,17 +101,17 @@ class EditableModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the embeddings are, hence where token ids go."""
+        """The device of the embeddings, which token ids must be on."""
         return self.embedding.device
 
     @property
     def config(self) -> Any:  # noqa: ANN401 - every architecture has a class of its own
-        """The configuration of the language model (in one that sees pictures too, the part for text)."""
+        """The configuration of the language model (of a multimodal model, that of its text part)."""
         return self.model.config.get_text_config()
 
     @property
     def window(self) -> int | None:
-        """Tokens that fit the model's context window; None if its positions set no limit (BLOOM, Falcon's ALiBi)."""
+        """Number of tokens in the context window; None if positions set no limit (BLOOM, Falcon's ALiBi)."""
         return getattr(self.config, "max_position_embeddings", None)
 
     @property
@@ -131,14 +127,14 @@ class EditableModel:
         return layers[index]
 
     def mlp_out(self, index: int) -> nn.Module:
-        """The module of layer `index` that holds the MLP's output matrix."""
+        """The module of layer `index` with the MLP's output matrix."""
         return self.layer(index).get_submodule(self.anatomy.mlp_out)
 
     def sublayer(self, index: int, name: str) -> nn.Module:
         """The module of layer `index` whose output its "attention" or "mlp" adds to the residual stream.
 
         That is the last matrix of the part, or the norm after it where an architecture has one (Gemma 2 and 3, OLMo 2
-        and 3). Raises KetoolsError for a layer that is not there or has no attention that writes to the stream.
+        and 3). Raises KetoolsError for a layer that does not exist or has no attention that writes to the stream.
         """
         assert name in SUBLAYERS, f"no sublayer {name!r}"
         block, norm = self.layer(index), self.anatomy.post_norm
@@ -164,12 +160,12 @@ class EditableModel:
 
     @property
     def residual_scale(self) -> float:
-        """The number that a layer multiplies its summands with before adding them (Granite's; 1 elsewhere)."""
+        """The factor that a layer applies to its summands before adding them (Granite's; 1 elsewhere)."""
         return float(getattr(self.config, "residual_multiplier", 1.0))
 
     def check_state(self) -> None:
-        """Raise KetoolsError where the same question would get another answer: in training mode (dropout), and under
-        defaults of torch that tensors of ours would take.
+        """Raise KetoolsError where repeating a pass could give another result: in training mode (dropout), and under
+        defaults of torch that our tensors would inherit.
         """
         if any(module.training for module in self.model.modules()):
             raise KetoolsError(
@@ -179,7 +175,7 @@ class EditableModel:
         if torch.get_default_dtype() != torch.float32:
             raise KetoolsError(
                 f"torch's default dtype is {torch.get_default_dtype()}, expected torch.float32: call "
-                "torch.set_default_dtype(torch.float32); the type of the weights is a matter of ke.load(dtype=...)"
+                "torch.set_default_dtype(torch.float32); ke.load(dtype=...) sets the type of the weights"
             )
         if torch.get_default_device().type == "meta":
             raise KetoolsError(
@@ -222,13 +218,13 @@ class EditableModel:
 
     @property
     def plain_head(self) -> bool:
-        """Whether `logits` is nothing but the head's matrix (and bias)."""
+        """Whether `logits` only applies the head's matrix (and bias)."""
         config = self.config
         odd = getattr(config, "logit_scale", None) or getattr(config, "final_logit_softcapping", None)
         return not odd and isinstance(self.head, nn.Linear)
 
     def export(self, path: str | Path) -> Path:
-        """Write the model with its edits as a plain folder of transformers; see `ketools.editing.export.export`."""
+        """Write the model with its edits as a plain transformers folder; see `ketools.editing.export.export`."""
         from ketools.editing.export import export  # that module imports this one
 
         return export(self, path)
@@ -242,7 +238,7 @@ class _Index(BaseModel):
 
 
 class _Config(BaseModel):
-    # What decides how large a model is built before a weight is read, under the names that architectures have for it.
+    # The sizes of the model that is built before any weight is read, under the names used by the architectures.
     model_type: str
     architectures: list[str] | None = None
     num_hidden_layers: Annotated[int, Field(ge=1, le=4096)] | None = None
@@ -264,21 +260,20 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> EditableModel:
-    """Load a model by name ("pocket", "smollm2"), by folder, by hub id ("openai-community/gpt2-xl"), or wrap one in memory.
+    """Load a model by name ("pocket", "smollm2"), folder or hub id ("openai-community/gpt2-xl"), or wrap one in memory.
 
-    "smollm2" is fetched when it is not in the user's cache yet (ketools.models.smollm2). Pocket models are stored in half
-    precision and load as float32; others keep the type they are stored in. The model
-    is put in evaluation mode and its parameters stop requiring gradients (a wrapped model too). Only safetensors are
-    read; no code from the model's folder is run, nor kernels that its config names. A `device` of "auto", "balanced",
-    "balanced_low_0" or "sequential" spreads a model over the devices there are (transformers' device_map, needs accelerate); a
-    wrapped model that is spread already stays as it is. Of a model wrapped by torch.compile or DataParallel the inner model is
-    used: its weights are the same.
+    "smollm2" is fetched unless it is in the user's cache (ketools.models.smollm2). Pocket models are stored in half
+    precision and load as float32; others keep the type they are stored in. The model is put in evaluation mode and its
+    parameters stop requiring gradients (a wrapped model too). Only safetensors are read; neither code from the model's
+    folder nor kernels named by its config are run. A `device` of "auto", "balanced", "balanced_low_0" or "sequential"
+    spreads a model over the available devices (transformers' device_map, needs accelerate); a wrapped model that is
+    already spread stays so. Of a model wrapped by torch.compile or DataParallel the inner model is used: its weights
+    are the same.
 
-    Warns of a tokenizer with added tokens that the model has no embeddings for. Raises KetoolsError for an
-    unknown name (listing what there is), for anything but a transformers model, for a model with an adapter that is
-    not merged, that is quantised, a mixture of experts, partly offloaded, incomplete, with NaN or Inf in its weights, or
-    without an MLP output matrix of its own in each layer, and for a tokenizer that is another model's or cannot give
-    character offsets.
+    Warns about a tokenizer with added tokens that the model has no embeddings for. Raises KetoolsError for an unknown
+    name (listing the known ones); for anything but a transformers model; for a model that has an unmerged adapter, is
+    quantised, a mixture of experts, partly offloaded or incomplete, holds NaN or Inf, or lacks an MLP output matrix of
+    its own in each layer; and for a tokenizer that belongs to another model or gives no character offsets.
 
     Examples:
         >>> import ketools as ke
@@ -309,8 +304,8 @@ def load(
         except (RuntimeError, TypeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
             raise KetoolsError(f"model {name!r} cannot be put on device {device!r}: {error}") from error
     if dtype is not None and model.dtype != dtype:
-        # As from_pretrained does: what a model computes for itself and stores in no file (frequencies of rotary
-        # positions) keeps its precision.
+        # As in from_pretrained, buffers that a model computes and stores in no file (frequencies of rotary positions)
+        # keep their precision.
         stored = model.state_dict().keys()
         own = {where: buffer for where, buffer in model.named_buffers() if where not in stored}
         nn.Module.to(model, dtype=dtype)
@@ -352,7 +347,7 @@ def _read(where: str | Path, name: str, dtype: torch.dtype | None, spread: Mappi
         refuse_config(config, name)
         parts = (config, *(getattr(config, part, None) for part in config.sub_configs))
         if any(getattr(part, "_attn_implementation", None) not in (None, *_ATTENTIONS) for part in parts):
-            config._attn_implementation = None  # any other name may be a kernel, which is fetched from the hub and run
+            config._attn_implementation = None  # any other name may be a kernel to be fetched from the hub and run
         read: Any = AutoModelForCausalLM.from_pretrained(
             where,
             config=config,
@@ -364,7 +359,7 @@ def _read(where: str | Path, name: str, dtype: torch.dtype | None, spread: Mappi
         )
     except KetoolsError:
         raise
-    except Exception as error:  # for a folder from outside transformers may raise anything
+    except Exception as error:  # transformers may raise anything for a folder from outside
         why = str(error) or type(error).__name__
         if "trust_remote_code" in why:
             why = (
@@ -376,13 +371,13 @@ def _read(where: str | Path, name: str, dtype: torch.dtype | None, spread: Mappi
     if missing := sorted(report["missing_keys"]):
         raise KetoolsError(
             f"model {name!r}: its files lack {len(missing)} of the tensors that its config asks for "
-            f"({named(missing, 5)}), which would be random numbers; copy the model again, or mend its config.json"
+            f"({named(missing, 5)}), which would be random numbers; copy the model again, or correct its config.json"
         )
     return model
 
 
 def _check_files(folder: Path, name: str) -> None:
-    """Raise KetoolsError for weights in pickles, outside the folder, or in a type of too few bits."""
+    """Raise KetoolsError for weights in pickles, outside the folder, or in a quantised type."""
     index, files = folder / "model.safetensors.index.json", ["model.safetensors"]
     if index.is_file():
         files = sorted(set(read_json(index, _Index, "the index of a model's shards")["weight_map"].values()))
@@ -396,7 +391,7 @@ def _check_files(folder: Path, name: str) -> None:
         if Path(file).name != file:
             raise KetoolsError(f"{index} names a file outside the model's folder ({file}); copy the model again")
         if not (folder / file).is_file():
-            continue  # transformers says what it misses
+            continue  # transformers reports what is missing
         with safe_open(folder / file, "pt") as tensors:
             for path in tensors.keys():  # noqa: SIM118 (no mapping)
                 kind = tensors.get_slice(path).get_dtype()
@@ -405,7 +400,7 @@ def _check_files(folder: Path, name: str) -> None:
 
 
 def fingerprint_of(model: PreTrainedModel) -> str:
-    """sha256 (hex) over config and weights: two models have the same one only if they compute the same."""
+    """sha256 (hex) over config and weights: two models share it only if they compute the same."""
     config = {k: v for k, v in model.config.to_dict().items() if k not in _VOLATILE}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for path, weight in model.named_parameters():  # a tied matrix appears once
@@ -415,7 +410,7 @@ def fingerprint_of(model: PreTrainedModel) -> str:
 
 
 def _folder(source: str | Path) -> Path | None:
-    # None: a hub id. A pocket model's name wins over a folder of that name; "./pocket" is the folder.
+    # None for a hub id. The name of a pocket model takes precedence over a folder of that name ("./pocket").
     name = str(source)
     if isinstance(source, str) and "/" not in name and name in model_names():
         return model_dir(name)
@@ -436,8 +431,8 @@ def _folder(source: str | Path) -> Path | None:
 
 
 def _exported_from(path: Path | None) -> tuple[str | None, dict[str, str]]:
-    # What `export` wrote beside the weights: the name settings go by (in the first versions the base's own name alone),
-    # and the models that this one was edited from.
+    # What `export` wrote beside the weights: the name under which settings are looked up (the first versions wrote only
+    # the name of the base), and the models that this one was edited from.
     file = None if path is None else path / "ketools.json"
     if file is None or not file.is_file():
         return None, {}
@@ -448,7 +443,7 @@ def _exported_from(path: Path | None) -> tuple[str | None, dict[str, str]]:
         return str(about.get("known_as") or base["name"]), {str(key): str(value) for key, value in bases.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise KetoolsError(
-            f"{file}: no record of an export ({error}); remove this file, the model does not need it"
+            f"{file}: no record of an export ({error}); remove this file, which the model does not need"
         ) from error
 
 
@@ -471,12 +466,12 @@ def _tokenizer(
 
 
 def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, name: str) -> None:
-    # Tokens beyond the embeddings: of the vocabulary itself, another model's tokenizer; added ones (a padding token) may
-    # never be met.
+    # Tokens without an embedding: if they belong to the vocabulary itself, the tokenizer is another model's; added ones
+    # (a padding token) may never occur.
     beyond = sorted(token for token, number in tokenizer.get_vocab().items() if number >= rows)
     added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
     what = f"the tokenizer has tokens that model {name!r}, with {rows:,} embeddings, does not know: "
     if strange := [token for token in beyond if token not in added]:
         raise KetoolsError(f"{what}{named(strange, 3)}; it is another model's, give the one that belongs to this model")
     if beyond:
-        warnings.warn(f"{what}{named(beyond, 3)}; a text that holds one is refused", stacklevel=3)
+        warnings.warn(f"{what}{named(beyond, 3)}; texts that contain one are refused", stacklevel=3)

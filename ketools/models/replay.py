@@ -1,17 +1,17 @@
 """Run a model from the middle: frozen prefixes, captured states, the layers above replayed.
 
-Attention is causal: a change at one token leaves the keys and values of all tokens before it as they were, and a
-change to the output of layer L does not affect the layers up to L. The engine therefore
+Attention is causal: a change at one token leaves the keys and values of all earlier tokens unchanged, and a change to
+the output of layer L does not affect the layers up to L. The engine therefore
 
 1. runs each row up to `start` once, keeping keys and values of every layer,
-2. runs the suffix from `start` on against that cache, frozen, and records what the model passes to each layer above L.
+2. runs the suffix from `start` on against that frozen cache, and records what the model passes to each layer above L.
 
-`Frozen.run` then calls the model's own layers above L with the model's own arguments, as often as one likes. Nothing
-of an architecture is written again here: masks, rotations and caches are those that transformers made.
+`Frozen.run` then calls the model's own layers above L with the model's own arguments, any number of times. No part of
+an architecture is reimplemented: masks, rotations and caches are those that transformers made.
 
-A model that carries a recurrent state beside keys and values (LFM2, Falcon-H1, RecurrentGemma) cannot continue from a
-cache that stays fixed: its rows are kept whole, and only the layers up to L are skipped; `first` says where a row's change
-begins, and `warn_if_slow` warns of it.
+A model that carries a recurrent state besides keys and values (LFM2, Falcon-H1, RecurrentGemma) cannot continue from a
+frozen cache: its rows are kept whole, and only the layers up to L are skipped. `first` then says where the change of a
+row begins, and `warn_if_slow` warns.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ketools.models.tokens import pad_right
 
 
 class FrozenLayer(DynamicLayer):
-    """Keys and values of the prefix; `update` returns them with the new ones appended and keeps nothing."""
+    """Keys and values of the prefix; `update` returns them with the new ones appended and stores nothing."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         super().__init__()
@@ -43,21 +43,25 @@ class FrozenLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Prefix and new states, concatenated; the prefix itself stays as it is."""
+        """Prefix and new states, concatenated; the prefix itself does not change."""
         assert self.keys is not None and self.values is not None
         return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
 
 
 class Enough(Exception):
-    """Ends a forward pass early, no error: raised by a hook that has seen what it wanted."""
+    """Ends a forward pass early; raised by a hook that has what it needs. Not an error."""
+
+
+def _stop(*_: object) -> None:
+    raise Enough
 
 
 def extend(model: EditableModel, cache: Cache, mask: Tensor, rows: Sequence[Sequence[int]], *, left: bool) -> Tensor:
     """Run `rows` (token ids) on top of `cache`, padded on the left or the right; a hook may end the pass by raising
     `Enough`. `mask` (rows, cached columns) is 1 at tokens and 0 at padding; returns it with the new columns appended.
 
-    Padding never reaches a token: it is masked, and its keys and values are zeroed, since a fully masked
-    position may compute NaN.
+    Padding never reaches a token: it is masked, and its keys and values are zeroed, since a fully masked position may
+    compute NaN.
     """
     longest = max(1, *map(len, rows))
     pads = [[0] * (longest - len(row)) for row in rows]
@@ -72,7 +76,7 @@ def extend(model: EditableModel, cache: Cache, mask: Tensor, rows: Sequence[Sequ
         empty = (mask == 0)[:, None, :, None]
         for keys, values in _cached(cache):
             if keys.shape[-2] == mask.shape[1]:
-                here = empty.to(keys.device)  # a model spread over devices keeps each layer's on its own
+                here = empty.to(keys.device)  # in a model spread over devices, that of the layer
                 keys.masked_fill_(here, 0)
                 values.masked_fill_(here, 0)
     return mask
@@ -89,10 +93,10 @@ def _frozen(pairs: Iterable[tuple[Tensor, Tensor]]) -> Cache:
 
 
 def warn_if_slow(model: EditableModel) -> None:
-    """One UserWarning if beginnings of prompts cannot be frozen; for the functions that users call, once in each."""
+    """Warn (UserWarning) if prefixes of prompts cannot be frozen; called once by each function that users call."""
     if not model.replays:
         warnings.warn(
-            f"model {model.name!r} ({model.config.model_type}) carries a recurrent state: beginnings of prompts cannot be "
+            f"model {model.name!r} ({model.config.model_type}) carries a recurrent state: prefixes of prompts cannot be "
             "frozen, so that whole prompts are run in every pass, which is slower",
             UserWarning,
             stacklevel=3,
@@ -101,15 +105,11 @@ def warn_if_slow(model: EditableModel) -> None:
 
 @contextmanager
 def stopped_at(model: EditableModel, layer: int) -> Iterator[None]:
-    """Forward passes end in `layer` once its attention has run: its keys and values are then in the cache."""
-
-    def stop(*_: object) -> None:
-        raise Enough
-
+    """Forward passes end in `layer` after its attention, when its keys and values are in the cache."""
     if model.anatomy.mlp is None:
-        handle = model.layer(layer).register_forward_hook(stop)
+        handle = model.layer(layer).register_forward_hook(_stop)
     else:
-        handle = model.layer(layer).get_submodule(model.anatomy.mlp).register_forward_pre_hook(stop)
+        handle = model.layer(layer).get_submodule(model.anatomy.mlp).register_forward_pre_hook(_stop)
     try:
         yield
     finally:
@@ -121,28 +121,28 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]  # arguments of a layer
 
 @contextmanager
 def listening(model: EditableModel, layer: int) -> Iterator[dict[int, Call]]:
-    """What the layers above `layer` are called with in a pass, by layer. It ends before the top one, and of the others
-    only `layer` + 1 is run.
+    """The arguments with which a pass calls the layers above `layer`, by layer. The pass ends before the top one, and
+    of the others only `layer` + 1 is run.
     """
     top = model.anatomy.n_layer - 1
-    heard: dict[int, Call] = {}
+    calls_by_layer: dict[int, Call] = {}
     with ExitStack() as stack:
         for index in range(layer + 1, top + 1) or (top + 1,):
             module = model.layer(index) if index <= top else model.final_norm
 
             def hear(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], index: int = index) -> None:
-                heard[index] = (args, kwargs)
+                calls_by_layer[index] = (args, kwargs)
                 if index >= top:
                     raise Enough
 
             stack.callback(module.register_forward_pre_hook(hear, with_kwargs=True).remove)
         stack.enter_context(skipped(model, range(layer + 2, top), layer + 1))
-        yield heard
+        yield calls_by_layer
 
 
 @contextmanager
 def skipped(model: EditableModel, layers: range, like: int) -> Iterator[None]:
-    """These layers are called, so that what they are called with can be heard, and answer what layer `like` did."""
+    """Within the block these layers are called, so that hooks see their arguments, but return what layer `like` does."""
     if not layers:
         yield
         return
@@ -163,7 +163,7 @@ def skipped(model: EditableModel, layers: range, like: int) -> Iterator[None]:
 
 @contextmanager
 def only(model: EditableModel, index: int, reads: Tensor) -> Iterator[None]:
-    """The MLP of layer `index` is given the tokens at `reads` only (flat places, int64), and answers 0 elsewhere.
+    """Give the MLP of layer `index` only the tokens at `reads` (flat places, int64); elsewhere its output is 0.
 
     Valid because an MLP is position-wise and only these outputs are read.
     """
@@ -196,10 +196,10 @@ def only(model: EditableModel, index: int, reads: Tensor) -> Iterator[None]:
 class Frozen:
     """Rows of a model, frozen before their suffix and up to layer L.
 
-    `hidden` (rows, longest suffix, d_model) is what the model passes to layer L+1, suffixes padded on the right;
-    `lengths` are the suffixes' true lengths. `calls` holds for each layer above L the other arguments of its call.
-    `first` (rows,): where the suffix proper begins, 0 unless rows had to be kept whole (None: 0 in all rows).
-    `backend`: of torch.compile, for the layers but the top one; None: they run as they are.
+    `hidden` (rows, longest suffix, d_model) is what the model passes to layer L+1, with suffixes padded on the right;
+    `lengths` are the suffixes' true lengths. `calls` holds the other arguments of the call of each layer above L.
+    `first` (rows,): where the suffix proper begins if rows had to be kept whole (None: at 0 in all rows). `backend`: of
+    torch.compile, for all layers but the top one; None: they are not compiled.
     """
 
     model: EditableModel
@@ -213,18 +213,18 @@ class Frozen:
 
     @property
     def begin(self) -> Tensor:
-        """States (rows, d_model) at the suffixes' first tokens."""
+        """States (rows, d_model) at the first tokens of the suffixes."""
         return self.hidden[:, 0] if self.first is None else self.hidden[self._every, self.first]
 
     def shifted(self, delta: Tensor) -> Tensor:
-        """`hidden` with `delta` (rows, d_model) added at the suffixes' first tokens; differentiable."""
+        """`hidden` with `delta` (rows, d_model) added at the first tokens of the suffixes; differentiable."""
         if self.first is None:
             return torch.cat([self.hidden[:, :1] + delta[:, None].to(self.hidden.dtype), self.hidden[:, 1:]], dim=1)
         places = (self._every, self.first)
         return self.hidden.index_put(places, delta.to(self.hidden.dtype), accumulate=True)
 
     def places(self, rows: Tensor, after: Tensor | int = 0) -> Tensor:
-        """Flat places, as `run` takes them, of the tokens `after` the suffixes' first ones in `rows`."""
+        """Flat places, as `run` takes them, of the tokens `after` the first ones of the suffixes in `rows`."""
         flat = rows * self.hidden.shape[1] + after
         return flat if self.first is None else flat + self.first[rows]
 
@@ -235,20 +235,20 @@ class Frozen:
     def run(self, hidden: Tensor, reads: Tensor) -> Tensor:
         """States (n, d_model) before the final norm at `reads`, flat places row * longest + position, int64.
 
-        `hidden` is of the shape of `self.hidden`. In the top layer the MLP is applied at `reads` only.
+        `hidden` has the shape of `self.hidden`. In the top layer the MLP is applied at `reads` only.
         """
         top = self.model.anatomy.n_layer - 1
         for offset, (args, kwargs) in enumerate(self.calls):
             index = self.layer + 1 + offset
             layer: Callable[..., Any] = self.model.layer(index)
             if self.backend is not None and index < top:
-                layer = torch.compile(layer, backend=self.backend, dynamic=True)  # torch keeps what it has compiled
+                layer = torch.compile(layer, backend=self.backend, dynamic=True)  # torch caches it
             with only(self.model, index, reads) if index == top else ExitStack():
                 hidden = _first(layer(hidden, *args, **kwargs))
         return hidden.reshape(-1, hidden.shape[-1]).index_select(0, reads.to(hidden.device))
 
     def select(self, rows: Tensor) -> Frozen:
-        """The same for some of the rows (int64 indices), in the order given."""
+        """The same for some of the rows (int64 indices), in the given order."""
         cache = _frozen((k[rows.to(k.device)], v[rows.to(v.device)]) for k, v in _cached(self.cache))
         chosen: dict[int, Any] = {id(self.cache): cache}
         calls = [_select(call, rows, len(self.hidden), chosen) for call in self.calls]
@@ -268,7 +268,7 @@ def freeze(
 ) -> Frozen:
     """Freeze `rows` (token ids) before position `starts[i]` and at the output of `layer`.
 
-    A model with a recurrent state is refused (KetoolsError), unless `whole` says that the caller heeds `Frozen.first`.
+    Raises KetoolsError for a model with a recurrent state, unless `whole` says that the caller uses `Frozen.first`.
     """
     if not model.replays:
         return _freeze_whole(model, rows, starts, layer, whole)
@@ -280,15 +280,15 @@ def freeze(
         nothing = torch.zeros(len(rows), 0, dtype=torch.long, device=model.device)
         mask = extend(model, growing, nothing, prefixes, left=True)
     cache = _frozen(_cached(growing))
-    with listening(model, layer) as heard:
+    with listening(model, layer) as calls_by_layer:
         extend(model, cache, mask, suffixes, left=False)
-    hidden = _hidden(*heard[layer + 1])
+    hidden = _hidden(*calls_by_layer[layer + 1])
     lengths = torch.tensor([len(s) for s in suffixes], device=hidden.device)
     above = range(layer + 1, model.anatomy.n_layer)
-    # Layers up to `layer` are never asked again.
+    # Layers up to `layer` are not run again.
     pairs = [pair if i in above else (pair[0][:, :, :0], pair[1][:, :, :0]) for i, pair in enumerate(_cached(cache))]
     known = {id(cache): _frozen(pairs)}
-    calls = [_select(_others(*heard[index]), None, 0, known) for index in above]
+    calls = [_select(_others(*calls_by_layer[index]), None, 0, known) for index in above]
     return Frozen(model, layer, hidden, lengths, calls, known[id(cache)])
 
 
@@ -302,10 +302,10 @@ def _freeze_whole(
             "layers"
         )
     ids, mask = pad_right([list(row) for row in rows], model.device)
-    with listening(model, layer) as heard, suppress(Enough):
+    with listening(model, layer) as calls_by_layer, suppress(Enough):
         model.body(input_ids=ids, attention_mask=mask, use_cache=False)
-    hidden = _hidden(*heard[layer + 1])
-    calls = [_others(*heard[index]) for index in range(layer + 1, model.anatomy.n_layer)]
+    hidden = _hidden(*calls_by_layer[layer + 1])
+    calls = [_others(*calls_by_layer[index]) for index in range(layer + 1, model.anatomy.n_layer)]
     lengths, first = (torch.tensor(n, device=hidden.device) for n in ([len(row) for row in rows], list(starts)))
     return Frozen(model, layer, hidden, lengths, calls, Cache(layers=[]), first)
 
@@ -316,7 +316,7 @@ def read_last(
 ) -> tuple[Tensor, Tensor | None]:
     """At the last token of `rows`: the key of `key_layer` (rows, d_mlp), the output of `state_layer` (rows, d_model).
 
-    The pass ends at the higher of the two layers, whose MLP sees the last tokens only.
+    The pass ends at the higher of the two layers, whose MLP receives only the last tokens.
     """
     top = key_layer if state_layer is None else max(key_layer, state_layer)
     ids, mask = pad_right(rows, model.device)
@@ -325,7 +325,7 @@ def read_last(
     state: Tensor | None = None
 
     def last(states: Tensor) -> Tensor:
-        # (rows, length, width); OPT's MLP sees (rows * length, width), and `only` leaves (rows, width).
+        # (rows, length, width); OPT's MLP receives (rows * length, width), and `only` leaves (rows, width).
         states = states.reshape(len(rows), -1, states.shape[-1])
         if states.shape[1] == 1:
             return states[:, 0].clone()
@@ -356,12 +356,8 @@ def read_last(
 
 @torch.no_grad()
 def run_until(model: EditableModel, layer: int, **inputs: Tensor) -> None:
-    """A forward pass of the model's body that ends after `layer`; hooks see what they need."""
-
-    def stop(*_: object) -> None:
-        raise Enough
-
-    handle = model.layer(layer).register_forward_hook(stop)
+    """A forward pass of the model's body that ends after `layer`, for the hooks set by the caller."""
+    handle = model.layer(layer).register_forward_hook(_stop)
     try:
         with suppress(Enough):
             model.body(**inputs, use_cache=False)
@@ -383,7 +379,7 @@ def _others(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, .
 
 
 def _select(value: Any, rows: Tensor | None, n_rows: int, chosen: dict[int, Any], name: str = "") -> Any:  # noqa: ANN401
-    # Picks rows of everything whose first dimension is the batch; `chosen` maps objects already handled.
+    # Select rows of everything whose first dimension is the batch; `chosen` maps objects already handled.
     if id(value) in chosen:
         return chosen[id(value)]
     if isinstance(value, dict):
@@ -398,13 +394,13 @@ def _select(value: Any, rows: Tensor | None, n_rows: int, chosen: dict[int, Any]
     return value
 
 
-_TOKENS_ON_CPU = 1536  # tokens computed on at once: enough for full-speed matrix products, little memory
-_TOKENS = (512, 16384)  # on an accelerator, at least and at most
-_SHARE = 0.5  # of an accelerator's free memory that a pass may take
+_TOKENS_ON_CPU = 1536  # tokens in one pass: enough for full-speed matrix products, little memory
+_TOKENS = (512, 16384)  # minimum and maximum on an accelerator
+_SHARE = 0.5  # of the free memory of an accelerator that a pass may use
 
 
 def tokens_at_once(model: EditableModel, layer: int) -> int:
-    """Tokens to compute on at once when `layer` is the last edited one: fixed on a CPU, from the free memory elsewhere.
+    """Tokens in one pass when `layer` is the last edited one: fixed on a CPU, elsewhere from the free memory.
 
     Estimated from what one token stores for the gradient in the layers above; passes without a gradient need less.
     """
@@ -419,7 +415,7 @@ def tokens_at_once(model: EditableModel, layer: int) -> int:
 
 @contextmanager
 def enough_memory(doing: str, way_out: str) -> Iterator[None]:
-    """Within the block, running out of memory is a KetoolsError: "out of memory while {doing}; {way_out}"."""
+    """Within the block, running out of memory raises KetoolsError: "out of memory while {doing}; {way_out}"."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -431,18 +427,16 @@ def enough_memory(doing: str, way_out: str) -> Iterator[None]:
         raise KetoolsError(f"out of memory while {doing}; {way_out}") from error
 
 
-# What passes compute, recorded: hidden states, and what attention and MLPs write to the residual stream.
-#
-# A layer of a decoder adds two things to the stream, h' = h + a + m: what its attention and what its MLP computed
-# (`EditableModel.sublayer` says where). Tracing and the norms of the residual stream start here.
+# Recording of hidden states and of what attention and MLPs write to the residual stream, for tracing and norms.
+# A decoder layer adds the outputs of its attention and its MLP to the stream: h' = h + a + m (`EditableModel.sublayer`).
 
 
 @contextmanager
 def recorded(model: EditableModel, what: Iterable[str], rows: int) -> Iterator[dict[str, dict[int, Tensor]]]:
-    """Within the block, what passes of `rows` rows compute: {name: {layer: (rows, length, d_model)}}.
+    """Within the block, record passes of `rows` rows: {name: {layer: (rows, length, d_model)}}.
 
-    `what` names "embedding" (what enters layer 0, as layer -1), "hidden" (a layer's output), "attention" or "mlp" (what
-    they add to the stream, before `residual_scale`). A layer that the pass does not reach is not there; a second pass
+    `what` names "embedding" (the input of layer 0, as layer -1), "hidden" (the output of a layer), "attention" or "mlp"
+    (what they add to the stream, before `residual_scale`). Layers that a pass does not reach are missing; a second pass
     overwrites the first.
     """
     states: dict[str, dict[int, Tensor]] = {name: {} for name in what}
@@ -456,7 +450,7 @@ def recorded(model: EditableModel, what: Iterable[str], rows: int) -> Iterator[d
             if name == "embedding":
 
                 def enter(_: nn.Module, args: tuple, kwargs: dict, into: dict = into) -> None:
-                    keep(into, -1, args[0] if args else kwargs["hidden_states"])
+                    keep(into, -1, _hidden(args, kwargs))
 
                 stack.callback(model.layer(0).register_forward_pre_hook(enter, with_kwargs=True).remove)
                 continue
@@ -464,7 +458,7 @@ def recorded(model: EditableModel, what: Iterable[str], rows: int) -> Iterator[d
                 module = model.layer(layer) if name == "hidden" else model.sublayer(layer, name)
 
                 def leave(_: nn.Module, __: object, out: Tensor | tuple, layer: int = layer, into: dict = into) -> None:
-                    keep(into, layer, out[0] if isinstance(out, tuple) else out)
+                    keep(into, layer, _first(out))
 
                 stack.callback(module.register_forward_hook(leave).remove)
         yield states
@@ -472,20 +466,17 @@ def recorded(model: EditableModel, what: Iterable[str], rows: int) -> Iterator[d
 
 @torch.no_grad()
 def embedded(model: EditableModel, ids: Tensor, mask: Tensor, change: Tensor | None = None) -> Tensor:
-    """What enters layer 0, (rows, length, d_model), for token ids padded on the right.
+    """The input of layer 0, (rows, length, d_model), for token ids padded on the right.
 
-    `change` (rows, length, width of the embedding) is added to the token embeddings, before whatever the architecture
-    does with them (positions, scales, norms).
+    `change` (rows, length, width of the embedding) is added to the token embeddings, before anything that the
+    architecture does with them (positions, scales, norms).
     """
-
-    def stop(*_: object) -> None:
-        raise Enough
 
     def add(_: nn.Module, __: object, out: Tensor) -> Tensor:
         return out if change is None else out + change.to(out)
 
     with recorded(model, ["embedding"], len(ids)) as states, ExitStack() as stack:
-        stack.callback(model.layer(0).register_forward_pre_hook(stop).remove)
+        stack.callback(model.layer(0).register_forward_pre_hook(_stop).remove)
         stack.callback(model.model.get_input_embeddings().register_forward_hook(add).remove)
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         with suppress(Enough):

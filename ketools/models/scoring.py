@@ -1,11 +1,12 @@
-"""Teacher-forced scores of targets after prompts: the one way in which anything here asks a model for probabilities.
+"""Teacher-forced scores of targets after prompts: the only code that asks a model for probabilities.
 
-Scores of text. A thousand facts with their paraphrases, ten neighbours and two targets each are some 26,000 texts, but they
-are made of few templates: as a tree of tokens they have about half as many. `packed` lays the tree out depth first in rows
-of WIDTH tokens; a mask lets each token see its ancestors alone, and its position is its depth, so that the model computes
-for every token what it computes in the plain text, to rounding. The MLP of the last layer works only at the places that
-are read, a third of a tree's tokens. Architectures for which this is tested read trees; all others, and texts longer than
-a window of attention, are read one by one, except a text that another one begins with. A UserWarning says so.
+Texts are scored as a tree. A thousand facts with their paraphrases, ten neighbours and two targets each are some 26,000
+texts made from few templates; a tree of their tokens is about half as large. `packed` lays the tree out depth first in
+rows of WIDTH tokens. A mask lets each token see only its ancestors, and its position is its depth, so that the model
+computes the same for every token as in the plain text, up to rounding. The MLP of the last layer runs only at the
+places that are read, a third of a tree's tokens. Trees are used for the architectures for which this is tested. All
+others, and texts longer than an attention window, are run one by one, except a text that another one begins with; a
+UserWarning says so.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from ketools.models.replay import only
 from ketools.models.tokens import Row, batches, make_rows, pad_right
 
 WIDTH = 128  # tokens of a packed row; wide enough that repeating a beginning in the next row costs little
-TOKENS = 8192  # of a forward pass: enough to fill an accelerator, little memory
-TOKENS_CPU = 2048  # the activations of an MLP stay in the cache: a third faster than 8192 on wide MLPs
+TOKENS = 8192  # in a forward pass: enough to fill an accelerator, little memory
+TOKENS_CPU = 2048  # keeps the activations of an MLP in the cache: a third faster than 8192 on wide MLPs
 LOGITS = 2**24  # entries of one block of logits: 64 MiB in float32
-# Positions are given as ids, a mask of four dimensions reaches all layers as it is.
+# Architectures that take positions as ids and pass a four-dimensional mask to all layers unchanged.
 TREES = ("gpt2", "gpt_neox", "gptj", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2",
          "stablelm", "falcon")  # fmt: skip
-_WINDOWS = ("sliding_window", "window_size", "attention_chunk_size")  # entries of a config that set one
+_WINDOWS = ("sliding_window", "window_size", "attention_chunk_size")  # entries of a config that limit attention
 
 
 def target_logprobs(
@@ -42,20 +43,20 @@ def target_logprobs(
     """Mean token log-probability of `targets` after `prompts` (nats; NaN where the model's output is), and all-argmax.
 
     `targets` holds one text per prompt, giving two arrays (prompts,), float64 and bool; or k texts per prompt, giving
-    (prompts, k). `glue`: one for each prompt, as for `make_rows`. Equal pairs are scored once (the neighbours of a thousand facts repeat each other), and texts share
-    their beginnings.
+    (prompts, k). `glue`: one per prompt, as for `make_rows`. Equal pairs are scored once (the neighbours of a thousand
+    facts repeat), and texts share their prefixes.
     """
     nested = len(targets) > 0 and not isinstance(targets[0], str)
     width = len(targets[0]) if nested else 1
-    each = [(target,) if isinstance(target, str) else tuple(target) for target in targets]
+    options = [(target,) if isinstance(target, str) else tuple(target) for target in targets]
     glues = glue or [None] * len(prompts)
-    pairs = [(p, t, g) for p, ts, g in zip(prompts, each, glues, strict=True) for t in ts]
+    pairs = [(p, t, g) for p, ts, g in zip(prompts, options, glues, strict=True) for t in ts]
     assert len(pairs) == width * len(prompts), "every prompt needs the same number of targets"
     if not pairs:
         return np.zeros(0), np.zeros(0, dtype=bool)
     place = {pair: i for i, pair in enumerate(dict.fromkeys(pairs))}
-    asked, wanted, joints = zip(*place, strict=True)
-    rows = make_rows(model, asked, wanted, glue=joints)
+    texts, wanted, glues_once = zip(*place, strict=True)
+    rows = make_rows(model, texts, wanted, glue=glues_once)
     logprob, hit = row_scores(model, rows)
     logprob /= [len(row.target_ids) for row in rows]
     back = np.array([place[pair] for pair in pairs])
@@ -68,36 +69,23 @@ def score_pairs(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Teacher-forced probability of each target after its prompt, and whether it is the argmax throughout.
 
-    Args:
-        model: the model in its current state, edits included.
-        pairs: n pairs (prompt, target).
-        glue: for each pair what separates the two (False: a space); None: the text decides.
-
-    Returns:
-        p: float64 (n,), P(o) = exp(-mean token NLL of o); 0 where the model's output is NaN, because a model that has
-            collapsed gives no probability to anything and must not drop out of a mean.
-        hit: bool (n,), every token of the target is the argmax at its position.
+    `pairs` are n (prompt, target); `glue` says what separates each pair (False: a space; None: the text decides).
+    Returns p, float64 (n,), P(o) = exp(-mean token NLL of o), and hit, bool (n,): every token of the target is the
+    argmax at its position. p is 0 where the model's output is NaN: a collapsed model gives no probability to anything
+    and must not drop out of a mean.
     """
     logprob, hit = target_logprobs(model, [prompt for prompt, _ in pairs], [target for _, target in pairs], glue)
     return np.nan_to_num(np.exp(logprob), nan=0.0), hit & ~np.isnan(logprob)
 
 
 def choice_logprobs(model: EditableModel, prompts: Sequence[str], choices: Sequence[Sequence[str]]) -> list[np.ndarray]:
-    """Log-probability of each choice, all its tokens, right after its prompt.
+    """Log-probability (nats, the sum over all its tokens) of each choice after its prompt.
 
-    Args:
-        model: the model in its current state.
-        prompts: n texts that end where the choice comes.
-        choices: for each prompt its choices, with or without their leading space.
-
-    Returns:
-        n arrays float64 (nats, the sum over a choice's tokens), one entry per choice.
-
-    Raises:
-        KetoolsError: two choices of a prompt are the same tokens.
+    `prompts` are n texts, which the choices continue, with or without a leading space. Returns n float64 arrays with
+    one entry per choice. Raises KetoolsError if two choices of a prompt are the same tokens.
     """
-    asked = [(prompt, choice.strip()) for prompt, options in zip(prompts, choices, strict=True) for choice in options]
-    rows = make_rows(model, [p for p, _ in asked], [c for _, c in asked])
+    pairs = [(prompt, choice.strip()) for prompt, options in zip(prompts, choices, strict=True) for choice in options]
+    rows = make_rows(model, [p for p, _ in pairs], [c for _, c in pairs])
     logprob, _ = row_scores(model, rows)
     scores, start = [], 0
     for prompt, options in zip(prompts, choices, strict=True):
@@ -112,20 +100,16 @@ def choice_logprobs(model: EditableModel, prompts: Sequence[str], choices: Seque
 
 
 def row_scores(model: EditableModel, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probability of each row's target, and whether all its tokens are the argmax.
-
-    Returns:
-        logprob: float64 (rows,), nats, the sum over the target's tokens; NaN where the model's output is.
-        hit: bool (rows,).
-
-    Warns (UserWarning, once) if several texts are read one by one.
+    """Log-probability of each row's target (nats, the sum over its tokens; NaN where the model's output is), float64
+    (rows,), and whether all its tokens are the argmax, bool (rows,). Warns (UserWarning, once) if several texts are
+    read one by one.
     """
     logprob, hit, _ = _read(model, rows)
     return logprob, hit
 
 
 def argmaxes(model: EditableModel, rows: Sequence[Row]) -> list[tuple[int, ...]]:
-    """For each row the model's most probable token at each place of its target, read after the target's tokens before."""
+    """For each row the most probable token at each position of its target, given the target's earlier tokens."""
     _, _, first = _read(model, rows, choices=True)
     return [tuple(ids[: len(row.target_ids)].tolist()) for ids, row in zip(first, rows, strict=True)]
 
@@ -138,14 +122,15 @@ def _read(
     if layout.parents is None and len(layout.tokens) > 1:
         about = f"{model.config.model_type}, {getattr(model.config, '_attn_implementation', None)} attention"
         warnings.warn(
-            f"model {model.name!r} ({about}) cannot read these texts as a tree: beginnings of prompts cannot be shared, "
-            "so that each text is run by itself, which is slower",
+            f"model {model.name!r} ({about}) cannot read these texts as a tree: prefixes of prompts cannot be shared, "
+            "so that each text is run separately, which is slower",
             UserWarning,
             stacklevel=3,
         )
     logprob, hit = np.zeros(len(rows)), np.ones(len(rows), dtype=bool)
     first = np.zeros((len(rows), max((len(row.target_ids) for row in rows), default=0)), dtype=np.int64)
-    wanted: dict[int, list[tuple[int, int, int, int]]] = {}  # sequence -> (token in it, row, target token, its place)
+    # sequence -> (position in it, row, target token, its number)
+    wanted: dict[int, list[tuple[int, int, int, int]]] = {}
     for i, (row, places) in enumerate(zip(rows, layout.reads, strict=True)):
         for n, ((sequence, at), target) in enumerate(zip(places, row.target_ids, strict=True)):
             wanted.setdefault(sequence, []).append((at, i, target, n))
@@ -176,9 +161,8 @@ def _read(
 
 @dataclass
 class Layout:
-    """What goes through the model: the `tokens` of each sequence, the parent of each token in its sequence (-1 at a
-    beginning; `parents` is None for plain texts), and for each row the (sequence, token in it) where its predictions
-    are read.
+    """The input of the model: the `tokens` of each sequence, the parent of each token in it (-1 at a beginning;
+    `parents` is None for plain texts), and for each row the (sequence, position) where its predictions are read.
     """
 
     tokens: list[list[int]]
@@ -187,7 +171,7 @@ class Layout:
 
 
 def window_of(model: EditableModel) -> int | None:
-    """Tokens that the narrowest layer of the model attends to; None: all of them, 0: fewer, the config not saying how many."""
+    """Tokens to which the narrowest layer attends; None: all, 0: limited, by a number that the config does not give."""
     config = model.config
     kinds = {*(getattr(config, "layer_types", None) or ()), *(getattr(config, "attention_layers", None) or ())}
     sizes = [size for name in _WINDOWS if isinstance(size := getattr(config, name, None), int) and size]
@@ -195,9 +179,7 @@ def window_of(model: EditableModel) -> int | None:
 
 
 def packs(model: EditableModel, rows: Sequence[Row]) -> bool:
-    """Whether the model can read `rows` as a tree: a tested architecture with an attention that takes any mask and sees
-    all of a text.
-    """
+    """Whether the model can read `rows` as a tree: a tested architecture, with attention to all of a text by any mask."""
     config, window = model.config, window_of(model)
     known = config.model_type in TREES and model.anatomy.mlp is not None and not getattr(config, "alibi", False)
     seen = window is None or max((len(row.ids) for row in rows), default=0) <= window
@@ -205,10 +187,10 @@ def packs(model: EditableModel, rows: Sequence[Row]) -> bool:
 
 
 def plain(rows: Sequence[Row]) -> Layout:
-    """Each distinct text by itself, longest beginnings last; one that another begins with is read there."""
+    """Each distinct text by itself, except that a text with which another one begins is read there."""
     texts: list[tuple[int, ...]] = []
     place: dict[tuple[int, ...], int] = {}
-    for text in sorted({row.ids for row in rows}, reverse=True):  # so a text follows right after those that it begins
+    for text in sorted({row.ids for row in rows}, reverse=True):  # a text directly follows those that begin with it
         if not texts or texts[-1][: len(text)] != text:
             texts.append(text)
         place[text] = len(texts) - 1
@@ -222,7 +204,7 @@ def packed(rows: Sequence[Row], width: int | None = None) -> Layout:
     all_tokens: list[list[int]] = [[]]
     all_parents: list[list[int]] = [[]]
     reads: list[list[tuple[int, int]]] = [[] for _ in rows]
-    path: list[int] = []  # places in the open sequence of the tokens of the last text
+    path: list[int] = []  # positions of the tokens of the last text in the open sequence
     before: tuple[int, ...] = ()
     for i in sorted(range(len(rows)), key=lambda i: rows[i].ids):
         ids = rows[i].ids
@@ -252,7 +234,7 @@ def _final_states(model: EditableModel, layout: Layout, batch: Sequence[int], pl
     else:
         n, length = ids.shape
         seen = np.zeros((n, length, length), dtype=bool)
-        seen[:, np.arange(length), np.arange(length)] = True  # padding sees itself: no empty softmax
+        seen[:, np.arange(length), np.arange(length)] = True  # padding sees itself, to avoid an empty softmax
         for b, sequence in enumerate(batch):
             for at, parent in enumerate(layout.parents[sequence]):
                 if parent >= 0:

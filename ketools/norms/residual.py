@@ -1,9 +1,9 @@
 """Importance hacking: how much of the residual stream each sublayer writes, before and after edits.
 
-A decoder's last state is a sum, h_L = h_0 + sum over layers of (attention + MLP). Gupta et al. (2502.01636, figures 5 and
-8-13): as the norm of the edited matrices grows, their MLPs come to dominate that sum, which is how edits win without
-agreeing with anything. Works for sequential and parallel layers alike, because the summands are heard where they are
-made (`EditableModel.sublayer`); that they do sum to the stream is checked, not assumed.
+A decoder's last state is a sum, h_L = h_0 + sum over layers of (attention + MLP). Gupta et al. (2502.01636, figures 5
+and 8-13): as the norm of the edited matrices grows, their MLPs come to dominate that sum, which is how edits win
+without agreeing with anything. This works for sequential and parallel layers alike, because the summands are recorded
+where they are computed (`EditableModel.sublayer`); that they sum to the stream is checked, not assumed.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -21,14 +21,14 @@ from ketools.models.replay import recorded
 from ketools.models.tokens import batches, make_rows, pad_right
 
 WINDOW = 1024
-"""Tokens of a window where the model sets no limit."""
+"""Tokens in a window if the model sets no limit."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Tokens at which the residual stream is read; drawn once, so that states before and after edits are of the same tokens.
+    """Tokens at which the residual stream is read; drawn once, so that states before and after edits have equal tokens.
 
-    ids: token ids of each row; reads: for each row the positions read, ascending.
+    ids: token ids of each row; reads: the positions read in each row, ascending.
     """
 
     ids: tuple[tuple[int, ...], ...]
@@ -36,18 +36,17 @@ class Sample:
 
     @property
     def tokens(self) -> int:
-        """How many tokens are read."""
+        """Number of tokens read."""
         return sum(map(len, self.reads))
 
 
 def text_sample(model: EditableModel, texts: Iterable[str], tokens: int = 2048, *, skip: int = 1) -> Sample:
     """The first `tokens` tokens of running text, in windows of the model's context.
 
-    The first `skip` tokens of a window are seen and not read: many models put huge states there for any word
-    (massive activations, Sun et al., arXiv 2402.17762), and they would dominate every mean.
+    The first `skip` tokens of a window are run but not read: many models have huge states there for any word (massive
+    activations, Sun et al., arXiv 2402.17762), which would dominate every mean.
 
-    Raises:
-        KetoolsError: no text has a token to read, or numbers below 1 (tokens) or 0 (skip).
+    Raises KetoolsError if no text has a token to read, and for numbers below 1 (tokens) or 0 (skip).
     """
     if tokens < 1 or skip < 0:
         raise KetoolsError(f"text_sample(tokens={tokens}, skip={skip}): expected tokens >= 1 and skip >= 0")
@@ -77,50 +76,48 @@ def text_sample(model: EditableModel, texts: Iterable[str], tokens: int = 2048, 
 def subject_sample(model: EditableModel, facts: Sequence[Fact]) -> Sample:
     """The last token of each fact's subject in its edit prompt, where methods read keys and write targets.
 
-    Raises:
-        KetoolsError: no facts, or a prompt longer than the model's window.
+    Raises KetoolsError for no facts, or a prompt longer than the model's window.
     """
     if not facts:
         raise KetoolsError("a sample of subjects from 0 facts; give at least one")
     rows = make_rows(model, [fact.text for fact in facts], spans=[fact.subject_span for fact in facts])
     places = [row.subject_last for row in rows]
-    # What comes after the subject changes nothing there: attention is causal.
+    # Attention is causal: the text after the subject changes nothing there.
     ids = tuple(row.ids[: at + 1] for row, at in zip(rows, places, strict=True) if at is not None)
     return Sample(ids, tuple((at,) for at in places if at is not None))
 
 
 EMBEDDING = -1
-"""The "layer" of what enters layer 0."""
+"""The "layer" of the input of layer 0."""
 TOLERANCE = 1e-5
-"""Relative error up to which attention and MLP sum to a layer's output, in float32."""
+"""Largest relative error of the sum of attention and MLP, compared with a layer's output, in float32."""
 
 
 def contributions(model: EditableModel, sample: Sample, *, edited: Collection[int] | None = None) -> pd.DataFrame:
     """What each sublayer adds to the residual stream, mean over the sample's tokens.
 
     Args:
-        model: the model in its current state.
+        model: the model in its present state.
         sample: from `text_sample` or `subject_sample`.
-        edited: layers that count as edited; None: those that the edits in `model.edits` touch.
+        edited: layers that count as edited; None: those of the edits in `model.edits`.
 
     Returns:
-        The glossary's table "residual", a row per summand: layer (-1: what enters layer 0), kind ("embedding",
+        The glossary's table "residual", one row per summand: layer (-1: the input of layer 0), kind ("embedding",
         "attention", "mlp"), edited (an MLP of an edited layer), norm, share, relative, projection, tokens.
 
-    Raises:
-        KetoolsError: states that are not finite, or an architecture whose sublayers do not sum to its stream.
+    Raises KetoolsError for states that are not finite, and an architecture whose sublayers do not sum to its stream.
     """
     touched = {layer for edit in model.edits for layer in edit.layers} if edited is None else set(edited)
     parts = [(EMBEDDING, "embedding"), *((i, kind) for i in range(model.anatomy.n_layer) for kind in SUBLAYERS)]
     total = torch.zeros(len(parts), 4, dtype=torch.float64)
     for c, states in _streams(model, sample):
-        entering = torch.cat([c[:1], states[:-1]])  # (n_layer, tokens, d_model), the state that a layer adds to
+        entering = torch.cat([c[:1], states[:-1]])  # (n_layer, tokens, d_model), the states to which layers add
         added = c[1::2] + c[2::2]
         _check_sums(model, (states - entering - added).norm(dim=-1) / states.norm(dim=-1).clamp_min(1e-30))
         norm, last = c.norm(dim=-1), states[-1]
         met = torch.cat([norm[:1], entering.norm(dim=-1).repeat_interleave(2, 0)])
         projection = torch.einsum("ntd,td->nt", c, last) / last.square().sum(-1).clamp_min(1e-30)
-        measures = torch.stack([norm, stream_share(norm), norm / met.clamp_min(1e-30), projection], -1)
+        measures = torch.stack([norm, norm / norm.sum(0), norm / met.clamp_min(1e-30), projection], -1)
         total += measures.double().sum(1).cpu()
     frame = pd.DataFrame(parts, columns=["layer", "kind"])
     frame["edited"] = [kind == "mlp" and layer in touched for layer, kind in parts]
@@ -128,17 +125,9 @@ def contributions(model: EditableModel, sample: Sample, *, edited: Collection[in
     return frame.assign(**means, tokens=sample.tokens)
 
 
-def stream_share(norms: Tensor) -> Tensor:
-    """Share of each summand in the residual stream: its norm over the sum of the norms of all, (summands, tokens).
-
-    Importance hacking: the share of the edited layers' MLPs grows with the edits (Gupta et al., 2502.01636, figure 5).
-    """
-    return norms / norms.sum(0)
-
-
-def before_and_now(model: EditableModel, sample: Sample, *, edited: Collection[int] | None = None) -> pd.DataFrame:
-    """`contributions` of the unedited weights and of those in place, with a first column state ("before", "now")."""
-    touched = {layer for edit in model.edits for layer in edit.layers} if edited is None else set(edited)
+def before_and_now(model: EditableModel, sample: Sample) -> pd.DataFrame:
+    """`contributions` of the unedited and of the present weights, with a first column state ("before", "now")."""
+    touched = {layer for edit in model.edits for layer in edit.layers}
     with model.edits.at(0):
         before = contributions(model, sample, edited=touched)
     now = contributions(model, sample, edited=touched)
@@ -147,17 +136,16 @@ def before_and_now(model: EditableModel, sample: Sample, *, edited: Collection[i
 
 
 def edited_share(frame: pd.DataFrame) -> pd.DataFrame:
-    """How much of the stream the edited layers' MLPs write together: one number a state of the model.
+    """Share of the stream written by the MLPs of all edited layers together: one number per state of the model.
 
     Args:
         frame: from `contributions` or `before_and_now`.
 
     Returns:
-        A row per state: state, share and projection (sums over the edited MLPs), even (the share that they would have
-        if all summands were alike), layers (how many are edited), tokens.
+        One row per state: state, share and projection (sums over the edited MLPs), even (their share if all summands
+        were equal), layers (number edited), tokens.
 
-    Raises:
-        KetoolsError: no layer is edited.
+    Raises KetoolsError if no layer is edited.
     """
     if not frame["edited"].any():
         raise KetoolsError("no layer is marked as edited; apply an edit first, or name the layers with edited=")
@@ -171,7 +159,7 @@ def edited_share(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _streams(model: EditableModel, sample: Sample) -> Iterator[tuple[Tensor, Tensor]]:
-    """The stream's parts at the tokens read, float32, in batches of at most 4,096 tokens, rows of like length together.
+    """The parts of the stream at the tokens read, float32, in batches of at most 4,096 tokens and similar lengths.
 
     Summands (2 n_layer + 1, tokens, d_model), embedding first, then attention and MLP of each layer; states (n_layer,
     tokens, d_model) after each layer.
@@ -179,14 +167,14 @@ def _streams(model: EditableModel, sample: Sample) -> Iterator[tuple[Tensor, Ten
     for batch in batches(map(len, sample.ids), 4096):
         ids, mask = pad_right([sample.ids[i] for i in batch], model.device)
         row, position = torch.tensor([(n, at) for n, i in enumerate(batch) for at in sample.reads[i]]).T
-        with torch.no_grad(), recorded(model, ("embedding", "hidden", *SUBLAYERS), len(ids)) as got:
+        with torch.no_grad(), recorded(model, ("embedding", "hidden", *SUBLAYERS), len(ids)) as recording:
             model.body(input_ids=ids, attention_mask=mask, use_cache=False)
         read = {
             name: [
                 states[row.to(states.device), position.to(states.device)].float()
                 for _, states in sorted(by_layer.items())
             ]
-            for name, by_layer in got.items()
+            for name, by_layer in recording.items()
         }
         (start,) = read["embedding"]
         pairs = zip(read["attention"], read["mlp"], strict=True)
@@ -195,11 +183,11 @@ def _streams(model: EditableModel, sample: Sample) -> Iterator[tuple[Tensor, Ten
 
 
 def _check_sums(model: EditableModel, error: Tensor) -> None:
-    """Attention and MLP must sum to what the layer adds: relative errors (n_layer, tokens)."""
+    """Raise KetoolsError unless attention and MLP sum to what the layer adds: relative errors (n_layer, tokens)."""
     worst = error.amax(1)
     if not worst.isfinite().all():
         raise KetoolsError(f"the residual stream of {model.name!r} is not finite; {not_finite(model)}")
-    # Each addition rounds to the type of the weights: half a unit in the last place, n_layer times at most.
+    # Each addition rounds to the type of the weights, by half a unit in the last place, at most n_layer times.
     allowed = max(TOLERANCE, float(torch.finfo(model.dtype).eps) * (len(worst) + 1))
     if (worst > allowed).any():
         layer = int(worst.argmax())

@@ -34,15 +34,14 @@ def frobenius(
     """Frobenius norms of the MLP output matrices W (d_model, d_mlp) of all layers.
 
     Args:
-        model: the model in its current state.
+        model: the model in its present state.
         baseline: {layer: norm} before the edits, from `norms`; without it the ratio is NaN.
-        edited: the layers that count as edited; None: those that the edits in `model.edits` touch.
+        edited: the layers that count as edited; None: those of the edits in `model.edits`.
 
     Returns:
-        A row per layer: layer, matrix (name of the parameter's module), edited (bool), norm, ratio (norm / baseline).
+        One row per layer: layer, matrix (name of the parameter's module), edited (bool), norm, ratio (norm / baseline).
 
-    Raises:
-        KetoolsError: the baseline lacks a layer or has a norm of zero.
+    Raises KetoolsError if the baseline lacks a layer or has a norm of zero.
     """
     touched = set(edited) if edited is not None else {layer for edit in model.edits for layer in edit.layers}
     now = norms(model)
@@ -51,7 +50,7 @@ def frobenius(
         if lacking:
             raise KetoolsError(
                 f"baseline norms: layers {lacking} are missing or zero, expected a positive norm for each of the "
-                f"{len(now)} layers; take it with ketools.norms.weights.norms(model) before the first edit"
+                f"{len(now)} layers; take them with ketools.norms.weights.norms(model) before the first edit"
             )
     place = model.anatomy
     return pd.DataFrame(
@@ -69,59 +68,61 @@ def frobenius(
 
 
 def growing(series: Sequence[float] | pd.Series) -> bool:
-    """Is a norm still growing at the end of a run?
+    """Whether a norm is still growing at the end of a run.
 
-    Rule: over the last quarter of the edits the norm grew by more than GROWTH relative to its value at three
-    quarters (interpolated between the two nearest points). A pandas series is read against its index (edits so far),
-    anything else as evenly spaced. A norm that is no longer finite counts as growing: it has left the scale.
+    It is if over the last quarter of the edits it grew by more than GROWTH relative to its value at three quarters
+    (interpolated between the two nearest points). The index of a pandas series gives the edits so far; anything else is
+    taken as evenly spaced. A norm that is no longer finite counts as growing.
 
-    Raises:
-        KetoolsError: fewer than two points.
+    Raises KetoolsError for fewer than two points.
     """
-    values = np.asarray(series, dtype=float)
+    values, edits = _points(series)
     if len(values) < 2:
         raise KetoolsError(f"growing: got {len(values)} points, expected at least two norms over the edits")
     if not np.isfinite(values).all():
         return True
-    edits = (
-        np.asarray(series.index, dtype=float) if isinstance(series, pd.Series) else np.arange(len(values), dtype=float)
-    )
     before = float(np.interp(edits[0] + 0.75 * (edits[-1] - edits[0]), edits, values))
     return bool(values[-1] > before * (1.0 + GROWTH))
 
 
-# How a norm grows with the edits: by what law, how sure that is, and what one edit adds.
+def _points(series: Sequence[float] | pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Norms and edits of a series: the edits are its index, or 0, 1, ... without one."""
+    series = pd.Series(series, dtype=float)
+    return series.to_numpy(), series.index.to_numpy(dtype=float)
+
+
+# How a norm grows with the edits: by which law, with which confidence, and how much one edit adds.
 #
-# Updates that know nothing of each other add up as a random walk does: ||W_n - W_0|| grows like sqrt(n). Updates that
-# push in one direction add up like n; what a penalty contains grows more slowly than sqrt(n).
+# Independent updates add up like a random walk: ||W_n - W_0|| grows like sqrt(n). Updates in one direction add up like n;
+# under a penalty growth is slower than sqrt(n).
 
 
 LAWS = {"linear in sqrt(n)": 0.5, "linear in n": 1.0}
-"""Laws by the exponent b of ||W_n - W_0|| ~ n^b."""
+"""Laws with their exponents b of ||W_n - W_0|| ~ n^b."""
 
 
 def growth(series: pd.Series | Sequence[float], *, level: float = 0.95) -> pd.Series:
     """Fit the growth of a matrix's Frobenius norm over the edits.
 
-    What grows is e_n = sqrt(||W_n||^2 - ||W_0||^2), which is ||W_n - W_0|| as far as the updates have no direction in
-    common with W_0 (their inner product with it is small beside either square). The law is e_n = a n^b, a line in
-    logarithms by least squares (scipy's linregress), with Student's interval for b.
+    The quantity is e_n = sqrt(||W_n||^2 - ||W_0||^2), which equals ||W_n - W_0|| as far as the updates are orthogonal to
+    W_0 (their inner product with it is small compared with either square). The law is e_n = a n^b, a line in logarithms
+    fitted by least squares (scipy's linregress), with Student's interval for b.
 
-    The points of a run follow each other and are no independent draws, so the interval says how well the law describes
-    this run, not how other runs will go; for that take exponents over seeds.
+    The points of a run are not independent draws, so the interval says how well the law describes this run, not how other
+    runs will go; for that compare exponents over seeds.
 
     Args:
         series: norms by edits so far (the index); the first is that before any edit, at 0. Without an index: evenly
             spaced, n = 0, 1, ...
-        level: of the interval.
+        level: confidence level of the interval.
 
     Returns:
-        The glossary's table "growth". b has no interval with two points, and is NaN with fewer; the law is "undecided" where
-        the interval has both exponents of `LAWS` or there is none, and "none" where nothing grew. n: points fitted;
-        excluded: points not finite, or with a norm no larger than the first.
+        The glossary's table "growth". b has no interval with two points and is NaN with fewer. The law is "undecided" if
+        the interval contains both exponents of `LAWS` or is missing, and "none" if nothing grew. n: points fitted;
+        excluded: points that are not finite, or with a norm no larger than the first.
 
-    Raises:
-        KetoolsError: fewer than two points, a first norm that is not positive and finite, edits that do not rise from 0.
+    Raises KetoolsError for fewer than two points, a first norm that is not positive and finite, and edits that do not
+    rise from 0.
     """
     if not 0 < level < 1:
         raise KetoolsError(f"level={level}: expected a confidence between 0 and 1, such as 0.95")
@@ -140,10 +141,7 @@ def growth(series: pd.Series | Sequence[float], *, level: float = 0.95) -> pd.Se
 
 
 def _checked(series: pd.Series | Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    norms = np.asarray(series, dtype=float)
-    edits = (
-        np.asarray(series.index, dtype=float) if isinstance(series, pd.Series) else np.arange(len(norms), dtype=float)
-    )
+    norms, edits = _points(series)
     if len(norms) < 2:
         raise KetoolsError(f"growth: got {len(norms)} points, expected the norm before any edit and at least one after")
     if not (np.isfinite(norms[0]) and norms[0] > 0):
@@ -164,12 +162,11 @@ def _power(n: np.ndarray, e: np.ndarray, level: float) -> dict[str, float | str]
     if len(n) > 2:
         half = float(stats.t.ppf(0.5 + level / 2, len(n) - 2)) * line.stderr
         low, high = line.slope - half, line.slope + half
-    inside = [
-        law for law, exponent in LAWS.items() if low - 1e-9 <= exponent <= high + 1e-9
-    ]  # a perfect fit has no width
+    # A perfect fit has an interval without width.
+    inside = [law for law, exponent in LAWS.items() if low - 1e-9 <= exponent <= high + 1e-9]
     law = "undecided" if len(n) == 2 or len(inside) > 1 else inside[0] if inside else "power law"
-    found = {"exponent": line.slope, "exponent_low": low, "exponent_high": high, "scale": np.exp(line.intercept)}
-    numbers: dict[str, float | str] = {name: float(value) for name, value in found.items()}
+    fit = {"exponent": line.slope, "exponent_low": low, "exponent_high": high, "scale": np.exp(line.intercept)}
+    numbers: dict[str, float | str] = {name: float(value) for name, value in fit.items()}
     return numbers | {"r2": float(line.rvalue**2), "law": law}
 
 
@@ -190,20 +187,19 @@ def _slope(edits: np.ndarray, norms: np.ndarray, since: float) -> float:
 # Singular values of a matrix.
 
 DIRECT = 1024
-"""Largest smaller side of a matrix whose singular values are computed from the matrix itself."""
+"""Smaller side up to which singular values are computed from the matrix itself."""
 
 
 def singular_values(matrix: Tensor) -> Tensor:
     """All singular values of a matrix (m, n), float64 (min(m, n),) on the CPU, descending; never a full SVD.
 
-    Up to a smaller side of `DIRECT` by LAPACK's values-only driver, exact to eps ||W||_2. Beyond that they are the square
-    roots of the eigenvalues of the Gram matrix of the smaller side, W W^T or W^T W, in float64 (for 4,096 x 14,336: a
-    product of 5e11 operations and a symmetric eigenproblem of 4,096, no singular vectors). The Gram matrix squares the
-    condition: values below sqrt(eps) ||W||_2 = 1.5e-8 ||W||_2 are noise there, so that a condition number of 1e7 or more
-    says "at least". Nothing is random.
+    For a smaller side of up to `DIRECT`, LAPACK's values-only driver computes them, exact to eps ||W||_2. Above that
+    they are the square roots of the eigenvalues of the Gram matrix of the smaller side, W W^T or W^T W, in float64 (for
+    4,096 x 14,336: a product of 5e11 operations and a symmetric eigenproblem of 4,096, no singular vectors). The Gram
+    matrix squares the condition number: values below sqrt(eps) ||W||_2 = 1.5e-8 ||W||_2 are noise, so a condition
+    number of 1e7 or more is a lower bound. Nothing is random.
 
-    Raises:
-        KetoolsError: the matrix holds NaN or Inf.
+    Raises KetoolsError for a matrix that holds NaN or Inf.
     """
     matrix = matrix.detach()
     matrix = (matrix.cpu() if matrix.device.type == "mps" else matrix).double()  # mps has no float64
@@ -245,15 +241,14 @@ def spectra(model: EditableModel, layers: Iterable[int] | None = None) -> pd.Dat
     """Spectrum of each MLP output matrix W (d_model, d_mlp) before any edit and now, as numbers.
 
     Args:
-        model: the model in its current state.
-        layers: which (None: all).
+        model: the model in its present state.
+        layers: the layers (None: all).
 
     Returns:
-        Two rows a layer: layer, state ("before", "now"), edited (an edit in `model.edits` touches it) and the columns of
+        Two rows per layer: layer, state ("before", "now"), edited (by an edit in `model.edits`) and the columns of
         `shape_of`.
 
-    Raises:
-        KetoolsError: a layer that is not there, or weights that are not finite (the layer is named).
+    Raises KetoolsError for a layer that does not exist, and, naming the layer, for weights that are not finite.
     """
     touched = {layer for edit in model.edits for layer in edit.layers}
     rows = []

@@ -1,7 +1,7 @@
-"""Layer picker: which layers to edit, from where the model recalls its facts and from what trial edits there do.
+"""Layer picker: which layers to edit, based on where the model recalls its facts and on trial edits there.
 
 Tracing alone is no guide (Hase et al., arXiv 2301.04213: where a fact is recalled says little about where an edit
-succeeds), trial edits alone cover only the facts they were tried on, so the picker shows both and multiplies them.
+succeeds), and trial edits cover only the facts they were made for, so the picker shows both and multiplies them.
 """
 
 from collections.abc import Sequence
@@ -44,35 +44,34 @@ def suggest(
     progress: Progress | None = None,
     **overrides: Any,  # noqa: ANN401 - settings of every type
 ) -> Suggestion:
-    """Suggest `count` neighbouring layers for editing `facts` with the method `how`.
+    """Suggest `count` adjacent layers for editing `facts` with the method `how`.
 
-    Two measurements. Tracing: what restoring a window of MLPs at the subject's last token recovers of the answer, mean
-    over the facts that the model knows. Trials: each of the first `trials` of these facts is edited alone in each layer
-    alone, scored, and taken back. score = (recovered share of the best layer's) x (S of the trials); the neighbouring
-    layers with the largest sum win, of equals the earliest.
+    Two measurements. Tracing: how much of the answer's probability returns when a window of MLPs is restored at the
+    subject's last token, mean over the facts that the model knows. Trials: each of the first `trials` of these facts is
+    edited alone in each single layer, scored, and undone. score = (effect relative to the best layer's) x (S of the
+    trials); the adjacent layers with the largest sum win, the earliest of equals.
 
     Args:
-        model: the model; its weights are as before when this returns, on errors too.
-        facts: some tens of facts of the kind that is to be edited.
+        model: the model; its weights are restored when this returns, even by an error.
+        facts: some tens of facts of the kind to be edited.
         how: the method, or its name.
-        count: how many layers; None: as many as the method's settings edit.
-        trials: facts that are edited on trial; 0 goes by tracing alone.
-        statistics: C of the layers to be tried; None: the file in the model's folder. Layers that it lacks are neither
-            tried nor suggested. Methods that do not ask for C take none.
-        seed: of the noise and of the prefixes of trial edits.
+        count: number of layers; None: as many as the method's settings edit.
+        trials: number of facts for trial edits; 0: use tracing alone.
+        statistics: C of the layers to try; None: the file in the model's folder. Layers missing from it are neither tried
+            nor suggested. Methods that do not use C ignore it.
+        seed: seed of the noise and of the prefixes of trial edits.
         progress: called with 1 after each trial edit.
         overrides: settings of the method, as `Editor` takes them.
 
     Returns:
         The suggestion. Its evidence has the columns layer; traced, traced_low, traced_high (indirect effect of the MLP
-        window, probability, with its 95% interval); hidden (indirect effect of the hidden state); tried (facts), ES,
+        window, a probability, with its 95% interval); hidden (indirect effect of the hidden state); tried (facts), ES,
         PS, NS, S (harmonic mean of those of the three that the facts allow; fractions), update (norm of a trial's
         update over that of the matrix, mean); score; suggested. NaN where nothing was tried. Attrs: method, count, and
         those of `tracing.trace`.
 
-    Raises:
-        KetoolsError: no facts, none that the model knows, a count or number of trials out of range, no statistics for a
-            method that needs them, or none for `count` neighbouring layers.
+    Raises KetoolsError for no facts, none that the model knows, a count or number of trials out of range, and if
+    statistics are missing for a method that needs them or for `count` adjacent layers.
     """
     way = method(how)
     n_layer = model.anatomy.n_layer
@@ -86,8 +85,8 @@ def suggest(
     starts = [start for start in layers if set(range(start, start + count)) <= set(layers)]
     if not starts:
         raise KetoolsError(
-            f"statistics of layers {layers} hold no {count} neighbouring ones; compute them for all layers that are "
-            "to be tried, or ask for fewer with count="
+            f"statistics of layers {layers} hold no {count} adjacent ones; compute them for all layers to try, or ask for "
+            "fewer with count="
         )
     cases, attrs = known_cases(model, facts, "true")
     sigma = spread_of(model)
@@ -107,13 +106,13 @@ def suggest(
 def choose(
     traced: pd.Series, success: pd.Series, starts: Sequence[int], count: int
 ) -> tuple[pd.Series, tuple[int, ...]]:
-    """The score of every layer, and the `count` neighbouring layers with the largest sum, of equals the earliest.
+    """The score of every layer, and the `count` adjacent layers with the largest sum, the earliest of equals.
 
     `traced` is the effect of restoring each layer's MLPs, `success` the S of trial edits there (NaN where nothing was
     tried); `starts` are the first layers that may be chosen.
     """
     recovered = traced.clip(lower=0)
-    # Where no MLP recovers anything the trials decide alone, and tracing alone where nothing was tried.
+    # If no MLP recovers anything, the trials alone decide; if nothing was tried, tracing alone.
     share = recovered / recovered.max() if recovered.max() > 0 else recovered + 1.0
     score = share if success.isna().all() else share * success
     best = max(starts, key=lambda start: (sum(score.iloc[start : start + count]), -start))
@@ -130,7 +129,7 @@ def _tried(
     progress: Progress | None,
     overrides: dict[str, Any],
 ) -> pd.DataFrame:
-    # One row a layer: the means over facts that were edited there one at a time.
+    # One row per layer: means over facts that were edited there one at a time.
     rows, prefixes = [], None
     for layer in layers if facts else ():
         editor = Editor(model, way, statistics=statistics, prefixes=prefixes, layers=[layer], seed=seed, **overrides)

@@ -1,11 +1,11 @@
 """Logit lens: what the model would say if it ended after layer l (nostalgebraist, 2020; Geva et al., arXiv 2203.14680).
 
-The state after each layer goes through the final norm and the head, as if it were the last one. After the last layer this
-is the model's output. Early layers write in a basis of their own, so that a target that does not show yet may be known
-already: causal tracing (probing.tracing) shows that.
+The state after each layer goes through the final norm and the head, as if that layer were the last. After the last
+layer this is the model's output. Early layers write in a basis of their own, so the target may be known before it shows
+here: causal tracing (probing.tracing) finds it.
 
-A *tuned* lens (Belrose et al., arXiv 2303.08112) learns an affine map per layer first. It is left out: its library,
-tuned-lens 0.2.0, finds the final norm by a list of classes of older models and has had no release for transformers 5.
+A *tuned* lens (Belrose et al., arXiv 2303.08112) first learns an affine map per layer. It is left out: its library,
+tuned-lens 0.2.0, finds the final norm by a list of older model classes and has no release for transformers 5.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,20 +18,20 @@ from torch import Tensor
 from ketools.errors import KetoolsError
 from ketools.models.model import EditableModel
 from ketools.models.replay import recorded
+from ketools.models.scoring import LOGITS
 from ketools.models.tokens import batches, make_rows, pad_right, prompt_rows
 from ketools.probing.recall import check_k
 
-_LOGITS = 2**24  # entries of one block of logits: 64 MiB in float32
-_TOKENS = 4096  # of one pass
+_TOKENS = 4096  # in one pass
 
 
 @torch.no_grad()
 def lens(model: EditableModel, prompt: str, k: int = 5) -> pd.DataFrame:
     """The `k` most probable next tokens after each layer, at each position of `prompt`.
 
-    Columns: layer (-1: what enters layer 0), position, token (at this position), place (1 .. k), predicted
-    (text), probability (float, 0..1). Layer by layer, positions and places ascending.
-    Raises KetoolsError for a prompt without tokens or longer than the model's window, and k out of range.
+    Columns: layer (-1: the input of layer 0), position, token (at this position), place (1 .. k), predicted (text),
+    probability (float, 0..1). Sorted by layer, position and place. Raises KetoolsError for a prompt without tokens or
+    longer than the model's window, and k out of range.
     """
     check_k(model, k)
     (row,) = prompt_rows(model, [prompt])
@@ -56,10 +56,10 @@ def lens(model: EditableModel, prompt: str, k: int = 5) -> pd.DataFrame:
 def lens_trace(model: EditableModel, prompts: Sequence[str], targets: Sequence[str]) -> pd.DataFrame:
     """Probability and rank of each target's first token after each layer, at each position of its prompt.
 
-    Columns: prompt (its place in `prompts`), layer (-1: what enters layer 0), position, from_end (0: the prompt's last
-    token, where the answer is read), token, target (text of its first token), p (0..1), rank (1: the most probable one).
-    Raises KetoolsError for no prompts, another number of targets, a prompt without tokens or longer than the model's
-    window, and a target without tokens.
+    Columns: prompt (its place in `prompts`), layer (-1: the input of layer 0), position, from_end (0: the prompt's last
+    token, where the answer is read), token, target (text of its first token), p (0..1), rank (1: the most probable
+    one). Raises KetoolsError for no prompts, a different number of targets, a prompt without tokens or longer than the
+    model's window, and a target without tokens.
     """
     if len(prompts) != len(targets) or not len(prompts):
         raise KetoolsError(
@@ -98,15 +98,15 @@ def lens_trace(model: EditableModel, prompts: Sequence[str], targets: Sequence[s
 
 
 def _states(model: EditableModel, rows: Sequence[Sequence[int]]) -> Tensor:
-    # (layers + 1, rows, longest, d_model): what enters layer 0, and what each layer puts out.
+    # (layers + 1, rows, longest, d_model): the input of layer 0 and the output of each layer.
     ids, mask = pad_right(rows, model.device)
     with recorded(model, ["embedding", "hidden"], len(rows)) as states:
         model.body(input_ids=ids, attention_mask=mask, use_cache=False)
-    found = [states["embedding"][-1], *(states["hidden"][i] for i in range(model.anatomy.n_layer))]
-    return torch.stack([state.to(found[-1].device) for state in found])  # a model may be spread over several devices
+    stream = [states["embedding"][-1], *(states["hidden"][i] for i in range(model.anatomy.n_layer))]
+    return torch.stack([state.to(stream[-1].device) for state in stream])  # a model may be spread over several devices
 
 
 def _logits(model: EditableModel, states: Tensor) -> Iterator[Tensor]:
     # Blocks of (states, vocabulary), float32.
-    for block in states.split(max(1, _LOGITS // model.config.vocab_size)):
+    for block in states.split(max(1, LOGITS // model.config.vocab_size)):
         yield model.logits(model.final_norm(block)).float()

@@ -4,9 +4,9 @@ Three runs. Clean: the prompt as it is. Corrupted: Gaussian noise on the embeddi
 answer is lost. Restored: the corrupted run with some clean states put back. A state whose restoration brings the answer
 back carries the fact; the gain in the answer's probability is its *indirect effect*.
 
-The tokens before the subject are clean in all runs and are computed once (ketools.models.replay). A restoration at layer l
-runs only what can change: the layers above it, the tokens from the subject on. Every (fact, draw of noise, place) is a row,
-so that thousands of restorations make few passes.
+The tokens before the subject are clean in all runs and are computed once (ketools.models.replay). Restoring at layer l
+runs only what can change: the layers above it and the tokens from the subject on. Every (fact, draw of noise, place) is
+a row, so that thousands of restorations need few passes.
 """
 
 import hashlib
@@ -31,13 +31,13 @@ from ketools.models.tokens import Reads, Row, batches, make_rows, pad_right
 
 KINDS = ("hidden", "mlp", "attention", "hidden, mlp severed", "hidden, attention severed")
 """What is restored: the residual stream after a layer; what the MLPs or attentions of a window of layers add to it; the
-stream, while that position's MLPs or attentions of all later layers stay as corrupted (Meng et al., figure 3)."""
+stream, while the MLPs or attentions of all later layers keep their corrupted outputs there (Meng et al., figure 3)."""
 PLACES = ("each", "subject_last", "last", "subject", "all")
 ROLES = ("before the subject", "first of the subject", "middle of the subject", "last of the subject",
          "first after the subject", "further", "last token")  # fmt: skip
-TOKENS = 4096  # of one pass
-_RESAMPLES = 2000  # of facts, for an interval
-_NAMED = 8  # facts that a warning names
+TOKENS = 4096  # in one pass
+_RESAMPLES = 2000  # draws of facts for an interval
+_NAMED = 8  # facts named in a warning, at most
 Progress = Callable[[int], None]
 
 
@@ -58,28 +58,27 @@ def trace(
     """Indirect effects of the facts' states.
 
     Args:
-        model: the model in its current state, edits included.
+        model: the model in its present state, edits included.
         facts: facts to trace. Those whose target is not the model's most probable answer are left out, with a warning.
-        kinds: what is restored, of `KINDS`.
-        layers: where; None: all. With a window, its centre.
-        at: "each" position of the prompt by itself; "subject_last" or "last" (the prompt's last token) alone; all
-            tokens of the "subject", or "all" tokens from it on, together.
+        kinds: what is restored, some of `KINDS`.
+        layers: where to restore; None: all. For windows, their centres.
+        at: "each" position of the prompt separately; only "subject_last" or "last" (the prompt's last token); all tokens
+            of the "subject", or "all" tokens from it on, together.
         noise: standard deviation of the noise in units of that of the vocabulary's embeddings (`spread_of`); Meng et al.
-            take 3, in units of that of the subjects' tokens.
+            use 3, in units of that of the subjects' tokens.
         samples: draws of noise per fact, averaged (Meng et al.: 10). A mean over many facts needs one.
         window: layers of an mlp or attention window; None: the paper's share of the depth (10 of GPT2-XL's 48).
-        target: "true" or "new" (after an edit): whose probability is read.
-        seed: of the noise. A fact's noise depends on it and on the fact's text, not on the other facts.
+        target: whose probability is read, "true" or "new" (after an edit).
+        seed: seed of the noise. A fact's noise depends on it and on the fact's text, not on the other facts.
         progress: called with the number of facts done since the last call.
 
     Returns:
-        A row per fact, kind, position and layer: fact (id), kind, layer, position, token, role (of `ROLES`), p
+        One row per fact, kind, position and layer: fact (id), kind, layer, position, token, role (of `ROLES`), p
         (probability of the target after restoration, exp of the mean token log-probability), effect (p - p_corrupted),
         p_clean, p_corrupted. Where several positions are restored together, position is -1 and role is `at`. States
-        before the subject are clean already, hence effect 0. Attrs: facts, unknown, unknown_ids, sigma, window, noise.
+        before the subject are clean already and have effect 0. Attrs: facts, unknown, unknown_ids, sigma, window, noise.
 
-    Raises:
-        KetoolsError: no facts, none that the model knows, a fact that cannot be located, a setting out of range.
+    Raises KetoolsError for no facts, none that the model knows, a fact that cannot be located, a setting out of range.
     """
     cases, attrs = known_cases(model, facts, target)
     sigma = spread_of(model)
@@ -93,7 +92,7 @@ def trace(
 def trace_cases(
     model: EditableModel, cases: Sequence["Case"], plan: "Plan", progress: Progress | None = None
 ) -> pd.DataFrame:
-    """`trace` of cases whether the model knows them or not, without attrs."""
+    """`trace` of cases, known to the model or not, without attrs."""
     parts: dict[int, pd.DataFrame] = {}
     for batch in batches([len(case.ids) - case.first for case in cases], TOKENS // plan.samples):
         runs = _run_both(model, [cases[i] for i in batch], plan)
@@ -109,11 +108,11 @@ def trace_cases(
 
 
 def average(frame: pd.DataFrame, by: Sequence[str] = ("kind", "role", "layer"), value: str = "effect") -> pd.DataFrame:
-    """Means over facts with 95% bootstrap intervals: columns `by`, mean, low, high, facts (in how many the group occurs).
+    """Means over facts with 95% bootstrap intervals: columns `by`, mean, low, high, facts (number with the group).
 
-    Rows of one fact in one group (several middle tokens) are averaged first, so that a fact weighs 1. The intervals are
-    percentiles over 2,000 draws of facts with replacement; all groups share the draws. Attrs are kept.
-    Raises KetoolsError for an empty frame or a column that is not there.
+    Rows of one fact in one group (several middle tokens) are averaged first, so that each fact has weight 1. The
+    intervals are percentiles over 2,000 draws of facts with replacement; all groups share the draws. Attrs are kept.
+    Raises KetoolsError for an empty frame or a missing column.
     """
     if missing := [name for name in (*by, value, "fact") if name not in frame.columns]:
         raise KetoolsError(f"average: the frame has no column {missing[0]!r}; it has: {', '.join(frame.columns)}")
@@ -123,23 +122,22 @@ def average(frame: pd.DataFrame, by: Sequence[str] = ("kind", "role", "layer"), 
     values, there = table.fillna(0.0).to_numpy(), table.notna().to_numpy().astype(float)
     n = len(values)
     weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=_RESAMPLES).astype(float)
-    with np.errstate(invalid="ignore", divide="ignore"):  # a draw may hold no fact with the group
+    with np.errstate(invalid="ignore", divide="ignore"):  # a draw may contain no fact with the group
         draws = (weights @ values) / (weights @ there)
     low, high = np.nanquantile(draws, [(1 - 0.95) / 2, (1 + 0.95) / 2], axis=0)
-    found = table.columns.to_frame(index=False)
-    counts = there.sum(0)
-    found = found.assign(mean=values.sum(0) / counts, low=low, high=high, facts=counts.astype(int))
-    found.attrs = dict(frame.attrs)
-    return found
+    groups, counts = table.columns.to_frame(index=False), there.sum(0)
+    means = groups.assign(mean=values.sum(0) / counts, low=low, high=high, facts=counts.astype(int))
+    means.attrs = dict(frame.attrs)
+    return means
 
 
-# Facts as cases: their tokens with the subject located, those that the model does not know left out.
+# Facts as cases: their tokens with the subject located, without those that the model does not know.
 
 
 @dataclass(frozen=True)
 class Case:
-    """One fact as tokens: the `row` of its prompt and its target, `answer` as text. `first` is the position of the
-    subject's first token.
+    """One fact as tokens: the `row` of its prompt and target, `answer` as text; the subject's first token is at
+    `first`.
     """
 
     fact: Fact
@@ -160,7 +158,7 @@ class Case:
 
     @property
     def end(self) -> int:
-        """Position of the prompt's last token, which predicts the target's first."""
+        """Position of the prompt's last token, which predicts the first of the target."""
         return self.row.target_positions[0]
 
     @property
@@ -169,11 +167,11 @@ class Case:
         return self.row.target_ids
 
     def role(self, position: int) -> str:
-        """What the token at `position` is in the prompt, in the words of Meng et al. (figure 2)."""
+        """The role of the token at `position` in the prompt, in the words of Meng et al. (figure 2)."""
         if position < self.first:
             return "before the subject"
         if position <= self.last:
-            # One token alone is the last one: there the fact is looked up.
+            # A single token is the last one, where the fact is looked up.
             inner = "first of the subject" if position == self.first else "middle of the subject"
             return "last of the subject" if position == self.last else inner
         if position == self.end:
@@ -184,8 +182,8 @@ class Case:
 def make_cases(model: EditableModel, facts: Sequence[Fact], target: str = "true") -> list[Case]:
     """The cases of `facts` with their `target_true` or `target_new` (target="new").
 
-    Raises KetoolsError, naming the fact, for no facts, a target that is
-    missing or has no tokens, and a prompt longer than the model's window.
+    Raises KetoolsError, naming the fact, for no facts, a target that is missing or has no tokens, and a prompt longer
+    than the model's window.
     """
     if not len(facts):
         raise KetoolsError("no facts to trace; give at least one")
@@ -207,10 +205,10 @@ def make_cases(model: EditableModel, facts: Sequence[Fact], target: str = "true"
 
 
 def known_cases(model: EditableModel, facts: Sequence[Fact], target: str) -> tuple[list[Case], dict[str, object]]:
-    """`make_cases` of the facts that the model answers correctly, and what a frame's attrs say of the others.
+    """`make_cases` of the facts that the model answers correctly, and a frame's attrs about the others.
 
     Correctly: every token of the target is the most probable one. The attrs: facts (number kept), unknown (number left
-    out), unknown_ids. Warns, once, of those left out. Raises KetoolsError as `make_cases` does, and if none is left.
+    out), unknown_ids. Warns once about those left out. Raises KetoolsError as `make_cases` does, and if none is left.
     """
     cases = make_cases(model, facts, target)
     _, right = score_pairs(model, [(case.fact.text, case.answer) for case in cases], [c.fact.glue for c in cases])
@@ -222,7 +220,7 @@ def known_cases(model: EditableModel, facts: Sequence[Fact], target: str) -> tup
         )
     if unknown:
         warnings.warn(
-            f"{len(unknown)} of {len(cases)} facts left out, the model does not answer them rightly: "
+            f"{len(unknown)} of {len(cases)} facts left out, because the model does not answer them correctly: "
             f"{named([*map(repr, unknown)], _NAMED)}",
             UserWarning,
             stacklevel=3,
@@ -232,7 +230,7 @@ def known_cases(model: EditableModel, facts: Sequence[Fact], target: str) -> tup
 
 
 def probability(model: EditableModel, states: Tensor, reads: Reads, rows: int) -> np.ndarray:
-    """exp of the mean token log-probability of each row's target, float64 (rows,); 0 where the model gives NaN.
+    """exp of the mean token log-probability of each row's target, float64 (rows,); 0 where the model returns NaN.
 
     `states` (reads, d_model) are those at the places of `reads`, before the final norm.
     """
@@ -242,13 +240,13 @@ def probability(model: EditableModel, states: Tensor, reads: Reads, rows: int) -
     return (-total / torch.bincount(row, minlength=rows)).exp().nan_to_num(0.0).numpy()
 
 
-# What one trace does: noise, layers, places.
+# The settings of a trace: noise, layers, places.
 
 
 def noise_of(case: Case, sample: int, seed: int, width: int) -> Tensor:
     """Standard normal noise for the subject's tokens, (tokens, width) float32.
 
-    It depends on the fact's text and subject, on `sample` and `seed` alone: neither on other facts nor on their order.
+    It depends only on the fact's text and subject, `sample` and `seed`, not on other facts or their order.
     """
     name = "\0".join((str(seed), str(sample), case.fact.text, case.fact.subject))
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
@@ -257,7 +255,7 @@ def noise_of(case: Case, sample: int, seed: int, width: int) -> Tensor:
 
 @torch.no_grad()
 def spread_of(model: EditableModel) -> float:
-    """Standard deviation of the entries of the vocabulary's embeddings, as the model's embedding module puts them out."""
+    """Standard deviation of the entries of the vocabulary's embeddings, as output by the embedding module."""
     embed = model.model.get_input_embeddings()
     count, total, square = 0, 0.0, 0.0
     for part in torch.arange(len(model.embedding)).split(8192):
@@ -269,7 +267,7 @@ def spread_of(model: EditableModel) -> float:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one trace does, settings checked; `noise` is the standard deviation of the noise on an embedding."""
+    """The checked settings of a trace; `noise` is the standard deviation of the noise on an embedding."""
 
     kinds: tuple[str, ...]
     layers: tuple[int, ...]
@@ -280,7 +278,7 @@ class Plan:
     seed: int
 
     def span(self, layer: int, n_layer: int) -> range:
-        """The window of layers around `layer`, cut at the ends of the model."""
+        """The window of layers around `layer`, cut off at the ends of the model."""
         first = layer - self.window // 2
         return range(max(0, first), min(n_layer, first + self.window))
 
@@ -314,7 +312,7 @@ def plan_of(
 
 
 def places_of(case: Case, at: str) -> list[list[int]]:
-    """Positions, counted from the subject's first token, that are restored together."""
+    """Groups of positions restored together, counted from the subject's first token."""
     end, last = case.end - case.first, case.last - case.first
     assert at in PLACES
     return {
@@ -331,9 +329,9 @@ def places_of(case: Case, at: str) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class _Runs:
-    # Clean and corrupted states of some cases from the subject on; `frozen` has a row a case. By "clean" and
-    # "corrupted": `states` {"hidden", "mlp", "attention": {layer: (rows, length, d_model)}}, in which hidden -1 is what
-    # enters layer 0; `probability` of the target (rows,).
+    # Clean and corrupted states of some cases from the subject on; `frozen` has one row per case. Under "clean" and
+    # "corrupted": `states` {"hidden", "mlp", "attention": {layer: (rows, length, d_model)}}, in which hidden -1 is the
+    # input of layer 0; `probability` of the target (rows,).
     cases: Sequence[Case]
     frozen: Frozen
     states: dict[str, dict[str, dict[int, Tensor]]]
@@ -370,18 +368,18 @@ def _run_both(model: EditableModel, cases: Sequence[Case], plan: Plan) -> _Runs:
 
 
 def _restored(model: EditableModel, runs: _Runs, plan: Plan) -> Iterator[np.ndarray]:
-    # For each case the probabilities (places, kinds, layers) after restoring, averaged over draws of noise.
+    # For each case the probabilities (places, kinds, layers) after restoration, averaged over draws of noise.
     places = [places_of(case, plan.at) for case in runs.cases]
     rows = [(c, s, p) for c in range(len(places)) for p in range(len(places[c])) for s in range(plan.samples)]
     length = runs.states["clean"]["hidden"][-1].shape[1]
     step = max(1, TOKENS // length)
     p = np.zeros((len(rows), len(plan.kinds), len(plan.layers)))
     for start in range(0, len(rows), step):
-        some = rows[start : start + step]
-        mask = torch.zeros(len(some), length, dtype=torch.bool)
-        for r, (c, _, place) in enumerate(some):
+        part = rows[start : start + step]
+        mask = torch.zeros(len(part), length, dtype=torch.bool)
+        for r, (c, _, place) in enumerate(part):
             mask[r, places[c][place]] = True
-        p[start : start + step] = _effects(model, runs, plan, [(c, c * plan.samples + s) for c, s, _ in some], mask)
+        p[start : start + step] = _effects(model, runs, plan, [(c, c * plan.samples + s) for c, s, _ in part], mask)
     at = 0
     for own_places in places:
         n = len(own_places) * plan.samples
@@ -423,20 +421,20 @@ def _effects(
 
 
 def _parts(kind: str) -> tuple[str, str]:
-    # What is restored, and the sublayer that is severed from it ("": none).
+    # What is restored, and the severed sublayer ("": none).
     restore, _, severed = kind.removesuffix(" severed").partition(", ")
     return restore, severed
 
 
 def _putting(values: Tensor, mask: Tensor, places: Tensor) -> Callable[[nn.Module, object, Tensor], Tensor]:
-    # A hook that puts `values` (rows, length, d_model) in where `mask` says so.
+    # A hook that replaces outputs by `values` (rows, length, d_model) where `mask` is true.
     flat, where = values.flatten(0, 1), mask.flatten()
 
     def put(_: nn.Module, __: object, out: Tensor) -> Tensor:
         states = out.reshape(-1, out.shape[-1])
-        # In the top layer the MLP is given the read places alone.
-        some = slice(None) if len(states) == len(flat) else places
-        return torch.where(where[some][:, None], flat[some], states).view(out.shape)
+        # The MLP of the top layer receives only the places that are read.
+        present = slice(None) if len(states) == len(flat) else places
+        return torch.where(where[present][:, None], flat[present], states).view(out.shape)
 
     return put
 

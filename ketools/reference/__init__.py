@@ -1,11 +1,11 @@
-"""The mathematics of the package, plain and slow: one fact, one prompt, one restoration at a time, dense float64 matrices.
+"""The mathematics of the package, plain and slow: one fact, prompt or restoration at a time, dense float64 matrices.
 
 Read it to learn what the fast code computes; the notebooks show it and the tests compare with it.
 
 - `targets`: target optimisation, ROME's and MEMIT's loop for one fact, with MPES;
-- `update`: the weight updates of ROME, MEMIT, ENCORE, EMMET and AlphaEdit, as their papers write them;
+- `update`: the weight updates of ROME, MEMIT, ENCORE, EMMET and AlphaEdit, as in their papers;
 - `tracing`: causal tracing and attention knockout with plain forward hooks;
-- `score` and `success`, here: the probability of a target after a prompt, and ES, PS, NS of a fact, one prompt at a time.
+- `score` and `success`, here: the probability of a target after a prompt; ES, PS and NS of a fact, prompt by prompt.
 
 Nothing here imports from the folders above it (editing, probing, evaluation): settings are plain numbers.
 """
@@ -33,8 +33,8 @@ def score(model: EditableModel, prompt: str, target: str) -> tuple[float, bool]:
 def success(model: EditableModel, fact: Fact, neighbours: int) -> list[float]:
     """ES, PS and NS of one fact (Meng et al., arXiv 2202.05262), with its first `neighbours` neighbours.
 
-    Shares of prompts on which P(new) > P(true): the edit prompt, the paraphrases; on neighbours P(true) > P(new). NaN
-    without prompts. Raises KetoolsError, naming the fact, if it has no target_true.
+    Shares of prompts with P(new) > P(true) for the edit prompt and the paraphrases, with P(true) > P(new) for
+    neighbours. NaN without prompts. Raises KetoolsError, naming the fact, if it has no target_true.
     """
     true = fact.need_true("a score of success")
 

@@ -1,16 +1,16 @@
 """Target optimisation, one fact at a time: the state z that makes the model say the new object.
 
-ROME (Meng et al., arXiv 2202.05262, section 3.1) and MEMIT (arXiv 2210.07229, section 4.2) look for the vector delta that,
-added to the residual stream after layer L at the subject's last token, minimises
+ROME (Meng et al., arXiv 2202.05262, section 3.1) and MEMIT (arXiv 2210.07229, section 4.2) look for the vector delta
+that, added to the residual stream after layer L at the subject's last token, minimises
 
     mean_j NLL(o* | x_j + prompt)  +  kl_factor KL(p_0 || p_delta)  +  weight_decay ||delta|| / ||h_0||^2
 
-over contexts x_j put before the prompt, "" first. p is the distribution after "{subject} is a", read at the subject's last
-token: what the subject is should stay. h_0 is the state of the bare prompt, z = h_0 + delta. Adam takes the steps, and each
-is followed by a projection onto the ball ||delta|| <= clamp_norm_factor ||h_0||. ENCORE (Gupta et al., arXiv 2502.01636)
-stops when the target has become the most probable answer: `mpes`.
+over contexts x_j put before the prompt, "" first. p is the distribution after "{subject} is a", read at the subject's
+last token, which keeps what the subject is. h_0 is the state of the bare prompt, z = h_0 + delta. Each step of Adam is
+followed by a projection onto the ball ||delta|| <= clamp_norm_factor ||h_0||. ENCORE (Gupta et al., arXiv 2502.01636)
+stops once the target is the most probable answer: `mpes`.
 
-The work is that of published code (compute_z of kmeng01/memit, and of EasyEdit, AlphaEdit and ENCORE after it): whole
+The computation is that of published code (compute_z of kmeng01/memit, later in EasyEdit, AlphaEdit and ENCORE): whole
 sequences through the whole model in every pass, and logits at every position, twice.
 """
 
@@ -29,7 +29,7 @@ from ketools.models.tokens import pad_right
 
 @dataclass(frozen=True)
 class Target:
-    """z and h0 (d_model,) float32, the updates that delta took, and the loss and the target's probability at z."""
+    """z and h0 (d_model,) float32, the number of updates of delta, and the loss and the target's probability at z."""
 
     z: Tensor
     h0: Tensor
@@ -57,9 +57,9 @@ def plain_target(
 ) -> Target:
     """The target of `fact` at the output of `layer`, in at most `steps` passes (the last pass takes no update).
 
-    It stops early below `loss_floor`; with `mpes` = n by MPES +n (`official`: as the authors' code counts); with
+    It stops early below `loss_floor`; with `mpes` = n by MPES +n (`official`: counted as in the authors' code); with
     `threshold` once the target's probability, averaged over the contexts, exceeds it. `kl_direction` "edited" is
-    KL(p_delta || p_0), which published code computes.
+    KL(p_delta || p_0), as computed by the published code.
     """
     rows = token_rows(model, fact, contexts)
     ids, mask = pad_right(rows.ids, model.device)
@@ -95,17 +95,17 @@ def plain_target(
 
 
 def mpes_holds(hits: Sequence[Tensor], n: int) -> bool:
-    """Most-Probable Early Stopping +n: all target tokens were the most probable ones in all contexts, n passes ago or more.
+    """Most-Probable Early Stopping +n: at least n passes ago all target tokens were the most probable in all contexts.
 
-    `hits`: one bool tensor (contexts, target tokens) a pass, which says where the target's token is the argmax.
+    `hits`: one bool tensor (contexts, target tokens) per pass, true where the target's token is the argmax.
     """
     return any(bool(hit.all()) for hit in hits[: len(hits) - n])
 
 
 def mpes_official(hits: Sequence[Tensor], n: int) -> bool:
-    """MPES +n as in the authors' code: more than n passes so far had exactly five hits, the bare prompt (row 0) left out.
+    """MPES +n as in the authors' code: more than n passes had exactly five hits, the bare prompt (row 0) left out.
 
-    With five prefixes and a target of one token only the bare prompt is ignored; of a longer target any five hits count.
+    With five prefixes and a single-token target only the bare prompt is ignored; of a longer one any five hits count.
     """
     return sum(int(hit[1:].sum()) == 5 for hit in hits) > n
 
@@ -124,7 +124,7 @@ def plain_targets(
     loss_floor: float = 0.05,
     mpes: int | None = None,
 ) -> list[Target]:
-    """As `plain_target`, for all `facts` in one batch, which runs until its slowest fact has stopped."""
+    """Like `plain_target`, for all `facts` in one batch, which runs until its slowest fact has stopped."""
     rows, width = [token_rows(model, fact, contexts) for fact in facts], len(contexts) + 1
     ids, mask = pad_right([row for fact in rows for row in fact.ids], model.device)
     context, essence = torch.arange(len(contexts))[:, None], torch.arange(width - 1, len(ids), width)
@@ -162,10 +162,10 @@ def plain_targets(
 
 
 class Rows(NamedTuple):
-    """One fact as tokens: a row a context (prompt and target but its last token), then "{subject} is a".
+    """One fact as tokens: one row per context (prompt and target but its last token), then "{subject} is a".
 
-    `subject_last`: where the subject ends in each row. `places` (contexts, tokens): the positions that predict `target`
-    (tokens,).
+    `subject_last`: the position of the subject's last token in each row. `places` (contexts, tokens): the positions
+    that predict `target` (tokens,).
     """
 
     ids: list[list[int]]
@@ -175,7 +175,7 @@ class Rows(NamedTuple):
 
 
 def token_rows(model: EditableModel, fact: Fact, contexts: Sequence[str]) -> Rows:
-    """`fact` behind each of `contexts`, as tokens."""
+    """`fact` after each of `contexts`, as tokens."""
     target = model.tokenizer(tail(fact.text, fact.target_new, fact.glue), add_special_tokens=False)["input_ids"]
     texts = [
         (fact.opening + context + fact.question + fact.closing, len(context) + fact.subject_span[1])
@@ -197,8 +197,8 @@ def token_rows(model: EditableModel, fact: Fact, contexts: Sequence[str]) -> Row
 def _added(layer: nn.Module, delta: Tensor, places: Sequence[int]) -> Iterator[list[Tensor]]:
     """Within the block `layer` adds delta (facts, d_model) to its output, at position `places[i]` of row i.
 
-    The rows of a fact stand together. Yields a list to which the first pass adds the states there as they were, (rows,
-    d_model) float32.
+    The rows of a fact are adjacent. Yields a list to which the first pass appends the states at these positions before
+    the addition, (rows, d_model) float32.
     """
     before: list[Tensor] = []
 

@@ -1,8 +1,8 @@
 """Causal tracing and attention knockout with plain forward hooks: one fact, one restoration, whole sequences.
 
-Causal tracing (Meng et al., arXiv 2202.05262, section 2) compares three runs of a prompt: clean; corrupted, with noise on
-the embeddings of the subject's tokens; and restored, corrupted with some clean states put back. Attention knockout (Geva et
-al., arXiv 2304.14767) keeps the last position from attending to others and looks at what that takes away.
+Causal tracing (Meng et al., arXiv 2202.05262, section 2) compares three runs of a prompt: clean; corrupted, with noise
+on the embeddings of the subject's tokens; and restored, corrupted with some clean states put back. Attention knockout
+(Geva et al., arXiv 2304.14767) keeps the last position from attending to others and measures what is lost.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +31,7 @@ class Tokens(NamedTuple):
 
     @property
     def end(self) -> int:
-        """Position of the prompt's last token, which predicts the target's first."""
+        """Position of the prompt's last token, which predicts the first of the target."""
         return len(self.ids) - len(self.target)
 
 
@@ -44,11 +44,11 @@ def probability(model: EditableModel, tokens: Tokens) -> float:
 
 
 def states(model: EditableModel, tokens: Tokens, noise: Tensor | None = None) -> tuple[States, float]:
-    """Every layer's output ("hidden") and what its MLP and attention add, and the target's probability.
+    """The output of every layer ("hidden"), what its MLP and attention add, and the target's probability.
 
-    Of the clean run, or of the corrupted one with `noise` (subject tokens, d_model) on the subject's embeddings.
+    In the clean run, or in the corrupted one with `noise` (subject tokens, d_model) on the subject's embeddings.
     """
-    heard: dict[tuple[str, int], Tensor] = {}
+    recorded: dict[tuple[str, int], Tensor] = {}
     with ExitStack() as stack:
         if noise is not None:
             _corrupt(stack, model, tokens, noise)
@@ -56,11 +56,11 @@ def states(model: EditableModel, tokens: Tokens, noise: Tensor | None = None) ->
             for name in ("hidden", "mlp", "attention"):
 
                 def hear(_: nn.Module, __: object, out: Output, key: tuple[str, int] = (name, layer)) -> None:
-                    heard[key] = _tensor(out).reshape(-1, model.anatomy.d_model).clone()
+                    recorded[key] = _tensor(out).reshape(-1, model.anatomy.d_model).clone()
 
                 stack.callback(_module(model, layer, name).register_forward_hook(hear).remove)
         p = probability(model, tokens)
-    return heard, p
+    return recorded, p
 
 
 def restored(
@@ -75,8 +75,8 @@ def restored(
     """The target's probability in the corrupted run with the clean states of `kind` at `positions` put back.
 
     `kind` is "hidden", "mlp" or "attention", at each of `layers`. "hidden, mlp severed" and "hidden, attention severed"
-    restore the last of `layers` and keep the MLPs (the attention) above it at their corrupted outputs, so that what they
-    would do with the restored state is cut off. `known`: the clean and the corrupted states, if they are at hand.
+    restore the last of `layers` and keep the MLPs (the attention) above it at their corrupted outputs, which cuts off
+    their response to the restored state. `known`: the clean and the corrupted states, if available.
     """
     clean, corrupted = known or (states(model, tokens)[0], states(model, tokens, noise)[0])
     restore, _, severed = kind.removesuffix(" severed").partition(", ")
@@ -92,7 +92,7 @@ def restored(
 def knocked_out(model: EditableModel, tokens: Tokens, layers: Sequence[int], positions: Sequence[int]) -> float:
     """The target's probability when, in `layers`, no position from the prompt's last on can attend to `positions`.
 
-    For models whose attention is always given a mask of four dimensions: those with eager attention, and Falcon.
+    For models whose attention always receives a four-dimensional mask: those with eager attention, and Falcon.
     """
 
     def block(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -116,14 +116,14 @@ def _corrupt(stack: ExitStack, model: EditableModel, tokens: Tokens, noise: Tens
 
 
 def _put(stack: ExitStack, module: nn.Module, positions: Sequence[int], values: Tensor) -> None:
-    def put(out: Tensor) -> None:  # OPT's MLP sees its tokens without a dimension of rows
+    def put(out: Tensor) -> None:  # OPT's MLP receives tokens without a dimension for rows
         out.view(-1, out.shape[-1])[positions] = values[positions]
 
     _change(stack, module, put)
 
 
 def _change(stack: ExitStack, module: nn.Module, change: Callable[[Tensor], None]) -> None:
-    """Until `stack` closes, `change` works in place on a copy of what `module` puts out."""
+    """Until `stack` closes, `change` modifies a copy of the output of `module` in place."""
 
     def hook(_: nn.Module, __: object, out: Output) -> Output:
         changed = _tensor(out).clone()

@@ -1,12 +1,13 @@
-"""The weight updates in closed form, as the papers write them: dense float64 matrices, one `solve` or `inv` each.
+"""The weight updates in closed form, as in the papers: dense float64 matrices, one `solve` or `inv` each.
 
-W (d_model, d_mlp) maps keys to values. A batch of n facts asks for W' = W + Delta with Delta K1 = R, given their keys K1
-(d_mlp, n) and residuals R (d_model, n), and should leave the keys of everything else where they are, of which is known
+W (d_model, d_mlp) maps keys to values. A batch of n facts requires W' = W + Delta with Delta K1 = R, given their keys
+K1 (d_mlp, n) and residuals R (d_model, n), and should not change the values of other keys, of which two things are
+known:
 
     C (d_mlp, d_mlp)    E[k k^T] over running text,
     Kp (d_mlp, m)       the keys of all earlier edits.
 
-Every function returns Delta (d_model, d_mlp). The symbols are the papers', in the code too.
+Every function returns Delta (d_model, d_mlp). The symbols are those of the papers, in the code too.
 """
 
 import torch
@@ -48,7 +49,7 @@ def memit(C: Tensor, K1: Tensor, R: Tensor, lambda_p: float, Kp: Tensor | None =
 
 
 def null_space_projection(C: Tensor, threshold: float) -> Tensor:
-    """AlphaEdit's P (d_mlp, d_mlp): onto the eigenvectors of C with eigenvalue below `threshold` (2e-2 as published)."""
+    """AlphaEdit's P (d_mlp, d_mlp): onto the eigenvectors of C with eigenvalues below `threshold` (2e-2 as published)."""
     values, vectors = torch.linalg.eigh(C)
     U = vectors[:, values < threshold]
     return U @ U.T
@@ -57,7 +58,7 @@ def null_space_projection(C: Tensor, threshold: float) -> Tensor:
 def alphaedit(P: Tensor, K1: Tensor, R: Tensor, l2: float, Kp: Tensor | None = None) -> Tensor:
     """AlphaEdit: Delta^T = (P (Kp Kp^T + K1 K1^T) + l2 I)^-1 P K1 R^T (arXiv 2410.02355).
 
-    Delta P = Delta: it changes nothing along the directions of C that P takes out.
+    Delta P = Delta: it changes nothing along the directions of C that P removes.
     """
     K = K1 if Kp is None else torch.cat([Kp, K1], 1)
     return torch.linalg.solve(P @ K @ K.T + l2 * torch.eye(len(P), dtype=P.dtype), P @ K1 @ R.T).T
