@@ -124,7 +124,7 @@ def edit(
     if base.statistics and text is None:
         statistics = statistics or [Path(part) for part in base.statistics.split(os.pathsep)]
     if text is not None and statistics:
-        raise KetoolsError("--text and --statistics both give the covariance; choose one")
+        raise KetoolsError("--text and --statistics both determine the covariance; give one")
     for path in (out / "edit.safetensors", json):
         common.writable(path, model, facts, text, *(statistics or ()))
     from ketools.runs.store import Store

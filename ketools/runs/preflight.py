@@ -244,8 +244,8 @@ def inspect(
         warnings.append(f"the weights carry {len(model.edits)} edits already")
     if a.post_norm is not None:
         warnings.append(
-            f"a norm ({a.post_norm}) sits between the MLP and the residual stream: of a large change to the residual stream, "
-            "an edit can match only the direction"
+            f"a norm ({a.post_norm}) sits between the MLP and the residual stream: an edit can meet a large change in direction "
+            "only"
         )
     if asked := known[:_ASKED]:
         _, best = target_logprobs(
