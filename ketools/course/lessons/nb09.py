@@ -26,8 +26,8 @@ Small = Callable[[Tensor, Tensor, Tensor], Tensor]
 Matrices = tuple[Tensor, Tensor, Tensor, Tensor]
 _PANELS = {
     "accuracy": ("efficacy", "share (0 to 1)"),
-    "beside": ("subjects' other facts right", "share (0 to 1)"),
-    "elsewhere": ("unedited facts right", "share (0 to 1)"),
+    "beside": ("subjects' other facts", "share (0 to 1)"),
+    "elsewhere": ("unedited facts", "share (0 to 1)"),
     "moved": ("norm of the change", "||W' - W|| / ||W||"),
     "overwritten": ("first batch overwritten", "share of what was written"),
     "p_edited": ("probability of edits", "mean (0 to 1)"),
