@@ -85,7 +85,7 @@ def suggest(
     starts = [start for start in layers if set(range(start, start + count)) <= set(layers)]
     if not starts:
         raise KetoolsError(
-            f"statistics of layers {layers} hold no {count} adjacent ones; compute them for all layers to try, or ask for "
+            f"statistics of layers {layers} hold no {count} neighbouring ones; compute them for all layers to try, or ask for "
             "fewer with count="
         )
     cases, attrs = known_cases(model, facts, "true")
