@@ -140,6 +140,18 @@ def real() -> str:
     return table(("method", *(head for head, _ in shown.values())), rows)
 
 
+def reproduced() -> str:
+    """What `ketools reproduce encore --model smollm2` gave (data/real/reproduce.csv)."""
+    import pandas as pd
+
+    from ketools.io import data_root
+
+    frame = pd.read_csv(data_root() / "real" / "reproduce.csv")
+    rows = [(row.measure.replace("f1_", "F1 of ").replace("downstream_f1", "mean F1"), f"{row.unedited:.1f}", f"{row.here:.1f}")
+            for row in frame.itertuples()]  # fmt: skip
+    return table(("measure", "unedited", "after 1,100 edits"), rows)
+
+
 def drawing(name: str, *highlight: str) -> str:
     """A drawing of ketools.plots.diagrams as SVG within the page."""
     from ketools.plots import diagrams
@@ -156,6 +168,7 @@ MADE = {
     "ours": ours,
     "demo": demo,
     "real": real,
+    "reproduced": reproduced,
     "transformer": lambda: drawing("transformer"),
     "update": lambda: drawing("transformer", "key", "W", "delta", "value"),
     "form": lambda: drawing("quadratic_form"),

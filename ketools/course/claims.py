@@ -95,7 +95,9 @@ class Guess:
         lines = [f"**{self.question}**", "", *(f"- `{key}`: {text}" for key, text in self.options.items())]
         noted = f"You say `{self.guess}`."
         if not self.guess:
-            noted = f'To record your answer, add it to the call above, for example `guess="{next(iter(self.options))}"`.'
+            noted = (
+                f'To record your answer, add it to the call above, for example `guess="{next(iter(self.options))}"`.'
+            )
         return "\n".join([*lines, "", noted])
 
     def __repr__(self) -> str:

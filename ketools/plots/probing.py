@@ -112,7 +112,9 @@ def damage_bars(frames: Mapping[str, pd.DataFrame], context: str = "") -> go.Fig
     last = "same subject" if "same subject" in kinds else kinds[-1]
     if len(edited) == 1:
         after = {kind: f"{edited[0][1][kind]:.0%}" for kind in kinds}
-        finding = f"New answer at {after['prompt']} of the edited prompts; {after[last]} of the {_PROMPTS[last]} still right"
+        finding = (
+            f"New answer at {after['prompt']} of the edited prompts; {after[last]} of the {_PROMPTS[last]} still right"
+        )
     else:
         left = [f"{share[last]:.0%} with {name}" for name, share in edited]
         finding = f"Of the {_PROMPTS[last]} still right: {', '.join(left)}"

@@ -37,8 +37,8 @@ class Sizes:
 
     unedited, same_subject: facts drawn; per_task: items of each downstream task; documents: of held-out text;
     neighbours: neighbours scored per fact at edit time and at checkpoints before the last; neighbours_end: at the
-    last one (None: all); openings: past edits whose first opening for free text is continued, for generation entropy;
-    past_edits: score all edits so far also at checkpoints before the last; spectra: singular values of the edited
+    last one (None: all); openings: past edits whose first opening for free text, or else subject, is continued, for
+    generation entropy; past_edits: score all edits so far also at checkpoints before the last; spectra: singular values of the edited
     matrices; residual_tokens: tokens of the documents at which the sublayers' shares in the residual stream are
     measured. 0 or False leaves a measure out.
 
@@ -269,9 +269,9 @@ class Panel:
             before = summary(evaluate(model, todo[:BEFORE], neighbours=self.sizes.neighbours_end))
             row |= {f"before_{name}": before[name] for name in ("ES", "PS", "NS", "S", "p_new")}
         if batch and self.sizes.openings:
-            openings = [fact.generation[0] for fact in past if fact.generation][: self.sizes.openings]
-            texts = continuations(model, openings, _WRITTEN, top_k=_TOP_K, seed=self.seed) if openings else []
-            row["GE"] = generation_entropy(map("".join, zip(openings, texts, strict=True))) if texts else math.nan
+            openings = [(*fact.generation, fact.subject)[0] for fact in past][: self.sizes.openings]
+            texts = continuations(model, openings, _WRITTEN, top_k=_TOP_K, seed=self.seed)
+            row["GE"] = generation_entropy(map("".join, zip(openings, texts, strict=True)))
         row |= self.measure(model, past, row.get("p_new", math.nan), layers)
         inside_row, inside_tables = self.inside(model, layers)
         tables |= {name: frame.assign(edits=len(past), batch=batch) for name, frame in inside_tables.items()}

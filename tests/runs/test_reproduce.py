@@ -41,7 +41,8 @@ def test_the_papers_experiment_in_miniature(build, name, settings, paper, tiny_t
     monkeypatch.chdir(tmp_path)
     build(len(tiny_tokenizer)).save_pretrained(name)
     tiny_tokenizer.save_pretrained(name)
-    facts = [record(fact) | {"generation_prompts": [f"{fact.subject} is"]} for fact in small_facts()]
+    facts = [record(fact) for fact in small_facts()]
+    facts[0]["generation_prompts"] = ["The city is"]  # the others' subjects are continued
     (tmp_path / "facts.json").write_text(json.dumps(facts))
     (tmp_path / "text.txt").write_text("\n".join(f"{fact.text} {fact.target_true}." for fact in small_facts()))
     items = [
