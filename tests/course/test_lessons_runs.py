@@ -6,7 +6,6 @@ import pandas as pd
 import pytest
 
 from ketools.course.lessons import nb10
-from ketools.plots.style import words
 from ketools.runs.records import gather
 from tests.runs.fakes import fake_run, fake_study
 
@@ -66,15 +65,3 @@ def test_paths_are_means_over_seeds_and_large_within_the_papers_loads():
     assert list(path.x) == pytest.approx([0.925, 0.8, 0.575]) and list(path.y) == pytest.approx([0.75, 0.5, 0.05])
     small, large, last = path.marker.size
     assert small == last < large
-
-
-def test_a_pair_that_a_seed_leaves_open_is_starred():
-    columns = ["a", "b", "seed", "share_a", "share_b", "p_adjusted"]
-    tests = pd.DataFrame(
-        [("memit", "encore", 0, 0.9, 0.5, 0.001), ("memit", "encore", 1, 0.9, 0.7, 0.2),
-         ("memit", "alphaedit", 0, 0.9, 0.4, 0.001), ("encore", "alphaedit", 0, 0.5, 0.4, 0.001)], columns=columns,
-    )  # fmt: skip
-    fig = nb10.pairs(tests, "Mode test.")
-    shown = dict(zip(fig.data[0].y, map(list, fig.data[0].text), strict=True))
-    assert shown["MEMIT"] == ["", "+30*", "+50"] and shown["AlphaEdit"] == ["-50", "-10", ""]
-    assert "2 of 3 pairs" in words(fig)["finding"]

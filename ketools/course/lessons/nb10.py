@@ -13,8 +13,8 @@ from ketools.evaluation.metrics import metric, percent
 from ketools.facts.fact import Fact
 from ketools.io import data_root
 from ketools.models.model import EditableModel
-from ketools.plots.drawers import add_line, checked, colours
-from ketools.plots.style import dress, joined, label, left_of, styles, wrap
+from ketools.plots.drawers import add_line, checked
+from ketools.plots.style import dress, joined, label, styles
 from ketools.runs.panel import Panel
 from ketools.runs.records import Run, gather, title
 from ketools.runs.store import RunRecord
@@ -118,39 +118,6 @@ def trade(table: pd.DataFrame, context: str, x: str = "efficacy_accuracy", y: st
     caption = f"Each path begins near the corner and follows the load; large points: load {REGIME[0]} to {REGIME[1]}."
     fig = dress(fig, finding, joined(caption, context), f"Paths in a plane. {'; '.join(told)}.", 560)
     return fig.update_layout(hovermode="closest")
-
-
-def pairs(tests: pd.DataFrame, context: str) -> go.Figure:
-    """`ketools.runs.compare.paired_tests` as a map: by how many points the row's method holds more edits than the column's.
-
-    A cell is starred unless every seed's p_adjusted is below 0.05; mean over seeds. Raises KetoolsError for another table.
-    """
-    tests = checked(tests, "a", "b", "share_a", "share_b", "p_adjusted", of="ketools.runs.compare.paired_tests")
-    other = tests.rename(columns={"a": "b", "b": "a", "share_a": "share_b", "share_b": "share_a"})
-    both = pd.concat([tests, other]).assign(points=lambda t: 100 * (t["share_a"] - t["share_b"]))
-    shape = {"index": "a", "columns": "b"}
-    order = list(dict.fromkeys([*tests["a"], *tests["b"]]))
-    ahead = both.pivot_table(values="points", aggfunc="mean", **shape).reindex(index=order, columns=order)
-    worst = both.pivot_table(values="p_adjusted", aggfunc="max", **shape).reindex(index=order, columns=order)
-    open_pairs = tests.groupby(["a", "b"])["p_adjusted"].max().ge(0.05)
-    text = [
-        ["" if pd.isna(v) else f"{v:+.0f}{'*' if worst.loc[a, b] >= 0.05 else ''}" for b, v in ahead.loc[a].items()]
-        for a in order
-    ]
-    names = [label(method) for method in order]
-    upright = ["<br>".join(wrap(name, 11)) for name in names]
-    fig = go.Figure(
-        go.Heatmap(z=ahead.to_numpy(), x=upright, y=names, text=text, texttemplate="%{text}",
-                   coloraxis="coloraxis", hovertemplate="%{y} against %{x}: %{z:+.1f} points<extra></extra>")
-    )  # fmt: skip
-    fig.update_layout(coloraxis=colours(ahead.to_numpy(), "edits held, points more"))
-    fig.update_xaxes(title="than with this method", tickangle=0, tickfont_size=11, side="top")
-    fig.update_yaxes(title="with this method", autorange="reversed")
-    finding = f"{int((~open_pairs).sum())} of {len(open_pairs)} pairs differ in every seed"
-    caption = "Of 100 edits, how many more win at the end (ES). * p ≥ 0.05 in a seed (McNemar, Benjamini-Hochberg)."
-    said = f"Map of pairs. Undecided: {', '.join(' and '.join(map(title, pair)) for pair in open_pairs[open_pairs].index) or 'none'}."
-    fig = dress(fig, finding, joined(caption, context), said, 520, left_of(names))
-    return fig.update_layout(hovermode="closest", margin_t=fig.layout.margin.t + 60)
 
 
 Forecast = Callable[[Sequence[float], int, int], float]
