@@ -27,7 +27,8 @@ def state(tmp_path, monkeypatch):
     losses = {"memit": 0.5, "alphaedit": 0.45, "encore": 0.3}
     runs = [fake_run(tmp_path / f"pocket-{method}-seed0", method, loss=loss) for method, loss in losses.items()]
     fake_study(tmp_path / "data" / "results", *runs)
-    shutil.copytree(data_root() / "real", tmp_path / "data" / "real")
+    for folder in ("real", "width"):
+        shutil.copytree(data_root() / folder, tmp_path / "data" / folder)
     monkeypatch.setenv("KETOOLS_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("KETOOLS_MODE", "full")  # made-up numbers: a claim may fail, and says so
     model = SimpleNamespace(fingerprint="pocket-fingerprint", name="pocket")
@@ -67,8 +68,9 @@ def test_the_cells_that_read_records_turn_on_stored_ones(state, capsys):
     )
     figures = [value for value in said.values() if hasattr(value, "to_plotly_json") and "meta" in value.layout]
     captions = [words(figure)["caption"] for figure in figures]
-    assert len(captions) == 4 and sum("n = 200 edits in 3 runs, stored" in caption for caption in captions) == 3
+    assert len(captions) == 4 and sum("n = 200 edits in 3 runs, stored" in caption for caption in captions) == 2
     assert sum("model SmolLM2, n = 1,100 edits a method" in caption for caption in captions) == 1
+    assert sum("widened to 6,400 keys, n = 10,000 edits" in caption for caption in captions) == 1
     assert plots.stack(state["records"], "batches")["method"].nunique() == 3
     (answer,) = [value for last, value in said.items() if "second.reveal" in last]
     assert "It is `encore`" in answer.text and "MEMIT" not in answer.text.split("Why not `memit`?")[0]

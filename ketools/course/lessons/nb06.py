@@ -37,15 +37,16 @@ def ring_lines(frame: pd.DataFrame, context: str) -> go.Figure:
     return dress(fig, finding, caption, f"Lines over edits. {finding}.")
 
 
-def long_runs(methods: Sequence[str]) -> list[Run]:
-    """The stored runs of these methods, seed 0."""
-    return gather([data_root() / "results" / f"pocket-{method}-seed0" for method in methods])
+def long_runs(methods: Sequence[str], model: str = "pocket") -> list[Run]:
+    """The stored runs of these methods on pocket or smollm2, seed 0."""
+    folder = data_root() / {"pocket": "results", "smollm2": "real"}[model]
+    return gather([folder / f"{model}-{method}-seed0" for method in methods])
 
 
 def about(lab: Lab, runs: Sequence[Run]) -> str:
     """The end of a caption about stored runs."""
     most = max(int(run.record.checkpoints["edits"].max()) for run in runs)
-    return f"Mode {lab.mode}, model pocket, n = {most:,} edits a method, seed 0, stored."
+    return f"Mode {lab.mode}, model {runs[0].model}, n = {most:,} edits a method, seed 0, stored."
 
 
 Over = Callable[[Tensor, Tensor, Tensor], float]
