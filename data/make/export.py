@@ -8,6 +8,7 @@ its sentences.
 import argparse
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from world import SEED, WORLD, WorldFact, build
 
 import ketools
 from ketools.editing.covariance import Statistics
+from ketools.models.model import EditableModel
 
 MODEL = Path(__file__).resolve().parents[1] / "models" / "pocket"
 COVARIANCE_LAYERS = (0, 1)
@@ -50,21 +52,15 @@ def export(checkpoint: Path) -> None:
     (MODEL / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-def write_covariance() -> None:
-    """C of the layers that are edited, over the world's running text, beside the model."""
-    model = ketools.load("pocket")
+def covariance(model: EditableModel, layers: Sequence[int]) -> Statistics:
+    """C of `layers`, over the world's running text and its subjects' last tokens."""
     texts = (WORLD / "prose.txt").read_text(encoding="utf-8").splitlines()
-    running = Statistics.compute(model, texts, COVARIANCE_LAYERS, COVARIANCE_TOKENS, corpus="data/world/prose.txt")
+    running = Statistics.compute(model, texts, layers, COVARIANCE_TOKENS, corpus="data/world/prose.txt")
+    subjects = subjects_in_sentences(build())
     ends = Statistics.compute(
-        model,
-        subjects_in_sentences(build()),
-        COVARIANCE_LAYERS,
-        COVARIANCE_TOKENS,
-        positions="last",
-        corpus="subjects of data/world",
+        model, subjects, layers, COVARIANCE_TOKENS, positions="last", corpus="subjects of data/world"
     )
-    moments = running.mixed(ends, SUBJECTS_SHARE)
-    moments.save(MODEL / "covariance.safetensors", dtype=torch.float16)
+    return running.mixed(ends, SUBJECTS_SHARE)
 
 
 if __name__ == "__main__":
@@ -74,4 +70,4 @@ if __name__ == "__main__":
     args = parser.parse_args()
     if not args.covariance:
         export(args.folder / "checkpoint.pt")
-    write_covariance()
+    covariance(ketools.load("pocket"), COVARIANCE_LAYERS).save(MODEL / "covariance.safetensors", dtype=torch.float16)

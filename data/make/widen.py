@@ -9,12 +9,10 @@ import argparse
 from pathlib import Path
 
 import torch
-from export import COVARIANCE_TOKENS, SUBJECTS_SHARE, subjects_in_sentences
+from export import covariance
 from transformers import PreTrainedModel
-from world import WORLD, build
 
 import ketools
-from ketools.editing.covariance import Statistics
 
 
 @torch.no_grad()
@@ -40,13 +38,7 @@ def make(folder: Path, width: int) -> None:
     pocket = ketools.load("pocket")
     widened(pocket.model, width).save_pretrained(folder)
     pocket.tokenizer.save_pretrained(folder)
-    model, prose = ketools.load(folder), (WORLD / "prose.txt").read_text(encoding="utf-8").splitlines()
-    subjects = subjects_in_sentences(build())
-    running = Statistics.compute(model, prose, [0], COVARIANCE_TOKENS, corpus="data/world/prose.txt")
-    last = Statistics.compute(
-        model, subjects, [0], COVARIANCE_TOKENS, positions="last", corpus="subjects of data/world"
-    )
-    running.mixed(last, SUBJECTS_SHARE).save(folder / "covariance.safetensors")
+    covariance(ketools.load(folder), [0]).save(folder / "covariance.safetensors")
 
 
 if __name__ == "__main__":
