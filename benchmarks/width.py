@@ -1,10 +1,12 @@
-"""Does load decide, or the number of edits? `pocket` with three times the keys and the same function, edited 10,000 times.
+"""Does load decide, or the number of edits? `pocket` with three and five times the keys and the same function, edited 10,000 times.
 
-    python -m benchmarks.width              d_mlp 6,400, that of GPT2-XL: ENCORE (35 CPU minutes), then MEMIT (2 hours); resumes
+    python -m benchmarks.width              every run, one after another; resumes
+    python -m benchmarks.width --only pocket-wider        at 11,008 neurons only (encore, memit: one method only)
     python -m benchmarks.width --list       how far each run is
     python -m benchmarks.width --pack       no run; pack what is finished into data/width
 
-The model is made first, by `data/make/widen.py` (five minutes, most of them for C). Settings are `pocket`'s, with lambda_p in
+`pocket-wide` has the 6,400 neurons of GPT2-XL in each MLP, `pocket-wider` the 11,008 of Llama 2 7B: after 10,000 edits they are at
+these models' load. Each is made first, by `data/make/widen.py` (5 and 20 CPU minutes, most of them for C). Settings are `pocket`'s, with lambda_p in
 proportion to d_mlp (as in `hyperparameters.toml`) and lambda_n relative to the mean eigenvalue of C.
 """
 
@@ -23,15 +25,15 @@ from ketools.models.model import load
 from ketools.runs.config import composed
 from ketools.runs.run import lifelong
 
-METHODS, NAME = ("encore", "memit"), "pocket-wide"
+METHODS, WIDTHS = ("encore", "memit"), {"pocket-wide": 6400, "pocket-wider": 11008}
 
 
 def go(run: Planned, options: argparse.Namespace) -> None:
     """Start or resume one run."""
-    folder = options.out / NAME
+    folder = options.out / run.model
     if not (folder / "covariance.safetensors").is_file():
         script = data_root() / "make" / "widen.py"
-        subprocess.run([sys.executable, script, "--width", str(options.width), "--out", folder], check=True)
+        subprocess.run([sys.executable, script, "--width", str(WIDTHS[run.model]), "--out", folder], check=True)
     method = composed(run.method)
     hyper = scaled(method.name, method.hyper, model_name="pocket")
     assert hyper.lambda_p is not None
@@ -48,7 +50,6 @@ def go(run: Planned, options: argparse.Namespace) -> None:
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--width", type=int, default=6400, help="neurons in each MLP of the widened model")
     run_options(parser, edits=10_000, batch=100, every=1000, out="build/width", results="data/width")
     return parser.parse_args(words)
 
@@ -60,7 +61,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _made(options: argparse.Namespace) -> None:
-    runs = chosen([Planned(NAME, method, 0) for method in METHODS], options.only)
+    runs = chosen([Planned(name, method, 0) for method in METHODS for name in WIDTHS], options.only)
     if options.list:
         sys.stdout.write(f"{listing(runs, options.out)}\n")
         return
