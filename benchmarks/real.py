@@ -315,7 +315,7 @@ def table(runs: Sequence[Planned], out: Path) -> pd.DataFrame:
 
 
 def picture(runs: Sequence[Planned], results: Path) -> None:
-    """headline.png of the README from the packed runs of seed 0, with the efficacy that checkpoints.csv has of them."""
+    """headline.png of the README from the packed runs of MAIN and seed 0, with the efficacy that checkpoints.csv has of them."""
     scores = pd.read_csv(results / "checkpoints.csv").set_index(["method", "seed", "edits"])["ES"]
 
     def rows(record: RunRecord) -> pd.DataFrame:
@@ -323,7 +323,7 @@ def picture(runs: Sequence[Planned], results: Path) -> None:
         at = [(run.method, run.seed, edits) for edits in points["edits"]]
         return points.assign(ES=[scores.get(place, math.nan) if place[-1] else math.nan for place in at])
 
-    names = {run.name for run in runs if run.seed == 0}
+    names = {run.name for run in runs if run.seed == 0 and run.method in MAIN}
     write_headline(arrange([run for run in gather([results]) if run.name in names]), results, rows)
 
 

@@ -115,8 +115,8 @@ def demo() -> str:
     return ends(demo_runs(), keys, ("method",))
 
 
-def real() -> str:
-    """SmolLM2 before any edit and at the end of each of its runs (data/real/checkpoints.csv), which the README shows too."""
+def real(*methods: str) -> str:
+    """SmolLM2 before any edit and at the end of its runs with these methods (none: all), from data/real/checkpoints.csv."""
     import pandas as pd
 
     from ketools.evaluation.metrics import number, percent, times
@@ -131,7 +131,8 @@ def real() -> str:
     }  # fmt: skip
     frame = pd.read_csv(data_root() / "real" / "checkpoints.csv")
     states = [("*unedited*", frame[frame["edits"] == 0].iloc[0])]
-    ends = frame[frame["edits"] == frame["edits"].max()].sort_values("method", key=lambda names: names.map(rank))
+    ends = frame[(frame["edits"] == frame["edits"].max()) & (frame["method"].isin(methods) | (not methods))]
+    ends = ends.sort_values("method", key=lambda names: names.map(rank))
     states += [(title(row["method"]), row) for _, row in ends.iterrows()]
     rows = [
         (name, *("-" if pd.isna(row[key]) else show(row[key]) for key, (_, show) in shown.items()))

@@ -15,6 +15,7 @@ from tests.docs.test_examples import ROOT, blocks, hooks  # noqa: F401 - a fixtu
 
 README = ROOT / "README.md"
 TEXT = README.read_text("utf-8")
+SHOWN = ("memit", "alphaedit", "encore")  # of SmolLM2's runs
 
 
 @pytest.fixture(scope="module")
@@ -62,21 +63,21 @@ def test_the_example_of_python_runs():
 
 
 def test_tables_are_those_of_the_package_and_the_records(hooks, demo):  # noqa: F811
-    for made in (hooks.methods(), demo[0], hooks.real()):
+    for made in (hooks.methods(), demo[0], hooks.real(*SHOWN)):
         assert made in TEXT, f"stale; README.md should have\n{made}"
 
 
 def test_every_figure_of_the_findings_is_one_of_the_records(hooks, demo):  # noqa: F811
     (table, runs), ours = demo, (data_root() / "results" / "README.md").read_text("utf-8")
     number = re.compile(r"\b\d[\d,.]*\d?(?:%|×)|\b0\.\d+")
-    allowed = {*number.findall(table + hooks.real() + ours)}
+    allowed = {*number.findall(table + hooks.real(*SHOWN) + ours)}
     shares, ratios = (re.findall(rf"\| (\d+\.\d{{{digits}}}) ", ours) for digits in (1, 2))  # cells without their unit
     allowed |= {*(f"{share}%" for share in shares), *(f"{ratio}×" for ratio in ratios)}
     (wide,) = gather([data_root() / "width"])
     allowed |= {f"{wide.record.checkpoints[name].iloc[-1]:.0%}" for name in ("ES", "unedited_kept")}
     natural = [run.record.checkpoints["p_natural"].iloc[0] for run in runs]
     allowed.add(f"{sum(natural) / len(natural):.3f}")
-    said = TEXT.split("## What it shows")[1].split("**Citing.**")[0].replace(table, "").replace(hooks.real(), "")
+    said = TEXT.split("## What it shows")[1].split("**Citing.**")[0].replace(table, "").replace(hooks.real(*SHOWN), "")
     said = number.findall(said)
     assert len(said) >= 8 and set(said) <= allowed, set(said) - allowed
 
@@ -98,7 +99,7 @@ def test_the_picture_is_stored_and_its_runs_are_there():
     (picture,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", TEXT)
     assert (ROOT / picture).read_bytes()[:4] == b"\x89PNG"
     runs = gather([data_root() / "real"])
-    assert {(run.method, run.seed) for run in runs} == {("encore", 0), ("alphaedit", 0), ("memit", 0)}
+    assert {*SHOWN} <= {run.method for run in runs if run.seed == 0}
 
 
 def test_it_fits_on_about_three_screens():
