@@ -4,7 +4,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import plotly.express as px
 import plotly.graph_objects as go
 
 from ketools.course.claims import Exercise, Property
@@ -118,6 +120,25 @@ def trade(table: pd.DataFrame, context: str, x: str = "efficacy_accuracy", y: st
     caption = f"Each path begins near the corner and follows the load; large points: load {REGIME[0]} to {REGIME[1]}."
     fig = dress(fig, finding, joined(caption, context), f"Paths in a plane. {'; '.join(told)}.", 560)
     return fig.update_layout(hovermode="closest")
+
+
+def widths(runs: Sequence[Run], context: str) -> go.Figure:
+    """Retention over load, a line a method and d_mlp: `runs` are of one model at several widths."""
+    points = pd.concat(
+        run.record.checkpoints.assign(method=title(run.method), keys=f"{int(run.d_mlp):,} keys") for run in runs
+    )
+    colours = {title(method): look.colour for method, look in styles(run.method for run in runs).items()}
+    fig = px.line(
+        points, "load", "unedited_kept", color="method", line_dash="keys", symbol="keys", markers=True, color_discrete_map=colours
+    )  # fmt: skip
+    fig.update_xaxes(title=metric("load").axis)
+    fig.update_yaxes(title=metric("unedited_kept").axis, range=[0, 1.04], tickformat=".0%")
+    lines = {keys: rows for keys, rows in points[points["method"] == title("encore")].groupby("keys", sort=False)}
+    at = min(rows["load"].max() for rows in lines.values())
+    kept = {keys: np.interp(at, rows["load"], rows["unedited_kept"]) for keys, rows in lines.items()}
+    finding = f"ENCORE at load {at:.2f}: " + ", ".join(f"{share:.0%} kept in {keys}" for keys, share in kept.items())
+    caption = "Facts about subjects that no edit names, still answered correctly; between checkpoints interpolated."
+    return dress(fig, finding, joined(caption, context), f"Lines over load. {finding}.")
 
 
 Forecast = Callable[[Sequence[float], int, int], float]
