@@ -95,6 +95,7 @@ def _checkpoint(so_far, t, loss, growth):
     then = {f"at_edit_{name}": 0.99 if so_far else None for name in ("ES", "PS", "NS")}
     return {
         "edits": so_far,
+        "load": so_far / 512,  # of `about`
         **score,
         **then,
         "S": 1 - 0.5 * loss * t if so_far else None,
