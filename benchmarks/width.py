@@ -1,12 +1,12 @@
 """Does load decide, or the number of edits? `pocket` with three and five times the keys and the same function, edited 10,000 times.
 
     python -m benchmarks.width              every run, one after another; resumes
-    python -m benchmarks.width --only pocket-wider        at 11,008 neurons only (encore, memit: one method only)
+    python -m benchmarks.width --only pocket-wider        its runs only; so with a method (encore, memit) or a run
     python -m benchmarks.width --list       how far each run is
     python -m benchmarks.width --pack       no run; pack what is finished into data/width
 
 `pocket-wide` has the 6,400 neurons of GPT2-XL in each MLP, `pocket-wider` the 11,008 of Llama 2 7B: after 10,000 edits they are at
-these models' load. Each is made first, by `data/make/widen.py` (5 and 20 CPU minutes, most of them for C). Settings are `pocket`'s, with lambda_p in
+these models' load. Each is made first, by `data/make/widen.py` (5 and 25 CPU minutes, most of them for C). Settings are `pocket`'s, with lambda_p in
 proportion to d_mlp (as in `hyperparameters.toml`) and lambda_n relative to the mean eigenvalue of C.
 """
 
