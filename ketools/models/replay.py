@@ -394,23 +394,31 @@ def _select(value: Any, rows: Tensor | None, n_rows: int, chosen: dict[int, Any]
     return value
 
 
-_TOKENS_ON_CPU = 1536  # tokens in one pass: enough for full-speed matrix products, little memory
-_TOKENS = (512, 16384)  # minimum and maximum on an accelerator
+_TOKENS_ON_CPU = 1536  # most tokens of one pass: enough for full-speed matrix products
+_BYTES_ON_CPU = 2**30  # that a pass may store there for the gradient, on every machine: the same parts, the same bits
+_TOKENS = (512, 16384)  # minimum anywhere, and maximum on an accelerator
 _SHARE = 0.5  # of the free memory of an accelerator that a pass may use
 
 
-def tokens_at_once(model: EditableModel, layer: int) -> int:
-    """Tokens in one pass when `layer` is the last edited one: fixed on a CPU, elsewhere from the free memory.
+def gradient_bytes(model: EditableModel, layer: int) -> int:
+    """What one token stores for the gradient in the layers above `layer`, estimated from their widths."""
+    about = model.anatomy
+    return max(1, about.n_layer - 1 - layer) * (12 * about.d_model + 5 * about.d_mlp) * model.dtype.itemsize
 
-    Estimated from what one token stores for the gradient in the layers above; passes without a gradient need less.
+
+def tokens_at_once(model: EditableModel, layer: int) -> int:
+    """Tokens in one pass when `layer` is the last edited one: by the model alone on a CPU, by the free memory elsewhere.
+
+    Passes without a gradient need less memory than this allows for.
     """
+    least, most = _TOKENS
     if model.device.type == "cpu":
-        return _TOKENS_ON_CPU
-    about, above = model.anatomy, model.anatomy.n_layer - 1 - layer
-    devices = {model.edits.weight(index).device for index in range(layer, about.n_layer)}
-    free = min(torch.accelerator.get_memory_info(d)[0] for d in devices - {torch.device("cpu")} or {model.device})
-    one = max(1, above) * (12 * about.d_model + 5 * about.d_mlp) * model.dtype.itemsize
-    return int(min(max(_SHARE * free / one, _TOKENS[0]), _TOKENS[1]))
+        room, most = _BYTES_ON_CPU, _TOKENS_ON_CPU
+    else:
+        devices = {model.edits.weight(index).device for index in range(layer, model.anatomy.n_layer)}
+        free = min(torch.accelerator.get_memory_info(d)[0] for d in devices - {torch.device("cpu")} or {model.device})
+        room = int(_SHARE * free)
+    return min(max(room // gradient_bytes(model, layer), least), most)
 
 
 @contextmanager

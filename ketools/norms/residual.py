@@ -110,13 +110,16 @@ def contributions(model: EditableModel, sample: Sample, *, edited: Collection[in
     touched = {layer for edit in model.edits for layer in edit.layers} if edited is None else set(edited)
     parts = [(EMBEDDING, "embedding"), *((i, kind) for i in range(model.anatomy.n_layer) for kind in SUBLAYERS)]
     total = torch.zeros(len(parts), 4, dtype=torch.float64)
-    for c, states in _streams(model, sample):
-        entering = torch.cat([c[:1], states[:-1]])  # (n_layer, tokens, d_model), the states to which layers add
-        added = c[1::2] + c[2::2]
-        _check_sums(model, (states - entering - added).norm(dim=-1) / states.norm(dim=-1).clamp_min(1e-30))
-        norm, last = c.norm(dim=-1), states[-1]
-        met = torch.cat([norm[:1], entering.norm(dim=-1).repeat_interleave(2, 0)])
-        projection = torch.einsum("ntd,td->nt", c, last) / last.square().sum(-1).clamp_min(1e-30)
+    for summands, states in _streams(model, sample):
+        stream = [summands[0], *states]  # before layer 0, then after each layer
+        steps = zip(stream[:-1], summands[1::2], summands[2::2], states, strict=True)
+        errors = [(after - before - attention - mlp).norm(dim=-1) for before, attention, mlp, after in steps]
+        size = _norms(stream)
+        _check_sums(model, torch.stack(errors) / size[1:].clamp_min(1e-30))
+        norm, last = _norms(summands), states[-1]
+        met = torch.cat([norm[:1], size[:-1].repeat_interleave(2, 0)])
+        along = torch.stack([(summand * last).sum(-1) for summand in summands])
+        projection = along / last.square().sum(-1).clamp_min(1e-30)
         measures = torch.stack([norm, norm / norm.sum(0), norm / met.clamp_min(1e-30), projection], -1)
         total += measures.double().sum(1).cpu()
     frame = pd.DataFrame(parts, columns=["layer", "kind"])
@@ -158,28 +161,31 @@ def edited_share(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _streams(model: EditableModel, sample: Sample) -> Iterator[tuple[Tensor, Tensor]]:
-    """The parts of the stream at the tokens read, float32, in batches of at most 4,096 tokens and similar lengths.
+def _norms(states: Sequence[Tensor]) -> Tensor:
+    return torch.stack([each.norm(dim=-1) for each in states])
 
-    Summands (2 n_layer + 1, tokens, d_model), embedding first, then attention and MLP of each layer; states (n_layer,
-    tokens, d_model) after each layer.
+
+def _streams(model: EditableModel, sample: Sample) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """The parts of the stream at the tokens read, each (tokens, d_model) float32, in batches of at most 4,096 tokens.
+
+    Summands (2 n_layer + 1 of them): embedding, then attention and MLP of each layer; the states after each layer. They stay
+    separate tensors: of a deep model, a stack of them all would be the largest allocation of a whole run.
     """
     for batch in batches(map(len, sample.ids), 4096):
         ids, mask = pad_right([sample.ids[i] for i in batch], model.device)
         row, position = torch.tensor([(n, at) for n, i in enumerate(batch) for at in sample.reads[i]]).T
         with torch.no_grad(), recorded(model, ("embedding", "hidden", *SUBLAYERS), len(ids)) as recording:
             model.body(input_ids=ids, attention_mask=mask, use_cache=False)
-        read = {
-            name: [
-                states[row.to(states.device), position.to(states.device)].float()
+        here, read = recording["embedding"][EMBEDDING].device, {}
+        for name, by_layer in recording.items():
+            scale = model.residual_scale if name in SUBLAYERS else 1.0
+            read[name] = [
+                scale * states[row.to(states.device), position.to(states.device)].float().to(here)
                 for _, states in sorted(by_layer.items())
             ]
-            for name, by_layer in recording.items()
-        }
-        (start,) = read["embedding"]
+            by_layer.clear()
         pairs = zip(read["attention"], read["mlp"], strict=True)
-        summands = [start, *(model.residual_scale * part.to(start.device) for pair in pairs for part in pair)]
-        yield torch.stack(summands), torch.stack([state.to(start.device) for state in read["hidden"]])
+        yield [*read["embedding"], *(part for pair in pairs for part in pair)], read["hidden"]
 
 
 def _check_sums(model: EditableModel, error: Tensor) -> None:

@@ -27,13 +27,14 @@ from ketools.facts.check import whole_prompt
 from ketools.facts.fact import Fact, FactSet, tail
 from ketools.models.anatomy import check_finite
 from ketools.models.model import EditableModel
+from ketools.models.replay import gradient_bytes, tokens_at_once
 from ketools.models.scoring import target_logprobs
 from ketools.models.tokens import encode, in_chat
 
 _ROWS, _LENGTH = 4, 32  # of the timed forward pass
 _WIDTH = 512  # of the timed matrix product
-_TOKENS_AT_ONCE = 1536  # tokens held for the gradient by the target optimisation (targets.py)
 _GIB = 2.0**30
+_PROGRAM = 0.6 * _GIB  # Python, torch and transformers before any model
 _SHOWN = 3  # facts whose tokens are shown
 _ASKED = 500  # facts whose answers are checked
 _ENDS = 20  # characters of prompts and targets that are shown
@@ -98,9 +99,9 @@ def estimate(
     for method in chosen:
         hyper = method.settings(model, **overrides)
         assert hyper.layers is not None
-        n, above, contexts = len(hyper.layers), a.n_layer - 1 - hyper.layers[-1], hyper.prefix_count + 1
+        n, top, contexts = len(hyper.layers), hyper.layers[-1], hyper.prefix_count + 1
         # Weights; copies of the originals and of the matrices before the batch and before the last two edits.
-        memory = _weight_bytes(model) + n * 4.0 * matrix * item
+        memory = _weight_bytes(model) + n * 4.0 * matrix * item + (_PROGRAM if model.device.type == "cpu" else 0.0)
         if method.needs_statistics:
             memory += n * 3.0 * 8 * a.d_mlp**2  # C, lambda C, its factor
         if method.past_keys:
@@ -108,7 +109,7 @@ def estimate(
         if isinstance(method.update, FineTune):
             memory += n * 16.0 * matrix  # float32 copy, gradient, Adam's two
         else:
-            memory += _TOKENS_AT_ONCE * above * (10.0 * a.d_model + 4.0 * a.d_mlp) * item
+            memory += tokens_at_once(model, top) * gradient_bytes(model, top)
         if isinstance(method.update, FineTune | Shift):
             passes = hyper.ft_steps if isinstance(method.update, FineTune) else 1
             setup, each = 0.0, passes * 3 * (prompt + suffix) * rates.token
@@ -116,7 +117,7 @@ def estimate(
             cubes = 10.0 if isinstance(method.update, NullSpace) else 1 / 3  # eigenvectors, or a Cholesky factor
             setup = n * cubes * a.d_mlp**3 / rates.flops
             each = (contexts + 1) * prompt * rates.token  # the frozen prefixes
-            each += hyper.steps * contexts * suffix * 3 * layer_seconds * above
+            each += hyper.steps * contexts * suffix * 3 * layer_seconds * (a.n_layer - 1 - top)
             each += sum(contexts * prompt * layer_seconds * (i + 1) for i in hyper.layers)  # keys
             each += n * (4 * a.d_mlp**2 + 4 * a.d_model * a.d_mlp) / rates.flops
         layers = ", ".join(map(str, hyper.layers))

@@ -150,8 +150,14 @@ def test_a_callback_sees_every_pass(tiny_model, tiny_facts):
         assert got.loss[i] < hyper.loss_floor or len(rows) == hyper.steps or tops.index(True) == got.steps[i] - 1
 
 
-def test_on_a_cpu_as_many_tokens_at_once_whatever_the_layer(tiny_model):
-    assert {replay.tokens_at_once(tiny_model, layer) for layer in range(4)} == {replay._TOKENS_ON_CPU}
+def test_on_a_cpu_the_model_alone_decides_how_many_tokens_a_pass_has(tiny_gpt2, monkeypatch):
+    one = 2 * (12 * 32 + 5 * 64) * 4  # two layers above layer 1, width 32, MLP 64, float32
+    assert {replay.tokens_at_once(tiny_gpt2, layer) for layer in range(4)} == {replay._TOKENS_ON_CPU}
+    monkeypatch.setattr(replay, "_BYTES_ON_CPU", 700 * one)
+    assert replay.tokens_at_once(tiny_gpt2, 1) == 700
+    assert replay.tokens_at_once(tiny_gpt2, 2) == replay.tokens_at_once(tiny_gpt2, 3) == 1400  # one layer, or none
+    monkeypatch.setattr(replay, "_BYTES_ON_CPU", one)
+    assert replay.tokens_at_once(tiny_gpt2, 1) == replay._TOKENS[0]
 
 
 @pytest.fixture
