@@ -111,13 +111,12 @@ def contributions(model: EditableModel, sample: Sample, *, edited: Collection[in
     parts = [(EMBEDDING, "embedding"), *((i, kind) for i in range(model.anatomy.n_layer) for kind in SUBLAYERS)]
     total = torch.zeros(len(parts), 4, dtype=torch.float64)
     for summands, states in _streams(model, sample):
-        stream = [summands[0], *states]  # before layer 0, then after each layer
-        steps = zip(stream[:-1], summands[1::2], summands[2::2], states, strict=True)
-        errors = [(after - before - attention - mlp).norm(dim=-1) for before, attention, mlp, after in steps]
-        size = _norms(stream)
-        _check_sums(model, torch.stack(errors) / size[1:].clamp_min(1e-30))
+        entering = [summands[0], *states[:-1]]  # the states to which layers add
+        steps = zip(entering, summands[1::2], summands[2::2], states, strict=True)
+        errors = (after - before - attention - mlp for before, attention, mlp, after in steps)
+        _check_sums(model, _norms(errors) / _norms(states).clamp_min(1e-30))
         norm, last = _norms(summands), states[-1]
-        met = torch.cat([norm[:1], size[:-1].repeat_interleave(2, 0)])
+        met = torch.cat([norm[:1], _norms(entering).repeat_interleave(2, 0)])
         along = torch.stack([(summand * last).sum(-1) for summand in summands])
         projection = along / last.square().sum(-1).clamp_min(1e-30)
         measures = torch.stack([norm, norm / norm.sum(0), norm / met.clamp_min(1e-30), projection], -1)
@@ -161,7 +160,7 @@ def edited_share(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _norms(states: Sequence[Tensor]) -> Tensor:
+def _norms(states: Iterable[Tensor]) -> Tensor:
     return torch.stack([each.norm(dim=-1) for each in states])
 
 
