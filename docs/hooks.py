@@ -48,7 +48,7 @@ def methods() -> str:
     """The table of methods, as `ketools methods` lists them."""
     import ketools as ke
 
-    stops = {"FixedSteps": "after a fixed number of steps", "MPES": "early (MPES)"}
+    stops = {"FixedSteps": "at a loss floor or step limit", "MPES": "early (MPES)"}
     rows = [
         (
             f"`{row['name']}`",

@@ -186,7 +186,7 @@ class NullSpace:
 
     @property
     def protects(self) -> str:
-        return "the span of background text, exactly" + (", past edits" if self.past_keys else "")
+        return "main directions of background text (exactly)" + (", past edits" if self.past_keys else "")
 
 
 @dataclass(frozen=True)
