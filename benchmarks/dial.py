@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ from ketools.models.model import EditableModel, load
 from ketools.runs.demo import figures
 from ketools.runs.panel import Panel
 from ketools.runs.records import provenance
-from ketools.runs.store import RunRecord
 from ketools.runs.sweep import ALL_STEPS, sweep
 
 FACTORS = (0.0, 0.25, 1.0, 4.0)
@@ -58,7 +57,6 @@ def grid(
     statistics: Statistics | None = None,
     panel: Panel | None = None,
     progress: bool = True,
-    each: Callable[[pd.DataFrame], object] | None = None,
     **overrides: object,
 ) -> pd.DataFrame:
     """ENCORE's two settings against each other: a run for every pair of `lambda_n` and `patience`, on the same facts.
@@ -72,7 +70,7 @@ def grid(
         lambda_n: weights of ||W' - W||_F^2, in units of the mean eigenvalue of C (lambda_n_relative); 0: no constraint.
         patience: steps after the target is first the most probable token; None: all steps are taken (no MPES).
         out: folder of the runs.
-        progress: show progress bars; each: called with the table so far after every run.
+        progress: show progress bars.
         overrides: further settings of the editor.
 
     Returns:
@@ -103,20 +101,17 @@ def grid(
         for name, (weight, steps) in pairs.items()
     }
 
-    def table(records: Mapping[str, RunRecord]) -> pd.DataFrame:
-        rows = []
-        for name, record in records.items():
-            weight, steps = pairs[name]
-            rows.append({"lambda_n": weight, "patience": ALL_STEPS if steps is None else steps, **figures(record)})
-        return pd.DataFrame(rows)
-
     records = sweep(
         model, facts, runs, out, edits=edits, batch=batch, checkpoint_every=edits, seed=seed, statistics=statistics,
         panel=panel or Panel.take(model, facts, facts.sample(edits, seed), seed=seed), progress=progress,
-        each=None if each is None else lambda so_far: each(table(so_far)),
     )  # fmt: skip
-    write_atomic(out / "grid.parquet", table(records).to_parquet(index=False))
-    return table(records)
+    rows = [
+        {"lambda_n": weight, "patience": ALL_STEPS if steps is None else steps, **figures(records[name])}
+        for name, (weight, steps) in pairs.items()
+    ]
+    table = pd.DataFrame(rows)
+    write_atomic(out / "grid.parquet", table.to_parquet(index=False))
+    return table
 
 
 def keep(table: pd.DataFrame, name: str, about: Mapping[str, Any]) -> Path:

@@ -30,7 +30,7 @@ from ketools.runs.records import versions
 RANK = 50  # of the update in each edited layer: a batch of 50 facts
 
 
-def edited(model: EditableModel, layers: Sequence[int]) -> None:
+def edit_at_random(model: EditableModel, layers: Sequence[int]) -> None:
     """A random update in each layer, of a tenth of the matrix's norm."""
     draw = torch.Generator().manual_seed(0)
     factors = {}
@@ -45,7 +45,7 @@ def jobs(model: EditableModel, layers: Sequence[int]) -> dict[str, Callable[[], 
     """The measures by name, of as much as `ketools.runs.panel` takes by default; edits `layers` of the model."""
     baseline, sizes = norms(model), Sizes()
     texts = load_heldout(documents=sizes.documents)
-    edited(model, layers)
+    edit_at_random(model, layers)
     return {
         "frobenius": lambda: frobenius(model, baseline, edited=layers),
         "spectra": lambda: spectra(model, layers),

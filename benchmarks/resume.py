@@ -47,12 +47,12 @@ def resumed(folder: Path) -> dict[str, float]:
         shutil.copytree(folder, out)
         start = time.time()
         done = subprocess.run([sys.executable, "-c", _CHILD, "resume", str(out)], capture_output=True, text=True)
-    said = [line for line in done.stdout.splitlines() if line.startswith('{"batch"')]
-    if not said:
+    lines = [line for line in done.stdout.splitlines() if line.startswith('{"batch"')]
+    if not lines:
         raise KetoolsError(
             f"{folder}: no new batch was begun (exit code {done.returncode}): {done.stderr.strip()[-500:]}"
         )
-    found = json.loads(said[-1])
+    found = json.loads(lines[-1])
     return {"clock": found["at"] - start, "cpu": found["cpu"], "batch": found["batch"]}
 
 

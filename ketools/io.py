@@ -335,7 +335,7 @@ def model_names() -> list[str]:
 
 def knows_world(model: str | Path) -> bool:
     """Whether the model of that name or folder knows the fictional world: a pocket model or an export of one."""
-    path = Path(model).expanduser()
+    path = expanded(model)
     if not (path / "config.json").is_file():
         return str(model) in model_names()
     if path.resolve().parent == (data_root() / "models").resolve():

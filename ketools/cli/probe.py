@@ -61,11 +61,12 @@ def trace(
             loaded, asked, KINDS, target=target, samples=samples, window=window, seed=seed, progress=bar.update
         )
     means = tracing.average(frame)
-    n, count = frame["fact"].nunique(), count or len(ENCORE.settings(loaded).layers or ())
+    n_layer, n = loaded.anatomy.n_layer, frame["fact"].nunique()
+    count = min(count or len(ENCORE.settings(loaded).layers or ()), n_layer)
     common.show(effects(means))
     mlp = means[(means["kind"] == "mlp") & (means["role"] == "last of the subject")].set_index("layer")
-    traced = mlp["mean"].reindex(range(loaded.anatomy.n_layer)).fillna(0.0)
-    _, chosen = choose(traced, traced * float("nan"), range(len(traced) - min(count, len(traced)) + 1), count)
+    traced = mlp["mean"].reindex(range(n_layer)).fillna(0.0)
+    _, chosen = choose(traced, traced * float("nan"), range(n_layer - count + 1), count)
     best = mlp.loc[mlp["mean"].idxmax()]
     interval = f", 95% interval {best['low']:.3f} to {best['high']:.3f}" if n > 1 else ""
     most = f"recover most around layer {best.name} ({best['mean']:.3f}{interval})"

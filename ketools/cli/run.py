@@ -403,7 +403,7 @@ def export(
     With --lora, write the sum of the edits as low-rank factors, to load on top of the unedited model.
     """
     from ketools.editing.export import as_lora
-    from ketools.runs.resume import export_at, model_at, model_of
+    from ketools.runs.resume import model_at, model_of
     from ketools.runs.run import as_one
 
     if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(folder)):
@@ -412,11 +412,8 @@ def export(
     assert loading["model"] is not None
     common.writable(json, folder, loading["model"])
     model = common.load_model(loading["model"], loading["device"], loading["dtype"])
-    if lora:
-        with model_at(folder, at, model):
-            written = as_lora(as_one(model.edits), model, out)
-    else:
-        written = export_at(folder, at, out, model)
+    with model_at(folder, at, model):
+        written = as_lora(as_one(model.edits), model, out) if lora else model.export(out)
     typer.echo(f"{'Adapter' if lora else 'Model'}: {written}")
     if json is not None:
         write_json(json, {"folder": str(written), "edits": at, "model": model.name, "fingerprint": model.fingerprint})

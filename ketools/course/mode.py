@@ -19,7 +19,7 @@ from ketools.editing.methods import Method
 from ketools.errors import KetoolsError
 from ketools.facts.fact import Fact, FactSet
 from ketools.facts.reading import facts as read_facts
-from ketools.io import expanded
+from ketools.io import expanded, read_toml
 from ketools.models.model import EditableModel, fingerprint_of, load
 from ketools.probing.recall import answers
 from ketools.runs.config import DTYPES
@@ -165,14 +165,7 @@ def _full_table() -> tuple[dict[str, Any], Path | None]:
     if not named:
         return tomllib.loads(files("ketools.course").joinpath("full.toml").read_text(encoding="utf-8")), None
     path = expanded(named)
-    if not path.is_file():
-        raise KetoolsError(
-            f"KETOOLS_FULL names {path}, which is not a file; expected one like ketools/course/full.toml"
-        )
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise KetoolsError(f"{path}: {error}; expected a file like ketools/course/full.toml") from error
+    table = read_toml(path, "a file like ketools/course/full.toml, which KETOOLS_FULL names")
     if missing := [key for key in ("name", "facts") if key not in table.get("model", {})]:
         raise KetoolsError(f"{path}: [model] lacks {' and '.join(missing)}; expected at least name and facts")
     return table, path.parent

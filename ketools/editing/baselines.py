@@ -43,7 +43,7 @@ from torch.func import functional_call
 
 from ketools.editing.export import lora_settings, module_name, peft
 from ketools.editing.keys import FactRows
-from ketools.editing.methods import FineTune, Hyper, check_value
+from ketools.editing.methods import FineTune, Hyper
 from ketools.editing.targets import not_finite, token_losses
 from ketools.errors import NotFinite
 from ketools.models.model import EditableModel
@@ -81,10 +81,8 @@ def fine_tune(
     `progress` is called with numbers of facts that add up to len(rows). The model is unchanged when this returns,
     raises or is interrupted, and so is the generator unless it returns.
 
-    Raises KetoolsError if the loss is not finite, for settings out of range, and for LoRA without peft.
+    Raises KetoolsError if the loss is not finite, and for LoRA without peft.
     """
-    for name in ("ft_lr", "ft_steps", "ft_epsilon", "lora_rank"):
-        check_value(name, getattr(hyper, name))
     progress = progress or (lambda _: None)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     before, n, reported = generator.get_state(), len(rows), 0

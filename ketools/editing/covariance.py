@@ -527,7 +527,7 @@ def _from_file(path: Path) -> Iterator[str]:
             blank = "\n\n" in file.read(_PEEK).replace("\r\n", "\n")
         with opened() as file:
             yield from _paragraphs(file) if blank else (line.strip() for line in file if line.strip())
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise KetoolsError(f"{path}: {error}; expected text in UTF-8, or such text packed by gzip (.gz)") from error
 
 

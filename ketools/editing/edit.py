@@ -104,13 +104,6 @@ class Blocks(UserList[Any]):
         block: Tensor | StoredBlock = self.data[at]
         return block.read() if isinstance(block, StoredBlock) else block
 
-    def pop(self, at: int = -1) -> Tensor:
-        """Remove the block at place `at` and return it."""
-        block = self[at]
-        assert isinstance(block, Tensor)
-        del self.data[at]
-        return block
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Edit:

@@ -33,7 +33,7 @@ from ketools.editing.keys import (
 from ketools.editing.methods import Constraint, FineTune, Method, Nas, Shift, method
 from ketools.editing.postprocess import Post, Prune, processed
 from ketools.editing.targets import Callback, Targets, compute_targets
-from ketools.editing.update import Protection, constrained, frobenius, least_squares, merged, quadratic_form
+from ketools.editing.update import Protection, constrained, least_squares, merged, quadratic_form
 from ketools.errors import Damaged, KetoolsError, NotFinite, named
 from ketools.facts.fact import Fact, short
 from ketools.io import checked, parsed, read_tensors, write_tensors
@@ -303,7 +303,7 @@ class Editor:
             raise KetoolsError(
                 f"method {self.method.name!r} has no target optimisation, hence no targets; it edits by gradients"
             )
-        facts = in_chat(self.model, facts) if self.chat else facts
+        facts = self._asked(facts)
         rows = self._rows(facts)
         with self._memory_hint(len(facts)):
             near = self._near(facts, rows) if self.hyper.same_subject == "shared" else []
@@ -332,7 +332,7 @@ class Editor:
         ("shared"), are edited one after another ("apart"; with past keys protected the later ones fail more often), or
         each has its own target ("alone", as published), which none of them reaches.
         """
-        facts = in_chat(self.model, facts) if self.chat else facts
+        facts = self._asked(facts)
         rows = self._rows(facts)
         _warn_of_edited(facts, self.model.edits)
         if targets is not None and len(targets.z) != len(facts):
@@ -378,7 +378,7 @@ class Editor:
             with _timed(seconds, "write"):
                 self.model.edits.roll_back(before)
                 self.model.edits.push(edit)
-            edit.record["update_norm"] = {layer: frobenius(*pair) for layer, pair in edit.layers.items()}
+            edit.record["update_norm"] = edit.norms()
             self._remember({layer: torch.cat(blocks, 1) for layer, blocks in change.past.items()})
             self.history.append(edit)
         return edit
@@ -428,9 +428,12 @@ class Editor:
             )
         return self._protections[layer]
 
-    def _rows(self, facts: Sequence[Fact]) -> list[FactRows]:
+    def _asked(self, facts: Sequence[Fact]) -> Sequence[Fact]:
         if not isinstance(facts, Sequence) or not all(isinstance(fact, Fact) for fact in facts):
             raise KetoolsError(f"got {short(facts)} to edit; expected a FactSet or a list of Fact")
+        return in_chat(self.model, facts) if self.chat else facts
+
+    def _rows(self, facts: Sequence[Fact]) -> list[FactRows]:
         if not len(facts):  # checked before the model writes prefixes
             raise KetoolsError("no facts to edit; give at least one")
         if torch.is_inference_mode_enabled():

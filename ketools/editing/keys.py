@@ -117,12 +117,10 @@ def fact_rows(model: EditableModel, facts: Sequence[Fact], contexts: Sequence[st
 def checked_rows(model: EditableModel, facts: Sequence[Fact], contexts: Sequence[str]) -> list[FactRows]:
     """Token rows of each fact in each of `contexts`, the bare prompt ("") first.
 
-    Raises KetoolsError, naming the facts: for none at all, for two that contradict or repeat each other, for a target
+    Raises KetoolsError, naming the facts: for two that contradict or repeat each other, for a target
     without tokens or with more than 32, and for a prompt that does not fit the model's window with its longest context
     and target.
     """
-    if not len(facts):
-        raise KetoolsError("no facts to edit; give at least one")
     check_conflicts(facts)
     rows = fact_rows(model, facts, contexts)
     for fact, row in zip(facts, rows, strict=True):

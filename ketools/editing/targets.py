@@ -78,6 +78,12 @@ class Targets:
         """The targets of some of the facts, by a slice or by indices (int64), in that order."""
         return Targets(**{f.name: getattr(self, f.name)[part] for f in fields(self)})
 
+    @classmethod
+    def gathered(cls, parts: Sequence["Targets"], places: Sequence[int]) -> "Targets":
+        """Of all parts, in order; `places`: where each fact of the parts, one after another, belongs."""
+        whole = cls(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)})
+        return whole.pick(torch.tensor(places).argsort())
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -162,8 +168,7 @@ def compute_targets(
         renumbered = None if callback is None else _renumbered(callback, places)
         parts.append(Descent(model, [units[i] for i in chosen], stopping, hyper, at_once).run(progress, renumbered))
         order += places
-    whole = Targets(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Targets)})
-    targets = whole.pick(torch.tensor(order).argsort())
+    targets = Targets.gathered(parts, order)
     bad = ~(targets.z.isfinite().all(1) & targets.loss.isfinite())
     if bad.any():
         fact = facts[int(bad.nonzero()[0, 0])]

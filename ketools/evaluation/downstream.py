@@ -8,7 +8,6 @@ its data from the hub. It needs the optional package lm-eval (the extra `eval`).
 from __future__ import annotations
 
 import copy
-import gzip
 import logging
 import math
 import random
@@ -30,7 +29,7 @@ from torch.nn.functional import cross_entropy
 
 from ketools.editing.covariance import corpus
 from ketools.errors import KetoolsError, named
-from ketools.io import data_root, expanded, parsed
+from ketools.io import data_root, expanded, parsed, read_bytes
 from ketools.models.model import EditableModel
 from ketools.models.scoring import LOGITS, choice_logprobs
 from ketools.models.tokens import batches, pad_right
@@ -60,25 +59,23 @@ def load_tasks(path: str | Path | None = None, split: str = "test") -> pd.DataFr
     Raises KetoolsError for a missing file, a broken line, a missing field, an answer outside the choices, and no item
     of that split.
     """
-    path = Path(path).expanduser() if path is not None else data_root() / "world" / "tasks.jsonl.gz"
-    if not path.is_file():
-        raise KetoolsError(f"no tasks file at {path}; expected {', '.join(_TABLES)}")
-    opened = gzip.open if path.suffix == ".gz" else open
+    path = expanded(path) if path is not None else data_root() / "world" / "tasks.jsonl.gz"
+    data = read_bytes(path, f"a file of task items ({', '.join(_TABLES)})")
     try:
-        with opened(path, "rt", encoding="utf-8") as stream:
-            if path.suffix in (".yaml", ".yml"):
-                listed = yaml.safe_load(stream)
-                if not isinstance(listed, list):
-                    raise KetoolsError(f"{path}: expected a list of items with {', '.join(FIELDS)}")
-                items = [_item(item, f"{path.name}, item {k}", k) for k, item in enumerate(listed, 1)]
-            else:
-                items = [
-                    _item(parsed(line, Any, where := f"{path.name}, line {k}"), where, k)
-                    for k, line in enumerate(stream, 1)
-                    if line.strip()
-                ]
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise KetoolsError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+        text = data.decode("utf-8")
+        if path.suffix in (".yaml", ".yml"):
+            listed = yaml.safe_load(text)
+            if not isinstance(listed, list):
+                raise KetoolsError(f"{path}: expected a list of items with {', '.join(FIELDS)}")
+            items = [_item(item, f"{path.name}, item {k}", k) for k, item in enumerate(listed, 1)]
+        else:
+            items = [
+                _item(parsed(line, Any, where := f"{path.name}, line {k}"), where, k)
+                for k, line in enumerate(text.split("\n"), 1)
+                if line.strip()
+            ]
+    except UnicodeDecodeError as error:
+        raise KetoolsError(f"{path}: not UTF-8 text ({error})") from error
     except yaml.YAMLError as error:
         raise KetoolsError(f"{path}: broken YAML ({' '.join(str(error).split())})") from error
     chosen = pd.DataFrame([item for item in items if item["split"] == split], columns=list(FIELDS))

@@ -1,19 +1,14 @@
-"""What later edits take from earlier ones, with confidence intervals, and whether it goes with the norm.
+"""What later edits take from earlier ones, and whether two methods differ on the same facts.
 
 Forgetting reads the tables of a run (ketools.runs.store.RunRecord): `checkpoints`, `facts`, `batches`. Rows without a
 number are counted (`excluded`).
 """
 
-from collections.abc import Sequence
-from typing import TypeAlias
-
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest, bootstrap
+from scipy.stats import binomtest
 
 from ketools.errors import KetoolsError
-
-Numbers: TypeAlias = Sequence[float] | np.ndarray | pd.Series
 
 
 def forgetting_curve(checkpoints: pd.DataFrame) -> pd.DataFrame:
@@ -74,33 +69,6 @@ def forgetting_by_age(facts: pd.DataFrame, batches: pd.DataFrame) -> pd.DataFram
         kept = now / first if first > 0 else np.nan
         rows.append(row | {"kept": kept, "n": len(good), "excluded": len(pair) - len(good)})
     return pd.DataFrame(rows)
-
-
-def interval(values: Numbers, level: float = 0.95, *, resamples: int = 5000) -> pd.Series:
-    """Mean of independent values (one a fact, not one a prompt) and its bootstrap interval (scipy, percentile).
-
-    Returns:
-        mean, low, high, n, excluded (values that are not finite). low and high are NaN with one value. If all values are
-        equal, as for a success of 100%, resampling sees no spread and the interval has no width: report n with it.
-
-    Raises KetoolsError for no finite value, or a level outside 0 to 1.
-    """
-    if not 0 < level < 1:
-        raise KetoolsError(f"level={level}: expected a confidence between 0 and 1, such as 0.95")
-    whole = np.asarray(values, dtype=float)
-    good = whole[np.isfinite(whole)]
-    if not len(good):
-        raise KetoolsError(f"an interval over {len(whole)} values, none of them finite; expected at least one")
-    low = high = float("nan")
-    if len(good) > 1:
-        drawn = bootstrap(
-            (good,), np.mean, confidence_level=level, n_resamples=resamples, method="percentile",
-            random_state=np.random.default_rng(0), batch=max(1, 2**22 // len(good)),
-        )  # fmt: skip
-        low, high = map(float, drawn.confidence_interval)
-    return pd.Series(
-        {"mean": float(good.mean()), "low": low, "high": high, "n": len(good), "excluded": len(whole) - len(good)}
-    )
 
 
 def mcnemar(a: pd.DataFrame, b: pd.DataFrame, column: str = "end_efficacy_success") -> pd.Series:

@@ -200,7 +200,7 @@ def plain(rows: Sequence[Row]) -> Layout:
 
 def packed(rows: Sequence[Row], width: int | None = None) -> Layout:
     """The tree of all texts, depth first, in sequences of at most `width` tokens (None: WIDTH) or the longest text."""
-    width = max(WIDTH if width is None else width, *(len(row.ids) for row in rows))
+    width = max([WIDTH if width is None else width, *(len(row.ids) for row in rows)])
     all_tokens: list[list[int]] = [[]]
     all_parents: list[list[int]] = [[]]
     reads: list[list[tuple[int, int]]] = [[] for _ in rows]

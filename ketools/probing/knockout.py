@@ -43,9 +43,14 @@ def knockout(
         log-probability), p_clean, change ((p - p_clean) / p_clean, the paper's measure). NaN for a fact without such
         tokens (its prompt ends with the subject's only token). Attrs: facts, unknown, unknown_ids, window.
 
-    Raises KetoolsError as `tracing.trace` does, and for an attention whose mask cannot be changed (flash, flex).
+    Raises KetoolsError as `tracing.trace` does, for an unknown source, and for an attention whose mask cannot be changed (flash, flex).
     """
-    window = window or max(1, round(model.anatomy.n_layer * 9 / 48))
+    window = max(1, round(model.anatomy.n_layer * 9 / 48)) if window is None else window
+    sources = (sources,) if isinstance(sources, str) else tuple(sources)
+    if not sources or not set(sources) <= set(SOURCES) or window < 1:
+        raise KetoolsError(
+            f"{sources=}, {window=}: expected some of {', '.join(map(repr, SOURCES))}, and a window of at least 1"
+        )
     cases, attrs = known_cases(model, facts, "true")
     frame = knockout_cases(model, cases, sources, window)
     frame.attrs = attrs | {"window": window}

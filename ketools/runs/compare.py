@@ -52,7 +52,7 @@ def compare(runs: Sequence[Run], at: int | None = None) -> pd.DataFrame:
             head |= {"load": here / run.d_mlp}
             ended = {"complete": run.complete and run.edits == here, "collapsed": run.collapsed}
             made = {"processor": str(run.about.get("processor") or "")}
-            measures = dict.fromkeys((*MEASURES, "seconds_per_edit"), np.nan)
+            measures = dict.fromkeys(MEASURES, np.nan)
             if here:  # "kept 100%" of an unedited model would mislead beside methods that edited
                 points, batches = run.record.checkpoints, run.record.batches
                 row = points[points["edits"] <= here].iloc[-1]

@@ -5,6 +5,7 @@ Also the facts without contradictions (`settled`) and methods by name ("memit+mp
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -17,6 +18,7 @@ from ketools.editing.methods import method as named_method
 from ketools.errors import Damaged, KetoolsError, named
 from ketools.facts.fact import UNKNOWN, Fact, FactSet
 from ketools.io import knows_world, model_names, read_toml
+from ketools.models import smollm2
 from ketools.runs.panel import Sizes
 
 POLICIES = ("last wins", "refuse")
@@ -174,10 +176,20 @@ class RunConfig:
     def as_dict(self) -> dict[str, Any]:
         """As kept in run.json: `made` gives the same config; paths are absolute, so that a run resumes from any folder."""
         content = {name: value for name, value in asdict(self).items() if value is not None}
-        names = {"model": model_names(), "facts": ["world", "real"], "tasks": [], "text": ["world"], "statistics": []}
+        names = {
+            "model": [*model_names(), smollm2.NAME],
+            "facts": ["world", "real"],
+            "tasks": [],
+            "text": ["world"],
+            "statistics": [],
+        }
         for name, known in names.items():
-            if (value := content.get(name)) and value not in known and Path(value).exists():
-                content[name] = str(Path(value).resolve())
+            if value := content.get(name):
+                parts = value.split(os.pathsep) if name == "statistics" else [value]
+                found = [
+                    str(Path(part).resolve()) if part not in known and Path(part).exists() else part for part in parts
+                ]
+                content[name] = os.pathsep.join(found)
         return content
 
 

@@ -92,7 +92,9 @@ def demo(
     known = settled(facts if isinstance(facts, FactSet) else read_facts(facts))
     todo = known.sample(edits, seed)
     loaded = model if isinstance(model, EditableModel) else load(model)
-    given, statistics, out = statistics is not None, statistics or load_statistics(loaded), Path(out)
+    given, out = statistics is not None, Path(out)
+    if statistics is None and any(method.needs_statistics for method in chosen.values()):
+        statistics = load_statistics(loaded)
     done, begun = (out / "demo.json").is_file(), [name for name in chosen if Store(out / name).exists()]
     if done:
         read_json(out / "demo.json", _Demo, "the figures of a demo, which this one would overwrite")

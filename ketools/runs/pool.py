@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from importlib import import_module
 from typing import Any
 
@@ -171,10 +170,7 @@ class Replicas:
             found = self._ray.get(jobs)
         except self._ray.exceptions.RayTaskError as error:
             raise (error.cause if isinstance(error.cause, KetoolsError) else error) from None
-        order = torch.tensor([place for part in parts for place in part]).argsort()
-        return Targets(**{f.name: torch.cat([getattr(part, f.name) for part in found]) for f in fields(Targets)}).pick(
-            order
-        )
+        return Targets.gathered(found, [place for part in parts for place in part])
 
 
 def check_replicas(method: Method, hyper: Hyper) -> None:

@@ -218,9 +218,12 @@ def inspect(
         except KetoolsError as error:
             problems.append(str(error))
     known, known_rows = [facts[place] for place in rows], list(rows.values())
-    for settings in (each.settings(model, **overrides) for each in methods):
+    for each in methods:
+        settings = each.settings(model, **overrides)
+        if not (each.has_targets and settings.prefix_count):
+            continue
         for fact, row in zip(known, known_rows, strict=True):
-            longest = len(row.contexts[0].ids) + settings.prefix_tokens + 4 if settings.prefix_count else 0
+            longest = len(row.contexts[0].ids) + settings.prefix_tokens + 4
             if model.window and longest > model.window:
                 problems.append(
                     f"fact {fact.id!r}: its prompt with a prefix of {settings.prefix_tokens} tokens takes about {longest} "

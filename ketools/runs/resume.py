@@ -229,15 +229,6 @@ def model_of(out: str | Path) -> dict[str, str | None]:
     return {name: config.get(name) for name in ("model", "device", "dtype")}
 
 
-def export_at(out: str | Path, at: int, to: str | Path, model: EditableModel) -> Path:
-    """Write the model of a run as it was after `at` edits, bit for bit, as a folder of transformers; returns the folder.
-
-    `to` is the new folder. Other arguments and errors are those of `model_at` and `export`.
-    """
-    with model_at(out, at, model):
-        return model.export(to)
-
-
 @contextmanager
 def model_at(out: str | Path, at: int | None, model: EditableModel) -> Iterator[int]:
     """Within the block `model` is that of the run in `out` after `at` edits, bit for bit; yields how many these are.

@@ -34,7 +34,7 @@ from ketools.facts.reading import own_facts
 from ketools.io import write_atomic
 from ketools.models.model import EditableModel, load
 from ketools.models.tokens import in_chat
-from ketools.runs.config import RunConfig, check_seed, composed, settled
+from ketools.runs.config import RunConfig, Settled, check_seed, composed, settled
 from ketools.runs.panel import Panel, Sizes
 from ketools.runs.pool import Replicas, check_replicas, connected
 from ketools.runs.records import plain, provenance
@@ -376,6 +376,8 @@ def execute(
     tasks = None if config.tasks is None else tasks_named(config.tasks)
     texts = None if config.text is None else load_heldout(config.text, sizes.documents)
     method, search = composed(config.method), None
+    if config.chat:
+        facts = Settled(in_chat(model, facts), getattr(facts, "left_out", 0))
     with ExitStack() as stack:
         if config.replicas > 1:
             check_replicas(method, method.settings(model, **config.settings))
@@ -385,7 +387,7 @@ def execute(
                 ray, config.replicas, config.model, config.device, model.dtype, cpus=cpus, gpus=gpus
             ).targets
         return lifelong(
-            model, in_chat(model, facts) if config.chat else facts, method, edits=config.edits, batch=config.batch, seed=config.seed,
+            model, facts, method, edits=config.edits, batch=config.batch, seed=config.seed,
             checkpoint_every=config.checkpoint_every, consolidate_every=config.consolidate_every, conflicts=config.conflicts,
             out=config.out, statistics=None if config.statistics is None else Statistics.load(config.statistics),
             sizes=sizes, tasks=tasks, texts=texts, overrides=config.settings, config=config.as_dict(), force=force, progress=progress,
@@ -452,9 +454,9 @@ def edit_facts(
                 raise KetoolsError(f"{collapse['why']}; the {collapse['edits']} edits before are kept in {out}")
             after = store.frames()["facts"].filter(regex="^end_").rename(columns=lambda name: name.removeprefix("end_"))
         edit, about = as_one(model.edits), ["id", "relation", "subject"]
-        texts = pd.DataFrame({"prompt": [f.question for f in facts], "target_new": [f.target_new for f in facts]})
+        asked = pd.DataFrame({"prompt": [f.question for f in facts], "target_new": [f.target_new for f in facts]})
         scores = [before.drop(columns=about).add_prefix("before_"), after.add_prefix("after_")]
-        report = pd.concat([before[about], texts, *scores], axis=1)
+        report = pd.concat([before[about], asked, *scores], axis=1)
         with store.writing():
             edit.save(out / "edit.safetensors")
             write_atomic(out / "report.parquet", report.to_parquet(index=False))

@@ -15,7 +15,6 @@ The folder's sweep.json lists the runs. An interrupted sweep resumes; runs may b
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -39,7 +38,7 @@ from ketools.editing.methods import Hyper
 from ketools.errors import KetoolsError
 from ketools.evaluation.downstream import load_heldout, tasks_named
 from ketools.facts.fact import FactSet
-from ketools.io import data_root, read_toml
+from ketools.io import data_root, read_json, read_toml
 from ketools.models.model import EditableModel
 from ketools.models.weights import fresh
 from ketools.runs.config import RunConfig, check_seed, composed, known_keys
@@ -103,6 +102,7 @@ class Sweep:
             raise KetoolsError('no folder for the sweep; give one (--out DIR, or out = "DIR" in the file)')
         keys = [each.name for each in fields(RunConfig) if each.name not in ("out", "replicas")]
         known_keys(base, keys, "key of [run]:")
+        RunConfig.made(base)
         axes = _axes(content.get("grid", {}), keys, sampled=sample is not None)
         for axis in axes:
             table, _, name = axis.rpartition(".")
@@ -408,15 +408,12 @@ def sweep(
     facts: FactSet,
     runs: Mapping[str, Mapping[str, Any]],
     out: Path,
-    *,
-    each: Callable[[dict[str, RunRecord]], object] | None = None,
     **common: Any,  # noqa: ANN401 - passed on
 ) -> dict[str, RunRecord]:
     """Do one run after another, each in its folder `out`/NAME and from the present weights, which are restored afterwards.
 
     Args:
         runs: {name: arguments of `ketools.runs.run.lifelong` for this run alone, including its method}.
-        each: called after every run with the records so far.
         common: arguments of all runs.
 
     Returns:
@@ -429,8 +426,6 @@ def sweep(
     for name, settings in runs.items():
         with fresh(model):
             records[name] = lifelong(model, facts, out=out / name, **{**common, **settings})
-        if each is not None:
-            each(records)
     return records
 
 
@@ -443,7 +438,7 @@ def stored(model: EditableModel) -> tuple[pd.DataFrame, dict[str, Any]]:
     remedy = f"`python -m benchmarks.dial --model {model.name} --write` makes it"
     if not path.is_file():
         raise KetoolsError(f"no grid of {model.name!r} at {path}; {remedy}")
-    about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    about = read_json(path.with_suffix(".json"), dict[str, Any], "the provenance of a grid")
     if about["model"]["fingerprint"] != model.fingerprint:
         raise KetoolsError(f"the grid at {path} is of another model than this {model.name!r}; {remedy}")
     return pd.read_parquet(path), about

@@ -1,5 +1,6 @@
 """Choose settings (layers, lr, patience, lambda) for your model and facts by trial edits of facts that are set aside."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -103,8 +104,8 @@ def tune(
 
     First the layers (tracing and trial edits of `known`, unless given), then lr and the patience of MPES together, then what
     protects the weights (lambda_p and lambda_n; AlphaEdit's threshold and ridge; the rates of methods without targets),
-    scaled by `FACTORS`. The score is the harmonic mean of ES, PS and the share of `known` that is still right, as far as
-    they exist. One optimisation per learning rate gives the targets for all patiences.
+    scaled by `FACTORS`. The score is the harmonic mean of ES, PS (accuracies where no fact has a target_true, as on zsRE) and the
+    share of `known` that is still right, as far as they exist. One optimisation per learning rate gives the targets for all patiences.
 
     Args:
         facts, known: from `split`; statistics: C of the candidate layers, for methods that need it.
@@ -146,7 +147,9 @@ def tune(
         finally:
             edit.remove(model)
         row = {name: scores[name] for name in ("ES", "PS", "NS")} | {"kept": kept}
-        row["score"] = harmonic_mean([row[name] for name in ("ES", "PS", "kept") if row[name] == row[name]])
+        written = ("efficacy_accuracy", "paraphrase_accuracy") if math.isnan(row["ES"]) else ("ES", "PS")
+        row |= {name: scores[name] for name in written}
+        row["score"] = harmonic_mean([row[name] for name in (*written, "kept") if not math.isnan(row[name])])
         steps = pd.Series(edit.record["steps"] if targets is None else targets.steps, dtype=float).mean()
         rows.append({name: value for name, value in setting.items() if name != "layers"} | {"steps": steps} | row)
         if progress is not None:

@@ -152,6 +152,10 @@ def test_trace_says_where_facts_are_recalled(home, run, tmp_path):
     content = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))
     assert len(content["layers"]) == 2 and {row["kind"] for row in content["effects"]} == {"hidden", "mlp", "attention"}
     assert "Plotly" in (tmp_path / "t.html").read_text(encoding="utf-8") and content["about"]["facts"] == 1
+    words = ("--json", tmp_path / "t.json", "--quiet", "--samples", 1, "--count", 99)
+    assert run("trace", home / "model", tmp_path / "known.csv", *words).exit_code == 0
+    layers = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))["layers"]
+    assert layers == [*range(json.loads((home / "model" / "config.json").read_text())["n_layer"])]
 
 
 def test_tuned_settings_are_the_best_trial_and_edit_reads_them(home, run, tmp_path):
@@ -181,6 +185,19 @@ def test_tuned_settings_are_the_best_trial_and_edit_reads_them(home, run, tmp_pa
         run("tune", home / "model", out / "facts.jsonl", "--out", tmp_path / "p", "--statistics", covariance), 2
     )
     assert "at least 6 subjects, got 4" in line
+
+
+def test_without_true_objects_trials_are_scored_by_what_the_model_says(home, run, tmp_path):
+    facts = pd.read_csv(home / "facts.csv").drop(columns="target_true")
+    facts.to_csv(tmp_path / "facts.csv", index=False)
+    words = ("--out", tmp_path / "t", "--method", "ft", "--layers", "0", "--quiet")
+    assert (done := run("tune", home / "model", tmp_path / "facts.csv", *words)).exit_code == 0, done.output
+    trials, settings = (
+        pd.read_csv(tmp_path / "t" / "trials.csv"),
+        RunConfig.read(tmp_path / "t" / "settings.toml").settings,
+    )
+    assert trials["ES"].isna().all() and trials["efficacy_accuracy"].nunique() > 1
+    assert settings["ft_lr"] == trials["ft_lr"][trials["score"].argmax()]
 
 
 def test_settings_tuned_in_the_chat_template_are_used_in_it(home, run, tmp_path, monkeypatch):

@@ -86,7 +86,7 @@ def test_what_is_wrong_with_the_file_is_said(stand_in, monkeypatch):
     with pytest.raises(ke.KetoolsError, match="expected a file like"):
         setup("03", facts=40)
     monkeypatch.setenv("KETOOLS_FULL", str(stand_in / "none.toml"))
-    with pytest.raises(ke.KetoolsError, match="not a file"):
+    with pytest.raises(ke.KetoolsError, match="there is no such file; expected a file like"):
         setup("03", facts=40)
     monkeypatch.setenv("KETOOLS_MODE", "slow")
     with pytest.raises(ke.KetoolsError, match="quick"):

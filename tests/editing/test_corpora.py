@@ -40,7 +40,9 @@ def test_files_that_are_none(tmp_path):
         corpus(tmp_path / "nothing.txt")
     (tmp_path / "latin.txt").write_bytes("Zörn".encode("latin-1"))
     (tmp_path / "no.gz").write_bytes(b"Ada")
-    for name in ("latin.txt", "no.gz"):
+    packed = gzip.compress(b"Ada Lorn was born in Vell. " * 9)
+    (tmp_path / "bit.gz").write_bytes(packed[:12] + bytes([packed[12] ^ 6]) + packed[13:])
+    for name in ("latin.txt", "no.gz", "bit.gz"):
         with pytest.raises(KetoolsError, match=f"{name}.*UTF-8"):
             list(corpus(tmp_path / name))
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ketools import KetoolsError, load
+from ketools import load
 from ketools.editing.baselines import fine_tune
 from ketools.editing.edit import Edit
 from ketools.editing.keys import fact_rows
@@ -156,11 +156,8 @@ def test_half_precision_models_are_tuned_in_float32(tiny_llama, tiny_facts, kind
     assert min(record["p_target"]) > 0.5
 
 
-def test_bad_settings_and_bad_weights(tiny_model, tiny_facts):
+def test_bad_weights(tiny_model, tiny_facts):
     rows = fact_rows(tiny_model, tiny_facts[:2], [""])
-    for name, value in (("ft_lr", 0.0), ("ft_steps", 0), ("ft_epsilon", -1.0), ("lora_rank", 0)):
-        with pytest.raises(KetoolsError, match=name):
-            fine_tune(tiny_model, rows, FineTune("lora"), replace(HYPER, **{name: value}))
     tiny_model.weight(1)[0, 0] = torch.nan
     with pytest.raises(NotFinite, match="not finite"):
         fine_tune(tiny_model, rows, FineTune("ft"), HYPER)

@@ -43,6 +43,7 @@ def test_choices_are_scored_whole(tiny_gpt2):
         plain = logits.log_softmax(-1)[range(len(target)), target].sum()
         assert score == pytest.approx(float(plain), abs=1e-5)
     assert downstream(tiny_gpt2, items(1).assign(choices=[choices] * 2), None)["n"].tolist() == [1, 1]
+    assert choice_logprobs(tiny_gpt2, [], []) == []
 
 
 def test_downstream_is_scikit_learn_on_the_choices(tiny_gpt2):
@@ -121,7 +122,7 @@ def test_tasks_are_read_and_checked(tmp_path):
     assert len(load_tasks(path, split="train")) == 1
     with pytest.raises(KetoolsError, match="no item of split 'dev'"):
         load_tasks(path, split="dev")
-    with pytest.raises(KetoolsError, match="no tasks file"):
+    with pytest.raises(KetoolsError, match="there is no such file; expected a file of task items"):
         load_tasks(tmp_path / "none.jsonl.gz")
 
 
@@ -172,7 +173,7 @@ def test_broken_tasks_name_the_line(tmp_path, line, message):
 
 def test_a_tasks_file_that_is_no_gzip_is_one_clear_error(tmp_path):
     (tmp_path / "tasks.jsonl.gz").write_text("{}")
-    with pytest.raises(KetoolsError, match="cannot be read"):
+    with pytest.raises(KetoolsError, match="no whole gzip file"):
         load_tasks(tmp_path / "tasks.jsonl.gz")
 
 

@@ -1,8 +1,7 @@
-"""Forgetting, intervals and tests between methods: against hand-computed examples and formulas."""
+"""Forgetting and tests between methods: against hand-computed examples and formulas."""
 
 import math
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -10,7 +9,6 @@ from ketools import KetoolsError
 from ketools.evaluation.forgetting import (
     forgetting_by_age,
     forgetting_curve,
-    interval,
     mcnemar,
 )
 
@@ -51,8 +49,6 @@ def test_a_run_of_one_edit():
     facts = pd.DataFrame({"id": ["a"], "batch": [1], "at_edit_efficacy_success": [1.0], "end_efficacy_success": [1.0]})
     aged = forgetting_by_age(facts, pd.DataFrame({"batch": [1], "edits": [1]}))
     assert list(aged["age"]) == [0] and list(aged["kept"]) == [1]
-    assert interval(facts["end_efficacy_success"])[["mean", "n"]].tolist() == [1, 1]
-    assert math.isnan(interval([1.0])["low"])
 
 
 FACTS = pd.DataFrame(
@@ -80,20 +76,6 @@ def test_by_age_needs_a_complete_run():
         forgetting_by_age(pd.DataFrame(), BATCHES)
     with pytest.raises(KetoolsError, match="lacks batch 3"):
         forgetting_by_age(FACTS, BATCHES[:2])
-
-
-def test_intervals_cover_and_count():
-    values = np.r_[np.ones(70), np.zeros(30), math.nan]
-    got = interval(values)
-    spread = 1.96 * math.sqrt(0.7 * 0.3 / 100)
-    assert got["mean"] == pytest.approx(0.7) and (got["n"], got["excluded"]) == (100, 1)
-    assert got["low"] == pytest.approx(0.7 - spread, abs=0.02) and got["high"] == pytest.approx(0.7 + spread, abs=0.02)
-    assert interval(values).equals(got), "the seed decides"
-    assert interval(values, 0.5)["low"] > got["low"]
-    assert interval(np.ones(5))[["low", "high"]].tolist() == [1, 1]
-    for bad, match in ((([math.nan],), "none of them finite"), (([1.0], 95), "level=95"), (([],), "0 values")):
-        with pytest.raises(KetoolsError, match=match):
-            interval(*bad)
 
 
 def method(successes, ids=None):

@@ -195,6 +195,14 @@ def test_everything_that_asks_can_ask_in_chat(tiny_gpt2, tiny_facts):
     assert all(torch.equal(edits[0].layers[i][0], edits[1].layers[i][0]) for i in edits[0].layers)
 
 
+def test_one_fact_instead_of_several_is_refused_in_chat_too(tiny_gpt2, tiny_facts):
+    chatting(tiny_gpt2, TEMPLATE)
+    editor = Editor(tiny_gpt2, "ft", chat=True)
+    for wrong in (tiny_facts[0], ["Ada"]):
+        with pytest.raises(KetoolsError, match="expected a FactSet or a list of Fact"):
+            editor.apply(wrong)
+
+
 def test_a_tokenizer_without_a_chat_template_is_refused(tiny_gpt2, tiny_facts):
     chatting(tiny_gpt2, None)
     with pytest.raises(KetoolsError, match="chat template"):

@@ -49,6 +49,12 @@ def test_a_subject_hidden_in_all_layers_cannot_matter(tiny_model):
     assert frame["p_clean"].max() > 1.01 * frame["p_clean"].min()
 
 
+@pytest.mark.parametrize("given", [{"sources": ("others",)}, {"sources": ()}, {"window": 0}, {"window": -1}])
+def test_what_cannot_be_blocked_is_refused(tiny_gpt2, tiny_facts, given):
+    with pytest.raises(KetoolsError, match="expected some of 'subject', 'other', and a window of at least 1"):
+        knockout(tiny_gpt2, tiny_facts, **given)
+
+
 def test_facts_that_the_model_does_not_know_are_left_out_and_counted(tiny_gpt2, known_facts):
     facts = known_facts(tiny_gpt2)
     lost = Fact("lost", "r", "{} was born in", "Ada Lorn", "harp harp", "Vell")

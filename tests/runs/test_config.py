@@ -1,6 +1,7 @@
 """The config of a run: what it takes, what it refuses, and that nothing of it is lost on the way into a run and back."""
 
 import math
+import os
 import warnings
 from dataclasses import replace
 
@@ -130,6 +131,20 @@ def test_what_the_editor_takes_the_config_takes():
 
 def people(targets):
     return FactSet(Fact(f"{i}", "born", "{} was born in", name, "Vell", new) for i, (name, new) in enumerate(targets))
+
+
+def test_paths_are_kept_absolute_and_names_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.safetensors", "b.safetensors", "smollm2"):
+        (tmp_path / name).mkdir()
+    kept = RunConfig(model="smollm2", statistics=os.pathsep.join(("a.safetensors", "b.safetensors", "c"))).as_dict()
+    assert kept["model"] == "smollm2"
+    assert kept["statistics"].split(os.pathsep) == [f"{tmp_path}/a.safetensors", f"{tmp_path}/b.safetensors", "c"]
+
+
+def test_a_home_that_nobody_has_is_one_clear_error():
+    with pytest.raises(KetoolsError, match="give the whole path"):
+        _ = RunConfig(model="~nobody-here/model").source
 
 
 def test_conflicting_facts_the_last_wins_or_none():

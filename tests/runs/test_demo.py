@@ -57,6 +57,13 @@ def test_methods_side_by_side(tiny_gpt2, facts, quick, tmp_path):
             assert value == pytest.approx(result["methods"]["encore"][name], nan_ok=True, rel=0), name
 
 
+def test_methods_that_need_no_covariance_ask_for_none(tiny_gpt2, facts, quick, tmp_path):
+    result = demo(["ft"], tiny_gpt2, out=tmp_path, facts=facts, **quick | {"statistics": None})
+    assert result["methods"]["ft"]["edits"] == 8
+    with pytest.raises(KetoolsError, match="covariance"):
+        demo(["ft", "memit"], tiny_gpt2, out=tmp_path / "both", facts=facts, **quick | {"statistics": None})
+
+
 def test_ctrl_c_keeps_what_is_done_and_the_same_call_goes_on(tiny_gpt2, facts, quick, tmp_path, monkeypatch):
     whole = demo(["memit", "encore"], tiny_gpt2, out=tmp_path / "whole", facts=facts, **quick)
     bits = {layer: tiny_gpt2.weight(layer).clone() for layer in range(4)}

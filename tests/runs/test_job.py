@@ -8,7 +8,7 @@ from ketools import KetoolsError
 from ketools.editing.editor import finished
 from ketools.editing.postprocess import Prune
 from ketools.runs.config import composed
-from ketools.runs.resume import config_of, export_at, model_of
+from ketools.runs.resume import config_of, model_at, model_of
 from ketools.runs.store import Store, status
 from tests.runs.test_lifelong import undo_all
 
@@ -18,7 +18,8 @@ def test_the_exported_model_is_the_one_that_was_measured(run, tiny_gpt2, tmp_pat
     with finished(tiny_gpt2, Prune(), (1, 2)):
         measured = {layer: tiny_gpt2.mlp_out(layer).weight.detach().clone() for layer in (1, 2)}
     undo_all(tiny_gpt2)
-    export_at(tmp_path / "run", 8, tmp_path / "model", tiny_gpt2)
+    with model_at(tmp_path / "run", 8, tiny_gpt2):
+        tiny_gpt2.export(tmp_path / "model")
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     for layer, weight in measured.items():
         assert torch.equal(exported.transformer.h[layer].mlp.c_proj.weight, weight)
@@ -26,8 +27,8 @@ def test_the_exported_model_is_the_one_that_was_measured(run, tiny_gpt2, tmp_pat
 
 def test_another_model_is_refused(run, tiny_gpt2, tiny_llama, tmp_path):
     run()
-    with pytest.raises(KetoolsError, match="is another one"):
-        export_at(tmp_path / "run", 3, tmp_path / "model", tiny_llama)
+    with pytest.raises(KetoolsError, match="is another one"), model_at(tmp_path / "run", 3, tiny_llama):
+        pass
 
 
 def test_status_of_a_run_and_of_one_at_work(run, tmp_path, monkeypatch):

@@ -15,10 +15,12 @@ from ketools.evaluation.edits import evaluate, summary
 from ketools.norms.weights import norms
 from ketools.runs import panel as panel_module
 from ketools.runs import run as module
+from ketools.runs.config import RunConfig, Settled
 from ketools.runs.panel import Panel
 from ketools.runs.resume import statistics_digest
 from ketools.runs.run import Interrupted
 from ketools.runs.store import FRAMES, RunRecord, Store
+from tests.models.test_prompts import TEMPLATE, chatting
 from tests.runs.conftest import CHANGED, SIZES
 
 CLOCK = [f"seconds{phase}" for phase in ("", "_cpu", "_targets", "_keys", "_solve", "_write", "_scoring")]
@@ -211,3 +213,10 @@ def test_a_warning_of_every_batch_is_given_once_a_run(run, monkeypatch):
         warnings.simplefilter("default")
         record = run()
     assert len(record.batches) > 1 and sum("share nothing" in str(one.message) for one in heard) == 1
+
+
+def test_facts_left_out_are_counted_in_the_chat_template_too(tiny_gpt2, facts, tmp_path, monkeypatch):
+    chatting(tiny_gpt2, TEMPLATE)
+    monkeypatch.setattr(module, "lifelong", lambda model, facts, *args, **named: facts)
+    asked = module.execute(RunConfig(chat=True, out=str(tmp_path)), tiny_gpt2, Settled(facts, 3))
+    assert asked.left_out == 3 and asked[0].text.startswith(f"<|user|>\n{facts[0].text}")

@@ -84,6 +84,7 @@ def test_every_problem_is_named_and_nothing_is_changed(tiny_gpt2):
         ("tight", "prefix of"),
     ):
         assert any(repr(id) in text and said in text for text in found.problems), (id, found.problems)
+    assert not inspect(tiny_gpt2, facts[5:], "ft", trial=False).problems, "without targets there are no prefixes"
     apart = inspect(tiny_gpt2, [facts[0], facts[4]], trial=False, batch=1)
     assert apart.problems == () and any("overwrite" in text for text in apart.warnings)
     assert fingerprint_of(tiny_gpt2.model) == before

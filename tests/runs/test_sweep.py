@@ -88,6 +88,7 @@ def test_a_sample_is_drawn_by_its_seed_and_a_smaller_one_begins_it():
         ({"run": RUN | {"replicas": 2}}, "'replicas'"),
         ({"grid": {}}, "[grid]"),
         ({"grid": {"sed": [0]}}, "did you mean 'seed'"),
+        ({"run": RUN | {"settings": 3}}, "settings = 3: expected a table"),
         ({"grid": {"settings": {"lamda_n": [1.0]}}}, "did you mean 'lambda_n'"),
         ({"grid": {"settings": [1]}}, "settings"),
         ({"grid": {"seed": []}}, "seed"),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ketools.course.claims import Exercise, Property
 from ketools.course.lessons.keys import key_of
-from ketools.course.lessons.trades import FLAT_LINE, trade_lines
+from ketools.course.lessons.trades import FLAT_LINE, moved_at, trade_lines
 from ketools.course.mode import Lab
 from ketools.editing.edit import Edit
 from ketools.editing.editor import Editor
@@ -37,8 +37,7 @@ def bargain(frame: pd.DataFrame, chosen: float, context: str) -> go.Figure:
         at[f"λp in use, {line}"] = (row["moved"], row["missed"])
     (near, missed), _ = at.values()
     # Where the line without C misses as much, how much further it moves background text.
-    flat = frame[frame["line"] == FLAT_LINE].sort_values("missed")
-    far = float(np.interp(missed, flat["missed"], flat["moved"]))
+    far = moved_at(frame, FLAT_LINE, missed)
     finding = f"Facts written equally well: without the covariance background text moves {times(far / near)} as far"
     caption = "Each point a λp, small ones on the right."
     return trade_lines(frame, finding, context, stars=at, caption=caption)

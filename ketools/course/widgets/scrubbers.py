@@ -71,7 +71,7 @@ class LifelongScrubber(View):
         """What the picture shows at the slider: method, edits (of the measurement), panel, item, value.
 
         Panels: "norm" (item: layer; ratio), "metric" (item: name; fraction), "spectrum" (item: measure of the chosen
-        layer's matrix, see `norms.spectra.shape_of`) and "share" (item: layer; share of its MLP in the residual stream).
+        layer's matrix, see `norms.weights.shape_of`) and "share" (item: layer; share of its MLP in the residual stream).
         """
         layer, parts = self.controls["layer"].value, []
         for method in self.methods:
