@@ -80,6 +80,11 @@ def read_toml(path: str | Path, expected: str = "TOML") -> dict[str, Any]:
         raise Damaged(f"{path}: not TOML ({_reason(error)}); expected {expected}") from error
 
 
+def packaged(name: str) -> dict[str, Any]:
+    """The content of a TOML file of the package, such as "editing/hyperparameters.toml"."""
+    return tomllib.loads((Path(__file__).parent / name).read_text(encoding="utf-8"))
+
+
 def arrow_of(data: bytes, where: str) -> "pa.Table":
     """The table in the bytes of the parquet file at `where`. Raises Damaged."""
     from pyarrow import ArrowException, parquet

@@ -4,9 +4,7 @@
 """
 
 import os
-import tomllib
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +17,7 @@ from ketools.editing.methods import Method
 from ketools.errors import KetoolsError
 from ketools.facts.fact import Fact, FactSet
 from ketools.facts.reading import facts as read_facts
-from ketools.io import expanded, read_toml
+from ketools.io import expanded, packaged, read_toml
 from ketools.models.model import EditableModel, fingerprint_of, load
 from ketools.probing.recall import answers
 from ketools.runs.config import DTYPES
@@ -163,7 +161,7 @@ def _full_table() -> tuple[dict[str, Any], Path | None]:
     """(content, folder) of the file that KETOOLS_FULL names; else of ketools' own full.toml, with None as folder."""
     named = os.environ.get("KETOOLS_FULL")
     if not named:
-        return tomllib.loads(files("ketools.course").joinpath("full.toml").read_text(encoding="utf-8")), None
+        return packaged("course/full.toml"), None
     path = expanded(named)
     table = read_toml(path, "a file like ketools/course/full.toml, which KETOOLS_FULL names")
     if missing := [key for key in ("name", "facts") if key not in table.get("model", {})]:

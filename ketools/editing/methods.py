@@ -8,10 +8,8 @@ MPES(patience=1)
 Rect(keep=0.4)
 """
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from importlib.resources import files
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -22,7 +20,7 @@ from pydantic import Field
 from ketools.editing.postprocess import Nas, Post, Prune, Rect, Sphere  # noqa: F401 - choices of a method
 from ketools.editing.stopping import MPES, FixedSteps, ProbabilityThreshold, Stopping  # noqa: F401
 from ketools.errors import Damaged, KetoolsError
-from ketools.io import checked
+from ketools.io import checked, packaged
 from ketools.models.model import EditableModel
 
 if TYPE_CHECKING:
@@ -145,10 +143,15 @@ def check_value(name: str, value: Any) -> None:  # noqa: ANN401
         raise KetoolsError(f"setting {name} is {value!r}: expected a backend of torch.compile, such as inductor")
 
 
+def listed_for(model_name: str) -> dict[str, Any]:
+    """What the table of settings has for this model; tables in it are those of a method."""
+    name = model_name.rstrip("/").rsplit("/", 1)[-1].lower()
+    return packaged("editing/hyperparameters.toml")["models"].get(name, {})
+
+
 def _from_table(model_name: str, name: str) -> dict[str, Any]:
-    table = tomllib.loads(files("ketools.editing").joinpath("hyperparameters.toml").read_text(encoding="utf-8"))
     values: dict[str, Any] = {}
-    for scope in (table["default"], table["models"].get(model_name.rstrip("/").rsplit("/", 1)[-1].lower(), {})):
+    for scope in (packaged("editing/hyperparameters.toml")["default"], listed_for(model_name)):
         # Layers listed for the model are overridden only by those listed for model and method.
         values |= {k: v for k, v in scope.items() if not isinstance(v, dict)}
         values |= scope.get(name, {})

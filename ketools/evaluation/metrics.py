@@ -7,14 +7,13 @@ columns that mean the same everywhere are in the table "shared". Importing this 
 
 import math
 import re
-import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from importlib.resources import files
 
 from ketools.errors import KetoolsError
+from ketools.io import packaged
 
 BETTER = ("higher", "lower", "near 1", "near 0", "near 0.5", "none")
 SHARED = "shared"
@@ -142,9 +141,7 @@ class Metric:
 
 METRICS: tuple[Metric, ...] = tuple(
     Metric(key, table, **entry)
-    for table, metrics in tomllib.loads(
-        files("ketools.evaluation").joinpath("metrics.toml").read_text(encoding="utf-8")
-    ).items()
+    for table, metrics in packaged("evaluation/metrics.toml").items()
     for key, entry in metrics.items()
 )
 """All metrics, in the order of metrics.toml."""

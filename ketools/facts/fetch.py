@@ -12,23 +12,20 @@ import os
 import shutil
 import ssl
 import time
-import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
 
 from ketools.errors import KetoolsError
-from ketools.io import expanded, write_json
+from ketools.io import expanded, packaged, write_json
 
 Progress = Callable[[int, int | None], None]  # bytes so far, bytes in total (None: unknown)
 LOCK = "checksums.json"
 _BLOCK, _PATIENCE, _TRIES = 1 << 18, 30.0, 3
-_LIST = files("ketools.facts").joinpath("sources.toml")
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class Source:
 
 
 SOURCES: Mapping[str, Source] = MappingProxyType(
-    {name: Source(name, **entry) for name, entry in tomllib.loads(_LIST.read_text(encoding="utf-8")).items()}
+    {name: Source(name, **entry) for name, entry in packaged("facts/sources.toml").items()}
 )
 """All sets, by name, in the order of sources.toml."""
 

@@ -266,8 +266,8 @@ def load(
     precision and load as float32; others keep the type they are stored in. The model is put in evaluation mode and its
     parameters stop requiring gradients (a wrapped model too). Only safetensors are read; neither code from the model's
     folder nor kernels named by its config are run. A `device` of "auto", "balanced", "balanced_low_0" or "sequential"
-    spreads a model over the available devices (transformers' device_map, needs accelerate); a wrapped model that is
-    already spread stays so. Of a model wrapped by torch.compile or DataParallel the inner model is used: its weights
+    spreads a model that is read here over the available devices (transformers' device_map, needs accelerate); a wrapped
+    model stays where it is. Of a model wrapped by torch.compile or DataParallel the inner model is used: its weights
     are the same.
 
     Warns about a tokenizer with added tokens that the model has no embeddings for. Raises KetoolsError for an unknown

@@ -6,11 +6,9 @@ see it).
 """
 
 import math
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from html import escape, unescape
-from importlib.resources import files
 from itertools import count
 from textwrap import wrap
 from typing import Any
@@ -20,6 +18,7 @@ import plotly.graph_objects as go
 from scipy.stats import binomtest
 
 from ketools.evaluation.metrics import UNITS, hover_texts, number
+from ketools.io import packaged
 from ketools.runs.records import key, listed, title
 
 # Okabe & Ito, "Color Universal Design" (2008).
@@ -222,12 +221,7 @@ class Outcome:
         return low < self.at_least <= high
 
 
-OUTCOMES = {
-    name: Outcome(**entry)
-    for name, entry in tomllib.loads(
-        files("ketools.plots").joinpath("outcomes.toml").read_text(encoding="utf-8")
-    ).items()
-}
+OUTCOMES = {name: Outcome(**entry) for name, entry in packaged("plots/outcomes.toml").items()}
 """By metric, or by the quantity that a figure derives from it."""
 
 

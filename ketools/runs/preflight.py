@@ -7,10 +7,8 @@ a prefix in full.
 
 import os
 import time
-import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 import pandas as pd
@@ -19,7 +17,7 @@ import torch
 from ketools.editing.covariance import own_file
 from ketools.editing.export import edits_of
 from ketools.editing.keys import FactRows, checked_rows, near_subjects
-from ketools.editing.methods import ALL, ENCORE, FineTune, Method, NullSpace, Shift
+from ketools.editing.methods import ALL, ENCORE, FineTune, Method, NullSpace, Shift, listed_for
 from ketools.editing.methods import method as named_method
 from ketools.errors import KetoolsError, named
 from ketools.evaluation.edits import unscorable
@@ -310,8 +308,7 @@ def inspect(
         f"{chosen.name}'s default depth, {low:.0%} to {high:.0%} of {a.n_layer} layers; the table of settings has no entry for "
         "this model. Causal tracing shows where it recalls facts; choose other layers with layers="
     )
-    table = tomllib.loads(files("ketools.editing").joinpath("hyperparameters.toml").read_text(encoding="utf-8"))
-    scope = table["models"].get(model.known_as.rstrip("/").rsplit("/", 1)[-1].lower(), {})
+    scope = listed_for(model.known_as)
     if "layers" in overrides:
         why = "as given"
     elif "layers" in scope or "layers" in scope.get(chosen.name, {}):

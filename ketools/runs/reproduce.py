@@ -6,15 +6,14 @@ each. The seed is the paper's but the random generator is ours, so the 10,000 fa
 """
 
 import math
-import tomllib
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from ketools.errors import KetoolsError
+from ketools.io import packaged
 from ketools.runs.config import RunConfig
 from ketools.runs.records import title
 from ketools.runs.store import RunRecord
@@ -26,7 +25,7 @@ SCORES = ("ES", "PS", "NS", "S", "GE")
 
 def published() -> dict[str, Any]:
     """The paper's tables (counterfact, zsre, overfitting: {model: {method: figures}}, "columns"), their source, its models."""
-    return tomllib.loads(files("ketools.runs").joinpath("published.toml").read_text(encoding="utf-8"))
+    return packaged("runs/published.toml")
 
 
 def _entry(model: str) -> Mapping[str, Any]:

@@ -114,7 +114,7 @@ def test_forgetting_is_covered():
     curve = forgetting.forgetting_curve(points)
     facts = pd.DataFrame({"id": ["a"], "batch": [1], "at_edit_efficacy_success": [1.0], "end_efficacy_success": [1.0]})
     aged = forgetting.forgetting_by_age(facts, pd.DataFrame({"batch": [1], "edits": [5]}))
-    explained("forgetting", curve, aged, forgetting.interval([1.0, 0.0]))
+    explained("forgetting", curve, aged)
     explained("forgetting", forgetting.mcnemar(facts, facts))
 
 
