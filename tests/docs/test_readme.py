@@ -15,7 +15,7 @@ from tests.docs.test_examples import ROOT, blocks, hooks  # noqa: F401 - a fixtu
 
 README = ROOT / "README.md"
 TEXT = README.read_text("utf-8")
-SHOWN = ("memit", "alphaedit", "encore")  # of SmolLM2's runs
+SHOWN = ("memit", "sequential-memit", "alphaedit", "encore")  # of SmolLM2's runs
 
 
 @pytest.fixture(scope="module")
