@@ -189,7 +189,7 @@ class NullSpace:
 
     @property
     def protects(self) -> str:
-        return "main directions of background text (exactly)" + (", past edits" if self.past_keys else "")
+        return "text's main directions (exactly)" + (", past edits" if self.past_keys else "")
 
 
 @dataclass(frozen=True)
