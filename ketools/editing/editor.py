@@ -33,7 +33,7 @@ from ketools.editing.keys import (
 from ketools.editing.methods import Constraint, FineTune, Method, Nas, Shift, method
 from ketools.editing.postprocess import Post, Prune, processed
 from ketools.editing.targets import Callback, Targets, compute_targets
-from ketools.editing.update import Protection, constrained, least_squares, merged, quadratic_form
+from ketools.editing.update import Protection, constrained, frobenius, least_squares, merged, quadratic_form
 from ketools.errors import Damaged, KetoolsError, NotFinite, named
 from ketools.facts.fact import Fact, short
 from ketools.io import checked, parsed, read_tensors, write_tensors
@@ -185,7 +185,7 @@ def finishing(model: EditableModel, post: Post | None, layers: Sequence[int]) ->
         "on_top_of": len(model.edits),
     }
     edit = Edit(factors, record)
-    edit.record["update_norm"] = edit.norms()
+    edit.record["update_norm"] = {layer: frobenius(*pair) for layer, pair in edit.layers.items()}
     return edit
 
 
@@ -378,7 +378,7 @@ class Editor:
             with _timed(seconds, "write"):
                 self.model.edits.roll_back(before)
                 self.model.edits.push(edit)
-            edit.record["update_norm"] = edit.norms()
+            edit.record["update_norm"] = {layer: frobenius(*pair) for layer, pair in edit.layers.items()}
             self._remember({layer: torch.cat(blocks, 1) for layer, blocks in change.past.items()})
             self.history.append(edit)
         return edit
