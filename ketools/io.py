@@ -279,6 +279,11 @@ def expanded(path: str | Path) -> Path:
         raise KetoolsError(f"{path}: {error}; give the whole path") from error
 
 
+def joined_paths(text: str | Path) -> list[str]:
+    """The paths in `text`: one that exists, or several joined by `os.pathsep` as in PATH."""
+    return [str(text)] if Path(text).exists() else str(text).split(os.pathsep)
+
+
 def _flush(path: Path) -> None:
     with path.open("rb+") as file:
         os.fsync(file.fileno())

@@ -11,7 +11,7 @@ from ketools.cli import common
 from ketools.cli.run import CHECKPOINT_ROWS, checkpoint_table
 from ketools.errors import KetoolsError
 from ketools.evaluation.metrics import metric
-from ketools.io import knows_world, write_json
+from ketools.io import joined_paths, knows_world, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,7 +122,7 @@ def edit(
     base = RunConfig() if settings is None else RunConfig.read(settings)
     chosen, chat = {**base.settings, **common.overrides(layers, set_)}, chat or base.chat
     if base.statistics and text is None:
-        statistics = statistics or [Path(part) for part in base.statistics.split(os.pathsep)]
+        statistics = statistics or [Path(part) for part in joined_paths(base.statistics)]
     if text is not None and statistics:
         raise KetoolsError("--text and --statistics both determine the covariance; give one")
     for path in (out / "edit.safetensors", json):

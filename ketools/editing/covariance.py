@@ -8,7 +8,6 @@ d_mlp) per layer and some 32,000 tokens; the corpus is read as a stream, and an 
 import gzip
 import hashlib
 import json
-import os
 import warnings
 import zipfile
 import zlib
@@ -27,7 +26,7 @@ from tqdm.auto import tqdm
 
 from ketools.editing.update import cholesky
 from ketools.errors import Damaged, KetoolsError, NotFinite
-from ketools.io import data_root, expanded, parsed, read_tensors, regular, write_tensors
+from ketools.io import data_root, expanded, joined_paths, parsed, read_tensors, regular, write_tensors
 from ketools.models import smollm2
 from ketools.models.model import EditableModel, load
 from ketools.models.replay import enough_memory, run_until
@@ -265,8 +264,8 @@ class Statistics:
 
         Raises KetoolsError for a file that is missing or of another kind.
         """
-        if os.pathsep in str(path) and not Path(path).exists():
-            first, *others = map(cls.load, str(path).split(os.pathsep))
+        if len(parts := joined_paths(path)) > 1:
+            first, *others = map(cls.load, parts)
             return first.joined(*others)
         stored, about = read_tensors(path, "statistics", made_by="Statistics.save")
         expected = "a file written by Statistics.save"

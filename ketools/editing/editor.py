@@ -185,7 +185,7 @@ def finishing(model: EditableModel, post: Post | None, layers: Sequence[int]) ->
         "on_top_of": len(model.edits),
     }
     edit = Edit(factors, record)
-    edit.record["update_norm"] = {layer: frobenius(*pair) for layer, pair in edit.layers.items()}
+    edit.record["update_norm"] = edit.norms()
     return edit
 
 
@@ -303,8 +303,7 @@ class Editor:
             raise KetoolsError(
                 f"method {self.method.name!r} has no target optimisation, hence no targets; it edits by gradients"
             )
-        facts = self._asked(facts)
-        rows = self._rows(facts)
+        facts, rows = self._read(facts)
         with self._memory_hint(len(facts)):
             near = self._near(facts, rows) if self.hyper.same_subject == "shared" else []
             return self._targets(facts, rows, progress, callback, near)
@@ -332,8 +331,7 @@ class Editor:
         ("shared"), are edited one after another ("apart"; with past keys protected the later ones fail more often), or
         each has its own target ("alone", as published), which none of them reaches.
         """
-        facts = self._asked(facts)
-        rows = self._rows(facts)
+        facts, rows = self._read(facts)
         _warn_of_edited(facts, self.model.edits)
         if targets is not None and len(targets.z) != len(facts):
             raise KetoolsError(f"targets of {len(targets.z)} facts for {len(facts)} facts; give one for each")
@@ -428,12 +426,11 @@ class Editor:
             )
         return self._protections[layer]
 
-    def _asked(self, facts: Sequence[Fact]) -> Sequence[Fact]:
+    def _read(self, facts: Sequence[Fact]) -> tuple[Sequence[Fact], list[FactRows]]:
+        # The facts as the model is asked about them, checked, and their rows.
         if not isinstance(facts, Sequence) or not all(isinstance(fact, Fact) for fact in facts):
             raise KetoolsError(f"got {short(facts)} to edit; expected a FactSet or a list of Fact")
-        return in_chat(self.model, facts) if self.chat else facts
-
-    def _rows(self, facts: Sequence[Fact]) -> list[FactRows]:
+        facts = in_chat(self.model, facts) if self.chat else facts
         if not len(facts):  # checked before the model writes prefixes
             raise KetoolsError("no facts to edit; give at least one")
         if torch.is_inference_mode_enabled():
@@ -441,7 +438,7 @@ class Editor:
                 "editing needs gradients, and torch.inference_mode() is on; leave it (torch.no_grad() does no harm)"
             )
         # Without targets nothing reads prefixed prompts.
-        return checked_rows(self.model, facts, contexts_of(self.prefixes if self._searches else ()))
+        return facts, checked_rows(self.model, facts, contexts_of(self.prefixes if self._searches else ()))
 
     def _targets(
         self,

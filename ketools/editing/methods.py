@@ -143,15 +143,15 @@ def check_value(name: str, value: Any) -> None:  # noqa: ANN401
         raise KetoolsError(f"setting {name} is {value!r}: expected a backend of torch.compile, such as inductor")
 
 
-def listed_for(model_name: str) -> dict[str, Any]:
-    """What the table of settings has for this model; tables in it are those of a method."""
-    name = model_name.rstrip("/").rsplit("/", 1)[-1].lower()
-    return packaged("editing/hyperparameters.toml")["models"].get(name, {})
+def listed_for(model_name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The table of settings: its defaults, and what it has for this model; tables in either are those of a method."""
+    table = packaged("editing/hyperparameters.toml")
+    return table["default"], table["models"].get(model_name.rstrip("/").rsplit("/", 1)[-1].lower(), {})
 
 
 def _from_table(model_name: str, name: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for scope in (packaged("editing/hyperparameters.toml")["default"], listed_for(model_name)):
+    for scope in listed_for(model_name):
         # Layers listed for the model are overridden only by those listed for model and method.
         values |= {k: v for k, v in scope.items() if not isinstance(v, dict)}
         values |= scope.get(name, {})

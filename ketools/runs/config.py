@@ -17,7 +17,7 @@ from ketools.editing.methods import MPES, Hyper, LeastSquares, Method, Nas, Prun
 from ketools.editing.methods import method as named_method
 from ketools.errors import Damaged, KetoolsError, named
 from ketools.facts.fact import UNKNOWN, Fact, FactSet
-from ketools.io import knows_world, model_names, read_toml
+from ketools.io import joined_paths, knows_world, model_names, read_toml
 from ketools.models import smollm2
 from ketools.runs.panel import Sizes
 
@@ -176,20 +176,14 @@ class RunConfig:
     def as_dict(self) -> dict[str, Any]:
         """As kept in run.json: `made` gives the same config; paths are absolute, so that a run resumes from any folder."""
         content = {name: value for name, value in asdict(self).items() if value is not None}
-        names = {
-            "model": [*model_names(), smollm2.NAME],
-            "facts": ["world", "real"],
-            "tasks": [],
-            "text": ["world"],
-            "statistics": [],
-        }
+        models = [*model_names(), smollm2.NAME]
+        names = {"model": models, "facts": ["world", "real"], "tasks": [], "text": ["world"]}
         for name, known in names.items():
-            if value := content.get(name):
-                parts = value.split(os.pathsep) if name == "statistics" else [value]
-                found = [
-                    str(Path(part).resolve()) if part not in known and Path(part).exists() else part for part in parts
-                ]
-                content[name] = os.pathsep.join(found)
+            if (value := content.get(name)) and value not in known and Path(value).exists():
+                content[name] = str(Path(value).resolve())
+        if parts := content.get("statistics"):
+            found = [str(Path(part).resolve()) if Path(part).exists() else part for part in joined_paths(parts)]
+            content["statistics"] = os.pathsep.join(found)
         return content
 
 

@@ -308,7 +308,7 @@ def inspect(
         f"{chosen.name}'s default depth, {low:.0%} to {high:.0%} of {a.n_layer} layers; the table of settings has no entry for "
         "this model. Causal tracing shows where it recalls facts; choose other layers with layers="
     )
-    scope = listed_for(model.known_as)
+    _, scope = listed_for(model.known_as)
     if "layers" in overrides:
         why = "as given"
     elif "layers" in scope or "layers" in scope.get(chosen.name, {}):

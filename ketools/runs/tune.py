@@ -112,7 +112,8 @@ def tune(
         progress: called with a line about each trial.
 
     Returns:
-        The settings, as an `Editor` takes them; trials: a column per setting, then steps (mean), ES, PS, NS, kept, score.
+        The settings, as an `Editor` takes them; trials: a column per setting, then steps (mean), ES, PS, NS, kept, the accuracies
+        if they take the place of ES and PS, score.
 
     Raises:
         KetoolsError: no known fact and no layers given, and as `Editor.apply`.

@@ -140,6 +140,9 @@ def test_paths_are_kept_absolute_and_names_as_they_are(tmp_path, monkeypatch):
     kept = RunConfig(model="smollm2", statistics=os.pathsep.join(("a.safetensors", "b.safetensors", "c"))).as_dict()
     assert kept["model"] == "smollm2"
     assert kept["statistics"].split(os.pathsep) == [f"{tmp_path}/a.safetensors", f"{tmp_path}/b.safetensors", "c"]
+    (tmp_path / os.pathsep.join("ab")).mkdir()
+    one = RunConfig(statistics=os.pathsep.join("ab")).as_dict()["statistics"]
+    assert one == f"{tmp_path}/{os.pathsep.join('ab')}", "a file whose name holds the separator is one file"
 
 
 def test_a_home_that_nobody_has_is_one_clear_error():
