@@ -131,7 +131,7 @@ def develop(world: "World", out: Path, batch: int) -> dict[str, dict[str, Any]]:
         for part, each in zip(parts, taken, strict=True):
             editor.apply(part, targets=each)
         scores = summary(evaluate(model, facts))
-        kept = float(recall(model, world.known, prompts="prompt")["accuracy"].mean())
+        kept = float(recall(model, world.known)["accuracy"].mean())
         norm = max(float(model.weight(layer).norm() / whole[layer]) for layer in layers)
         while model.edits:
             model.edits.pop()
@@ -172,7 +172,7 @@ class World:
         self.model: EditableModel = load(MODEL)
         facts, path = settled(read_facts(str(options.facts))), options.out / "known.parquet"
         if not path.is_file():
-            recall(self.model, facts, prompts="prompt").to_parquet(path)
+            recall(self.model, facts).to_parquet(path)
         right = pd.read_parquet(path).set_index("id")["accuracy"] == 1
         self.pool, self.held, self.aside, self.known = split(facts, set(right.index[right]))
         parts = articles(options.text)
@@ -271,7 +271,7 @@ def states(runs: Sequence[Planned], options: argparse.Namespace) -> pd.DataFrame
             row |= {name: scores[name] for name in ("ES", "PS", "NS", "S")} | {"p_edited": scores["p_new"]}
         if whole:
             own = read_facts("real").sample(PAST, 0)
-            row["ours"] = float(recall(world.model, own, prompts="prompt")["accuracy"].mean())
+            row["ours"] = float(recall(world.model, own)["accuracy"].mean())
             f1 = downstream(world.model, tasks, PER_TASK).set_index("task")["f1"]
             row |= {"F1": float(f1.mean())} | {f"F1_{task}": value for task, value in f1.items()}
         rows.append(row)

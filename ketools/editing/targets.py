@@ -1,7 +1,7 @@
 """Target optimisation: for every fact the state z at the subject's last token that makes the model say the new object.
 
 For one fact delta (d_model,) is added to the output of layer L at the subject's last token, in every context, and
-minimises (Meng et al., arXiv 2210.07229, equation 15; Gupta et al., arXiv 2502.01636, section 2)
+minimises (Meng et al., arXiv 2210.07229, equation 16; Gupta et al., arXiv 2502.01636, section 2)
 
     mean over contexts of the target's mean token NLL
     + kl_factor KL(p_0 || p_delta) of the token after "{subject} is a", read at the subject's last token

@@ -103,7 +103,7 @@ class Panel:
 
         Args:
             model: the unedited model.
-            facts: all facts to draw from.
+            facts: all facts to draw from; those without target_true are never drawn.
             edited: the facts that will be edited.
             sizes: how much of each; seed: of the draws.
             tasks: downstream items, or names of lm-eval tasks; None: those of `asked_of`; an empty table: none.
@@ -114,6 +114,7 @@ class Panel:
         sizes = sizes or Sizes()
         pairs = {(_subject(fact), fact.relation) for fact in edited}
         subjects = {subject for subject, _ in pairs}
+        facts = facts.filter(lambda fact: fact.target_true is not None)  # zsRE has none: nothing to recall
         draws: dict[str, tuple[FactSet, int]] = {
             "unedited": (facts.filter(lambda fact: _subject(fact) not in subjects), sizes.unedited),
             "same_subject": (
@@ -130,7 +131,7 @@ class Panel:
             asked[name], right[name] = len(drawn), ()
             if not drawn:
                 continue
-            scores = recall(model, drawn, prompts="prompt")
+            scores = recall(model, drawn)
             is_right = scores["accuracy"] == 1.0
             right[name] = tuple(fact for fact, ok in zip(drawn, is_right, strict=True) if ok)
             if name == "unedited":
@@ -237,7 +238,7 @@ class Panel:
         batch: int,
         last: bool,
         at_edit: pd.DataFrame,
-        todo: FactSet | None = None,
+        todo: FactSet,
     ) -> dict[str, pd.DataFrame]:
         """Measure everything that belongs to a checkpoint.
 
@@ -265,7 +266,7 @@ class Panel:
             row["p_above_natural"] = (
                 float((p_new > np.quantile(self.natural, 0.95)).mean()) if self.natural and len(p_new) else math.nan
             )
-        if todo and not batch:
+        if not batch:
             before = summary(evaluate(model, todo[:BEFORE], neighbours=self.sizes.neighbours_end))
             row |= {f"before_{name}": before[name] for name in ("ES", "PS", "NS", "S", "p_new")}
         if batch and self.sizes.openings:
@@ -289,11 +290,11 @@ class Panel:
 
         NaN where there is nothing to measure. Without past facts the results from before the first edit are used.
         """
-        beside = (math.nan, math.nan)
+        beside, near = (math.nan, math.nan), self.same_subject
         if past:
             subjects = {_subject(fact) for fact in past}
-            unedited = _kept(model, self.unedited)
-            beside = _kept(model, [fact for fact in self.same_subject if _subject(fact) in subjects])
+            near = tuple(fact for fact in near if _subject(fact) in subjects)
+            unedited, beside = _kept(model, self.unedited), _kept(model, near)
             f1 = f1_of(model, self.tasks, self.sizes.per_task, self.seed)
             now = perplexity(model, self.texts) if self.texts else math.nan
         else:
@@ -315,7 +316,7 @@ class Panel:
             "p_natural": self.p_natural,
             "p_ratio": float(overfit(p_edited, self.p_natural)["ratio"]),
             **{f"{name}_asked": count for name, count in self.asked.items()},
-            **{f"{name}_known": len(getattr(self, name)) for name in self.asked},
+            **({"unedited_known": len(self.unedited), "same_subject_known": len(near)} if self.asked else {}),
             **{f"f1_{task}": value for task, value in f1.items()},
         }
 
@@ -386,5 +387,5 @@ def _kept(model: EditableModel, facts: Sequence[Fact]) -> tuple[float, float]:
     """(share answered right, mean P(target_true))."""
     if not facts:
         return math.nan, math.nan
-    frame = recall(model, facts, prompts="prompt")
+    frame = recall(model, facts)
     return float(frame["accuracy"].mean()), float(frame["p_true"].mean())

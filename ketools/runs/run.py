@@ -61,21 +61,21 @@ def drive(
     done: int,
     *,
     batch: int,
-    seed: int = 0,
-    statistics: Statistics | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    panel: Panel | None = None,
-    checkpoint_every: int = 0,
+    seed: int,
+    statistics: Statistics | None,
+    overrides: Mapping[str, Any] | None,
+    panel: Panel,
+    checkpoint_every: int,
     consolidate_every: int = 0,
-    progress: bool = True,
+    progress: bool,
     search: Search | None = None,
 ) -> Editor:
     """The loop of every run: edit batches done + 1, done + 2, ... of `todo` into the model and commit each to `store`.
 
-    With a panel, each batch is scored right after its edit, and everything is measured at checkpoints: before the first edit,
-    every `checkpoint_every` edits (rounded up to whole batches), and at the end. A non-finite update is then recorded and ends
-    the run; without a panel it raises NotFinite. A batch that is stopped leaves the weights as they were before it. `search`,
-    if given, finds the targets of a batch in place of the editor. Returns the editor.
+    Each batch is scored right after its edit, and everything is measured at checkpoints: before the first edit, every
+    `checkpoint_every` edits (rounded up to whole batches), and at the end. A non-finite update is recorded and ends the run. A
+    batch that is stopped leaves the weights as they were before it. `search`, if given, finds the targets of a batch in place
+    of the editor. Returns the editor.
     """
     overrides = dict(overrides or {})
     layers = method.settings(model, **overrides).layers or ()
@@ -88,14 +88,13 @@ def drive(
         return min(number * batch, len(todo))
 
     def is_due(number: int) -> bool:
-        return panel is not None and (number == last or due(edits(number), edits(number - 1), checkpoint_every))
+        return number == last or due(edits(number), edits(number - 1), checkpoint_every)
 
     def checkpoint(number: int) -> None:
         """Measure after batch `number` if a checkpoint is due and not on disk yet."""
         path = store.path("checkpoints", number)
         if not is_due(number) or (path.is_file() and (not 0 < number == last or "ends" in read_sealed(path))):
             return
-        assert panel is not None
         past, at_edit = todo[: edits(number)], store.frames()["facts"][: edits(number)]
         with finished(model, method.post, layers):
             tables = panel.checkpoint(
@@ -113,8 +112,7 @@ def drive(
             warnings.warn(f"{error}; the unedited model is measured again", stacklevel=3)
     if not begun:
         with store.writing():
-            norms = {} if panel is None else {"norms": panel.norm_rows(model, layers, 0, 0)}
-            store.start(norms, {} if panel is None else panel.kept())
+            store.start({"norms": panel.norm_rows(model, layers, 0, 0)}, panel.kept())
 
     # Return to where an earlier process stopped, restoring snapshots and checkpoints that were lost.
     for number in store.kept_snapshots(done):
@@ -141,8 +139,6 @@ def drive(
                     searched = time.perf_counter() - start
                     edit = editor.apply(batches[number - 1], bar.update, **found)
             except NotFinite as error:
-                if panel is None:
-                    raise
                 before, after = edits(number - 1), edits(number)
                 content = {"batch": number, "first": before + 1, "last": after, "edits": before, "why": str(error)}
                 with store.writing():
@@ -155,7 +151,7 @@ def drive(
                 bar.update(len(batches[number - 1]))
                 edit.record["seconds"]["targets"] += searched
             try:
-                tables = {} if panel is None else panel.batch_rows(
+                tables = panel.batch_rows(
                     model, batches[number - 1], edit, batch=number, edits=edits(number), seconds=seconds, cpu=cpu
                 )  # fmt: skip
                 keep = consolidate_every and number % consolidate_every == 0
@@ -174,10 +170,10 @@ def drive(
             if method.past_keys:  # UltraEdit's moments, three columns per batch, stay in memory
                 editor.state.leave_last(store.path("state", number))
             checkpoint(number)
-    if panel is not None and not (store.out / "tables.json").is_file():
+    if not (store.out / "tables.json").is_file():
         with store.writing():
             store.write_tables(store.frames())
-    if panel is not None and done < last and (known := int(store.frames()["batches"]["known"].sum())):
+    if done < last and (known := int(store.frames()["batches"]["known"].sum())):
         warnings.warn(
             f"{known} of {len(todo)} facts needed no edit: their target was already the model's top answer (column known of "
             f"the batches in {store.out})",

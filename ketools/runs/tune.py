@@ -84,7 +84,7 @@ def split(
         asked = source.filter(lambda fact: fact.target_true is not None and fact.subject.lower() not in subjects)
         if len(known) < 10 and len(asked):
             asked = asked.sample(min(len(asked), 5 * size), seed, unique_subjects=False)
-            right = recall(model, asked, prompts="prompt")["accuracy"] == 1.0
+            right = recall(model, asked)["accuracy"] == 1.0
             known += [fact for fact, ok in zip(asked, right, strict=True) if ok]
     return trial, FactSet(known[:size]), left
 
@@ -144,7 +144,7 @@ def tune(
         edit = editor(method, setting).apply(facts, targets=targets)
         try:
             scores = summary(evaluate(model, facts))
-            kept = float(recall(model, known, prompts="prompt")["accuracy"].mean()) if len(known) else float("nan")
+            kept = float(recall(model, known)["accuracy"].mean()) if len(known) else float("nan")
         finally:
             edit.remove(model)
         row = {name: scores[name] for name in ("ES", "PS", "NS")} | {"kept": kept}

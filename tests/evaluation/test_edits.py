@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ketools.evaluation.edits as edits
-from ketools import Edit, Fact, FactSet, KetoolsError, edited
+from ketools import Edit, Fact, KetoolsError, edited
 from ketools.evaluation.edits import KINDS, evaluate, harmonic_mean, recall, summary
 from ketools.facts.fact import Locality, TwoHop
 from ketools.models.scoring import argmaxes
@@ -177,11 +177,10 @@ def test_equals_a_plain_loop(tiny_gpt2, facts):
 
 def test_recall_asks_for_the_true_object(tiny_gpt2, facts):
     facts = facts[:5]
-    frame = recall(tiny_gpt2, facts, prompts="prompt")
+    frame = recall(tiny_gpt2, facts)
     expected = [plain(tiny_gpt2, one.text, one.target_true) for one in facts]
     np.testing.assert_allclose(frame["p_true"], [p for p, _ in expected], rtol=1e-5)
     assert list(frame["accuracy"]) == [float(hit) for _, hit in expected]
-    assert (frame["n"] == 1).all()
 
 
 def test_recall_can_succeed(tiny_gpt2, facts):
@@ -195,18 +194,10 @@ def test_recall_can_succeed(tiny_gpt2, facts):
         tiny_gpt2.final_norm.bias.zero_()[0] = 50.0
         tiny_gpt2.head.weight[:, 0] = 0.0
         tiny_gpt2.head.weight[token, 0] = 1.0
-    told = Fact(one.id, one.relation, one.prompt, one.subject, best, one.target_new, one.paraphrases)
-    frame = recall(tiny_gpt2, [told], prompts="paraphrases")
+    told = Fact(one.id, one.relation, one.prompt, one.subject, best, one.target_new)
+    frame = recall(tiny_gpt2, [told])
     assert frame["accuracy"].item() == 1.0
     assert frame["p_true"].item() > 0.5
-
-
-def test_recall_falls_back_on_the_edit_prompt_and_refuses_unknown_prompts(known):
-    bare = fact(trained=())
-    assert recall(KNOWN, FactSet([bare]))["p_true"].item() == 0.1
-    assert recall(KNOWN, [fact(paraphrases=())], prompts="paraphrases")["n"].item() == 0
-    with pytest.raises(KetoolsError, match="prompts='all'"):
-        recall(KNOWN, [bare], prompts="all")
 
 
 def test_a_collapsed_model_gets_no_credit(tiny_gpt2, facts):

@@ -48,7 +48,7 @@ def test_overfit():
 
 def test_the_natural_level_is_that_of_known_facts(tiny_gpt2, facts):
     frame = natural_probabilities(tiny_gpt2, facts)
-    scored = recall(tiny_gpt2, facts, prompts="prompt")
+    scored = recall(tiny_gpt2, facts)
     assert list(frame["p"]) == list(scored["p_true"]) and list(frame["known"]) == list(scored["accuracy"] == 1)
     with pytest.raises(KetoolsError, match="target_true"):
         natural_probabilities(tiny_gpt2, [Fact("x", "r", "{} is", "Ada", None, "Vell")])

@@ -14,7 +14,7 @@ from tokenizers import processors
 
 from ketools import Editor, Fact, FactSet, KetoolsError
 from ketools.editing.keys import fact_rows
-from ketools.evaluation.edits import evaluate, recall
+from ketools.evaluation.edits import evaluate
 from ketools.facts.fact import Locality, TwoHop
 from ketools.models.scoring import target_logprobs
 from ketools.models.tokens import in_chat, make_rows
@@ -184,7 +184,6 @@ def test_everything_that_asks_can_ask_in_chat(tiny_gpt2, tiny_facts):
     pd.testing.assert_frame_equal(evaluate(tiny_gpt2, [fact], chat=True), plain)
     found = answers(tiny_gpt2, [fact.text], [fact.target_new], chat=True)
     assert found["probability"].tolist() == pytest.approx(plain["p_new"].tolist(), rel=1e-5)
-    assert recall(tiny_gpt2, [fact], chat=True)["p_true"].tolist() == pytest.approx(plain["p_true"].tolist(), rel=1e-5)
     assert complete(tiny_gpt2, fact.text, 3, chat=True) == complete(tiny_gpt2, rendered.text, 3)
     assert top_tokens(tiny_gpt2, fact.text, 2, chat=True).equals(top_tokens(tiny_gpt2, rendered.text, 2))
     one, two = (Editor(tiny_gpt2, "ft", chat=chat, ft_steps=2) for chat in (True, False))

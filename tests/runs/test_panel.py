@@ -2,12 +2,13 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
 
-from ketools import KetoolsError
+from ketools import FactSet, KetoolsError
 from ketools.evaluation.edits import recall
 from ketools.models.weights import fresh
 from ketools.runs.demo import demo
@@ -20,8 +21,8 @@ def known(facts, monkeypatch):
     """A model that knows every fact until it is told which to forget."""
     forgotten = set()
 
-    def told(model, asked, prompts):
-        frame = recall(model, asked, prompts=prompts)
+    def told(model, asked):
+        frame = recall(model, asked)
         right = [fact.id not in forgotten for fact in asked]
         return frame.assign(accuracy=[float(r) for r in right], p_true=[0.5 if r else 0.1 for r in right])
 
@@ -63,9 +64,20 @@ def test_what_was_not_known_before_is_counted_in_every_row(tiny_gpt2, facts, kno
     for again in (panel, Panel.again(kept, tiny_gpt2, facts, sizes, 0)):
         for past in ([], todo[:1], todo):
             row = again.measure(tiny_gpt2, past, 0.5, [1])
-            assert {name: row[name] for name in counts} == counts
+            near = [fact for fact in panel.same_subject if not past or fact.subject in {one.subject for one in past}]
+            assert {name: row[name] for name in counts} == counts | {"same_subject_known": len(near)}
     del kept["asked"]  # as runs of earlier versions kept it: no counts rather than wrong ones
     assert not set(counts) & set(Panel.again(kept, tiny_gpt2, facts, sizes, 0).measure(tiny_gpt2, todo, 0.5, [1]))
+
+
+def test_facts_without_a_true_object_are_not_drawn(tiny_gpt2, facts, known):
+    bare = FactSet([replace(fact, target_true=None, neighbours=()) for fact in facts[:20]])
+    todo = bare[:4]
+    panel = take(tiny_gpt2, bare, todo, sizes=Sizes(unedited=100, same_subject=100))
+    row = panel.measure(tiny_gpt2, todo, 0.5, [1])
+    assert math.isnan(row["unedited_kept"]) and math.isnan(row["same_subject_kept"]) and row["perplexity_ratio"] == 1.0
+    some = take(tiny_gpt2, FactSet([*bare, *facts[20:]]), todo, sizes=Sizes(unedited=100))
+    assert some.unedited and set(fact.id for fact in some.unedited) <= set(facts[20:].ids)
 
 
 def test_every_share_can_fall(tiny_gpt2, facts, known):
