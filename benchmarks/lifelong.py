@@ -154,6 +154,7 @@ def readme(groups: Sequence[Group]) -> str:
     runs = [run for group in groups for run in group.runs]
     table = by_method(compare(runs))
     pairs, edits = paired_tests(groups), int(table["edits"].max())
+    shared = sorted(set.intersection(*(set(group.seeds) for group in groups)))
     parts = [
         "# Reference runs",
         f"{edits:,} sequential edits of facts about different subjects in batches of {_each(runs, 'batch')}; written by "
@@ -175,9 +176,11 @@ def readme(groups: Sequence[Group]) -> str:
         "model; s/edit: editing alone, comparable on one processor only.",
         *processors(runs),
         *older_settings(runs),
-        "## What it says",
-        *(_model(model, texts) for model, texts in reading(table).items()),
     ]  # fmt: skip
+    if shared:
+        parts += ["## What it says", f"Over the seeds that every method has: {listed([str(seed) for seed in shared])}."]
+        paired = [run for run in runs if run.seed in shared]
+        parts += [_model(model, texts) for model, texts in reading(by_method(compare(paired))).items()]
     if len(pairs):
         differ = int((pairs["p_adjusted"] < 0.05).sum())
         parts.append(
@@ -191,8 +194,9 @@ def readme(groups: Sequence[Group]) -> str:
 
 def within_paper(runs: Sequence[Run]) -> list[str]:
     """The short table at the last checkpoint within the paper's loads; nothing where that is the last one, or there is none."""
-    points = runs[0].record.checkpoints["edits"]
-    if not (at := points[points <= PAPER_LOAD * runs[0].d_mlp].max()) < points.max() or not at:
+    going = [run for run in runs if not run.collapsed]
+    points = going[0].record.checkpoints["edits"] if going else pd.Series([0])
+    if not (at := points[points <= PAPER_LOAD * min(run.d_mlp for run in runs)].max()) < points.max() or not at:
         return []
     table = by_method(compare(runs, int(at)))
     return [f"## After {int(at):,} edits, within the paper's loads (at most {PAPER_LOAD})", markdown(table, BRIEF)]
@@ -215,7 +219,7 @@ def processors(runs: Sequence[Run]) -> list[str]:
     """Which runs were made on which processor, where records name it; a sentence for each."""
     on: dict[str, dict[str, list[str]]] = {}
     for run in runs:
-        if named := run.about.get("processor"):
+        if named := run.processor:
             on.setdefault(named, {}).setdefault(f"{title(run.method)} on {run.model}", []).append(str(run.seed))
     return [f"Made on {named}: {listed([_with_seeds(*run) for run in those.items()])}." for named, those in on.items()]
 

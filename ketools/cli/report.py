@@ -38,7 +38,9 @@ def report(
     to: Annotated[
         Path | None,
         typer.Option(
-            "--to", "--out", help="Output file or folder; default: report.html in RUN, or in build/ for several runs."
+            "--to",
+            "--out",
+            help="Output file or folder; default: report.html in RUN, or in build/ for several runs or one of a study.",
         ),
     ] = None,
     json: common.Json = None,
@@ -52,7 +54,7 @@ def report(
 
     folders = folders or [DEMO]
     groups = arrange(gather(folders))
-    target = to or (folders[0] if len(folders) == 1 else Path("build/report.html"))
+    target = to or (folders[0] if len(folders) == 1 and folders[0].is_dir() else Path("build/report.html"))
     target = target / "report.html" if target.is_dir() else target
     writable(target, *folders)
     writable(json, *folders)
@@ -121,7 +123,7 @@ def run_table(table: "pd.DataFrame", runs: "Sequence[Run]", finished: bool) -> "
         parts = [row["model"] if several["model"] else "", name, f"seed {row['seed']}" if several["seed"] else ""]
         columns.append((" ".join(filter(None, parts)), row))
     heading = f"After {int(table['edits'].max()):,} edits" + ("" if finished else ", not all runs complete")
-    counts = first[table["run"].iloc[0]].counts if len(table) else {}
+    counts = first[table["run"].iloc[0]].counts(int(table["edits"].iloc[0])) if len(table) else {}
     blocks: list[RenderableType] = []
     for start in range(0, len(columns), ACROSS):
         part = columns[start : start + ACROSS]

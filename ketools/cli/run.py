@@ -116,7 +116,7 @@ def demo_table(methods: Mapping[str, Mapping[str, Any]], records: "Mapping[str, 
     from ketools.runs.records import Run, title
 
     runs = [Run(name, record) for name, record in records.items()]
-    before, counts = (runs[0].before, runs[0].counts) if runs else ({}, {})
+    before, counts = (runs[0].before, runs[0].counts()) if runs else ({}, {})
     rows = [
         (
             row.label, f"{n:,}" if (n := counts.get(NAMES.get(row.key, row.key))) else "",
@@ -381,7 +381,7 @@ def checkpoint_table(record: "RunRecord") -> "Table":
     from ketools.runs.records import Run
 
     run = Run("", record)
-    now, before, counts = record.checkpoints.iloc[-1].to_dict(), run.before, run.counts
+    now, before, counts = record.checkpoints.iloc[-1].to_dict(), run.before, run.counts()
     rows = []
     for row in map(metric, CHECKPOINT_ROWS):
         n = counts.get(row.key)

@@ -42,7 +42,7 @@ def pooled(groups: Sequence[Group], rows: Rows, keep: Sequence[str] = ()) -> pd.
     """
     parts = []
     for group in groups:
-        frames = [frame for run in group.runs if len(frame := rows(run.record))]
+        frames = [frame for run in group.runs if not run.ended_at_once and len(frame := rows(run.record))]
         if not frames:
             continue
         whole = pd.concat(frames, ignore_index=True)
@@ -71,7 +71,7 @@ def left_out(frame: pd.DataFrame, columns: Sequence[str]) -> str:
         seeds = int(part["seeds"].iloc[0])
         if "runs" in part and part["runs"].notna().any():
             runs = int(part["runs"].iloc[0])
-            sentences.append(f" {label(str(method))}: {seeds} of {runs} seeds; the others did not record this.")
+            sentences.append(f" {label(str(method))}: {seeds} of {runs} seeds; the others have no record of this.")
         for name in columns:
             counts = part[f"{name}{SEEDS}"].dropna() if f"{name}{SEEDS}" in part else part["seeds"].iloc[:0]
             if few := sorted({int(count) for count in counts if 0 < count < seeds}):
@@ -269,8 +269,9 @@ class Chart:
         if self.n and self.n in frame:
             rows = frame.dropna(subset=[self.columns[0]])
             (ends, span), (counts, _) = last(rows, self.columns[0]), last(rows, self.n)
-            n = {method: int(count) for method, count in counts.items()}
-            fig.layout.meta |= {"finding": OUTCOMES[self.columns[0]].sentence(ends, span, n)}
+            n = {method: int(count) for method, count in counts.items() if not math.isnan(count)}
+            if len(n) == len(ends):
+                fig.layout.meta |= {"finding": OUTCOMES[self.columns[0]].sentence(ends, span, n)}
         return fig
 
 

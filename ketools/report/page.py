@@ -196,18 +196,22 @@ def _facts(groups: Sequence[Group]) -> dict[str, str]:
 def at_the_end(groups: Sequence[Group]) -> tuple[Table, list[Verdict]]:
     """For one model: everything measured at the last checkpoint, a column per method (over seeds: mean and range).
 
-    Also the unedited model, the number of facts behind each share (in the first run), and verdicts on what the unedited model
-    did not know, which no share counts.
+    Also the unedited model, the number of facts behind each share, and verdicts on what the unedited model did not know,
+    which no share counts.
     """
-    ends = {group.label: [_end(run) for run in group.runs if len(run.record.checkpoints)] for group in groups}
-    ends = {label: rows for label, rows in ends.items() if rows}
+    runs = {
+        group.label: [run for run in group.runs if len(run.record.checkpoints) and not run.ended_at_once]
+        for group in groups
+    }
+    ends = {label: [_end(run) for run in some] for label, some in runs.items() if some}
     shown = [each for each in map(metric, END) if any(each.key in row for rows in ends.values() for row in rows)]
-    first = groups[0].runs[0]
-    beside = ("n", "unedited") if first.before else ()
+    of_seed = {run.seed: run for some in reversed(runs.values()) for run in some if run.before}
+    beside = ("n", "unedited") if of_seed else ()
 
     def unedited(each: Metric) -> tuple[str, str]:
-        n = first.counts.get(each.key)
-        return "" if n is None else f"{n:,}", each.format(first.before.get(each.key))
+        before = [run.before.get(each.key, np.nan) for run in of_seed.values()]
+        n = [run.counts()[each.key] for run in of_seed.values() if each.key in run.counts()]
+        return _over_seeds(n, "{:,.0f}".format) if n else "", _over_seeds(before, each.format)
 
     cells = {
         each.label: [
@@ -255,9 +259,9 @@ def _unknown(groups: Sequence[Group]) -> list[Verdict]:
     several = len({run.seed for group in groups for run in group.runs}) > 1
     seeds: dict[tuple[str, int, int], list[int]] = {}
     for run in runs:
-        end = run.record.checkpoints.iloc[-1]
+        start = run.record.checkpoints.iloc[0]
         for name, what in (("unedited", "unedited facts"), ("same_subject", "other facts about edited subjects")):
-            asked, known = (end.get(f"{name}_{count}", np.nan) for count in ("asked", "known"))
+            asked, known = (start.get(f"{name}_{count}", np.nan) for count in ("asked", "known"))
             if known < asked:
                 seeds.setdefault((what, int(asked), int(known)), []).append(run.seed)
     return [
@@ -317,11 +321,10 @@ def _name(run: Run, group: Group, groups: Sequence[Group]) -> str:
 
 
 def _unfinished(run: Run, group: Group) -> str:
+    others = "; the lines of means over its seeds stop there too" if len(group.runs) > 1 and run.edits else ""
     if run.collapsed:
         end = run.record.collapse or {}
-        return f"{run.name} ended early, after {end.get('edits', run.edits):,} edits: {end.get('why', 'not finite')}"
+        why = end.get("why", "not finite")
+        return f"{run.name} ended early, after {end.get('edits', run.edits):,} edits: {why}{others}"
     wanted = run.settings.get("edits")
-    if run.complete or not wanted:
-        return ""
-    others = ", and so do the means over its seeds" if len(group.runs) > 1 else ""
-    return f"{run.name} reaches {run.edits:,} of {wanted:,} edits{others}"
+    return "" if run.complete or not wanted else f"{run.name} reaches {run.edits:,} of {wanted:,} edits{others}"

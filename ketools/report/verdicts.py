@@ -89,12 +89,13 @@ def _known(rows: Rows, name: str, of: Mapping[str, object]) -> dict[str, float]:
 def reading(table: pd.DataFrame) -> dict[str, list[Verdict]]:
     """Verdicts on the table of `ketools.runs.compare.by_method`, by model: collapses, the end, parts, time, the paper.
 
-    Their n: runs that collapsed; edits; seeds of MEMIT and ENCORE.
+    Methods of which a run ended early appear in the first only. Their n: runs that collapsed; edits; seeds of MEMIT and ENCORE.
     """
     verdicts = {}
     for model, part in table.groupby("model", sort=False):
         rows = {str(row["method"]): row for _, row in part.iterrows()}
-        verdicts[str(model)] = [*_collapsed(rows), *_end(rows), *_parts(rows), *_time(rows), *beside_paper(rows)]
+        whole = {method: row for method, row in rows.items() if not row["collapsed"]}
+        verdicts[str(model)] = [*_collapsed(rows), *_end(whole), *_parts(whole), *_time(whole), *beside_paper(whole)]
     return verdicts
 
 

@@ -33,8 +33,8 @@ def compare(runs: Sequence[Run], at: int | None = None) -> pd.DataFrame:
 
     Returns:
         run, model, method (the group's label), seed, edits (`at`), load (edits / d_mlp; NaN if the record lacks d_mlp),
-        complete (these are all edits asked for), collapsed (the run ended early with a non-finite update), processor ("" if
-        unknown), then MEASURES, NaN where not recorded; at_edit_S is the harmonic mean of the means.
+        complete (these are all edits asked for), collapsed (the run ended early with a non-finite update), processor (with its
+        threads; "" if unknown), then MEASURES, NaN where not recorded; at_edit_S is the harmonic mean of the means.
 
     Raises:
         KetoolsError: no runs, runs that cannot be compared (other facts or another panel; it says which and why), or no
@@ -51,7 +51,7 @@ def compare(runs: Sequence[Run], at: int | None = None) -> pd.DataFrame:
             head = {"run": run.name, "model": group.model, "method": group.label, "seed": run.seed, "edits": here}
             head |= {"load": here / run.d_mlp}
             ended = {"complete": run.complete and run.edits == here, "collapsed": run.collapsed}
-            made = {"processor": str(run.about.get("processor") or "")}
+            made = {"processor": run.processor}
             measures = dict.fromkeys(MEASURES, np.nan)
             if here:  # "kept 100%" of an unedited model would mislead beside methods that edited
                 points, batches = run.record.checkpoints, run.record.batches
@@ -122,7 +122,12 @@ def paired_tests(groups: Sequence[Group]) -> pd.DataFrame:
         findings among those below a bound is at most that bound). Empty if no two runs have the column. All facts of a run
         share one model, so the test is about these runs; seeds show how far it generalises.
     """
-    held = [(group, run) for group in groups for run in group.runs if "end_efficacy_success" in run.record.facts]
+    held = [
+        (group, run)
+        for group in groups
+        for run in group.runs
+        if run.complete and "end_efficacy_success" in run.record.facts
+    ]
     rows = []
     for (group, one), (other, two) in combinations(held, 2):
         if (group.model, one.seed) == (other.model, two.seed) and group.label != other.label:

@@ -207,6 +207,12 @@ class Run:
         return float(self._unedited.get("d_mlp") or math.nan)
 
     @property
+    def processor(self) -> str:
+        """What its seconds belong to, such as "AMD EPYC, 1 thread"; "" if the record does not say."""
+        named, threads = self.about.get("processor") or "", self.about.get("threads")
+        return f"{named}, {threads} thread{'s' if threads != 1 else ''}" if named and threads else str(named)
+
+    @property
     def before(self) -> dict[str, float]:
         """Measures of the unedited model, named as at checkpoints; ES to p_edited are those of at most
         `ketools.runs.panel.BEFORE` facts. {} if it was not measured.
@@ -221,22 +227,28 @@ class Run:
                                                       "p_natural") if name in row}  # fmt: skip
         return found | ({"same_subject_kept": 1.0} if row.get("same_subject_known") else {})
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """The number of facts behind each share of the last checkpoint."""
-        if self.record.checkpoints.empty:
+    def counts(self, at: int | None = None) -> dict[str, int]:
+        """The number of facts behind each share of the last checkpoint, or of the last one up to `at` edits."""
+        points = self.record.checkpoints
+        points = points if at is None or points.empty else points[points["edits"] <= at]
+        if points.empty:
             return {}
-        row = self.record.checkpoints.iloc[-1]
+        row = points.iloc[-1]
         known = {name: row.get(f"{name}_known", math.nan) for name in ("unedited", "same_subject")}
         n = {f"{name}_kept": int(count) for name, count in known.items() if pd.notna(count)}
         n |= {"p_natural": n["unedited_kept"]} if "unedited_kept" in n else {}
-        return n | (dict.fromkeys(("ES", "PS", "NS", "S", "p_edited"), self.edits) if self.edits else {})
+        return n | (dict.fromkeys(("ES", "PS", "NS", "S", "p_edited"), int(row["edits"])) if row["edits"] else {})
 
     @property
     def edits(self) -> int:
         """How many edits are done and scored."""
         points = self.record.checkpoints
         return int(points["edits"].max()) if len(points) else 0
+
+    @property
+    def ended_at_once(self) -> bool:
+        """Did it end in its first batch? Its only checkpoint, of the unedited model, would mislead beside methods that edited."""
+        return self.collapsed and not self.edits
 
     @property
     def complete(self) -> bool:
@@ -265,10 +277,12 @@ class Run:
             # lambda_n without a norm constraint changes nothing.
             return update.get("norm") is True if name.startswith("lambda_n") else True
 
+        post = method.get("post") if isinstance(method, Mapping) else None
         flat: dict[str, Any] = {}
-        for name, value in self.settings.items():
-            parts = value if isinstance(value, Mapping) else {name: value}
-            flat |= {key: item for key, item in parts.items() if name not in _FREE and key not in _FREE}
+        for name, value in {**self.settings, "stopping": stopping, "post": post}.items():
+            for key, item in (value if isinstance(value, Mapping) else {name: value}).items():
+                if name not in _FREE and key not in _FREE:
+                    flat[key if key not in flat else f"{name}.{key}"] = item
         return {name: value for name, value in flat.items() if counts(name)}
 
 

@@ -1,5 +1,6 @@
 """The reference runs: which is next, what is packed, and the table that is written from the records."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,9 +9,9 @@ import pytest
 from benchmarks import lifelong
 from ketools.editing.methods import scaled
 from ketools.runs.config import composed
-from ketools.runs.records import gather, plain, variant
+from ketools.runs.records import Run, arrange, gather, plain, variant
 from ketools.runs.study import read_study
-from tests.runs.fakes import fake_run
+from tests.runs.fakes import fake_record, fake_run
 
 ROOT = Path(lifelong.__file__).parents[1]
 
@@ -105,14 +106,25 @@ def test_records_made_with_other_settings_than_todays_say_so(script):
 
 
 def test_it_is_said_which_runs_were_made_on_which_processor(script):
-    def run(model, seed, processor):
-        return SimpleNamespace(method="encore", model=model, seed=seed, about={"processor": processor})
+    def run(model, seed, processor, threads=1):
+        record = fake_record("encore", seed, changes={"model": model})
+        return Run("a", replace(record, provenance=record.provenance | {"processor": processor, "threads": threads}))
 
     runs = [run("pocket", 0, "A"), run("pocket", 2, "B"), run("smollm2", 0, "A"), run("pocket", 1, "A")]
-    assert script.processors([*runs, run("pocket", 3, None)]) == [
-        "Made on A: ENCORE on pocket (seeds 0 and 1) and ENCORE on smollm2 (seed 0).",
-        "Made on B: ENCORE on pocket (seed 2).",
+    assert script.processors([*runs, run("pocket", 3, None), run("pocket", 4, "A", 2)]) == [
+        "Made on A, 1 thread: ENCORE on pocket (seeds 0 and 1) and ENCORE on smollm2 (seed 0).",
+        "Made on B, 1 thread: ENCORE on pocket (seed 2).",
+        "Made on A, 2 threads: ENCORE on pocket (seed 4).",
     ]
+
+
+def test_the_reading_is_of_seeds_that_every_method_has(script, tmp_path):
+    names = [("memit", 0), ("encore", 0), ("encore", 1)]
+    runs = gather([fake_run(tmp_path / f"{method}-{seed}", method, seed) for method, seed in names])
+    text = script.readme(arrange(runs))
+    paired = script.reading(script.by_method(script.compare(runs[:2])))["pocket"]
+    assert "every method has: 0." in text and all(f"- {verdict}" in text for verdict in paired)
+    assert "## What it says" not in script.readme(arrange([runs[0], runs[2]])), "no seed in common"
 
 
 def test_a_cell_says_of_how_many_seeds_its_mean_is(script, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from ketools.evaluation.metrics import metric
 from ketools.plots.style import words
-from ketools.report.figures import CHARTS, left_out, pooled
+from ketools.report.figures import CHARTS, checkpoints, left_out, pooled
 from ketools.report.page import at_the_end
 from ketools.report.verdicts import Verdict
 from ketools.runs.records import Run, arrange
@@ -63,6 +63,34 @@ def test_no_verdict_where_the_interval_of_a_share_holds_the_bound():
         given = arrange([Run("a", replace(record, checkpoints=points))])
         finding = words(CHARTS["unedited"].figure(given))["finding"]
         assert ("are lost" in finding) is told and "survive" not in finding and f"n {known:,}" in finding
+
+
+def test_a_run_that_ended_in_its_first_batch_is_in_no_mean():
+    first = fake_record("memit", 1)
+    first = replace(first, checkpoints=first.checkpoints[:1], collapse={"batch": 1, "edits": 0, "why": "not finite"})
+    given = [*groups(("memit", 0))[0].runs, Run("at once", first), *groups(("encore", 0))[0].runs]
+    whole, frame = arrange([given[0], given[2]]), pooled(arrange(given), checkpoints)
+    assert frame.drop(columns="runs").equals(pooled(whole, checkpoints))
+    assert "MEMIT: 1 of 2 seeds" in left_out(frame, ["unedited_kept"])
+    assert cells(arrange(given)) == cells(whole)
+
+
+def test_records_that_do_not_say_how_many_facts_they_asked_are_drawn():
+    given = groups(("memit", 0), ("encore", 0))
+    given[0].runs[0].record.checkpoints["unedited_known"] = 1000
+    assert "n 1,000" not in words(CHARTS["unedited"].figure(given))["finding"]
+    given[1].runs[0].record.checkpoints["unedited_known"] = 1000
+    assert "n 1,000" in words(CHARTS["unedited"].figure(given))["finding"]
+
+
+def test_the_unedited_model_is_shown_over_all_seeds():
+    given = groups(("memit", 0), ("encore", 0), ("memit", 1))
+    for group in given:
+        for run in group.runs:
+            run.record.checkpoints["p_natural"] = 0.6 + 0.1 * run.seed
+            run.record.checkpoints["unedited_known"] = 990 + 10 * run.seed
+    table = at_the_end(given)[0]
+    assert "0.650 (0.600–0.700)" in str(table) and "995 (990–1,000)" in str(table)
 
 
 def test_a_cell_says_of_how_many_seeds_it_is():

@@ -98,7 +98,8 @@ def test_what_was_not_run_or_not_measured_has_no_verdict():
     said = " ".join(map(str, broken))
     assert "nan" not in said and "inf" not in said
     assert "unedited_kept" not in {each.about for each in broken}
-    ended = reading(table(memit={"collapsed": 2}, encore={}))["pocket"][0]
+    ended, *others = reading(table(memit={"collapsed": 2, "norm_ratio": 50.0}, encore={}))["pocket"]
+    assert all("memit" not in verdict.values for verdict in others), "measured after fewer edits"
     assert ended == Verdict("collapsed", {"memit": {"runs": 2, "of": 3}}, 2) and "2 of 3 runs" in str(ended)
 
 

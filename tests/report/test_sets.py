@@ -5,6 +5,7 @@ import json
 import re
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,7 @@ from ketools.runs.compare import by_method, compare
 from ketools.runs.records import Run, arrange
 from tests.plots.figures import tells
 from tests.report.test_write import read
-from tests.runs.fakes import fake_record, fake_run
+from tests.runs.fakes import fake_record, fake_run, fake_study
 
 ABLATIONS = (
     "memit", SEQUENTIAL_MEMIT, replace(MEMIT, stopping=MPES()), replace(MEMIT, update=LeastSquares(norm=True)),
@@ -188,6 +189,8 @@ def test_the_commands_default_places(tmp_path, monkeypatch):
     assert "Report: build/report.html" in both.output and (tmp_path / "build" / "report.html").is_file()
     (tmp_path / "there").mkdir()
     assert "Report: there/report.html" in CliRunner().invoke(cli.app, ["report", "demo", "--out", "there"]).output
+    fake_study(Path("study"), Path("demo", "memit"))
+    assert "Report: build/report.html" in CliRunner().invoke(cli.app, ["report", "study/memit"]).output
     assert CliRunner().invoke(cli.app, ["report", "nowhere"]).exit_code == 2
 
 

@@ -132,6 +132,34 @@ def test_a_run_that_ended_in_its_first_batch_has_a_row_and_no_measures():
         compare([early, *runs(("encore", 0), done=50)])
 
 
+def test_a_run_that_ended_early_is_in_no_paired_test():
+    whole = fake_record("memit", 0)
+    part = replace(whole, checkpoints=whole.checkpoints[whole.checkpoints["edits"] <= 100], facts=whole.facts[:100],
+                   collapse={"batch": 3, "edits": 100, "why": "not finite"})  # fmt: skip
+    assert "end_efficacy_success" in part.facts
+    assert paired_tests(arrange([Run("memit", part), *runs(("encore", 0))])).empty
+
+
+def test_seeds_with_other_settings_are_other_groups():
+    sizes = plain(Sizes(same_subject=300))
+    hyper = {"layers": [1, 2], "same_subject": "shared"}
+    same = {"sizes": sizes, "hyper": hyper}
+    first = Run("0", fake_record("encore", 0, changes=same))
+    assert len(arrange([first, Run("1", fake_record("encore", 1, changes=same))])) == 1
+    apart = same | {"hyper": hyper | {"same_subject": "apart"}}
+    patient = replace(ENCORE, stopping=MPES(4))
+    for other in (fake_record("encore", 1, changes=apart), fake_record(patient, 1, changes=same)):
+        assert len(arrange([first, Run("1", other)])) == 2
+
+
+def test_the_number_of_facts_is_that_of_the_checkpoint():
+    (run,) = runs(("encore", 0))
+    run.record.checkpoints["same_subject_known"] = [300, 150, 300]
+    assert run.counts()["ES"] == 200 and run.counts(100) == dict.fromkeys(("ES", "PS", "NS", "S", "p_edited"), 100) | {
+        "same_subject_kept": 150
+    }
+
+
 REFUSED = {
     "other facts": ({"changes": {"facts": "another list"}}, "both are of seed 0, but they edit other facts"),
     "another panel": ({"changes": {"sizes": plain(Sizes(unedited=7))}}, r"another panel was asked \(unedited 1000 and 7\)"),
