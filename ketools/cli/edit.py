@@ -131,6 +131,7 @@ def edit(
 
     Store(out).check_files()
     from ketools.editing.covariance import Statistics as Covariance
+    from ketools.editing.covariance import corpus
     from ketools.evaluation.downstream import load_heldout
     from ketools.facts.reading import facts as read_facts
     from ketools.models.tokens import in_chat
@@ -150,18 +151,26 @@ def edit(
     findings = preflight.inspect(
         loaded, known, chosen_method, batch=batch, chat=chat, statistics=text is not None or given is not None, **chosen
     )
+    path = out / "statistics.safetensors"
     if given is not None:
         given.of(loaded, findings.layers)
+    elif from_text and path.is_file():  # left by an earlier job, which may have been interrupted
+        there, now = Covariance.load(path), corpus(text).name
+        try:
+            if (was := there.provenance.get("corpus")) != now:
+                raise KetoolsError(
+                    f"{path} holds the covariance over {was!r}, not {now!r}; give another --out, or --again"
+                )
+            given = there.of(loaded, findings.layers)
+        except KetoolsError:
+            if not again:
+                raise
     common.confirm(findings, len(known), loaded.name, yes or not common.at_a_terminal(), quiet)
     if again:
         discard(out)
-    if from_text:
+    if from_text and given is None:
         assert text is not None
-        path = out / "statistics.safetensors"
-        if path.is_file():  # left by an interrupted job
-            given = Covariance.load(path).of(loaded, findings.layers)
-        else:
-            given = compute_covariance(loaded, findings.layers, text, path, None, LENGTH, EVERY, quiet)
+        given = compute_covariance(loaded, findings.layers, text, path, None, LENGTH, EVERY, quiet)
     # Without held-out text, perplexity is measured on the text behind C, which still shows damage.
     beside = loaded.path is not None and (loaded.path / "heldout.txt").is_file()
     own = text if text is not None and Path(text).is_file() and not beside and not knows_world(model) else None

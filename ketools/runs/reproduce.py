@@ -21,6 +21,8 @@ from ketools.runs.store import RunRecord
 EDITS, BATCH, EVERY, SEED, TASKS = 10_000, 100, 1000, 37, "paper"
 MEASURES = {"same_subject": 0, "per_task": 100, "openings": 100}
 SCORES = ("ES", "PS", "NS", "S", "GE")
+ACCURACY = {"ES": "efficacy_accuracy", "PS": "paraphrase_accuracy", "NS": "locality_accuracy"}
+"""On zsRE, which has no true objects to compare with: is every token of the answer the argmax? (The paper: the share of tokens.)"""
 
 
 def published() -> dict[str, Any]:
@@ -69,8 +71,8 @@ def beside(record: RunRecord, config: RunConfig) -> pd.DataFrame:
     """The final measures of a run beside the paper's figures.
 
     Returns:
-        A row per measure: measure (ES .. GE, then the tasks' F1), here, paper, difference (here - paper). Scores in percent,
-        GE as it is; NaN where the paper gives no figure for this model, method and set of facts (it gives no F1 at all).
+        A row per measure: measure (ES .. GE, then the tasks' F1), here, paper, difference (here - paper). Scores in percent (on
+        zsRE those of ACCURACY), GE as it is; NaN where the paper gives no figure for this model, method and set of facts (it gives no F1 at all).
 
     Raises:
         KetoolsError: nothing has been edited yet.
@@ -79,11 +81,17 @@ def beside(record: RunRecord, config: RunConfig) -> pd.DataFrame:
     if not last["edits"]:
         raise KetoolsError(f"{config.out}: no checkpoint after an edit yet; let the run continue")
     data = published()
-    table = data.get("zsre" if config.facts == "zsre" else "counterfact", {})
+    zsre = config.facts == "zsre"
+    table = data["zsre" if zsre else "counterfact"]
     row = table.get(_entry(config.model).get("rows", ""), {}).get(title(config.method), [])
     paper = dict(zip(table["columns"], row, strict=False))
     rows = [
-        (name, last.get(name, math.nan) * (1 if name == "GE" else 100), paper.get(name, math.nan)) for name in SCORES
+        (
+            name,
+            last.get(ACCURACY.get(name, name) if zsre else name, math.nan) * (1 if name == "GE" else 100),
+            paper.get(name, math.nan),
+        )
+        for name in SCORES
     ]
     rows += [(name, 100 * last[name], math.nan) for name in last.index if str(name).startswith("f1_")]
     frame = pd.DataFrame(rows, columns=["measure", "here", "paper"])

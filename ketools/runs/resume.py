@@ -71,7 +71,9 @@ def begin(store: Store, settings: Mapping[str, Any], about: Mapping[str, Any], *
     with store.writing():  # an unwritable folder fails here, not after the first batch
         cut(store, found)
         if changed:
-            stored |= {"settings": settings, "versions": about.get("versions"), "device": about.get("device")}
+            stored |= {
+                name: about[name] for name in ("settings", "versions", "device", "method", "config") if about.get(name)
+            }
             stored["forced"] = [*stored.get("forced", ()), {"after_batch": found.batches, "changed": changed}]
         store.write_about(stored)
         if found.batches:

@@ -285,6 +285,19 @@ def test_a_job_that_was_stopped_goes_on_to_the_same_edit(home, finished, run, tm
     assert "holds a run with seed" in line
 
 
+def test_the_covariance_of_another_text_is_not_taken_for_this_ones(home, run, tmp_path):
+    out, other = tmp_path / "o", tmp_path / "other.txt"
+    other.write_text((home / "text.txt").read_text(encoding="utf-8").upper(), encoding="utf-8")
+    assert run(*edit_command(home, out, "--yes")).exit_code == 0
+    first, edit = Statistics.load(out / "statistics.safetensors"), Edit.load(out / "edit.safetensors")
+    command = [other if arg == home / "text.txt" else arg for arg in edit_command(home, out, "--yes")]
+    line = one_line(run(*command), 2)
+    assert "holds the covariance over 'text.txt', not 'other.txt'" in line and "--again" in line
+    assert torch.equal(Edit.load(out / "edit.safetensors").layers[1][0], edit.layers[1][0]), "nothing was removed"
+    assert run(*command, "--again").exit_code == 0
+    assert not torch.equal(Statistics.load(out / "statistics.safetensors").layers[1], first.layers[1])
+
+
 def test_stopped_before_the_first_batch(home, run, tmp_path, monkeypatch):
     def stopped(*_):
         raise KeyboardInterrupt

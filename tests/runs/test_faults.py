@@ -16,6 +16,8 @@ import ketools.runs.resume as resuming
 import ketools.runs.store
 from ketools import KetoolsError
 from ketools.models.model import load
+from ketools.runs.config import RunConfig
+from ketools.runs.resume import config_of
 from ketools.runs.run import lifelong
 from ketools.runs.store import RunRecord, Store, survey
 from tests.runs.conftest import CHANGED
@@ -255,11 +257,13 @@ def test_other_settings_are_refused_and_force_is_remembered(run, tiny_gpt2, whol
         with pytest.raises(KetoolsError, match="run with (facts|edits|batch|seed) = ") as refused:
             run("whole", **{name: 7}, force=True)
         assert "--force" not in str(refused.value)
-    run("whole", overrides=CHANGED | {"steps": 4}, force=True)
+    changed = CHANGED | {"steps": 4}
+    run("whole", overrides=changed, force=True, config=RunConfig(method="encore", settings=changed).as_dict())
+    assert config_of(tmp_path / "whole").settings["steps"] == 4, "what `ketools resume` goes on with"
     (forced,) = RunRecord.load(tmp_path / "whole").provenance["forced"]
     assert forced["after_batch"] == 3 and list(forced["changed"]) == ["hyper"]
     undo_all(tiny_gpt2)
-    run("whole", overrides=CHANGED | {"steps": 4})
+    run("whole", overrides=changed)
 
 
 def test_another_covariance_is_refused(run, whole, statistics):

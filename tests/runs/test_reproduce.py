@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from ketools.editing.editor import Editor
 from ketools.runs.reproduce import asked, beside, published
 from ketools.runs.store import RunRecord
 from tests.cli.test_cli_whole import record
+from tests.runs.fakes import fake_record
 from tests.small_world import small_facts
 
 
@@ -74,6 +76,15 @@ def test_the_papers_experiment_in_miniature(build, name, settings, paper, tiny_t
     monkeypatch.setattr(Editor, "apply", None)  # it is complete: the same command only reads it
     again = CliRunner().invoke(cli.app, words.split())
     assert again.exit_code == 0 and again.output.splitlines()[-8:] == ran.output.splitlines()[-8:]
+
+
+def test_zsre_is_compared_by_accuracy():
+    run = fake_record("encore")
+    found = {"efficacy_accuracy": 0.9, "paraphrase_accuracy": 0.8, "locality_accuracy": 0.5}
+    run = replace(run, checkpoints=run.checkpoints.assign(**found))
+    table = beside(run, asked("encore", "gpt2-xl", facts="zsre", out="o")).set_index("measure")
+    assert table["here"][["ES", "PS", "NS"]].tolist() == pytest.approx([90.0, 80.0, 50.0])
+    assert table["paper"][["ES", "PS", "NS"]].tolist() == published()["zsre"]["GPT2-XL"]["ENCORE"]
 
 
 def test_what_is_asked_for_is_the_papers():
