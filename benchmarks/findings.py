@@ -12,7 +12,6 @@ without --records those in data/findings.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -25,7 +24,7 @@ from benchmarks.command import ended, over_seeds
 from benchmarks.verdicts import METHODS, damage, judge, measure, student
 from ketools.facts.fact import FactSet
 from ketools.facts.reading import facts as read_facts
-from ketools.io import finite, write_atomic
+from ketools.io import write_atomic, write_json
 from ketools.models.model import EditableModel, load
 from ketools.runs.config import composed
 from ketools.runs.records import Run, gather, title
@@ -181,7 +180,7 @@ def _made(options: argparse.Namespace) -> None:
     out = Path(options.out)
     write_atomic(out / f"{options.name}.md", text)
     about = {"model": options.model, "fingerprint": model.fingerprint, "edits": options.edits, "batch": options.batch}
-    write_atomic(out / f"{options.name}.json", json.dumps(finite(about | data), indent=1) + "\n")
+    write_json(out / f"{options.name}.json", about | data)
     if options.write:
         add_to_study({run.name: run.record for run in runs}, KEPT)
         write_atomic(KEPT / "README.md", f"# The paper's findings\n\n{text}")

@@ -33,6 +33,7 @@ from ketools.facts.fact import FactSet
 from ketools.facts.reading import facts
 from ketools.io import write_json
 from ketools.models.model import EditableModel
+from ketools.runs.preflight import weight_bytes
 
 _GIB = 2**30
 
@@ -90,7 +91,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         source = facts(args.source)
         about = origin(args, model)
         _check_processor(args, found, about["processor"])
-        found |= {"provenance": about, "weights_gib": _weights(model) / _GIB}
+        found |= {"provenance": about, "weights_gib": weight_bytes(model) / _GIB}
         try:
             like = _warm(editor, source.sample(args.facts, seed=args.seed))
             for number in todo:
@@ -135,10 +136,6 @@ def _warm(editor: Editor, chosen: FactSet) -> dict[int, float]:
     like = {i: float(keys.square().mean().sqrt()) for i, keys in sizes.items()}
     editor.undo()
     return like
-
-
-def _weights(model: EditableModel) -> int:
-    return sum(p.numel() * p.element_size() for p in model.model.parameters())
 
 
 def _parts(batches: Sequence[dict[str, Any]], args: argparse.Namespace) -> dict[str, dict[str, float]]:

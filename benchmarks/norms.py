@@ -8,7 +8,6 @@ Wanted on two idle cores: a checkpoint on a pocket model in less than 2 s. Media
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ import torch
 from benchmarks.measure import measured
 from ketools.editing.edit import Edit
 from ketools.evaluation.downstream import load_heldout
-from ketools.io import write_atomic
+from ketools.io import write_json
 from ketools.models.model import EditableModel, load
 from ketools.norms.residual import contributions, text_sample
 from ketools.norms.weights import frobenius, norms, singular_values, spectra
@@ -81,7 +80,7 @@ def main(words: Sequence[str] | None = None) -> int:
     for name, value in lines.items():
         sys.stdout.write(f"{value:8.3f} s  {name}\n")
     if options.json:
-        write_atomic(options.json, json.dumps(result, indent=1) + "\n")
+        write_json(options.json, result)
     return 0
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.command import ended, over_seeds
 from ketools.editing.methods import method
-from ketools.io import write_atomic
+from ketools.io import write_atomic, write_json
 from ketools.models.model import EditableModel, load
 from ketools.runs.demo import METHODS, demo
 from ketools.runs.records import plain
@@ -47,7 +47,7 @@ ROWS = (
 
 def cell(values: Sequence[float | bool | None], kind: str) -> str:
     """Mean and range over the seeds as a table's cell; "-" where nothing was measured."""
-    known = [float(v) for v in values if v is not None]
+    known = [float(v) for v in values if v is not None and not np.isnan(v)]
     if not known:
         return "-"
     if kind == "count":
@@ -129,7 +129,7 @@ def _made(options: argparse.Namespace) -> None:
     out = Path(options.out)
     write_atomic(out / f"{options.name}.md", text)
     by_seed = {str(seed): result for seed, result in zip(options.seeds, results, strict=True)}
-    write_atomic(out / f"{options.name}.json", json.dumps({"seeds": by_seed}, indent=1) + "\n")
+    write_json(out / f"{options.name}.json", {"seeds": by_seed})
     sys.stdout.write(text)
 
 

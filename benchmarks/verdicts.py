@@ -254,7 +254,7 @@ def damage(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def norm_damage(checkpoints: pd.DataFrame, norm: str = "norm_ratio", damage: Iterable[str] = DAMAGE) -> pd.DataFrame:
+def norm_damage(checkpoints: pd.DataFrame, damage: Iterable[str]) -> pd.DataFrame:
     """Does damage go with the norm: correlations over checkpoints, of one run or of several (column method) together.
 
     Checkpoints of one run follow each other and are no independent draws: both columns may simply go with time, and the
@@ -262,7 +262,7 @@ def norm_damage(checkpoints: pd.DataFrame, norm: str = "norm_ratio", damage: Ite
 
     Args:
         checkpoints: those of a run, or of several, one below the other.
-        norm: the column of the norm; damage: columns compared with it.
+        damage: columns compared with norm_ratio.
 
     Returns:
         A row per measure: measure, spearman, spearman_p, pearson (of ln norm and the measure), pearson_p, n (checkpoints
@@ -277,8 +277,8 @@ def norm_damage(checkpoints: pd.DataFrame, norm: str = "norm_ratio", damage: Ite
     damage = list(damage)
     if not set(damage) & set(checkpoints):
         raise KetoolsError(f"none of the columns {', '.join(damage)} is in the checkpoints")
-    table = checkpoints.reindex(columns=[norm, *damage]).astype(float)
-    x = table[norm].to_numpy()
+    table = checkpoints.reindex(columns=["norm_ratio", *damage]).astype(float)
+    x = table["norm_ratio"].to_numpy()
     return pd.DataFrame([{"measure": name} | _correlated(x, table[name].to_numpy()) for name in damage])
 
 

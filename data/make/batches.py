@@ -61,7 +61,7 @@ def plain_sentence(tok: PreTrainedTokenizerFast, text: str, answer: str = "") ->
 
 
 class Corpus:
-    """All sentences, tokenised once; `subjects` limits the world to its first so many subjects (curriculum)."""
+    """All sentences, tokenised once."""
 
     def __init__(self, facts: list[WorldFact], tok: PreTrainedTokenizerFast, seed: int) -> None:
         import random

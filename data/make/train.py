@@ -129,12 +129,11 @@ class Trainer:
         if checkpoint.exists():
             saved = torch.load(checkpoint, map_location=self.device, weights_only=True)
             self.network.load_state_dict(saved["network"])
-            if "probe" in saved:
-                self.probe.load_state_dict(saved["probe"])
-            for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=False):
+            self.probe.load_state_dict(saved["probe"])
+            for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
                 optimizer.load_state_dict(state)
             self.step, self.seconds = saved["step"], saved["seconds"]
-            self.need = saved["need"].numpy() if "need" in saved else self.need
+            self.need = saved["need"].numpy()
 
     def save(self) -> None:
         """Writes the checkpoint under a temporary name and renames it."""

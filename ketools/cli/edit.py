@@ -146,16 +146,16 @@ def edit(
     if export and not again and (out / "model").exists():
         raise KetoolsError(f"{out / 'model'} exists already; --again discards it, or give another --out")
     loaded = common.load_model(model, device, dtype)
-    from_text = chosen_method.needs_statistics and text is not None
-    given = stored_covariance(loaded, statistics) if chosen_method.needs_statistics and not from_text else None
+    source = text if chosen_method.needs_statistics else None
+    given = stored_covariance(loaded, statistics) if chosen_method.needs_statistics and source is None else None
     findings = preflight.inspect(
         loaded, known, chosen_method, batch=batch, chat=chat, statistics=text is not None or given is not None, **chosen
     )
     path = out / "statistics.safetensors"
     if given is not None:
         given.of(loaded, findings.layers)
-    elif from_text and path.is_file():  # left by an earlier job, which may have been interrupted
-        there, now = Covariance.load(path), corpus(text).name
+    elif source is not None and path.is_file():  # left by an earlier job, which may have been interrupted
+        there, now = Covariance.load(path), corpus(source).name
         try:
             if (was := there.provenance.get("corpus")) != now:
                 raise KetoolsError(
@@ -168,9 +168,8 @@ def edit(
     common.confirm(findings, len(known), loaded.name, yes or not common.at_a_terminal(), quiet)
     if again:
         discard(out)
-    if from_text and given is None:
-        assert text is not None
-        given = compute_covariance(loaded, findings.layers, text, path, None, LENGTH, EVERY, quiet)
+    if source is not None and given is None:
+        given = compute_covariance(loaded, findings.layers, source, path, None, LENGTH, EVERY, quiet)
     # Without held-out text, perplexity is measured on the text behind C, which still shows damage.
     beside = loaded.path is not None and (loaded.path / "heldout.txt").is_file()
     own = text if text is not None and Path(text).is_file() and not beside and not knows_world(model) else None

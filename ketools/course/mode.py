@@ -31,13 +31,12 @@ _AT_ONCE = 64  # facts per batch in `known`
 class Lab:
     """What a notebook works with; made by `setup`, printed at its top.
 
-    mode ("quick" or "full"), number of the notebook, model (unedited at first), facts, sizes (by attribute), seed,
+    mode ("quick" or "full"), model (unedited at first), facts, sizes (by attribute), seed,
     statistics (those named in full.toml, else those in the model's folder, else None; one object for all editors, so that
     each C is unpacked once), source of the facts.
     """
 
     mode: str
-    number: str
     model: EditableModel
     facts: FactSet
     sizes: SimpleNamespace
@@ -128,7 +127,7 @@ def setup(number: str, *, seed: int = 0, model: str = "pocket", **sizes: int) ->
     plotly.io.renderers.default = "plotly_mimetype"
     if current_mode() == "quick":
         small, world = load(model), read_facts("world")
-        return Lab("quick", number, small, world, SimpleNamespace(**sizes), seed, _beside(small), "world")
+        return Lab("quick", small, world, SimpleNamespace(**sizes), seed, _beside(small), "world")
     table, folder = _full_table()
     about, full = table["model"], table.get("sizes", {}).get(number, {})
 
@@ -149,7 +148,7 @@ def setup(number: str, *, seed: int = 0, model: str = "pocket", **sizes: int) ->
     if odd := sorted(set(full) ^ set(sizes)):
         side = "the notebook's set-up cell" if odd[0] in full else f"[sizes.{number}] of full.toml"
         raise KetoolsError(f"size {odd[0]!r} of notebook {number} is missing in {side}; name it in both")
-    return Lab("full", number, loaded, facts, SimpleNamespace(**full), seed, statistics, Path(about["facts"]).name)
+    return Lab("full", loaded, facts, SimpleNamespace(**full), seed, statistics, Path(about["facts"]).name)
 
 
 def _beside(model: EditableModel) -> Statistics | None:

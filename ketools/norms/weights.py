@@ -21,11 +21,8 @@ GROWTH = 0.01
 
 def norms(model: EditableModel) -> dict[int, float]:
     """Frobenius norm of each layer's MLP output matrix, summed in float64: {layer: norm}."""
-    with torch.no_grad():
-        return {
-            layer: float(torch.linalg.vector_norm(model.weight(layer).detach(), dtype=torch.float64))
-            for layer in range(model.anatomy.n_layer)
-        }
+    layers = range(model.anatomy.n_layer)
+    return {layer: float(torch.linalg.vector_norm(model.weight(layer), dtype=torch.float64)) for layer in layers}
 
 
 def frobenius(

@@ -91,7 +91,7 @@ def estimate(
     on, target included. `memory_gib` is the peak: weights, their copies for undoing, C and its factors in float64, past keys,
     and what the gradient needs. A backward pass counts as two forward ones. `overrides` are settings as for an Editor.
     """
-    a, item = model.anatomy, torch.empty((), dtype=model.dtype).element_size()
+    a, item = model.anatomy, model.dtype.itemsize
     matrix, layer_seconds = a.d_model * a.d_mlp, rates.token / a.n_layer
     rows = []
     for method in chosen:
@@ -99,7 +99,7 @@ def estimate(
         assert hyper.layers is not None
         n, top, contexts = len(hyper.layers), hyper.layers[-1], hyper.prefix_count + 1
         # Weights; copies of the originals and of the matrices before the batch and before the last two edits.
-        memory = _weight_bytes(model) + n * 4.0 * matrix * item + (_PROGRAM if model.device.type == "cpu" else 0.0)
+        memory = weight_bytes(model) + n * 4.0 * matrix * item + (_PROGRAM if model.device.type == "cpu" else 0.0)
         if method.needs_statistics:
             memory += n * 3.0 * 8 * a.d_mlp**2  # C, lambda C, its factor
         if method.past_keys:
@@ -130,7 +130,7 @@ def _edits_in(model: EditableModel) -> str:
     return f"{len(model.edits)}" + (f", and {exported:,} facts in the exported model" if exported else "")
 
 
-def _weight_bytes(model: EditableModel) -> int:
+def weight_bytes(model: EditableModel) -> int:
     """Bytes of all parameters, a tied matrix once."""
     return sum(weight.numel() * weight.element_size() for weight in model.model.parameters())
 
@@ -139,7 +139,7 @@ def _available(model: EditableModel) -> float | None:
     """Memory (GiB) of the model's device: free memory and the model's own, or (CPU) the total; None if unknown."""
     info = getattr(getattr(torch, model.device.type, None), "mem_get_info", None)
     if info is not None:
-        return info(model.device)[0] / _GIB + _weight_bytes(model) / _GIB
+        return info(model.device)[0] / _GIB + weight_bytes(model) / _GIB
     if not {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= set(getattr(os, "sysconf_names", {})):
         return None
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / _GIB
@@ -318,7 +318,7 @@ def inspect(
     bos, ids = tokenizer.bos_token_id, tokenizer("a")["input_ids"]
     about = {
         "model": f"{model.name} ({a.architecture}), fingerprint {model.fingerprint[:12]}",
-        "size": f"{a.n_layer} layers, d_model {a.d_model}, d_mlp {a.d_mlp}, {_weight_bytes(model) / 2**20:,.0f} MiB "
+        "size": f"{a.n_layer} layers, d_model {a.d_model}, d_mlp {a.d_mlp}, {weight_bytes(model) / 2**20:,.0f} MiB "
         f"of {str(model.dtype).removeprefix('torch.')} weights on {model.device}",
         "head": "tied to the embeddings" if a.tied else "separate",
         "window": f"{model.window:,} tokens" if model.window else "no limit",

@@ -30,7 +30,6 @@ two snapshots, and about 500 bytes per fact for the rows.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import os
@@ -566,9 +565,7 @@ class Store:
         """Write a parquet file per table, then tables.json with their checksums."""
         (self.out / "tables.json").unlink(missing_ok=True)
         for name, frame in frames.items():
-            buffer = io.BytesIO()
-            frame.to_parquet(buffer, index=False)
-            write_atomic(self.out / f"{name}.parquet", buffer.getvalue())
+            write_atomic(self.out / f"{name}.parquet", frame.to_parquet(index=False))
         sums = {name: file_digest(self.out / name) for name in TABLES if (self.out / name).is_file()}
         write_sealed(self.out / "tables.json", sums, indent=2)
 

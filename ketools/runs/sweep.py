@@ -108,7 +108,7 @@ class Sweep:
             table, _, name = axis.rpartition(".")
             if name in (base.get(table, {}) if table else base):
                 raise KetoolsError(f"{axis} is set in [run] and in [grid]; remove one of them")
-        chosen = list(_drawn(axes, sample) if sample is not None else _every(axes))
+        chosen = _drawn(axes, sample) if sample is not None else _every(axes)
         names = [_named(point) for point in chosen]
         twice = {name for name, n in Counter(names).items() if n > 1}
         points = {}
@@ -194,16 +194,16 @@ def _axes(grid: Mapping[str, Any], keys: list[str], *, sampled: bool) -> dict[st
     return axes
 
 
-def _every(axes: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
+def _every(axes: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     """All combinations, the last axis fastest."""
     if (n := math.prod(map(len, axes.values()))) > _MOST:
         raise KetoolsError(
             f"[grid] has {n:,} combinations, more than {_MOST:,}; draw some of them ([sample] runs = 100)"
         )
-    return (dict(zip(axes, values, strict=True)) for values in product(*axes.values()))
+    return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
 
 
-def _drawn(axes: Mapping[str, Any], sample: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _drawn(axes: Mapping[str, Any], sample: Mapping[str, Any]) -> list[dict[str, Any]]:
     """`sample["runs"]` different combinations; a smaller sample is the beginning of a larger one."""
     known_keys(sample, ["runs", "seed"], "key of [sample]:")
     runs, seed = sample.get("runs"), sample.get("seed", 0)
@@ -237,7 +237,7 @@ def _drawn(axes: Mapping[str, Any], sample: Mapping[str, Any]) -> Iterator[dict[
     points = list(islice(different(), runs))
     if len(points) < runs:
         raise KetoolsError(f"runs = {runs} in [sample]: [grid] has only about {len(points)} combinations")
-    return iter(points)
+    return points
 
 
 def _named(point: Mapping[str, Any]) -> str:
@@ -250,12 +250,12 @@ def _named(point: Mapping[str, Any]) -> str:
     return ",".join(parts)
 
 
-def _by_model(points: Mapping[str, RunConfig]) -> Iterator[dict[str, RunConfig]]:
+def _by_model(points: Mapping[str, RunConfig]) -> list[dict[str, RunConfig]]:
     """Runs of one model together."""
     groups: dict[tuple[str | None, ...], dict[str, RunConfig]] = {}
     for name, config in points.items():
         groups.setdefault((config.model, config.device, config.dtype), {})[name] = config
-    return iter(groups.values())
+    return list(groups.values())
 
 
 def check(points: Mapping[str, RunConfig]) -> None:

@@ -23,7 +23,7 @@ def test_norm_and_damage():
     with pytest.raises(KetoolsError, match="none of the columns other"):
         norm_damage(checkpoints(), damage=["other"])
     with pytest.raises(KetoolsError, match="no checkpoints"):
-        norm_damage(pd.DataFrame())
+        norm_damage(pd.DataFrame(), damage=["ES"])
 
 
 def run(model, kept, **more):

@@ -39,9 +39,9 @@ def prompts_around(lab: Lab, fact: Fact, others: Sequence[Fact]) -> Iterator[tup
     yield from (("other subjects", f.text) for f in others if f.subject != fact.subject)
 
 
-def _problem(seed: int = 0, d_model: int = 5, d_mlp: int = 9) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _problem() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     # Two keys, what the first is to receive, and a covariance that is far from the identity.
-    generator = torch.Generator().manual_seed(seed)
+    generator, d_model, d_mlp = torch.Generator().manual_seed(0), 5, 9
     draw = torch.randn(d_mlp, 3 * d_mlp, generator=generator, dtype=torch.float64)
     draw *= torch.linspace(0.1, 3, d_mlp, dtype=torch.float64)[:, None]
     key, other, delta = (torch.randn(n, generator=generator, dtype=torch.float64) for n in (d_mlp, d_mlp, d_model))

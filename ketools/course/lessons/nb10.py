@@ -71,13 +71,13 @@ def same_tables(one: RunRecord, two: RunRecord) -> float:
     return 1.0
 
 
-def keeper(rows: pd.DataFrame, column: str = "unedited_kept") -> tuple[str, dict[str, str]]:
-    """For a prediction: which of COMPARED keeps most, and why not the others; `rows`: method, seed and `column`, a share.
+def keeper(rows: pd.DataFrame) -> tuple[str, dict[str, str]]:
+    """For a prediction: which of COMPARED keeps most, and why not the others; `rows`: method, seed and unedited_kept, a share.
 
     "undecided" if the lowest seed of the best does not lie above the highest of the next, or, with one seed each, less
     than 0.05 above it.
     """
-    seeds = rows[rows["method"].isin(COMPARED)].groupby("method")[column].agg(["mean", "min", "max", "count"])
+    seeds = rows[rows["method"].isin(COMPARED)].groupby("method")["unedited_kept"].agg(["mean", "min", "max", "count"])
     seeds = seeds.sort_values("mean", ascending=False)
     best, following = seeds.iloc[0], seeds.iloc[1]
     one = best["count"] == 1
@@ -93,12 +93,13 @@ def keeper(rows: pd.DataFrame, column: str = "unedited_kept") -> tuple[str, dict
     return first, why | {"undecided": f"{'One seed each, far apart' if one else 'The seeds do not overlap'}: {apart}"}
 
 
-def trade(table: pd.DataFrame, context: str, x: str = "efficacy_accuracy", y: str = "unedited_kept") -> go.Figure:
-    """A path a method through the plane of two metrics as the load grows, the points of the paper's regime filled.
+def trade(table: pd.DataFrame, context: str, x: str = "efficacy_accuracy") -> go.Figure:
+    """A path a method through the plane of `x` and retention as the load grows, the points of the paper's regime filled.
 
-    `table`: rows with method, load, `x` and `y`, both shares; seeds are averaged. Raises KetoolsError for another table or an
+    `table`: rows with method, load, `x` and unedited_kept, both shares; seeds are averaged. Raises KetoolsError for another table or an
     empty one.
     """
+    y = "unedited_kept"
     table = checked(table, "method", "load", x, y, of="checkpoints")
     table = table.groupby(["method", "load"], sort=False, as_index=False)[[x, y]].mean()
     fig, told = go.Figure(), []
