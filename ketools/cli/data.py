@@ -23,7 +23,7 @@ models_app = typer.Typer(no_args_is_help=True, help="Fetch a real language model
 @data_app.command()
 def check(
     file: Annotated[str, typer.Argument(help="A file of facts (.csv, .jsonl, .json, .gz) or the name of a data set.")],
-    json: Annotated[Path | None, typer.Option(help="Also write the report to this file.")] = None,
+    json: Json = None,
     good: Annotated[
         Path | None, typer.Option(help="Write the valid facts to this file (.jsonl), in the plain layout.")
     ] = None,
@@ -135,7 +135,7 @@ _FOR = {
 }
 
 
-def doctor(json: Annotated[Path | None, typer.Option(help="Also write the findings to this file.")] = None) -> None:
+def doctor(json: Json = None) -> None:
     """Show versions, devices, memory and caches, and what is missing and how to get it.
 
     Exit code 0: the core works; 2: its models or facts are missing.

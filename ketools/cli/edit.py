@@ -62,7 +62,7 @@ def inspect(
     edits: Annotated[int | None, typer.Option(min=1, help="Estimate the cost of this many edits.")] = None,
     set_: common.Settings = None,
     chat: common.Chat = False,
-    json: Annotated[Path | None, typer.Option(help="Also write the findings to this file.")] = None,
+    json: common.Json = None,
     device: common.Device = None,
     dtype: common.Dtype = None,
 ) -> None:
@@ -105,7 +105,7 @@ def edit(
     text: Annotated[str | None, typer.Option(help=TEXT)] = None,
     statistics: common.Statistics = None,
     export: Annotated[bool, typer.Option("--export", help="Also write the edited model, to OUT/model.")] = False,
-    json: Annotated[Path | None, typer.Option(help="Also write the measures to this file.")] = None,
+    json: common.Json = None,
     yes: common.Yes = False,
     again: common.Again = False,
     quiet: common.Quiet = False,

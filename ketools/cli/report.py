@@ -70,7 +70,7 @@ def compare(
         int | None,
         typer.Option(min=1, help="Compare after this many edits; default: the last checkpoint that all have."),
     ] = None,
-    json: Annotated[Path | None, typer.Option(help="Also write the table and the tests to this file.")] = None,
+    json: common.Json = None,
     csv: Annotated[Path | None, typer.Option(help="Also write the table to this file.")] = None,
 ) -> None:
     """Compare runs: their measures, and where two methods differ fact by fact (McNemar's exact test).
@@ -160,7 +160,7 @@ def pair_table(pairs: "pd.DataFrame") -> "list[RenderableType]":
 def glossary(
     name: Annotated[str | None, typer.Argument(help="A column or figure, such as ES or norm_ratio.")] = None,
     table: Annotated[str | None, typer.Option(help="Only metrics of this table, such as checkpoints.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Also write the entries shown to this file.")] = None,
+    json: common.Json = None,
 ) -> None:
     """Explain a reported number: formula, range, which direction is better, source. Without NAME: all of them."""
     if name is not None:

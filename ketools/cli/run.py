@@ -58,7 +58,7 @@ def demo(
     model: Annotated[str, typer.Option(help=common.MODEL)] = "pocket",
     seed: common.Seed = 0,
     out: Annotated[Path, typer.Option(help="Folder for the report and the records.")] = Path("build/demo"),
-    json: Annotated[Path | None, typer.Option(help="Also write the final measures to this file.")] = None,
+    json: common.Json = None,
     batch: common.Batch = 50,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Edits between two checkpoints.")] = 250,
     facts: Annotated[str | None, typer.Option(help=common.FACTS)] = None,
