@@ -35,42 +35,42 @@ _Threshold = Annotated[float, Field(gt=0)]  # infinite: no threshold
 _Share = Annotated[float, Field(ge=0, le=1)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Hyper:
-    """Settings of one method on one model; hyperparameters.toml explains each and names its source."""
+    """Settings of one method on one model; hyperparameters.toml explains each, gives its default and names its source."""
 
     layers: tuple[_Whole, ...] | None = None
-    layers_depth: tuple[_Share, _Share] = (0.2, 0.35)
-    lr: _Positive = 0.5
-    steps: _Counted = 20
-    clamp_norm_factor: _Positive = 0.75
-    kl_factor: _Number = 0.0625
-    kl_direction: Literal["reference", "edited"] = "reference"
-    weight_decay: _Number = 0.5
-    loss_floor: Annotated[float, Field(allow_inf_nan=False)] = 0.05
-    patience: _Whole = 2
-    compat: Literal["exact", "official"] = "exact"
-    prefix_count: _Whole = 5
-    prefix_tokens: _Counted = 10
+    layers_depth: tuple[_Share, _Share]
+    lr: _Positive
+    steps: _Counted
+    clamp_norm_factor: _Positive
+    kl_factor: _Number
+    kl_direction: Literal["reference", "edited"]
+    weight_decay: _Number
+    loss_floor: Annotated[float, Field(allow_inf_nan=False)]
+    patience: _Whole
+    compat: Literal["exact", "official"]
+    prefix_count: _Whole
+    prefix_tokens: _Counted
     lambda_p: _Number | None = None
-    lambda_p_relative: _Number = 1.5
+    lambda_p_relative: _Number
     lambda_n: _Number | None = None
-    lambda_n_relative: _Number = 10.0
+    lambda_n_relative: _Number
     null_threshold: _Threshold | None = None
-    null_threshold_relative: _Threshold = 1.0
+    null_threshold_relative: _Threshold
     l2: _Number | None = None
-    l2_relative: _Number = 300.0
-    constraint_ridge: _Number = 0.1
+    l2_relative: _Number
+    constraint_ridge: _Number
     shift_lr: _Positive | None = None
-    shift_lr_relative: _Positive = 0.1
-    ft_lr: _Positive = 5e-4
-    ft_steps: _Counted = 25
-    ft_epsilon: _Positive = 5e-4
-    lora_rank: _Counted = 8
+    shift_lr_relative: _Positive
+    ft_lr: _Positive
+    ft_steps: _Counted
+    ft_epsilon: _Positive
+    lora_rank: _Counted
     facts_at_once: _Counted | None = None
-    precision: Literal["weights", "bfloat16"] = "weights"
+    precision: Literal["weights", "bfloat16"]
     compile: str | None = None
-    same_subject: Literal["shared", "apart", "alone"] = "shared"
+    same_subject: Literal["shared", "apart", "alone"]
 
     def value(self, name: str, unit: float) -> float:
         """`name` if it is given in absolute terms, else `name`_relative times `unit`."""

@@ -9,13 +9,13 @@ from ketools import load
 from ketools.editing.baselines import fine_tune
 from ketools.editing.edit import Edit
 from ketools.editing.keys import fact_rows
-from ketools.editing.methods import FineTune, Hyper
+from ketools.editing.methods import FineTune, scaled
 from ketools.errors import NotFinite
 from ketools.models.scoring import target_logprobs
 from ketools.models.weights import edited
 
 KINDS = ("ft", "ft-l", "lora")
-HYPER = Hyper(layers=(0, 2), ft_lr=2e-2, ft_steps=80, ft_epsilon=0.15, lora_rank=3, loss_floor=1e-2)
+HYPER = replace(scaled("ft-l"), layers=(0, 2), ft_lr=2e-2, ft_steps=80, ft_epsilon=0.15, lora_rank=3, loss_floor=1e-2)
 
 
 def signs(model):

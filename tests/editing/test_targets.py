@@ -8,7 +8,7 @@ import torch
 from ketools.editing import targets
 from ketools.editing import targets as descent
 from ketools.editing.keys import fact_rows
-from ketools.editing.methods import MPES, FixedSteps, Hyper, ProbabilityThreshold, method
+from ketools.editing.methods import MPES, FixedSteps, ProbabilityThreshold, method, scaled
 from ketools.editing.stopping import Passes
 from ketools.editing.targets import Descent, compute_targets
 from ketools.errors import KetoolsError
@@ -19,7 +19,7 @@ from ketools.reference.targets import plain_target
 from tests.plain import plain_settings
 
 CONTEXTS = ["", "The tower of Vell. ", "Therefore you sang because. ", "I. "]
-HYPER = Hyper(layers=(0, 1), lr=0.5, steps=15, clamp_norm_factor=4.0)
+HYPER = replace(scaled("memit"), layers=(0, 1), lr=0.5, steps=15, clamp_norm_factor=4.0)
 
 
 @pytest.mark.parametrize("stopping", [FixedSteps(), MPES(0), MPES(2), ProbabilityThreshold(0.3)], ids=str)
@@ -212,7 +212,7 @@ def test_companions_do_not_matter(tiny_model, tiny_facts):
 
 
 def test_delta_stays_in_the_ball(tiny_model, tiny_facts):
-    hyper = Hyper(layers=(1,), clamp_norm_factor=0.2, steps=10)
+    hyper = replace(scaled("memit"), layers=(1,), clamp_norm_factor=0.2, steps=10)
     got = compute_targets(tiny_model, tiny_facts, CONTEXTS, FixedSteps(), hyper)
     assert (got.delta_norm <= 0.2 * got.h0.norm(dim=1) * (1 + 1e-6)).all()
     assert torch.isnan(got.trace).sum() == 0 and torch.allclose(got.trace[:, -1], got.p_target)

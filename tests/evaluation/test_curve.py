@@ -1,12 +1,13 @@
 """Targets against natural states, and the overfitting curve: by hand, and on a tiny model."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from ketools import KetoolsError
-from ketools.editing.methods import MPES, FixedSteps, Hyper
+from ketools.editing.methods import MPES, FixedSteps, scaled
 from ketools.editing.targets import Targets, compute_targets
 from ketools.evaluation.edits import overfitting_curve
 from ketools.norms.residual import subject_sample
@@ -37,7 +38,7 @@ def test_the_curve_by_hand(found):
 
 
 def test_on_a_model(tiny_model, tiny_facts):
-    hyper = Hyper(layers=(1,), steps=6)
+    hyper = replace(scaled("memit"), layers=(1,), steps=6)
     got = compute_targets(tiny_model, tiny_facts, ["", "You sang. "], FixedSteps(), hyper)
     sample = subject_sample(tiny_model, tiny_facts)
     for ids, (at,), h0 in zip(sample.ids, sample.reads, got.h0, strict=True):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ketools import Edit, KetoolsError
-from ketools.editing.methods import FixedSteps, Hyper
+from ketools.editing.methods import FixedSteps, scaled
 from ketools.editing.targets import compute_targets
 from ketools.evaluation import downstream, edits, forgetting
 from ketools.evaluation import downstream as harness
@@ -126,7 +126,9 @@ def test_norms_are_covered(tiny_gpt2, tiny_facts):
     explained("spectra", weights.spectra(tiny_gpt2))
     both = residual.before_and_now(tiny_gpt2, residual.text_sample(tiny_gpt2, SENTENCES))
     explained("residual", both, residual.edited_share(both))
-    found = compute_targets(tiny_gpt2, tiny_facts[:2], ["", "You sang. "], FixedSteps(), Hyper(layers=(1,), steps=2))
+    found = compute_targets(
+        tiny_gpt2, tiny_facts[:2], ["", "You sang. "], FixedSteps(), replace(scaled("memit"), layers=(1,), steps=2)
+    )
     explained("targets", edits.overfitting_curve(found))
     explained("diff", edit.diff(edit))
 

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ketools import Editor, Fact, edited, load
 from ketools.editing.covariance import Statistics
-from ketools.editing.methods import R_ROME, FixedSteps, Hyper
+from ketools.editing.methods import R_ROME, FixedSteps, scaled
 from ketools.editing.targets import compute_targets
 from ketools.models.model import anatomy_of
 from ketools.models.scoring import target_logprobs
@@ -128,7 +128,9 @@ def says(model, fact):
 @pytest.mark.parametrize("kind", KINDS)
 def test_targets_equal_the_plain_loop(kind, tiny_tokenizer, tiny_facts):
     model = load(network(kind), tokenizer=tiny_tokenizer)
-    hyper = Hyper(layers=(1,), steps=6, clamp_norm_factor=4.0, facts_at_once=2)  # others wait: rows are selected
+    hyper = replace(
+        scaled("memit"), layers=(1,), steps=6, clamp_norm_factor=4.0, facts_at_once=2
+    )  # others wait: rows are selected
     got = compute_targets(model, tiny_facts, CONTEXTS, FixedSteps(), hyper)
     for i, fact in enumerate(tiny_facts):
         want = plain_target(model, fact, CONTEXTS, **plain_settings(hyper, FixedSteps()))

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from ketools import Editor, Fact, KetoolsError, edited, load
 from ketools.editing.covariance import Statistics
 from ketools.editing.keys import fact_rows, keys_and_states
-from ketools.editing.methods import ENCORE, FixedSteps, Hyper
+from ketools.editing.methods import ENCORE, FixedSteps, scaled
 from ketools.editing.targets import compute_targets
 from ketools.models.replay import freeze
 from ketools.probing.tracing import trace
@@ -45,7 +45,7 @@ def model(request, tiny_tokenizer):
 
 def test_targets_equal_the_plain_loop_and_it_is_said(model, tiny_facts):
     assert not model.replays
-    hyper = Hyper(layers=(1,), steps=4, clamp_norm_factor=4.0, facts_at_once=2)
+    hyper = replace(scaled("memit"), layers=(1,), steps=4, clamp_norm_factor=4.0, facts_at_once=2)
     with said_once("carries a recurrent state: .*whole prompts are run in every pass"):
         got = compute_targets(model, tiny_facts, CONTEXTS, FixedSteps(), hyper)
     for i, fact in enumerate(tiny_facts):
@@ -111,4 +111,4 @@ def test_what_needs_replay_is_refused(model, tiny_facts):
 @pytest.mark.filterwarnings("error")
 def test_attention_alone_is_replayed_without_a_word(tiny_model, tiny_facts):
     assert tiny_model.replays
-    compute_targets(tiny_model, tiny_facts[:2], CONTEXTS, FixedSteps(), Hyper(layers=(1,), steps=2))
+    compute_targets(tiny_model, tiny_facts[:2], CONTEXTS, FixedSteps(), replace(scaled("memit"), layers=(1,), steps=2))
