@@ -92,26 +92,13 @@ class Absolute(NamedTuple):
     l2: float
 
 
-def look_up(model: EditableModel, name: str, *given: Mapping[str, Any]) -> Hyper:
-    """Settings of the method `name` for `model`: those of the table, then each mapping in `given`; later ones win.
-
-    `compat="official"` also sets the direction of the authors' KL term unless `kl_direction` is given. Raises
-    KetoolsError for an unknown setting, an invalid value, and for layers that the model does not have.
-    """
-    hyper = scaled(name, *given, model_name=model.known_as)
-    layers, n_layer = hyper.layers, model.anatomy.n_layer
-    if layers is None:
-        first, last = (min(n_layer - 1, round(part * n_layer)) for part in hyper.layers_depth)
-        layers = tuple(range(max(first, last - 4), last + 1))
-    if not layers or list(layers) != sorted(set(layers)):
-        raise KetoolsError(f"layers {layers!r}: expected different layer numbers in ascending order, such as (4, 5, 6)")
-    for index in layers:
-        model.layer(index)
-    return replace(hyper, layers=layers)
-
-
 def scaled(name: str, *given: Mapping[str, Any], model_name: str = "") -> Hyper:
-    """Like `look_up`, before the depth of a model is known: `layers` is None where only `layers_depth` is given."""
+    """Settings of the method `name`: those of the table, then each mapping in `given`; later ones win.
+
+    `layers` is None where only `layers_depth` is given; `Method.settings` knows the model's depth. `compat="official"` also
+    sets the direction of the authors' KL term unless `kl_direction` is given. Raises KetoolsError for an unknown setting
+    and an invalid value.
+    """
     values = _from_table(model_name, name)
     if any(mapping.get("compat") == "official" for mapping in given):
         values["kl_direction"] = "edited"
@@ -285,8 +272,22 @@ class Method:
         return getattr(self.update, "past_keys", False)
 
     def settings(self, model: EditableModel, **overrides: object) -> Hyper:
-        """The settings for `model`: those of the table, then the method's own, then `overrides`; see `look_up`."""
-        return look_up(model, self.name, self.hyper, overrides)
+        """The settings for `model`: those of the table (`scaled`), then the method's own, then `overrides`.
+
+        Raises KetoolsError for an unknown setting, an invalid value, and for layers that the model does not have.
+        """
+        hyper = scaled(self.name, self.hyper, overrides, model_name=model.known_as)
+        layers, n_layer = hyper.layers, model.anatomy.n_layer
+        if layers is None:
+            first, last = (min(n_layer - 1, round(part * n_layer)) for part in hyper.layers_depth)
+            layers = tuple(range(max(first, last - 4), last + 1))
+        if not layers or list(layers) != sorted(set(layers)):
+            raise KetoolsError(
+                f"layers {layers!r}: expected different layer numbers in ascending order, such as (4, 5, 6)"
+            )
+        for index in layers:
+            model.layer(index)
+        return replace(hyper, layers=layers)
 
     def describe(self, model: EditableModel | None = None) -> str:
         """Equation, stopping rule, post-processing, source and relevant settings, as text.

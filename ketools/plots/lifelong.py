@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -15,6 +14,7 @@ from ketools.norms.weights import growing, growth
 from ketools.plots.drawers import EDITS, add_lines, describe, holes, measured, need, over_edits
 from ketools.plots.style import OUTCOMES, Outcome, dress, every, joined, label, last, left_of, listed_values, styles
 from ketools.runs.records import listed
+from ketools.runs.store import RunRecord
 
 _PHASES = {  # column: (name, hatching)
     "seconds_targets": ("targets", ""),
@@ -24,15 +24,7 @@ _PHASES = {  # column: (name, hatching)
 }
 
 
-class Tables(Protocol):
-    """The part of `ketools.runs.store.RunRecord` that figures use."""
-
-    batches: pd.DataFrame
-    norms: pd.DataFrame
-    checkpoints: pd.DataFrame
-
-
-def stack(records: Mapping[str, Tables], table: str) -> pd.DataFrame:
+def stack(records: Mapping[str, RunRecord], table: str) -> pd.DataFrame:
     """One table ("batches", "norms" or "checkpoints") of several runs, with the key as first column `method`."""
     parts = [getattr(record, table).assign(method=name) for name, record in records.items()]
     if not parts:

@@ -187,8 +187,8 @@ def checkpoints(record: RunRecord) -> pd.DataFrame:
 
 
 def _shares(record: RunRecord) -> pd.DataFrame:
-    frame = getattr(record, "residual", None)
-    if frame is None or not {"edits", "edited", "share"} <= set(frame) or not frame["edited"].astype(bool).any():
+    frame = record.residual
+    if not {"edits", "edited", "share"} <= set(frame) or not frame["edited"].astype(bool).any():
         return pd.DataFrame()
     return frame[frame["edited"].astype(bool)].groupby("edits", as_index=False)["share"].sum()
 

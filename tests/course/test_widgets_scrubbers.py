@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -14,18 +15,20 @@ from tests.plots.sample import record, records
 
 def measured(runs):
     """The runs with spectra and shares of the residual stream at their checkpoints."""
-    for run in runs.values():
+    whole = {}
+    for name, run in runs.items():
         at = [(edits, layer) for edits in run.checkpoints["edits"] for layer in range(4)]
-        run.spectra = pd.DataFrame(
+        spectra = pd.DataFrame(
             {"edits": e, "layer": i, "spectral_norm": 3 + e / 100, "effective_rank": 9 - i, "stable_rank": 4.0, "condition": math.inf}
             for e, i in at if i in (1, 2)
         )  # fmt: skip
-        run.residual = pd.DataFrame(
+        residual = pd.DataFrame(
             {"edits": e, "layer": i, "kind": kind, "share": 0.1 + e / 1000}
             for e, i in at
             for kind in ("mlp", "attention")
         )
-    return runs
+        whole[name] = replace(run, spectra=spectra, residual=residual)
+    return whole
 
 
 def drawn(view):
@@ -93,8 +96,7 @@ def test_runs_of_one_edit_without_checkpoints_and_with_holes():
     short = record(2.0, 0.5, 0.9, edits=1, batch=1, every=1)
     view = LifelongScrubber({"memit": short})
     assert [edits for _, edits in view.controls["edits"].options] == [0, 1]
-    stopped = record(0.2, 0.1, 0.4)
-    stopped.checkpoints = pd.DataFrame()
+    stopped = replace(record(0.2, 0.1, 0.4), checkpoints=pd.DataFrame())
     stopped.norms.loc[stopped.norms["edits"] == 200, "ratio"] = math.inf
     view = LifelongScrubber({"memit": record(2.0, 0.5, 0.9), "encore": stopped})
     assert "ENCORE: norm of layer 1 beyond measure" in view.sentence()
@@ -133,12 +135,12 @@ def test_words_and_refusals():
     assert "seed 0" in words(view.figure())["caption"] and "ENCORE, metrics" in words(view.figure())["description"]
     with pytest.raises(KetoolsError, match="no runs"):
         LifelongScrubber({})
-    empty = record(1.0, 0.1, 0.5)
-    empty.norms = empty.norms.iloc[:0]
+    whole = record(1.0, 0.1, 0.5)
+    empty = replace(whole, norms=whole.norms.iloc[:0])
     with pytest.raises(KetoolsError, match="no rows"):
         LifelongScrubber({"memit": empty})
-    odd = measured(records(["memit"]))
-    odd["memit"].spectra = odd["memit"].spectra.drop(columns="condition")
+    (whole,) = measured(records(["memit"])).values()
+    odd = {"memit": replace(whole, spectra=whole.spectra.drop(columns="condition"))}
     with pytest.raises(KetoolsError, match="lacks condition"):
         LifelongScrubber(odd)
 

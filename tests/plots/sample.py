@@ -1,8 +1,8 @@
 """Made-up records of three methods, for figures and the report: small, deterministic, not measured."""
 
-from types import SimpleNamespace
-
 import pandas as pd
+
+from ketools.runs.store import RunRecord
 
 GROWTH = {"memit": 2.4, "alphaedit": 0.9, "encore": 0.15}
 LOSS = {"memit": 0.45, "alphaedit": 0.12, "encore": 0.02}
@@ -52,9 +52,7 @@ def record(growth, loss, p_edited, steps=20.0, edits=200, batch=50, every=100):
                 }
             )
     tables = {"batches": batches, "norms": norms, "checkpoints": checkpoints}
-    return SimpleNamespace(
-        **{k: pd.DataFrame(v) for k, v in tables.items()}, facts=pd.DataFrame(), provenance=PROVENANCE, collapse=None
-    )
+    return RunRecord(**{k: pd.DataFrame(v) for k, v in tables.items()}, facts=pd.DataFrame(), provenance=PROVENANCE)
 
 
 def records(methods=tuple(GROWTH), **settings):

@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ketools.course.claims import Exercise, Property
-from ketools.course.widgets.base import View
+from ketools.course.widgets.base import View, dropdown
 from ketools.errors import KetoolsError
 from ketools.plots import lens_heat
 
@@ -29,7 +29,7 @@ class LensExplorer(View):
         layers = sorted({int(layer) for frame in frames.values() for layer in frame["layer"]})
         wide, style = W.Layout(width="min(40rem, 100%)"), {"description_width": "7rem"}
         controls = {
-            "prompt": W.Dropdown(options=list(frames), description="prompt", layout=wide, style=style),
+            "prompt": dropdown("prompt", list(frames), width="min(40rem, 100%)", indent="7rem"),
             "layers": W.IntRangeSlider(
                 value=(layers[0], layers[-1]), min=layers[0], max=layers[-1], description="layers (-1: in)",
                 continuous_update=False, layout=wide, style=style,

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
-import ipywidgets as W
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
-from ketools.course.widgets.base import View
+from ketools.course.widgets.base import View, slider
 from ketools.evaluation.metrics import percent, times
 from ketools.plots.drawers import add_line, checked
 from ketools.plots.style import NEUTRAL, OKABE_ITO, Style, dress, joined
@@ -124,15 +123,12 @@ class TradeDial(View):
         """`frame`: of `trade_off` or `null_trade_off`; `context` (mode, model, n, seed) ends the caption."""
         self.frame = checked(frame, "line", "dial", "missed", "moved", of="lessons.trades", least=2)
         self.context, self._of = context, {}
-        style, wide = {"description_width": "8rem"}, W.Layout(width="min(30rem, 100%)")
         for line, mine in frame.groupby("line", sort=False):
             name, said = _DIALS[str(line)]
             options = [(_setting(value), value) for value in sorted(mine["dial"])]
-            self._of[name] = (str(line), W.SelectionSlider(
-                options=options, value=options[len(options) // 2][1], description=said, continuous_update=False, style=style,
-                layout=wide,
-            ))  # fmt: skip
-        super().__init__({name: slider for name, (_, slider) in self._of.items()}, [list(self._of)])
+            middle = options[len(options) // 2][1]
+            self._of[name] = (str(line), slider(said, options, middle, width="30rem", indent="8rem"))
+        super().__init__({name: control for name, (_, control) in self._of.items()}, [list(self._of)])
         self._listen(*self._of)
         self.refresh()
 
@@ -140,8 +136,8 @@ class TradeDial(View):
     def data(self) -> pd.DataFrame:
         """The chosen point of each line: line, dial, missed, moved."""
         rows = [
-            self.frame[(self.frame["line"] == line) & (self.frame["dial"] == slider.value)]
-            for line, slider in self._of.values()
+            self.frame[(self.frame["line"] == line) & (self.frame["dial"] == control.value)]
+            for line, control in self._of.values()
         ]
         return pd.concat(rows, ignore_index=True)
 

@@ -12,9 +12,9 @@ from ketools.errors import KetoolsError
 from ketools.evaluation.metrics import metric, percent, times
 from ketools.plots import spectra_lines, stack
 from ketools.plots.drawers import EDITS, LAYER, add_line, checked, gaps, layer_axis
-from ketools.plots.lifelong import Tables
 from ketools.plots.style import NEUTRAL, Style, dress, joined, label, styles
 from ketools.runs.records import title
+from ketools.runs.store import RunRecord
 
 _METRICS = ("ES", "PS", "NS", "unedited_kept", "same_subject_kept", "downstream_kept")
 _SPECTRAL = {
@@ -34,7 +34,7 @@ class LifelongScrubber(View):
 
     kind, title = "scrubber", "Lifelong scrubber"
 
-    def __init__(self, records: Mapping[str, Tables], *, context: str = "") -> None:
+    def __init__(self, records: Mapping[str, RunRecord], *, context: str = "") -> None:
         """`records`: method -> record of a run (`ketools.runs.store.RunRecord`); `context` ends the caption.
 
         Raises KetoolsError without runs, for runs without norms, and for tables that lack a column.
@@ -175,9 +175,9 @@ class LifelongScrubber(View):
         return rows.pivot_table(index=["panel", "item"], columns="method", values="value", sort=False, dropna=False)
 
 
-def _optional(records: Mapping[str, Tables], table: str, columns: Sequence[str]) -> pd.DataFrame:
+def _optional(records: Mapping[str, RunRecord], table: str, columns: Sequence[str]) -> pd.DataFrame:
     """One table of all runs that have it; empty if none has."""
-    having = {m: record for m, record in records.items() if len(getattr(record, table, ()))}
+    having = {m: record for m, record in records.items() if len(getattr(record, table))}
     return checked(stack(having, table), *columns, of=f"a lifelong run's {table}") if having else pd.DataFrame()
 
 
