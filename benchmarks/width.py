@@ -2,6 +2,7 @@
 
     python -m benchmarks.width              every run, one after another; resumes
     python -m benchmarks.width --only pocket-wider        its runs only; so with a method (encore, memit) or a run
+    python -m benchmarks.width --only pocket-wide-memit-seed0 --edits 4000      what is stored of MEMIT
     python -m benchmarks.width --list       how far each run is
     python -m benchmarks.width --pack       no run; pack what is finished into data/width
 
