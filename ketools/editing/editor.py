@@ -33,7 +33,7 @@ from ketools.editing.keys import (
 from ketools.editing.methods import Constraint, FineTune, Method, Nas, Shift, method
 from ketools.editing.postprocess import Post, Prune, processed
 from ketools.editing.targets import Callback, Targets, compute_targets
-from ketools.editing.update import Protection, constrained, least_squares, merged, quadratic_form
+from ketools.editing.update import Protection, constrained, frobenius, least_squares, merged, quadratic_form
 from ketools.errors import Damaged, KetoolsError, NotFinite, named
 from ketools.facts.fact import Fact, short
 from ketools.io import checked, parsed, read_tensors, write_tensors
@@ -372,7 +372,7 @@ class Editor:
             with _timed(seconds, "write"):
                 self.model.edits.roll_back(before)
                 self.model.edits.push(edit)
-            edit.record["update_norm"] = edit.norms()
+            edit.record["update_norm"] = {layer: frobenius(*pair) for layer, pair in edit.layers.items()}
             self._remember({layer: torch.cat(blocks, 1) for layer, blocks in change.past.items()})
             self.history.append(edit)
         return edit
@@ -493,8 +493,11 @@ class Editor:
 
     def _finished(self, layer: int, left: Tensor, right: Tensor, before: Checkpoint) -> Factors:
         # Post-process the update and check it a last time.
-        original = self.model.originals.get(layer, before.bits[layer])
-        left, right = processed(self.method.post, (left, right), self.model.weight(layer), original)
+        if self.method.post is None:
+            left, right = left.float().cpu(), right.float().cpu()
+        else:
+            original = self.model.originals.get(layer, before.bits[layer])
+            left, right = processed(self.method.post, (left, right), self.model.weight(layer), original)
         if not (left.isfinite().all() and right.isfinite().all()):
             raise NotFinite(f"the update of layer {layer} is not finite; the weights were not touched")
         return left, right

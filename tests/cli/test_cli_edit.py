@@ -291,8 +291,8 @@ def test_the_covariance_of_another_text_is_not_taken_for_this_ones(home, run, tm
     assert run(*edit_command(home, out, "--yes")).exit_code == 0
     first, edit = Statistics.load(out / "statistics.safetensors"), Edit.load(out / "edit.safetensors")
     command = [other if arg == home / "text.txt" else arg for arg in edit_command(home, out, "--yes")]
-    line = one_line(run(*command), 2)
-    assert "holds the covariance over 'text.txt', not 'other.txt'" in line and "--again" in line
+    refused = run(*command)
+    assert refused.exit_code == 2 and "holds the covariance over 'text.txt', not 'other.txt'" in refused.stderr
     assert torch.equal(Edit.load(out / "edit.safetensors").layers[1][0], edit.layers[1][0]), "nothing was removed"
     assert run(*command, "--again").exit_code == 0
     assert not torch.equal(Statistics.load(out / "statistics.safetensors").layers[1], first.layers[1])

@@ -70,7 +70,7 @@ def test_the_cells_that_read_records_turn_on_stored_ones(state, capsys):
     captions = [words(figure)["caption"] for figure in figures]
     assert len(captions) == 4 and sum("n = 200 edits in 3 runs, stored" in caption for caption in captions) == 2
     assert sum("model SmolLM2, n = 1,100 edits a method" in caption for caption in captions) == 1
-    assert sum("pocket widened, n = 10,000 edits a run" in caption for caption in captions) == 1
+    assert sum("pocket widened, n = up to 10,000 edits a run" in caption for caption in captions) == 1
     assert plots.stack(state["records"], "batches")["method"].nunique() == 3
     (answer,) = [value for last, value in said.items() if "second.reveal" in last]
     assert "It is `encore`" in answer.text and "MEMIT" not in answer.text.split("Why not `memit`?")[0]

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 
@@ -69,8 +70,8 @@ def lost_facts(n=20, subject="Ada Lorn"):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     runs = records()
-    runs["memit"].facts = lost_facts(subject=EVIL)
-    runs["memit"].provenance = {**runs["memit"].provenance, "model": {"name": EVIL}, "loss": float("nan")}
+    about = {**runs["memit"].provenance, "model": {"name": EVIL}, "loss": float("nan")}
+    runs["memit"] = replace(runs["memit"], facts=lost_facts(subject=EVIL), provenance=about)
     runs[EVIL] = record(1.0, 0.2, 0.7)
     return write_report(runs, tmp_path_factory.mktemp("report") / "deep" / "report.html")
 
@@ -109,7 +110,7 @@ def test_nothing_from_outside_is_markup(written):
 
 def test_edits_that_were_lost_are_counted(tmp_path, monkeypatch):
     runs = records()
-    runs["memit"].facts = lost_facts()
+    runs["memit"] = replace(runs["memit"], facts=lost_facts())
     ((method, gone, edits, shown),) = context_of(runs, tmp_path, monkeypatch)["lost"]
     assert (method, gone, edits) == ("MEMIT", 12, 20), "a run without per-fact columns has nothing to say here"
     assert len(shown.rows) == page.LOST and {head for (head, _), _ in shown.rows} == {"Ada Lorn"}
@@ -171,8 +172,7 @@ def test_no_runs_and_empty_runs(tmp_path):
     with pytest.raises(KetoolsError, match="no runs"):
         write_report({}, tmp_path / "r.html")
     run = record(1.0, 0.2, 0.7)
-    for name in ("batches", "norms", "checkpoints"):
-        setattr(run, name, getattr(run, name).iloc[:0])
+    run = replace(run, **{name: getattr(run, name).iloc[:0] for name in ("batches", "norms", "checkpoints")})
     with pytest.raises(KetoolsError, match="nothing to report"):
         write_report({"memit": run}, tmp_path / "r.html")
     assert not list(tmp_path.iterdir())

@@ -39,7 +39,7 @@ def stopped(go, facts, monkeypatch):
             raise KeyboardInterrupt
         return real(self, *args)
 
-    def all_right(model, asked, prompts):
+    def all_right(model, asked):
         return pd.DataFrame({"accuracy": [1.0] * len(asked), "p_true": 0.5})
 
     monkeypatch.setattr("ketools.runs.panel.recall", all_right)
