@@ -82,8 +82,8 @@ def keeper(rows: pd.DataFrame) -> tuple[str, dict[str, str]]:
     best, following = seeds.iloc[0], seeds.iloc[1]
     one = best["count"] == 1
     range_of = {
-        str(name): f"{title(str(name))} {percent(s['min'])}{'' if one else f' to {percent(s.max_)}'}"
-        for name, s in seeds.rename(columns={"max": "max_"}).iterrows()
+        str(name): f"{title(str(name))} {' to '.join(dict.fromkeys((percent(s['min']), percent(s['max']))))}"
+        for name, s in seeds.iterrows()
     }
     first, second = list(range_of)[:2]
     why = {name: f"{told}; {range_of[first]}." for name, told in range_of.items()}
