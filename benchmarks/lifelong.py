@@ -152,7 +152,8 @@ def markdown(table: pd.DataFrame, columns: Mapping[str, tuple[str, str]]) -> str
 def readme(groups: Sequence[Group]) -> str:
     """data/results/README.md: the table and its reading, both from the records."""
     runs = [run for group in groups for run in group.runs]
-    table = by_method(compare(runs))
+    rows = compare(runs)
+    table = by_method(rows)
     pairs, edits = paired_tests(groups), int(table["edits"].max())
     shared = sorted(set.intersection(*(set(group.seeds) for group in groups)))
     parts = [
@@ -179,8 +180,8 @@ def readme(groups: Sequence[Group]) -> str:
     ]  # fmt: skip
     if shared:
         parts += ["## What it says", f"Over the seeds that every method has: {listed([str(seed) for seed in shared])}."]
-        paired = [run for run in runs if run.seed in shared]
-        parts += [_model(model, texts) for model, texts in reading(by_method(compare(paired))).items()]
+        paired = by_method(rows[rows["seed"].isin(shared)])
+        parts += [_model(model, texts) for model, texts in reading(paired).items()]
     if len(pairs):
         differ = int((pairs["p_adjusted"] < 0.05).sum())
         parts.append(
@@ -195,7 +196,9 @@ def readme(groups: Sequence[Group]) -> str:
 def within_paper(runs: Sequence[Run]) -> list[str]:
     """The short table at the last checkpoint within the paper's loads; nothing where that is the last one, or there is none."""
     going = [run for run in runs if not run.collapsed]
-    points = going[0].record.checkpoints["edits"] if going else pd.Series([0])
+    if not going:
+        return []
+    points = going[0].record.checkpoints["edits"]
     if not (at := points[points <= PAPER_LOAD * min(run.d_mlp for run in runs)].max()) < points.max() or not at:
         return []
     table = by_method(compare(runs, int(at)))

@@ -2,8 +2,9 @@
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -131,7 +132,6 @@ def edit(
 
     Store(out).check_files()
     from ketools.editing.covariance import Statistics as Covariance
-    from ketools.editing.covariance import corpus
     from ketools.evaluation.downstream import load_heldout
     from ketools.facts.reading import facts as read_facts
     from ketools.models.tokens import in_chat
@@ -155,12 +155,9 @@ def edit(
     if given is not None:
         given.of(loaded, findings.layers)
     elif source is not None and path.is_file():  # left by an earlier job, which may have been interrupted
-        there, now = Covariance.load(path), corpus(source).name
+        there = Covariance.load(path)
         try:
-            if (was := there.provenance.get("corpus")) != now:
-                raise KetoolsError(
-                    f"{path} holds the covariance over {was!r}, not {now!r}; give another --out, or --again"
-                )
+            refuse_other_text(path, there.provenance, source)
             given = there.of(loaded, findings.layers)
         except KetoolsError:
             if not again:
@@ -276,6 +273,15 @@ def ask(
         write_json(json, tables)
 
 
+def refuse_other_text(path: Path, there: Mapping[str, Any], text: str) -> None:
+    """Raise KetoolsError if the covariance in `path`, of provenance `there`, is over another text than `text`."""
+    from ketools.editing.covariance import corpus
+
+    was, now = there.get("corpus"), corpus(text).name
+    if was != now:
+        raise KetoolsError(f"{path} holds the covariance over {was!r}, not {now!r}; give another --out, or --again")
+
+
 def discard(out: Path) -> None:
     """Remove what an earlier `ketools edit` wrote to `out`, and nothing else."""
     from ketools.runs.store import About, Store, read_sealed
@@ -316,13 +322,11 @@ def stats(
         raise KetoolsError("give either --text (to compute) or --npz (to import)")
     common.writable(out, None if out.name == OWN else model, text, *(item.partition("=")[2] for item in npz or ()))
     common.writable(json, model, text, out)
-    from ketools.editing.covariance import Statistics, corpus
+    from ketools.editing.covariance import Statistics
 
     there = Statistics.load(out).provenance if out.is_file() else None  # anything else is not overwritten
     if there is not None and not again and text is not None:
-        was, now = there.get("corpus"), corpus(text).name
-        if was != now:
-            raise KetoolsError(f"{out} holds the covariance over {was!r}, not {now!r}; give another --out, or --again")
+        refuse_other_text(out, there, text)
     files = moments(npz)
     chosen = common.numbers(layers, "--layers")
     loaded = common.load_model(model, device, dtype)

@@ -31,9 +31,9 @@ _AT_ONCE = 64  # facts per batch in `known`
 class Lab:
     """What a notebook works with; made by `setup`, printed at its top.
 
-    mode ("quick" or "full"), model (unedited at first), facts, sizes (by attribute), seed,
-    statistics (those named in full.toml, else those in the model's folder, else None; one object for all editors, so that
-    each C is unpacked once), source of the facts.
+    mode ("quick" or "full"), model (unedited at first), facts, sizes (by attribute), seed, statistics (those named in
+    full.toml, else those in the model's folder, else None; one object for all editors, so that each C is unpacked once),
+    source of the facts.
     """
 
     mode: str

@@ -121,8 +121,8 @@ class SequentialState:
         """Write everything to one safetensors file; returns the path.
 
         The file grows by 4 d_mlp bytes per fact and layer. 10,000 facts on five layers take 1.3 GB for GPT2-XL (d_mlp
-        6,400) and 2.9 GB for Llama 3 8B (14,336). Methods that keep neither
-        keys nor moments store only seed, generator and prefixes.
+        6,400) and 2.9 GB for Llama 3 8B (14,336). Methods that keep neither keys nor moments store only seed, generator
+        and prefixes.
         """
         tensors = {f"past.{i}.{b}": keys for i, blocks in self.past.items() for b, keys in enumerate(blocks)}
         tensors["generator"] = self.generator.get_state()

@@ -207,10 +207,11 @@ def at_the_end(groups: Sequence[Group]) -> tuple[Table, list[Verdict]]:
     shown = [each for each in map(metric, END) if any(each.key in row for rows in ends.values() for row in rows)]
     of_seed = {run.seed: run for some in reversed(runs.values()) for run in some if run.before}
     beside = ("n", "unedited") if of_seed else ()
+    befores, ns = [run.before for run in of_seed.values()], [run.counts() for run in of_seed.values()]
 
     def unedited(each: Metric) -> tuple[str, str]:
-        before = [run.before.get(each.key, np.nan) for run in of_seed.values()]
-        n = [run.counts()[each.key] for run in of_seed.values() if each.key in run.counts()]
+        n = [known[each.key] for known in ns if each.key in known]
+        before = [values.get(each.key, np.nan) for values in befores]
         return _over_seeds(n, "{:,.0f}".format) if n else "", _over_seeds(before, each.format)
 
     cells = {

@@ -72,7 +72,8 @@ def beside(record: RunRecord, config: RunConfig) -> pd.DataFrame:
 
     Returns:
         A row per measure: measure (ES .. GE, then the tasks' F1), here, paper, difference (here - paper). Scores in percent (on
-        zsRE those of ACCURACY), GE as it is; NaN where the paper gives no figure for this model, method and set of facts (it gives no F1 at all).
+        zsRE those of ACCURACY), GE as it is; NaN where the paper gives no figure for this model, method and set of facts (it
+        gives no F1 at all).
 
     Raises:
         KetoolsError: nothing has been edited yet.
@@ -85,14 +86,9 @@ def beside(record: RunRecord, config: RunConfig) -> pd.DataFrame:
     table = data["zsre" if zsre else "counterfact"]
     row = table.get(_entry(config.model).get("rows", ""), {}).get(title(config.method), [])
     paper = dict(zip(table["columns"], row, strict=False))
-    rows = [
-        (
-            name,
-            last.get(ACCURACY.get(name, name) if zsre else name, math.nan) * (1 if name == "GE" else 100),
-            paper.get(name, math.nan),
-        )
-        for name in SCORES
-    ]
+    column = {name: name for name in SCORES} | (ACCURACY if zsre else {})
+    here = {name: last.get(column[name], math.nan) * (1 if name == "GE" else 100) for name in SCORES}
+    rows = [(name, value, paper.get(name, math.nan)) for name, value in here.items()]
     rows += [(name, 100 * last[name], math.nan) for name in last.index if str(name).startswith("f1_")]
     frame = pd.DataFrame(rows, columns=["measure", "here", "paper"])
     return frame.assign(difference=frame["here"] - frame["paper"])
