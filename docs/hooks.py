@@ -7,7 +7,7 @@ compile it. mkdocs calls the functions that begin with on_.
 
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape, unescape
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,12 @@ def published(kind: str) -> str:
     return table(("model", "method", *columns), rows) + f"\n\nSource: {data['source']}."
 
 
+def spread(show: Callable[[float], str], mean: float, low: float, high: float) -> str:
+    """Mean (lowest–highest), the mean alone where all are shown alike."""
+    mid, *ends = (show(value) for value in (mean, low, high))
+    return mid if ends[0] == ends[1] else f"{mid} ({'–'.join(end.rstrip('%×') for end in ends)})"
+
+
 def ends(folders: Iterable[Path], keys: Sequence[str], names: Sequence[str]) -> str:
     """Unedited model and last checkpoints of stored runs, mean (lowest to highest) over seeds; `names`: columns in front."""
     from ketools.evaluation.metrics import metric
@@ -86,9 +92,7 @@ def ends(folders: Iterable[Path], keys: Sequence[str], names: Sequence[str]) -> 
         for _, row in part.iterrows():
             front = {"method": title(row["method"]), "load": f"{row['load']:.2f}"}
             cells = [front.get(name, str(row[name])) for name in names]
-            for key in keys:
-                mean, low, high = (metric(key).format(row[f"{key}{end}"]) for end in ("", "_min", "_max"))
-                cells.append(mean if low == high else f"{mean} ({low.rstrip('%×')}–{high.rstrip('%×')})")
+            cells += [spread(metric(key).format, *(row[f"{key}{end}"] for end in ("", "_min", "_max"))) for key in keys]
             rows.append(cells)
     return table((*names, *(metric(key).short or metric(key).label for key in keys)), rows)
 
@@ -116,12 +120,13 @@ def demo() -> str:
 
 
 def real(*methods: str) -> str:
-    """SmolLM2 before any edit and at the end of its runs with these methods (none: all), from data/real/checkpoints.csv."""
+    """SmolLM2 before any edit and at the end of its runs with these methods (none: all), from data/real/checkpoints.csv;
+    mean (lowest–highest) over seeds."""
     import pandas as pd
 
     from ketools.evaluation.metrics import number, percent, times
     from ketools.io import data_root
-    from ketools.runs.records import rank, title
+    from ketools.runs.records import listed, rank, title
 
     shown = {
         "norm_ratio": ("norm", times), "unedited_kept": ("known", percent), "ours": ("own set", percent),
@@ -130,15 +135,17 @@ def real(*methods: str) -> str:
         "steps_mean": ("steps", number),
     }  # fmt: skip
     frame = pd.read_csv(data_root() / "real" / "checkpoints.csv")
-    states = [("*unedited*", frame[frame["edits"] == 0].iloc[0])]
-    ends = frame[(frame["edits"] == frame["edits"].max()) & (frame["method"].isin(methods) | (not methods))]
-    ends = ends.sort_values("method", key=lambda names: names.map(rank))
-    states += [(title(row["method"]), row) for _, row in ends.iterrows()]
-    rows = [
-        (name, *("-" if pd.isna(row[key]) else show(row[key]) for key, (_, show) in shown.items()))
-        for name, row in states
-    ]
-    return table(("method", *(head for head, _ in shown.values())), rows)
+    last = frame[(frame["edits"] == frame["edits"].max()) & (frame["method"].isin(methods) | (not methods))]
+    states = [("*unedited*", "", frame[frame["edits"] == 0].head(1))]
+    for method in sorted(last["method"].unique(), key=rank):
+        part = last[last["method"] == method]
+        states.append((title(method), listed([str(seed) for seed in part["seed"]]), part))
+    rows = []
+    for name, seeds, part in states:
+        ranges = part[[*shown]].agg(["mean", "min", "max"])
+        cells = ["-" if ranges[key].isna().all() else spread(show, *ranges[key]) for key, (_, show) in shown.items()]
+        rows.append([name, seeds, *cells])
+    return table(("method", "seeds", *(head for head, _ in shown.values())), rows)
 
 
 def reproduced() -> str:

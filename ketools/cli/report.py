@@ -23,10 +23,6 @@ if TYPE_CHECKING:
 
 DEMO = Path("build/demo")
 ACROSS = 5  # columns of a table of runs
-COLUMNS = [
-    *("ES", "PS", "NS", "S", "at_edit_ES", "at_edit_PS", "at_edit_NS", "at_edit_S"),
-    *("unedited_kept", "same_subject_kept", "downstream_kept", "perplexity_ratio", "norm_ratio", "seconds_per_edit"),
-]
 Folders = Annotated[
     list[Path] | None,
     typer.Argument(help="Run folders, or folders of runs such as `ketools demo` writes.", metavar="RUN..."),
@@ -104,9 +100,10 @@ def compare(
 
 
 def run_table(table: "pd.DataFrame", runs: "Sequence[Run]", finished: bool) -> "list[RenderableType]":
-    """A row per metric, a column per run, beside the unedited models; "!" marks a run that ended early with a non-finite
-    update.
+    """A row per measure that a run has, a column per run, beside the unedited models; "!" marks a run that ended early with a
+    non-finite update.
     """
+    from ketools.runs.compare import MEASURES
     from ketools.runs.records import title
 
     several = {name: table[name].nunique() > 1 for name in ("model", "seed")}
@@ -124,6 +121,7 @@ def run_table(table: "pd.DataFrame", runs: "Sequence[Run]", finished: bool) -> "
         columns.append((" ".join(filter(None, parts)), row))
     heading = f"After {int(table['edits'].max()):,} edits" + ("" if finished else ", not all runs complete")
     counts = first[table["run"].iloc[0]].counts(int(table["edits"].iloc[0])) if len(table) else {}
+    measures = [metric(name) for name in MEASURES if table[name].notna().any()]
     blocks: list[RenderableType] = []
     for start in range(0, len(columns), ACROSS):
         part = columns[start : start + ACROSS]
@@ -133,7 +131,7 @@ def run_table(table: "pd.DataFrame", runs: "Sequence[Run]", finished: bool) -> "
                 f"{n:,}" if (n := counts.get(each.key)) else "",
                 *(each.format(values.get(each.key)) for _, values in part),
             )
-            for each in map(metric, COLUMNS)
+            for each in measures
         ]
         heads = ["\n".join(wrap(name, 14, break_long_words=False)) for name, _ in part]
         blocks += [*([""] if blocks else []), common.grid(rows, ["", "n", *heads])]

@@ -14,8 +14,9 @@ from ketools.runs.records import Group, Run, arrange, listed
 
 SCORES = ("ES", "PS", "NS")
 MEASURES = (
-    "ES", "PS", "NS", "S", "at_edit_ES", "at_edit_PS", "at_edit_NS", "at_edit_S", "efficacy_accuracy", "p_edited",
-    "unedited_kept", "same_subject_kept", "downstream_kept", "perplexity_ratio", "norm_ratio", "seconds_per_edit",
+    "ES", "PS", "NS", "S", "at_edit_ES", "at_edit_PS", "at_edit_NS", "at_edit_S", "efficacy_accuracy",
+    "paraphrase_accuracy", "locality_accuracy", "p_edited", "unedited_kept", "same_subject_kept", "downstream_kept",
+    "perplexity_ratio", "norm_ratio", "seconds_per_edit",
 )  # fmt: skip
 """The measures compared, in the order of the table."""
 _SHARES = ("share_a", "share_b", "p_value")  # of McNemar's test; the rest are counts

@@ -237,7 +237,8 @@ class Run:
         known = {name: row.get(f"{name}_known", math.nan) for name in ("unedited", "same_subject")}
         n = {f"{name}_kept": int(count) for name, count in known.items() if pd.notna(count)}
         n |= {"p_natural": n["unedited_kept"]} if "unedited_kept" in n else {}
-        return n | (dict.fromkeys(("ES", "PS", "NS", "S", "p_edited"), int(row["edits"])) if row["edits"] else {})
+        scores = ("ES", "PS", "NS", "S", "efficacy_accuracy", "paraphrase_accuracy", "p_edited")
+        return n | (dict.fromkeys(scores, int(row["edits"])) if row["edits"] else {})
 
     @property
     def edits(self) -> int:

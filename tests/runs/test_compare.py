@@ -97,6 +97,19 @@ def test_the_table_holds_what_the_records_hold():
     assert (early["ES"] > table["ES"]).all()
 
 
+def test_facts_without_true_objects_are_compared_by_accuracy(monkeypatch):
+    given = runs(("memit", 0), ("encore", 0))
+    for run, right in zip(given, (0.61, 0.83), strict=True):
+        frame = run.record.checkpoints
+        missing = [name for name in frame if name.removeprefix("at_edit_") in {"ES", "PS", "NS", "S"}]
+        frame[[*missing, "efficacy_accuracy", "locality_accuracy"]] = [*[np.nan] * len(missing), right, 0.4]
+    monkeypatch.setattr("ketools.runs.records.gather", lambda _: given)
+    shown = CliRunner().invoke(cli.app, ["compare"]).output
+    rows = {line.partition("  ")[0]: line.split()[-2:] for line in shown.splitlines()}
+    assert rows["acc."] == ["61.0%", "83.0%"] and rows["loc. acc."] == ["40.0%", "40.0%"]
+    assert not {"ES", "para. acc.", "ES then"} & {*rows}, "no row without a figure"
+
+
 def test_an_unfinished_run_is_compared_where_all_were_measured():
     given = [*runs(("memit", 0)), *runs(("encore", 0), done=100)]
     assert set(compare(given)["edits"]) == {100}
@@ -155,9 +168,9 @@ def test_seeds_with_other_settings_are_other_groups():
 def test_the_number_of_facts_is_that_of_the_checkpoint():
     (run,) = runs(("encore", 0))
     run.record.checkpoints["same_subject_known"] = [300, 150, 300]
-    assert run.counts()["ES"] == 200 and run.counts(100) == dict.fromkeys(("ES", "PS", "NS", "S", "p_edited"), 100) | {
-        "same_subject_kept": 150
-    }
+    assert run.counts()["ES"] == 200 and run.counts(100) == {"same_subject_kept": 150} | dict.fromkeys(
+        ("ES", "PS", "NS", "S", "efficacy_accuracy", "paraphrase_accuracy", "p_edited"), 100
+    )
 
 
 REFUSED = {
