@@ -74,8 +74,9 @@ def read_json(path: str | Path, schema: Any = Any, expected: str = "JSON", most:
 
 def read_toml(path: str | Path, expected: str = "TOML") -> dict[str, Any]:
     """The content of the TOML file `path`. Raises Damaged."""
+    data = read_bytes(path, expected)
     try:
-        return tomllib.loads(read_bytes(path, expected).decode("utf-8"))
+        return tomllib.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, thousands of brackets
         raise Damaged(f"{path}: not TOML ({_reason(error)}); expected {expected}") from error
 

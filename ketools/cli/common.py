@@ -28,9 +28,8 @@ if TYPE_CHECKING:
 
 WIDTH = 100  # of tables, in characters
 FAILED = 2  # exit code of a check that found problems
-FACTS = (
-    '"world", "real", a data set, or a file of facts (.csv, .jsonl, .json, .gz); default: facts that the model knows.'
-)
+FACTS = '"world", "real", a data set, or a file of facts (.csv, .jsonl, .json, .gz).'
+DRAWN = f"{FACTS[:-1]}; default: facts that the model knows."
 MODEL = '"pocket", "smollm2", a model folder, or a Hugging Face model id.'
 Batch = Annotated[int, typer.Option(min=1, help="Facts per batch.")]
 Seed = Annotated[int, typer.Option(help="Decides which facts are drawn, and every random choice.")]

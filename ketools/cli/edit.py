@@ -35,6 +35,7 @@ def methods(
 ) -> None:
     """List the editing methods, or describe one."""
     from ketools.editing import methods as known
+    from ketools.runs.config import composed
 
     common.writable(json, model)
 
@@ -46,7 +47,7 @@ def methods(
         if json is not None:
             write_json(json, known.methods().to_dict("records"))
         return
-    method = known.method(name)  # a misspelt method is reported before a model is loaded
+    method = composed(name)  # a misspelt method is reported before a model is loaded
     loaded = None if model is None else common.load_model(model, None, None)
     typer.echo(method.describe(loaded))
     if json is not None:
@@ -339,11 +340,12 @@ def stats(
 
         import_moments(loaded, files).save(out)
     else:
-        from ketools.editing.methods import method as named_method
+        from ketools.runs.config import composed
 
-        chosen = chosen or named_method(method).settings(loaded).layers
+        chosen = chosen or composed(method).settings(loaded).layers
         assert chosen is not None
-        compute_covariance(loaded, chosen, text, out, tokens, length, every, quiet)
+        with common.notes():
+            compute_covariance(loaded, chosen, text, out, tokens, length, every, quiet)
     typer.echo(f"Covariance: {out}")
     if json is not None:
         made = Statistics.load(out)

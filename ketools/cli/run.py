@@ -61,7 +61,7 @@ def demo(
     json: common.Json = None,
     batch: common.Batch = 50,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Edits between two checkpoints.")] = 250,
-    facts: Annotated[str | None, typer.Option(help=common.FACTS)] = None,
+    facts: Annotated[str | None, typer.Option(help=common.DRAWN)] = None,
     tasks: common.Tasks = None,
     text: common.Text = None,
     again: common.Again = False,
@@ -133,7 +133,7 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Folder for the run.")] = None,
     method: Annotated[str | None, typer.Option(help='Such as "encore", or "memit+mpes".')] = None,
     model: Annotated[str | None, typer.Option(help=common.MODEL)] = None,
-    facts: Annotated[str | None, typer.Option(help=common.FACTS)] = None,
+    facts: Annotated[str | None, typer.Option(help=common.DRAWN)] = None,
     tasks: common.Tasks = None,
     text: common.Text = None,
     edits: Annotated[int | None, typer.Option(help="How many facts to edit.")] = None,
@@ -240,21 +240,24 @@ def execute(
 
 
 def status(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of runs or sweeps.")], json: common.Json = None
+    folders: Annotated[
+        list[Path], typer.Argument(help="Run folders, or folders of runs such as `ketools demo` or `sweep` writes.")
+    ],
+    json: common.Json = None,
 ) -> None:
     """Show the progress of runs, their cost and their last checkpoints."""
     from ketools.runs.store import RunRecord
     from ketools.runs.store import status as read_status
 
     common.writable(json, *folders)
-    tables = {}
+    tables: dict[str, Any] = {}
     for folder in [folder for folder in folders if (folder / "sweep.json").is_file()]:
         from ketools.runs.sweep import Sweep
 
         tables[str(folder)] = (table := Sweep.of(folder).status()).to_dict("records")
         typer.echo(f"{folder}:\n{table.to_string(index=False, float_format='{:.3f}'.format, na_rep='-')}")
         folders = [each for each in folders if each != folder]
-    found = {folder: read_status(folder) for folder in folders}
+    found = {path: read_status(path) for folder in folders for path in runs_in(folder)}
     for place, (folder, state) in enumerate(found.items()):
         common.show(*([""] if place else []), *status_lines(folder, state))
         if state["checkpoint"]:
@@ -325,15 +328,22 @@ def watch(
         write_json(json, rows)
 
 
+def runs_in(folder: Path) -> list[Path]:
+    """The folder, if it is that of a run or of none; else the folders of the runs in it."""
+    from ketools.runs.store import Store
+
+    inside = [] if Store(folder).exists() or not folder.is_dir() else sorted(folder.iterdir())
+    return [path for path in inside if Store(path).exists()] or [folder]
+
+
 def watched(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """The current state of each run."""
-    from ketools.runs.store import RunRecord, Store
+    from ketools.runs.store import RunRecord
     from ketools.runs.store import status as read_status
 
     rows = []
     for folder in folders:
-        inside = [] if Store(folder).exists() or not folder.is_dir() else sorted(folder.iterdir())
-        for path in [path for path in inside if Store(path).exists()] or [folder]:
+        for path in runs_in(folder):
             state, record = read_status(path), RunRecord.load(path)
             norms = record.norms[record.norms["edited"].astype(bool)] if len(record.norms) else record.norms
             line = norms.groupby("edits")["ratio"].max().tolist() if len(norms) else []

@@ -380,7 +380,9 @@ class FactSet(Sequence[Fact]):
         if n > len(ordered):
             kind = f"with different subjects ({len(self):,} facts in all)" if unique_subjects else "in all"
             way_out = " or allow several facts of one subject (unique_subjects=False)" if n <= len(self) else ""
-            raise KetoolsError(f"asked for {n:,} facts, there are {len(ordered):,} {kind}; ask for fewer{way_out}")
+            raise KetoolsError(
+                f"asked for {n:,} facts, there are {len(ordered):,} {kind}; ask for at most as many{way_out}"
+            )
         return FactSet(ordered[:n])
 
     def conflicts(self) -> list[Clash]:

@@ -140,7 +140,9 @@ def by_age(frame: pd.DataFrame) -> go.Figure:
 
     def finding(_: dict[str, float], span: str) -> str:
         oldest = frame[frame["edits"] >= 0.9 * frame.groupby("method")["edits"].transform("max")]
-        return OUTCOMES["oldest_kept"].sentence(oldest.groupby("method", sort=False)["kept"].mean().to_dict(), span)
+        return OUTCOMES["oldest_kept"].sentence(
+            oldest.groupby("method", sort=False)["kept"].mean().to_dict(), f"up to {span} later"
+        )
 
     caption = (
         "Efficacy at the end of the run divided by that right after the batch, by the number of later edits; each point is the "
@@ -160,12 +162,15 @@ def pace(frame: pd.DataFrame) -> go.Figure:
     """Editing time per edit over a run, one line per method; columns method, edits, seconds_per_edit."""
 
     def finding(_: dict[str, float], span: str) -> str:
-        grown = {}  # mean of a line's last tenth over that of its first tenth; NaN for a single point
+        grown = {}  # mean of a line's last tenth over that of its first tenth
         for method, part in measured(frame, "seconds_per_edit").groupby("method", sort=False):
             values = part.sort_values("edits")["seconds_per_edit"].dropna().to_numpy()
             n = max(1, len(values) // 10)
-            grown[str(method)] = float(values[-n:].mean() / values[:n].mean()) if len(values) > 1 else float("nan")
-        return OUTCOMES["pace"].sentence(grown, span)
+            if len(values) > 1:
+                grown[str(method)] = float(values[-n:].mean() / values[:n].mean())
+        return (
+            OUTCOMES["pace"].sentence(grown, span) if grown else "Time per edit: one batch, nothing to compare it with"
+        )
 
     caption = "Wall time of editing alone, without measuring; each point is the mean over neighbouring batches."
     axis = {"rangemode": "tozero"} | scale(frame["seconds_per_edit"].dropna(), 50.0)

@@ -67,7 +67,10 @@ def table(
     terms = terms or {}  # rows may be headed by names from a facts file, which are not looked up
     heads = [str(name) for name in (frame.index.name or "", *frame.columns)]
     texts = hover_texts(heads) | dict(terms)
-    keys = [f"{key:,}" if isinstance(key, int) else str(key) for key in frame.index]
+    keys = [
+        f"{key:,}" if isinstance(key, int) else figures(key) if isinstance(key, float) else str(key)
+        for key in frame.index
+    ]
     cells = [
         [value if isinstance(value, str) else show(value) for value in row]
         for row in frame.itertuples(index=False, name=None)

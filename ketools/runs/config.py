@@ -202,8 +202,8 @@ def known_keys(content: Mapping[str, Any], known: list[str], what: str) -> None:
             raise KetoolsError(f"unknown {what} {name!r}; {hint}")
 
 
-def composed(name: str) -> Method:
-    """The method of a name such as "encore" or "memit+mpes": a method and what is changed in it.
+def composed(name: str | Method) -> Method:
+    """The method of a name such as "encore" or "memit+mpes": a method and what is changed in it. A Method stays as it is.
 
     mpes: the target optimisation stops early (MPES); past: keys of earlier edits are protected; norm: lambda_n I; prune,
     rect, sphere, nas: post-processing. `ketools.runs.records.variant` is the inverse.
@@ -211,6 +211,8 @@ def composed(name: str) -> Method:
     Raises:
         KetoolsError: an unknown method or part, or a part that does not fit the method.
     """
+    if isinstance(name, Method):
+        return name
     base, *parts = (part.strip() for part in name.split("+"))
     made, posts = named_method(base), {"prune": Prune, "rect": Rect, "sphere": Sphere, "nas": Nas}
     known_keys(dict.fromkeys(part.lower() for part in parts), ["mpes", "past", "norm", *posts], f"part of {name!r}:")

@@ -11,16 +11,15 @@ from pydantic import BaseModel
 
 from ketools.editing.covariance import Statistics, load_statistics
 from ketools.editing.methods import Method
-from ketools.editing.methods import method as named_method
 from ketools.errors import KetoolsError
 from ketools.facts.fact import FactSet
 from ketools.facts.reading import facts as read_facts
 from ketools.io import knows_world, read_json, write_json
 from ketools.models.model import EditableModel, load
 from ketools.norms.weights import growing
-from ketools.runs.config import check_seed, settled
+from ketools.runs.config import check_seed, composed, settled
 from ketools.runs.panel import Panel, Sizes
-from ketools.runs.records import listed, provenance, title
+from ketools.runs.records import listed, plain, provenance, title, variant
 from ketools.runs.store import RunRecord, Store
 from ketools.runs.sweep import sweep
 
@@ -63,7 +62,7 @@ def demo(
     `again`, an unfinished one too.
 
     Args:
-        methods: names ("memit", "alphaedit", "encore", ...).
+        methods: names ("memit", "encore", "memit+mpes", ...).
         model: name, path, or a loaded, unedited model, which is restored bit for bit.
         edits, batch, checkpoint_every, seed: as in `ketools.runs.run.lifelong`; edits None: 1,000, or 100 and the smaller
             `REAL_SIZES` on a model that does not know the built-in world.
@@ -82,7 +81,7 @@ def demo(
         KetoolsError: unknown method or model, fewer facts than edits, unwritable folder.
         ketools.runs.run.Interrupted: Ctrl-C; finished batches and methods are kept.
     """
-    chosen = {method.name: method for method in map(named_method, methods)}
+    chosen = {variant(plain(method)): method for method in map(composed, methods)}
     if not chosen:
         raise KetoolsError(f"no methods given, expected some of {', '.join(METHODS)}")
     check_seed(seed)
@@ -189,7 +188,7 @@ def sentences(methods: Mapping[str, Mapping[str, Any]], edits: int) -> list[str]
     ratios, kept, hold = [], [], []
     for name, end in done.items():
         trend = " (still growing)" if end["norm_still_growing"] else ""
-        ratios.append(f"{end['norm_ratio']:.2f}x with {name}{trend}")
+        ratios.append(f"{end['norm_ratio']:.2f}× with {name}{trend}")
         notes = []
         if not math.isnan(end["downstream_kept"]):
             notes.append(f"downstream score at {percent(end['downstream_kept'])} of its original value")
@@ -203,9 +202,7 @@ def sentences(methods: Mapping[str, Mapping[str, Any]], edits: int) -> list[str]
     which = (
         f"all {edits:,} edits" if all(end["edits"] == edits for end in done.values()) else "the edits that were made"
     )
-    norm = (
-        f"After {edits:,} edits, the Frobenius norm of the most-changed matrix is {listed(ratios)} its original value."
-    )
+    norm = f"After {edits:,} edits, the most-changed matrix has this multiple of its Frobenius norm: {listed(ratios)}."
     for name, end in done.items():
         if end["edits"] < edits:
             norm += f" {name} ended after {end['edits']:,} edits: its next update was not finite."

@@ -18,7 +18,6 @@ from ketools.editing.covariance import own_file
 from ketools.editing.export import edits_of
 from ketools.editing.keys import FactRows, checked_rows, near_subjects
 from ketools.editing.methods import ALL, ENCORE, FineTune, Method, NullSpace, Shift, listed_for
-from ketools.editing.methods import method as named_method
 from ketools.errors import KetoolsError, named
 from ketools.evaluation.edits import unscorable
 from ketools.facts.check import whole_prompt
@@ -28,6 +27,7 @@ from ketools.models.model import EditableModel
 from ketools.models.replay import gradient_bytes, tokens_at_once
 from ketools.models.scoring import target_logprobs
 from ketools.models.tokens import encode, in_chat
+from ketools.runs.config import composed
 
 _ROWS, _LENGTH = 4, 32  # of the timed forward pass
 _WIDTH = 512  # of the timed matrix product
@@ -200,13 +200,13 @@ def inspect(
     Raises:
         KetoolsError: an unknown method or setting, or weights that hold NaN or Inf, naming the layer.
     """
-    chosen = named_method(ENCORE if method is None else method)
+    chosen = composed(ENCORE if method is None else method)
     hyper = chosen.settings(model, **overrides)
     assert hyper.layers is not None
     check_finite(model.model, model.name)
     facts = list(in_chat(model, facts or ()) if chat else facts or ())
     size, n = batch or max(len(facts), 1), edits or len(facts) or 100
-    methods = [chosen, *(named_method(other) for other in beside)]
+    methods = [chosen, *map(composed, beside)]
 
     problems: list[str] = []
     rows: dict[int, FactRows] = {}

@@ -26,7 +26,7 @@ from ketools.runs.panel import Panel
 from ketools.runs.store import Damaged, Store, cut, digest, file_digest, survey
 
 # The files on disk were made with these settings; --force cannot change them.
-FIXED = ("kind", "model", "reads", "facts", "edits", "batch", "seed")
+FIXED = ("kind", "model", "reads", "edits", "batch", "seed", "facts")
 DECISIVE = ("ketools", "torch", "transformers")
 
 
@@ -51,7 +51,8 @@ def begin(store: Store, settings: Mapping[str, Any], about: Mapping[str, Any], *
     found, stored = survey(store.out), store.about()
     # Everything that affects the numbers: (the run's, now); what cannot be forced comes first.
     old = stored.get("settings", {})
-    compared = {name: (old.get(name), settings[name]) for name in sorted(settings, key=lambda name: name not in FIXED)}
+    order = sorted(settings, key=lambda name: FIXED.index(name) if name in FIXED else len(FIXED))
+    compared = {name: (old.get(name), settings[name]) for name in order}
     versions = [each.get("versions") or {} for each in (stored, about)]
     compared |= {f"{name}'s version": (versions[0].get(name), versions[1].get(name)) for name in DECISIVE}
     compared["device"] = (stored.get("device"), about.get("device"))
@@ -59,7 +60,7 @@ def begin(store: Store, settings: Mapping[str, Any], about: Mapping[str, Any], *
     for name, (was, now) in compared.items():
         if was == now or (name == "reads" and was is None):  # runs of earlier versions do not say
             continue
-        refusal = f"{store.out} holds a run with {name} = {was!r}, not {now!r}; give the same settings to resume it"
+        refusal = f"{store.out} holds a run with {_difference(name, was, now)}; give the same settings to resume it"
         if name in FIXED or settings.get("kind") == "edit":  # `ketools edit` has no --force
             raise KetoolsError(f"{refusal}, or another output folder")
         if not force:
@@ -92,6 +93,18 @@ def begin(store: Store, settings: Mapping[str, Any], about: Mapping[str, Any], *
             stacklevel=3,
         )
     return found.batches
+
+
+def _difference(name: str, was: object, now: object) -> str:
+    """What a refusal says of a setting: of a table only what differs, of facts no checksums."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        parts = [
+            f"{key} = {was.get(key)!r}, not {now.get(key)!r}" for key in {**was, **now} if was.get(key) != now.get(key)
+        ]
+        return f"{name}: {'; '.join(parts)}"
+    if name == "kind":
+        return "other contents: it was written by another command"
+    return "other facts" if name == "facts" else f"{name} = {was!r}, not {now!r}"
 
 
 def same_facts(

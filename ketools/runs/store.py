@@ -768,7 +768,7 @@ def status(out: str | Path) -> dict[str, Any]:
         with suppress(FileNotFoundError):  # a temporary file of a run in progress
             if path.is_file():
                 top = path.relative_to(store.out).parts
-                name = top[0] if len(top) > 1 else "tables"
+                name = top[0] if len(top) > 1 else "report" if path.name == "report.html" else "tables"
                 used[name] = used.get(name, 0) + path.stat().st_size
     grows = sum(used.get(name, 0) for name in ("batches", "edits", "state"))
     return {

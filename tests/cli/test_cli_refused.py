@@ -90,10 +90,10 @@ def test_a_run_of_another_model(run, home, kept):  # noqa: F811
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("--set steps=3", "holds a run with hyper = "),
-        ("--method memit", "holds a run with method = "),
+        ("--set steps=3", "holds a run with hyper: steps = 2, not 3;"),
+        ("--method memit", "holds a run with method: name = "),
         ("--batch 4", "holds a run with batch = 2, not 4"),
-        ("--seed 1", "holds a run with facts = "),
+        ("--seed 1", "holds a run with seed = 0, not 1;"),
         ("--checkpoint-every 2", "holds a run with checkpoint_every = 4, not 2"),
     ],
 )

@@ -17,8 +17,10 @@ from ketools.editing.methods import EMMET, MEMIT, MPES, SEQUENTIAL_MEMIT, LeastS
 from ketools.plots.style import words
 from ketools.report.figures import (
     CHARTS,
+    by_age,
     capacity,
     capacity_curve,
+    pace,
     pooled,
     thinned,
 )
@@ -47,6 +49,15 @@ def groups(*given, **shape):
 def data(path):
     text = path.read_text(encoding="utf-8")
     return text, json.loads(re.search(r'id="figures">(.*?)</script>', text).group(1))
+
+
+def test_one_batch_says_nothing_about_pace_and_ages_count_later_edits():
+    def title(figure, **columns):
+        return words(figure(pd.DataFrame({"method": "memit", **columns})))["finding"]
+
+    assert "rises" not in title(pace, edits=[2], seconds_per_edit=[0.3])
+    assert "rises" in title(pace, edits=[2, 4], seconds_per_edit=[0.3, 0.6])
+    assert "after up to 950 later edits: 80%" in title(by_age, edits=[0, 50, 950], kept=[1.0, 0.9, 0.8])
 
 
 def test_seeds_are_one_line_with_their_mean_and_range():

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -42,6 +43,12 @@ def test_a_finished_demo_is_the_runs_that_it_names(tmp_path):
     for other in ("{", "[]", '{"methods": 3}'):  # no demo's file, or a broken one: all that is there
         (tmp_path / "demo.json").write_text(other)
         assert len(gather([tmp_path])) == 2
+
+
+def test_the_present_folder_is_a_folder_of_runs(tmp_path, monkeypatch):
+    fake_run(tmp_path / "memit", "memit")
+    monkeypatch.chdir(tmp_path)
+    assert [run.name for run in gather([Path()])] == ["memit"]
 
 
 def test_gather_refuses_what_is_no_run(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ketools import KetoolsError
+from ketools.cli.run import runs_in
 from ketools.editing.editor import Editor
 from ketools.errors import NotFinite
 from ketools.report.page import write_report
@@ -55,6 +56,13 @@ def test_methods_side_by_side(tiny_gpt2, facts, quick, tmp_path):
     for name, value in alone["methods"]["encore"].items():
         if not name.startswith("seconds"):
             assert value == pytest.approx(result["methods"]["encore"][name], nan_ok=True, rel=0), name
+
+
+def test_an_ablation_is_a_name_here_too(tiny_gpt2, facts, quick, tmp_path):
+    result = demo(["MEMIT + mpes"], tiny_gpt2, out=tmp_path, facts=facts, **quick)
+    assert [*result["methods"]] == ["memit+mpes"] and (tmp_path / "memit+mpes" / "run.json").is_file()
+    assert result["provenance"]["methods"]["memit+mpes"]["stopping"]["type"] == "MPES"
+    assert runs_in(tmp_path) == [tmp_path / "memit+mpes"] and runs_in(tmp_path / "nowhere") == [tmp_path / "nowhere"]
 
 
 def test_methods_that_need_no_covariance_ask_for_none(tiny_gpt2, facts, quick, tmp_path):
@@ -216,7 +224,7 @@ def test_sentences_are_true_of_the_figures_whatever_they_are():
         "encore": figures(record([1.0, 1.1, 1.1, 1.1, 1.1], [1.0, 1.0, 1.0, 0.99, 0.99])),
     }
     norm, model, edits = sentences(found, 400)
-    assert "3.00x with MEMIT (still growing)" in norm and "1.10x with ENCORE its" in norm
+    assert "3.00× with MEMIT (still growing)" in norm and "1.10× with ENCORE" in norm
     assert "60.0% with MEMIT (downstream score at 50.0%" in model
     assert "99.0% with ENCORE (downstream" in model
     assert "50.0% with ENCORE (50.0% when rephrased, mean probability 0.50)" in edits
