@@ -62,7 +62,7 @@ def test_the_cells_that_read_records_turn_on_stored_ones(state, capsys):
         if isinstance(last, ast.Expr):  # what Jupyter would show
             said[ast.unparse(last)] = eval(compile(ast.Expression(last.value), "cell", "eval"), state)
     out = capsys.readouterr().out
-    assert "200 edits in 3 runs, stored" in out
+    assert "3 runs of 200 edits, 3 methods" in out
     assert (
         "holds: with each seed all methods edited the same facts" in out and "holds: MEMIT's matrix grows more" in out
     )
