@@ -382,7 +382,11 @@ def arrange(runs: Sequence[Run]) -> list[Group]:
         label = method
         if len(ways) > 1:
             what = members[0].what
-            apart = [f"{name} {value}" for name, value in what.items() if any(way.get(name) != value for way in ways)]
+            apart = [
+                f"{name} {value[:8] if name == 'statistics' and value else value}"  # a checksum
+                for name, value in what.items()
+                if any(way.get(name) != value for way in ways)
+            ]
             label = f"{method} ({', '.join(apart) or members[0].name})"
         if len({run.seed for run in members}) < len(members):
             arranged += [Group(model, f"{method} ({run.name})", (run,)) for run in members]

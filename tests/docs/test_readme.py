@@ -100,7 +100,8 @@ def test_the_picture_is_stored_and_its_runs_are_there():
     assert (ROOT / picture).read_bytes()[:4] == b"\x89PNG"
     runs = gather([data_root() / "real"])
     assert {(run.method, run.seed) for run in runs} == {
-        (method, 0) for method in (*SHOWN, "memit+mpes", "memit+norm", "emmet+mpes")
+        *((method, 0) for method in (*SHOWN, "memit+mpes", "memit+norm", "emmet+mpes")),
+        ("encore", 1),
     }
 
 

@@ -68,6 +68,8 @@ def test_seeds_of_one_method_are_a_group_and_nothing_else_is():
         "encore (lambda_n 10.0)",
         "encore (lambda_n 50.0)",
     ]
+    sums = [Run(c, fake_record("encore", seed, changes={"statistics": c * 64})) for seed, c in enumerate("ab")]
+    assert [group.label for group in arrange(sums)] == ["encore (statistics aaaaaaaa)", "encore (statistics bbbbbbbb)"]
     again = Run("again", fake_record("encore", 0))
     assert [group.label for group in arrange([*runs(("encore", 0)), again])] == ["encore (encore-0)", "encore (again)"]
     mpes = Run("mpes", fake_record(replace(MEMIT, stopping=MPES())))
