@@ -211,7 +211,7 @@ class Edit:
             stored = parsed(about.get("record", ""), _Record, "its record")
         except (KeyError, ValueError) as error:
             raise Damaged(f"no edit in {path}: {error}; expected a file written by Edit.save") from error
-        record = {name: _by_layer(value, layers) for name, value in stored.items()}
+        record = {name: value if name == "subjects" else _by_layer(value, layers) for name, value in stored.items()}
         edit = cls(layers, record)
         if model is not None:
             model.edits.check(edit)

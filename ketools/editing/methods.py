@@ -106,6 +106,8 @@ def scaled(name: str, *given: Mapping[str, Any], model_name: str = "") -> Hyper:
         for key in mapping:
             if key.endswith("_relative"):  # an absolute value in the table must not override it
                 values.pop(key.removesuffix("_relative"), None)
+            elif key == "layers_depth":
+                values.pop("layers", None)
         values |= mapping
     known = {f.name for f in fields(Hyper)}
     if wrong := sorted(set(values) - known):

@@ -221,7 +221,7 @@ def composed(name: str | Method) -> Method:
             made = replace(made, stopping=MPES())
         elif part in ("past", "norm") and isinstance(made.update, LeastSquares):
             made = replace(made, update=replace(made.update, **{"past_keys" if part == "past" else "norm": True}))
-        elif part in posts:
+        elif part in posts and made.post is None:
             made = replace(made, post=posts[part]())
         else:
             raise KetoolsError(f"method {name!r}: {base} has no place for {part!r}")

@@ -78,7 +78,11 @@ def add_to_study(records: Mapping[str, RunRecord], folder: str | Path) -> dict[s
         All runs of the study, by name.
     """
     there = read_study(folder) if is_study(Path(folder)) else {}
-    if any(name not in there or there[name].provenance != record.provenance for name, record in records.items()):
+
+    def state(record: RunRecord) -> tuple[object, ...]:  # provenance stays while a stopped run goes on
+        return record.provenance, record.collapse, len(record.batches), len(record.checkpoints), [*record.facts]
+
+    if any(name not in there or state(there[name]) != state(record) for name, record in records.items()):
         write_study({**there, **records}, folder)
     return {**there, **records}
 

@@ -86,7 +86,7 @@ def test_stopped_continued_and_reported(home):
     assert process.returncode == 0, err
     ends = json.loads((home / "ends.json").read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(name))
     assert list(ends["methods"]) == ["memit", "encore"] and ends["provenance"]["edits"] == 12
-    assert f"{ends['methods']['memit']['norm_ratio']:.2f}x" in out
+    assert f"{ends['methods']['memit']['norm_ratio']:.2f}×" in out
     assert (home / "out" / "report.html").stat().st_size > 1_000_000
     assert not list(home.rglob("*.part")), "a temporary file stayed behind"
 

@@ -296,3 +296,8 @@ def test_provenance_is_in_the_file(tiny_model, tmp_path):
     with path.open("rb") as file:
         about = json.loads(file.read(int.from_bytes(file.read(8), "little")))["__metadata__"]
     assert about["format"] == "ketools-edit-1" and json.loads(about["record"])["method"] == "memit"
+
+
+def test_a_subject_that_looks_like_a_layer_stays_a_text(tiny_gpt2, tmp_path):
+    edit = made(tiny_gpt2, [1], subjects={"1": "a"}, clock={"1": 0.5})
+    assert Edit.load(edit.save(tmp_path / "e.safetensors"), tiny_gpt2).record["subjects"] == {"1": "a"}

@@ -129,6 +129,13 @@ def test_other_models_get_scaled_settings():
     assert changed.value("lambda_p", 100) == 200, "what is given relative must not be hidden by the table's absolute"
 
 
+def test_a_depth_replaces_the_layers_of_the_table():
+    pocket = ke.load("pocket")
+    assert MEMIT.settings(pocket).layers == (0,)
+    assert MEMIT.settings(pocket, layers_depth=(0.9, 0.9)).layers == (4,)
+    assert MEMIT.settings(pocket, layers_depth=(0.9, 0.9), layers=(2,)).layers == (2,)
+
+
 def test_compat_brings_the_authors_divergence_unless_it_is_given():
     assert ENCORE.settings(model()).kl_direction == "reference"
     assert ENCORE.settings(model(), compat="official").kl_direction == "edited"

@@ -111,6 +111,8 @@ def test_methods_by_what_is_added_to_them():
         MEMIT, stopping=MPES(), update=LeastSquares(past_keys=True, norm=True)
     )
     assert composed("memit+prune").post == Prune()
+    with pytest.raises(KetoolsError, match="no place for 'rect'"):
+        composed("memit+prune+rect")
     for name in ("memit", "emmet+mpes", "memit+norm", "memit+mpes+past+norm", "alphaedit+mpes"):
         assert variant(plain(composed(name))) == name
 

@@ -251,7 +251,9 @@ def test_a_folder_that_cannot_be_written_any_more(run, tiny_gpt2, whole, monkeyp
 
 
 def test_other_settings_are_refused_and_force_is_remembered(run, tiny_gpt2, whole, tmp_path):
-    with pytest.raises(KetoolsError, match=r"run with hyper .*--force .*the result is that of neither run"):
+    with pytest.raises(
+        KetoolsError, match=r"run with hyper: steps = 3, not 4; .*--force .*the result is that of neither run"
+    ):
         run("whole", overrides=CHANGED | {"steps": 4})
     for name in ("edits", "batch", "seed"):
         with pytest.raises(KetoolsError, match="run with (facts|edits|batch|seed) = ") as refused:

@@ -1,5 +1,7 @@
 """A study says the same of its runs as their own folders, and what is wrong with it is named."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
@@ -42,6 +44,9 @@ def test_a_run_is_put_beside_those_that_are_there_and_what_is_there_already_is_n
     before = (study / "runs.json").stat().st_mtime_ns
     add_to_study({"rome": more}, study)
     assert (study / "runs.json").stat().st_mtime_ns == before
+    add_to_study({"rome": replace(more, batches=more.batches.iloc[:-1])}, study)  # as it was before its last batch
+    add_to_study({"rome": more}, study)
+    assert len(read_study(study)["rome"].batches) == len(more.batches), "a run that has gone on is another one"
 
 
 def test_one_run_of_a_study_is_named_below_it(folders):
