@@ -338,7 +338,7 @@ def _inside(folder: Path, studies: dict[Path, dict[str, RunRecord]]) -> list[tup
     study = folder if is_study(folder) else folder.parent
     if study not in studies and is_study(study):
         studies[study] = read_study(study)
-    if study == folder and study in studies:  # the parent of "." is itself
+    if folder in studies:
         return [(folder / name, record) for name, record in studies[folder].items()]
     if Store(folder).exists():
         return [(folder, RunRecord.load(folder))]
